@@ -1,0 +1,1 @@
+"""From samples to batches: augmentation, collation, the LightningDataModule, the demo data."""

@@ -1,0 +1,1 @@
+"""Metrics during training, and official COCO AP."""

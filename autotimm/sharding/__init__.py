@@ -1,0 +1,1 @@
+"""COCO folders into WebDataset tar shards, and the manifest that describes them."""

@@ -1,0 +1,1 @@
+"""The LightningModules: thin, the work is in ``models``."""
