@@ -1,6 +1,7 @@
 """autotimm: train instance segmentation on COCO-format data, from one CPU to many GPU nodes.
 
-The public names are imported on first use, so that the command-line tools which need no model start at once.
+The public names are imported on first use, so that the command-line tools which need no model
+start at once.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 Shape letters, used by every file of the package:
 
-    B  images in a batch            M  instance slots an image (padded)    N  instances or detections, unpadded
-    H W  the canvas, in pixels      K  classes                             C  channels
-    L  locations of all levels      R  RoIs an image                       S  side of a mask target or mask output
+    B    images in a batch          M  instance slots an image, padded
+    H W  the canvas, in pixels      N  instances or detections, unpadded
+    C    channels                   K  classes
+    L    locations of all levels    R  RoIs an image
+    S    side of a mask target or of the mask head's output
 
-Boxes are ``x1, y1, x2, y2`` in pixels unless a name says ``xywh``. Labels are 0-based and contiguous inside the
-package; a dataset's own category ids live in ``coco.py`` and ``evaluation/`` alone.
+Boxes are ``x1, y1, x2, y2`` in pixels unless a name says ``xywh``. Labels are 0-based and contiguous
+inside the package; a dataset's own category ids live in ``coco.py`` and ``evaluation/`` alone.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASK_CROP = 112
-"""Side of the square into which each ground-truth mask, cut out by its own box, is resampled for training.
+"""Side of the square into which a ground-truth mask, cut out by its own box, goes for training.
 
-Four samples a cell of the default 28 x 28 mask target, two of a 56 x 56 one, whatever the size of the object.
+Four samples a side of each cell of the default 28 x 28 mask target, two of a 56 x 56 one, whatever
+the size of the object.
 """
 
 
 class InputError(ValueError):
-    """Something that a user gave cannot be used. The message is one line: what, in which file or flag, and the way out.
+    """Something that a user gave cannot be used.
 
-    Command lines print it without a traceback and exit with 2.
+    The message is one line: what, in which file or flag, and the way out. Command lines print it
+    without a traceback and exit with 2.
     """
 
 
@@ -50,7 +54,7 @@ class World:
 
 
 class RLE(TypedDict):
-    """A mask as pycocotools' compressed run-length encoding, with the counts as text (as in a COCO JSON file)."""
+    """A mask in pycocotools' compressed run-length encoding, the counts as text as in COCO's JSON."""
 
     size: list[int]  # [height, width]
     counts: str
@@ -79,7 +83,7 @@ class Record(TypedDict):
 
 
 class Target(TypedDict):
-    """Ground truth of one image for evaluation, in the pixels of the original image, crowd included."""
+    """Ground truth of one image for evaluation: original pixels, crowd included."""
 
     boxes: Tensor  # [N, 4] float32
     labels: Tensor  # [N] int64
@@ -91,8 +95,7 @@ class Target(TypedDict):
 class Batch(TypedDict):
     """What the data loader yields and the model takes. ``target`` is there in evaluation only.
 
-    A canvas pixel is ``original * scale + offset`` (training crops and flips are not undone by it: evaluation
-    batches are neither cropped nor flipped).
+    A canvas pixel is ``original * scale + offset`` in evaluation, where nothing is cropped or flipped.
     """
 
     image: Tensor  # [B, 3, H, W] uint8 from the worker, float32 normalised once on the device
