@@ -8,8 +8,8 @@ Shape letters, used by every file of the package:
     L    locations of all levels    R  RoIs an image
     S    side of a mask target or of the mask head's output
 
-Boxes are ``x1, y1, x2, y2`` in pixels unless a name says ``xywh``. Labels are 0-based and contiguous
-inside the package; a dataset's own category ids live in ``coco.py`` and ``evaluation/`` alone.
+Boxes are ``x1, y1, x2, y2`` in pixels unless a name says ``xywh``. Labels are 0-based and
+contiguous inside the package; a dataset's own category ids live in ``coco.py`` and ``evaluation/``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class World:
 
 
 class RLE(TypedDict):
-    """A mask in pycocotools' compressed run-length encoding, the counts as text as in COCO's JSON."""
+    """A mask in pycocotools' compressed run-length encoding, counts as text as in COCO's JSON."""
 
     size: list[int]  # [height, width]
     counts: str
@@ -95,7 +95,7 @@ class Target(TypedDict):
 class Batch(TypedDict):
     """What the data loader yields and the model takes. ``target`` is there in evaluation only.
 
-    A canvas pixel is ``original * scale + offset`` in evaluation, where nothing is cropped or flipped.
+    In evaluation, where nothing is cropped or flipped, canvas = original * scale + offset.
     """
 
     image: Tensor  # [B, 3, H, W] uint8 from the worker, float32 normalised once on the device
