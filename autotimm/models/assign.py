@@ -1,0 +1,79 @@
+"""Which location answers for which object: FCOS's assignment, padded and vectorised on the device.
+
+Everything has a fixed shape, so that the compiled step neither waits for the host nor recompiles.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autotimm.models.fcos import Locations
+
+CENTER_RADIUS = 1.5
+
+
+class Targets(NamedTuple):
+    """What each location should say."""
+
+    matched: Tensor  # [B, L] the instance slot, -1 for background
+    labels: Tensor  # [B, L] class, -1 for background
+    distances: Tensor  # [B, L, 4] left, top, right, bottom in strides; ones at background
+    centerness: Tensor  # [B, L] in [0, 1]; 0 at background
+
+
+def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Slot of the instance that each location regresses, or -1 (Tian et al. 2019, section 3).
+
+    A location takes an instance if it lies inside its box and within 1.5 strides of the box's
+    centre, and if its largest distance to a side is in its level's range; of several the smallest
+    by area wins, and of equally small ones the first.
+
+    Args:
+        boxes: [B, M, 4] canvas pixels.
+        labels: [B, M], -1 in an empty slot.
+
+    Returns:
+        [B, L] int64.
+    """
+    x, y = where.points[:, 0, None], where.points[:, 1, None]  # [L, 1]
+    x1, y1, x2, y2 = boxes[:, None].unbind(-1)  # each [B, 1, M]
+    left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # each [B, L, M]
+    inside = torch.minimum(torch.minimum(left, top), torch.minimum(right, bottom)) > 0
+    # With the location inside the box, 'near the centre' is AdelaiDet's 'inside the centre box
+    # clipped to the ground truth'.
+    radius = CENTER_RADIUS * where.strides[:, None]
+    central = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs()) < radius
+    reach = torch.maximum(torch.maximum(left, top), torch.maximum(right, bottom))
+    in_range = (reach > where.ranges[:, :1]) & (reach <= where.ranges[:, 1:])
+    candidate = inside & central & in_range & (labels >= 0)[:, None]
+    area = ((x2 - x1) * (y2 - y1)).expand_as(reach)
+    smallest, slot = torch.where(candidate, area, torch.inf).min(-1)
+    return torch.where(torch.isfinite(smallest), slot, -1)
+
+
+def targets(where: Locations, boxes: Tensor, labels: Tensor) -> Targets:
+    """Labels, distances and centerness of every location; shapes as in :func:`match`."""
+    matched = match(where, boxes, labels)
+    foreground = matched >= 0
+    slot = matched.clamp(min=0)
+    box = boxes.gather(1, slot[..., None].expand(-1, -1, 4))
+    x, y = where.points.unbind(-1)
+    x1, y1, x2, y2 = box.unbind(-1)
+    distances = torch.stack([x - x1, y - y1, x2 - x, y2 - y], -1) / where.strides[:, None]
+    distances = torch.where(foreground[..., None], distances, 1.0)
+    return Targets(
+        matched=matched,
+        labels=torch.where(foreground, labels.gather(1, slot), -1),
+        distances=distances,
+        centerness=torch.where(foreground, centerness(distances), 0.0),
+    )
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)): FCOS's equation 3. [..., 4] to [...]."""
+    horizontal, vertical = distances[..., [0, 2]], distances[..., [1, 3]]
+    ratio = (horizontal.amin(-1) * vertical.amin(-1)) / (horizontal.amax(-1) * vertical.amax(-1))
+    return ratio.sqrt()

@@ -1,0 +1,232 @@
+"""The mask branch: which RoIs it learns from, what it should say there, the head, and pasting.
+
+Invariants: a fixed number of RoIs an image; only foreground RoIs carry weight; a target is the
+ground-truth mask cropped inside the RoI; masks are pasted at the size asked, a few at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+ROI_LEVELS = 3  # RoIs are pooled from P3, P4 and P5
+MATCH_IOU = 0.5
+PASTE_BYTES = 128 * 2**20
+
+
+class RoIs(NamedTuple):
+    """The boxes that the mask head trains on."""
+
+    boxes: Tensor  # [B, R, 4] canvas pixels
+    slots: Tensor  # [B, R] the instance of each
+    valid: Tensor  # [B, R] bool; False is padding
+
+
+@torch.no_grad()
+def sample_rois(
+    predicted: Tensor,
+    matched: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    per_image: int,
+    noise: Tensor | None = None,
+) -> RoIs:
+    """A random choice among ground-truth boxes and predicted boxes that hit theirs at IoU >= 0.5.
+
+    Both are needed: from ground truth alone the head never sees boxes as imprecise as those of
+    inference. Candidates are the predictions at positive locations, each held against the instance
+    that the location was assigned; there are at most nine or so for any instance, so that large
+    ones do not crowd out small ones and no NMS is needed to balance them.
+
+    Args:
+        predicted: [B, L, 4].
+        matched: [B, L] instance slot of each location, -1 for background.
+        boxes: [B, M, 4]; ``labels`` [B, M], -1 in an empty slot.
+        per_image: R.
+        noise: [B, M + L] in [0, 1), the draw; random if None.
+    """
+    slots = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[:2])
+    all_slots = torch.cat([slots, matched.clamp(min=0)], 1)
+    all_boxes = torch.cat([boxes, predicted], 1)
+    truth = boxes.gather(1, all_slots[..., None].expand(-1, -1, 4))
+    candidate = torch.cat([labels >= 0, matched >= 0], 1) & (_iou(all_boxes, truth) >= MATCH_IOU)
+    if noise is None:
+        noise = torch.rand(all_slots.shape, device=boxes.device)
+    key = torch.where(candidate, noise, -1.0)
+    key = F.pad(key, (0, max(per_image - key.shape[1], 0)), value=-1.0)
+    best, index = key.topk(per_image, sorted=False)
+    index = index.clamp(max=all_slots.shape[1] - 1)
+    valid = best >= 0
+    chosen = all_boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    # A padding RoI is a unit box: finite whatever the prediction there was.
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
+    return RoIs(
+        boxes=torch.where(valid[..., None], chosen, unit),
+        slots=all_slots.gather(1, index),
+        valid=valid,
+    )
+
+
+def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
+    """How much of each cell of each RoI the instance covers: RoIAlign of its mask inside the RoI.
+
+    Aligned as detectron2 has it (half-pixel correct), but soft as in torchvision: a cell that the
+    outline cuts is told how much of it is covered, so that the bilinear paste at 0.5 puts the
+    outline back where it was; rounding the target first moves it by up to half a cell.
+
+    Args:
+        crops: [B, M, P, P] uint8, each mask inside its own box.
+        boxes: [B, M, 4] those boxes.
+        size: S.
+
+    Returns:
+        [B * R, S, S] float32 in [0, 1].
+    """
+    count, slots, side = crops.shape[0], crops.shape[1], crops.shape[-1]
+    frame = boxes.gather(1, rois.slots[..., None].expand(-1, -1, 4))
+    low = frame[..., :2]
+    extent = (frame[..., 2:] - low).clamp(min=1e-3)
+    # The RoI in samples of the crop; the zero ring around it makes everything outside background.
+    corner = (rois.boxes[..., :2] - low) / extent * side + 1
+    opposite = (rois.boxes[..., 2:] - low) / extent * side + 1
+    image = torch.arange(count, device=crops.device)[:, None] * slots + rois.slots
+    flat = torch.cat([image[..., None].float(), corner, opposite], -1).flatten(0, 1)
+    ringed = F.pad(crops.flatten(0, 1)[:, None].float(), (1, 1, 1, 1))
+    return roi_align(ringed, flat, size, aligned=True)[:, 0]
+
+
+def roi_levels(boxes: Tensor) -> Tensor:
+    """Pyramid level of each RoI, 0 for P3 to 2 for P5: floor(4 + log2(sqrt(area) / 224)), clamped
+    (Lin et al. 2017, equation 1). [..., 4] to [...]."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    # torchvision's epsilon, so that 112 pixels exactly fall where its mapper puts them.
+    level = torch.floor(4 + torch.log2(sides.prod(-1).sqrt() / 224) + 1e-6)
+    return (level - 3).clamp(0, ROI_LEVELS - 1).long()
+
+
+def pool(levels: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+    """RoIAlign of each image's RoIs from the level that fits each.
+
+    Every level pools all RoIs, but those of other levels lie outside of its map, where RoIAlign
+    gives zeros at once: shapes stay fixed and nothing has to be sorted.
+
+    Args:
+        levels: P3, P4, P5 (more are ignored), each [B, C, h, w].
+        boxes: [B, R, 4] canvas pixels.
+
+    Returns:
+        [B * R, C, size, size].
+    """
+    count, rois = boxes.shape[:2]
+    image = torch.arange(count, device=boxes.device).repeat_interleave(rois)
+    flat = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
+    level_of = roi_levels(boxes).flatten()
+    outside = torch.tensor([-1e4, -1e4, -1e4 + 1, -1e4 + 1], device=boxes.device)
+    pooled = None
+    for i, level in enumerate(levels[:ROI_LEVELS]):
+        here = torch.where((level_of == i)[:, None], flat[:, 1:], outside)
+        rows = torch.cat([flat[:, :1], here], 1).to(level.dtype)
+        part = roi_align(level, rows, size, 1 / (8 << i), sampling_ratio=2, aligned=True)
+        pooled = part if pooled is None else pooled + part
+    assert pooled is not None
+    return pooled
+
+
+class MaskHead(nn.Module):
+    """Mask R-CNN's head: 3x3 convolutions, one transposed convolution, one mask a class.
+
+    Args:
+        channels: of the pyramid.
+        num_classes: K.
+        size: S, even; RoIs are pooled at half of it.
+        num_convs: before the transposed convolution.
+    """
+
+    def __init__(self, channels: int, num_classes: int, size: int = 28, num_convs: int = 4) -> None:
+        super().__init__()
+        self.size = size
+        layers: list[nn.Module] = []
+        for _ in range(num_convs):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.ReLU(inplace=True)]
+        self.tower = nn.Sequential(*layers)
+        self.masks = nn.Conv2d(channels, num_classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.masks.weight, std=0.001)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, S / 2, S / 2] to logits of every class, [N, K, S, S]."""
+        return self.masks(self.tower(features))
+
+    def of_classes(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits of one class a RoI, [N, S, S]: what :meth:`forward` gives at ``labels`` [N].
+
+        The other K - 1 masks, which neither the loss nor a detection looks at, are not computed.
+        """
+        x = self.tower(features)
+        weight = self.masks.weight[labels, :, 0, 0]  # [N, C]
+        logits = torch.bmm(weight[:, None], x.flatten(2)).view(-1, self.size, self.size)
+        assert self.masks.bias is not None
+        return logits + self.masks.bias[labels, None, None]
+
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5
+) -> Iterator[Tensor]:
+    """Put masks [N, S, S] of probabilities into boxes [N, 4] of an image, a chunk at a time.
+
+    Each pixel centre looks up the mask bilinearly at its place inside the box (detectron2's
+    ``_do_paste_mask``); outside the mask is zero. One chunk holds at most about 128 MiB of floats,
+    however many masks there are and however large the image is (at least one mask).
+
+    Yields:
+        [n, height, width] uint8 of 0 and 1; the chunks joined give all N in order.
+    """
+    step = max(PASTE_BYTES // (4 * height * width), 1)
+    for start in range(0, masks.shape[0], step):
+        yield _paste(
+            masks[start : start + step], boxes[start : start + step], height, width, threshold
+        )
+
+
+def _paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """As :func:`paste_masks`, whole.
+
+    Bilinear interpolation of a grid of points is a product of two thin matrices: one mixes rows,
+    one mixes columns, so that no [N, H, W, 2] grid is ever made.
+    """
+    size = masks.shape[-1]
+    x1, y1, x2, y2 = boxes.float().unbind(-1)
+    rows = _interpolation(height, y1, y2, size)  # [n, H, S]
+    columns = _interpolation(width, x1, x2, size)  # [n, W, S]
+    dense = rows @ masks.float() @ columns.transpose(1, 2)
+    return (dense >= threshold).to(torch.uint8)
+
+
+def _interpolation(pixels: int, low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Weight of each of ``size`` samples between ``low`` and ``high`` [n] at each pixel centre,
+    [n, pixels, size]; zero where the pixel is more than one sample away."""
+    centre = torch.arange(pixels, device=low.device) + 0.5
+    extent = (high - low).clamp(min=1e-3)
+    place = (centre - low[:, None]) / extent[:, None] * size - 0.5
+    sample = torch.arange(size, device=low.device)
+    return (1 - (place[..., None] - sample).abs()).clamp(min=0)
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of pairs of boxes, [..., 4] and [..., 4] to [...]."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(
+        min=0
+    )
+    overlap = size.prod(-1)
+    areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
+    return overlap / (areas - overlap).clamp(min=1e-6)

@@ -1,0 +1,179 @@
+"""The whole network in plain torch: backbone -> FPN -> FCOS head -> mask head, and its losses.
+
+``forward`` is what torch.compile sees: fixed shapes, no wait for the host, losses in float32
+whatever the autocast precision around it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from autotimm.models import assign, losses
+from autotimm.models.backbone import Backbone
+from autotimm.models.decode import decode
+from autotimm.models.fcos import (
+    FCOSHead,
+    HeadOutputs,
+    Locations,
+    decode_boxes,
+    level_shapes,
+    locations,
+)
+from autotimm.models.fpn import FPN
+from autotimm.models.losses import LossSums
+from autotimm.models.mask_head import MaskHead, mask_targets, pool, sample_rois
+from autotimm.structures import Detections, InputError
+
+CANVAS_MULTIPLE = 32
+
+
+class Outputs(NamedTuple):
+    """What :meth:`Network.forward` gives without ground truth."""
+
+    head: HeadOutputs
+    levels: list[Tensor]  # P3 to P7
+
+
+class Network(nn.Module):
+    """FCOS with, if ``mask_size`` is given, a Mask R-CNN mask branch.
+
+    Args:
+        backbone: a timm model name; ``pretrained`` as in :class:`Backbone`.
+        num_classes: K.
+        fpn_channels: C of the pyramid and both heads.
+        head_convs: convolutions a tower of the FCOS head.
+        mask_size: S, even; None for a detector without masks.
+        mask_rois: R, RoIs an image that the mask head trains on.
+        freeze_backbone: no gradient for it, and its batch norms keep their statistics.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        pretrained: bool | str | Path = True,
+        fpn_channels: int = 256,
+        head_convs: int = 4,
+        mask_size: int | None = 28,
+        mask_rois: int = 64,
+        freeze_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, pretrained)
+        self.fpn = FPN(self.backbone.channels, fpn_channels)
+        self.head = FCOSHead(fpn_channels, num_classes, head_convs)
+        self.mask_head = (
+            None if mask_size is None else MaskHead(fpn_channels, num_classes, mask_size)
+        )
+        self.mask_rois = mask_rois
+        self.frozen = freeze_backbone
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> Network:
+        """As ``nn.Module.train``, but a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(
+        self,
+        image: Tensor,
+        boxes: Tensor | None = None,
+        labels: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> Outputs | LossSums:
+        """Outputs of ``image`` [B, 3, H, W], or the loss sums where ground truth is given.
+
+        Args:
+            image: normalised; H and W are multiples of 32.
+            boxes, labels, masks: as in :class:`autotimm.structures.Batch`; masks are needed only
+                with a mask branch.
+        """
+        levels = self.fpn(self.backbone(image))
+        head = self.head(levels)
+        if boxes is None or labels is None:
+            return Outputs(head, levels)
+        with torch.autocast(image.device.type, enabled=False):
+            where = locations(_shapes(image), image.device)
+            targets = assign.targets(where, boxes, labels)
+            detection = losses.detection_losses(head, targets)
+        zero = detection["classes"].new_zeros(())
+        mask, rois = zero, zero
+        if self.mask_head is not None:
+            if masks is None:
+                raise ValueError("the mask branch trains on masks, and the batch has none")
+            mask, rois = self._mask_loss(
+                self.mask_head, head, levels, where, targets, boxes, labels, masks
+            )
+        return LossSums(masks=mask, rois=rois, **detection)
+
+    def _mask_loss(
+        self,
+        mask_head: MaskHead,
+        head: HeadOutputs,
+        levels: list[Tensor],
+        where: Locations,
+        targets: assign.Targets,
+        boxes: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        predicted = decode_boxes(head.distances.detach(), where)
+        rois = sample_rois(predicted, targets.matched, boxes, labels, self.mask_rois)
+        of_class = labels.gather(1, rois.slots).clamp(min=0).flatten()
+        features = pool(levels, rois.boxes, mask_head.size // 2)
+        logits = mask_head.of_classes(features, of_class)
+        with torch.autocast(boxes.device.type, enabled=False):
+            target = mask_targets(masks, boxes, rois, mask_head.size)
+            loss = losses.mask_loss(logits, target, rois.valid.flatten())
+        return loss, rois.valid.sum().float()
+
+    @torch.no_grad()
+    def detect(
+        self,
+        image: Tensor,
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        max_detections: int = 100,
+    ) -> list[Detections]:
+        """Detections of ``image`` [B, 3, H, W] in its pixels, best first.
+
+        With a mask branch, ``masks`` are its probabilities inside each box, [N, S, S]:
+        :func:`autotimm.models.mask_head.paste_masks` puts them into a picture of any size.
+        """
+        outputs = self(image)
+        shapes = _shapes(image)
+        found = decode(
+            outputs.head,
+            locations(shapes, image.device),
+            [h * w for h, w in shapes],
+            (image.shape[-2], image.shape[-1]),
+            score_thresh,
+            nms_thresh,
+            max_detections,
+        )
+        if self.mask_head is not None:
+            for i, detections in enumerate(found):
+                own = [level[i : i + 1] for level in outputs.levels]
+                features = pool(own, detections["boxes"][None], self.mask_head.size // 2)
+                logits = self.mask_head.of_classes(features, detections["labels"])
+                detections["masks"] = logits.float().sigmoid()
+        return found
+
+
+def _shapes(image: Tensor) -> list[tuple[int, int]]:
+    height, width = image.shape[-2:]
+    if height % CANVAS_MULTIPLE or width % CANVAS_MULTIPLE:
+        raise InputError(
+            f"an image of {height} x {width} pixels does not divide into the pyramid's cells: "
+            f"pad both sides to multiples of {CANVAS_MULTIPLE}"
+        )
+    return level_shapes(height, width)
