@@ -1,9 +1,10 @@
-"""Masks as COCO's run-length encoding (RLE): made from what annotation files hold, measured, cropped.
+"""Masks as COCO's run-length encoding (RLE): made from annotations, measured, cropped.
 
-Invariants: an RLE made here equals pycocotools' ``annToRLE`` pixel for pixel; its counts are text, its runs fill its
-size exactly. Pixel (row i, column j) covers the square from (j, i) to (j + 1, i + 1); its centre is at
-(j + 0.5, i + 0.5), as for COCO's polygons and boxes. Nothing here trusts its input: pycocotools reads runs and polygons
-without checks, so everything is checked before it gets there.
+Invariants: an RLE made here equals pycocotools' ``annToRLE`` pixel for pixel; its counts are text,
+its runs fill its size exactly. Pixel (row i, column j) covers the square from (j, i) to (j + 1, i +
+1); its centre is at (j + 0.5, i + 0.5), as for COCO's polygons and boxes. Nothing here trusts its
+input: pycocotools reads runs and polygons without checks, so everything is checked before it gets
+there.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
     """Turns the ``segmentation`` of a COCO annotation into a compressed RLE.
 
     Args:
-        segmentation: polygons (a list of ``[x1, y1, x2, y2, ...]``, in pixels), an uncompressed RLE (counts are a list)
-            or a compressed one (counts are text).
+        segmentation: polygons (a list of ``[x1, y1, x2, y2, ...]``, in pixels), an uncompressed RLE
+            (counts are a list) or a compressed one (counts are text).
         height: of the image, in pixels.
         width: of the image, in pixels.
 
     Raises:
-        ValueError: it is none of the three or does not fit the image; the message is a short reason.
+        ValueError: it is none of the three or does not fit the image; the message is a short
+            reason.
     """
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, height, width)
@@ -45,7 +47,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
 
 def check_polygon(polygon: Any) -> None:
-    """Raises ValueError, with a short reason, if this is not ``[x1, y1, x2, y2, x3, y3, ...]`` of sane numbers."""
+    """Raises ValueError, with a short reason, if this is not ``[x1, y1, x2, y2, ...]``."""
     if not isinstance(polygon, list):
         raise ValueError("polygon is not a list of numbers")
     if len(polygon) < 6:
@@ -96,8 +98,9 @@ def crop(
 ) -> np.ndarray:
     """Resamples the part of a mask that lies inside a box into a square.
 
-    Where there are polygons, they are moved into the square and rasterised there: an outline finer than the image's own
-    pixels, and cheap. Otherwise the runs are looked up at the cells' centres; no dense mask is made either way.
+    Where there are polygons, they are moved into the square and rasterised there: an outline finer
+    than the image's own pixels, and cheap. Otherwise the runs are looked up at the cells' centres;
+    no dense mask is made either way.
 
     Args:
         rle: the mask, in pixels of the original image.
@@ -107,7 +110,8 @@ def crop(
         size: side of the square, in cells.
 
     Returns:
-        [size, size] uint8; cell (i, j) is 1 where the mask covers the centre of that cell of the box.
+        [size, size] uint8; cell (i, j) is 1 where the mask covers the centre of that cell of the
+        box.
 
     Raises:
         ValueError: the box has no area.
@@ -125,7 +129,10 @@ def crop(
             return decode(_from_polygons(moved, size, size))
     inverse = np.linalg.inv(linear)
     centres = np.arange(size) + 0.5
-    xy = inverse @ np.stack(np.meshgrid(centres, centres)).reshape(2, -1) - (inverse @ shift)[:, None]
+    xy = (
+        inverse @ np.stack(np.meshgrid(centres, centres)).reshape(2, -1)
+        - (inverse @ shift)[:, None]
+    )
     return _covers(rle, xy[0], xy[1]).reshape(size, size)
 
 
@@ -140,10 +147,11 @@ def _covers(rle: RLE, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _runs(counts: str) -> np.ndarray:
-    """Reads the run lengths, int64, out of a compressed RLE's counts (the format of cocoapi's ``rleFrString``).
+    """Reads the run lengths, int64, from compressed counts (cocoapi's ``rleFrString``).
 
-    A number is 5 bits a character, lowest first, from "0" on; 32 means that more follow, 16 in the last one a negative
-    number. From the fourth on, a number is the difference to the one before the last.
+    A number is 5 bits a character, lowest first, from "0" on; 32 means that more follow, 16 in the
+    last one a negative number. From the fourth on, a number is the difference to the one before the
+    last.
     """
     codes = np.frombuffer(counts.encode("utf-8"), np.uint8).astype(np.int64) - 48
     if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:

@@ -1,0 +1,128 @@
+"""Image files, undecoded: is the name safe and there, which format and size, is it whole.
+
+Only formats that need no outside program are opened (PIL would hand an EPS to Ghostscript). Sizes
+are width, height in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import simplejpeg
+from PIL import Image
+
+from autotimm.structures import InputError
+
+EXTENSIONS = {
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with more pictures behind the first
+    "PNG": "png",
+    "PPM": "ppm",
+    "TIFF": "tif",
+    "WEBP": "webp",
+}
+FORMATS = tuple(EXTENSIONS)
+"""The image formats that are read, as PIL names them."""
+
+_END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+
+
+def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Finds the format and the stored size of an image, and that it is whole.
+
+    A JPEG with its end-of-image marker and a PNG with its IEND are taken for whole; anything else
+    is decoded to decide.
+
+    Returns:
+        The extension that belongs to the format, and (width, height) before any EXIF rotation.
+
+    Raises:
+        ValueError: it is no image that can be read; the message is a short reason.
+    """
+    if data.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in data[-_END:]:
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            return "jpg", (width, height)
+        except ValueError:
+            pass  # PIL reads a few kinds of JPEG that libjpeg-turbo does not
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # PIL warns of odd metadata and large pictures, which are fine
+        try:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                kind, size = image.format or "", image.size
+                ended = kind in ("JPEG", "MPO") and b"\xff\xd9" in data[-_END:]
+                ended = ended or (kind == "PNG" and b"IEND" in data[-_END:])
+                if not ended:
+                    image.load()
+        except Image.UnidentifiedImageError:
+            raise ValueError("image cannot be opened") from None
+        except Image.DecompressionBombError:
+            raise ValueError("image too large") from None
+        # PIL's readers raise whatever they trip over in a broken file.
+        except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError):
+            raise ValueError("image cut off or broken") from None
+    return EXTENSIONS[kind], size
+
+
+def shown_size(data: bytes) -> tuple[int, int]:
+    """Returns (width, height) as viewers show an image: after the EXIF rotation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            try:
+                turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError):
+                turned = False  # EXIF that cannot be read turns nothing
+    return (height, width) if turned else (width, height)
+
+
+class ImageFolder:
+    """The names in a folder of images, listed by directory: quicker than asking file by file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.path.realpath(root)
+        self.folders: dict[str, dict[str, bool] | None] = {}  # name -> is it a link; None: outside
+
+    def problem(self, name: Any) -> str | None:
+        """Tells what is wrong with an image's file name, if anything is."""
+        if not isinstance(name, str) or not name or "\0" in name:
+            return "no file_name"
+        folder, base = os.path.split(name)
+        if folder and (name.startswith("/") or ".." in name.split("/")):
+            return "file_name leaves the image folder"
+        if folder not in self.folders:
+            self.folders[folder] = self._list(folder)
+        entries = self.folders[folder]
+        if entries is None:
+            return "link leaves the image folder"
+        if base not in entries:
+            return "image file missing"
+        if entries[base] and not self._inside(os.path.join(self.root, name)):  # noqa: PTH118
+            return "link leaves the image folder"
+        return None
+
+    def _list(self, folder: str) -> dict[str, bool] | None:
+        place = os.path.join(self.root, folder)  # noqa: PTH118
+        if not self._inside(place):
+            return None
+        try:
+            with os.scandir(place) as entries:
+                return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise InputError(f"{place}: cannot be read: {error.strerror}") from None
+
+    def _inside(self, place: str) -> bool:
+        real = os.path.realpath(place)
+        return real == self.root or real.startswith(self.root.rstrip("/") + "/")
