@@ -1,0 +1,273 @@
+"""Metrics during training: which of torchmetrics' detection metrics to compute, and on what.
+
+Invariants:
+
+- Masks stay RLE. torchmetrics' own ``update`` takes dense masks and encodes each of them again; its
+  states, which hold RLE, are filled directly instead.
+- Every image counts, also one without ground truth and one without detections. (torchmetrics drops
+  such an image when it compares masks alone, and its false positives with it.)
+- All ranks get the same numbers, those of one process that saw every image, however unevenly the
+  images lie on the ranks. (torchmetrics gathers list states pairwise, and hangs or loses images
+  where the ranks hold different numbers of them.) What to leave out, such as the repeats that even
+  out the ranks, is for the caller to leave out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics import Metric, detection
+from torchvision.ops import box_convert
+
+from autotimm.structures import RLE, Detections, InputError, Target
+
+BACKENDS = ("torchmetrics",)
+STAGES = ("val", "test")
+METRIC_CLASSES = (
+    "MeanAveragePrecision",
+    "IntersectionOverUnion",
+    "GeneralizedIntersectionOverUnion",
+    "DistanceIntersectionOverUnion",
+    "CompleteIntersectionOverUnion",
+)
+"""The metrics of ``torchmetrics.detection`` that compare boxes or masks of instances."""
+
+
+@dataclass
+class MetricConfig:
+    """A metric to compute in evaluation.
+
+    Attributes:
+        name: what it is logged as: ``val/<name>``, and its details as ``val/<name>_50`` and so on.
+        backend: the library that it comes from; one of ``BACKENDS``.
+        metric_class: one of ``METRIC_CLASSES``.
+        params: arguments of that class. Boxes are handed to it in whatever ``box_format`` says.
+        stages: when to compute it; some of ``STAGES``.
+        prog_bar: show the main value in the progress bar.
+
+    Raises:
+        InputError: a value is none of the choices, which the message names.
+    """
+
+    name: str
+    backend: str = "torchmetrics"
+    metric_class: str = "MeanAveragePrecision"
+    params: dict[str, Any] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    prog_bar: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise InputError(f"metric name {self.name!r}: give a name without a slash")
+        where = f"metric {self.name!r}"
+        _choose(f"{where}: backend", self.backend, BACKENDS)
+        _choose(f"{where}: metric_class", self.metric_class, METRIC_CLASSES)
+        for stage in self.stages:
+            _choose(f"{where}: stage", stage, STAGES)
+        parameters = inspect.signature(getattr(detection, self.metric_class)).parameters
+        for key in self.params:
+            _choose(f"{where}: parameter", key, [name for name in parameters if name != "kwargs"])
+        if self.params.get("extended_summary"):
+            raise InputError(f"{where}: extended_summary gives tables, which cannot be logged")
+        needed = self.params.get("backend")
+        if needed == "faster_coco_eval" and not importlib.util.find_spec(needed):
+            raise InputError(f"{where}: backend {needed} needs pip install faster-coco-eval")
+        try:
+            self.build()
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{where}: {error}") from error
+        limits = self.params.get("max_detection_thresholds")
+        if limits is not None and 100 not in limits:
+            # pycocotools' summary takes AP at 100 whatever the limits are: it would stay -1.
+            raise InputError(f"{where}: max_detection_thresholds {limits} must have 100 among them")
+
+    def build(self) -> Metric:
+        """A fresh metric that never gathers by itself."""
+        params = dict(self.params)
+        if isinstance(params.get("iou_type"), list):
+            params["iou_type"] = tuple(params["iou_type"])
+        return getattr(detection, self.metric_class)(**params, sync_on_compute=False)
+
+
+class StageMetrics(nn.Module):
+    """The metrics of one stage over all images of a pass and all ranks.
+
+    Holds boxes, labels, scores and RLE of the images seen on this rank, on the CPU; nothing of it
+    enters ``state_dict``.
+    """
+
+    def __init__(self, stage: str, configs: Sequence[MetricConfig]) -> None:
+        """Takes those of ``configs`` that are for ``stage``; InputError where two share a name."""
+        super().__init__()
+        _choose("stage", stage, STAGES)
+        self.stage = stage
+        self.configs = [config for config in configs if stage in config.stages]
+        names = [config.name for config in self.configs]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two metrics are named {name!r}: rename one")
+        self.needs_masks = any("segm" in _iou_types(c.build()) for c in self.configs)
+        self._images: list[tuple[Detections, Target]] = []
+
+    def update(self, detections: Sequence[Detections], targets: Sequence[Target]) -> None:
+        """Take note of some images.
+
+        Args:
+            detections: one per image, in the pixels of the original image; ``rles`` where masks
+                are compared.
+            targets: one per image, crowd included.
+        """
+        for found, target in zip(detections, targets, strict=True):
+            if self.needs_masks and "rles" not in found:
+                raise InputError(
+                    f"{self.stage} metrics compare masks (iou_type segm), but the model gives none:"
+                    " use iou_type bbox or an InstanceSegmentor"
+                )
+            # Predicted dense masks, if there are any, are not kept: rles hold the same.
+            kept = {key: value for key, value in found.items() if key != "masks"}
+            self._images.append((_on_cpu(kept), _on_cpu(target)))  # type: ignore[arg-type]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every metric of the stage over the images of all ranks; every rank must call it.
+
+        Returns:
+            Scalars by name. ``<stage>/<name>`` is the main value (mean AP; IoU); AP's others are
+            ``<stage>/<name>_50``, ``_75``, ``_small``, ``_medium``, ``_large``, ``_mar_1``,
+            ``_mar_100``, ``_mar_small`` ... With two ``iou_type``s these are the masks', and the
+            boxes' are ``<stage>/<name>_bbox``, ``<stage>/<name>_bbox_50`` ... ``class_metrics``
+            adds ``_class_<label>`` (and ``_mar_100_class_<label>``) for the labels that occur.
+            AP is -1 where there was nothing to count.
+        """
+        images = self._images
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, images)
+            images = [image for part in parts for image in part]
+        values: dict[str, Tensor] = {}
+        for config in self.configs:
+            metric = config.build()
+            if isinstance(metric, detection.MeanAveragePrecision):
+                metric.update([], [])  # so that torchmetrics does not warn of no update
+                for found, target in images:
+                    _fill(metric, found, target)
+            else:
+                metric.update([_NOTHING], [_NOTHING])  # class_metrics fails without any image
+                for found, target in images:
+                    _update(metric, found, target)
+            for suffix, value in _named(metric.compute()):
+                values[f"{self.stage}/{config.name}{suffix}"] = value
+        return values
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._images = []
+
+
+_NOTHING = {
+    "boxes": torch.zeros(0, 4),
+    "scores": torch.zeros(0),
+    "labels": torch.zeros(0, dtype=torch.int64),
+}
+
+
+def _choose(what: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{what} {value!r} is unknown: choose from {', '.join(choices)}")
+
+
+def _iou_types(metric: Metric) -> tuple[str, ...]:
+    return metric.iou_type if isinstance(metric, detection.MeanAveragePrecision) else ("bbox",)
+
+
+def _on_cpu(item: Any) -> dict[str, Any]:
+    return {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in item.items()}
+
+
+def _fill(metric: Any, found: Detections, target: Target) -> None:
+    """Append one image to the states of a MeanAveragePrecision as its ``update`` would leave them.
+
+    Boxes are put in even when only masks are compared: they are what makes torchmetrics list an
+    image that has no mask.
+    """
+    metric.detection_box.append(_xywh(found["boxes"]))
+    metric.detection_labels.append(found["labels"])
+    metric.detection_scores.append(found["scores"].float())
+    metric.groundtruth_box.append(_xywh(target["boxes"]))
+    metric.groundtruth_labels.append(target["labels"])
+    metric.groundtruth_crowds.append(target["iscrowd"])
+    metric.groundtruth_area.append(target["area"])
+    if "segm" in metric.iou_type:
+        metric.detection_mask.append(_state(found["rles"]))
+        metric.groundtruth_mask.append(_state(target["rles"]))
+
+
+def _update(metric: Metric, found: Detections, target: Target) -> None:
+    """Update a metric of boxes alone, in its own box format.
+
+    Crowd regions are left out, as it has no notion of them, and so are images without boxes on
+    either side: no pair, no IoU.
+    """
+    single = target["iscrowd"] == 0
+    if not (single.any() and len(found["boxes"])):
+        return
+    form = metric.box_format
+    metric.update(
+        [
+            {
+                "boxes": box_convert(found["boxes"].float(), "xyxy", form),
+                "scores": found["scores"].float(),
+                "labels": found["labels"],
+            }
+        ],
+        [
+            {
+                "boxes": box_convert(target["boxes"][single].float(), "xyxy", form),
+                "labels": target["labels"][single],
+            }
+        ],
+    )
+
+
+def _xywh(boxes: Tensor) -> Tensor:
+    return box_convert(boxes.float(), "xyxy", "xywh")
+
+
+def _state(rles: Sequence[RLE]) -> tuple[tuple[tuple[int, ...], bytes], ...]:
+    return tuple((tuple(rle["size"]), rle["counts"].encode()) for rle in rles)
+
+
+def _named(result: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Suffixes of the names under which a metric's values are logged, with the values (scalars)."""
+    both = "segm_map" in result and "bbox_map" in result
+    labels = [int(label) for label in result.get("classes", torch.empty(0)).reshape(-1)]
+    for key, value in result.items():
+        if key == "classes":
+            continue
+        head = ""
+        if both:
+            kind, _, key = key.partition("_")
+            head = "_bbox" if kind == "bbox" else ""
+        if key.endswith("_per_class"):
+            if value.numel() != len(labels) or (value.dim() == 0 and value == -1):
+                continue  # class_metrics is off, or nothing was seen
+            tail = _tail(key.removesuffix("_per_class"))
+            for label, one in zip(labels, value.reshape(-1), strict=True):
+                yield f"{head}{tail}_class_{label}", one
+        elif "/cl_" in key:
+            yield f"{head}_class_{key.rpartition('_')[2]}", value
+        else:
+            yield head + _tail(key), value.reshape(())
+
+
+def _tail(key: str) -> str:
+    """``map`` and ``iou``, the main values -> nothing; ``map_50`` -> ``_50``; else ``_<key>``."""
+    if key == "map" or key.endswith("iou"):
+        return ""
+    return "_" + key.removeprefix("map_")
