@@ -1,0 +1,329 @@
+"""The manifest of a shard folder and the index of a shard: what a reader knows before it reads.
+
+    shards/
+      manifest.json            categories; per split the shards with their sizes and checksums
+      train-000000.tar         a plain WebDataset tar
+      train-000000.idx.npy     where each sample lies in it: INDEX_DTYPE, one row a sample
+
+Invariants: a file appears under its own name whole or not at all; the manifest is written last, so
+a folder that has one is complete. Nothing read here is trusted: names are plain file names, NumPy
+files are loaded without pickle, offsets stay inside their shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from autotimm import __version__
+from autotimm.coco import Category
+from autotimm.structures import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = "autotimm-shards"
+VERSION = 1
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("image_offset", "<u8"),  # of the data, not of its header, from the beginning of the tar
+        ("image_bytes", "<u4"),
+        ("json_offset", "<u8"),
+        ("json_bytes", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("image_id", "<i8"),
+    ]
+)
+
+BLOCK = 512  # bytes: the tar format's unit
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar and its index.
+
+    Attributes:
+        name: file name of the tar, in the manifest's folder.
+        samples: how many images it holds.
+        bytes: its size.
+        sha256: of the whole file, hexadecimal.
+        index: file name of its index.
+        index_sha256: of the index file, hexadecimal.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitInfo:
+    """One split: its shards in order, what they hold, what was odd in the source (by kind)."""
+
+    images: int
+    instances: int
+    crowd: int
+    problems: dict[str, int]
+    shards: list[Shard]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a shard folder holds. ``autotimm`` is the version that wrote it."""
+
+    categories: list[Category]
+    splits: dict[str, SplitInfo]
+    autotimm: str = field(default=__version__)
+
+
+def read_manifest(source: bytes | str | Path) -> Manifest:
+    """Reads and checks a manifest.
+
+    Args:
+        source: its content as bytes, or the path of the file or of the folder that holds it.
+
+    Raises:
+        InputError: it is missing, damaged, or not one that this version reads.
+    """
+    where = MANIFEST
+    if not isinstance(source, bytes):
+        path = Path(source)
+        path = path / MANIFEST if path.is_dir() else path
+        where = str(path)
+        try:
+            source = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    try:
+        content = orjson.loads(source)
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is not '{FORMAT}'")
+        if content["version"] != VERSION:
+            raise ValueError(
+                f"its version is {content['version']}, this autotimm reads {VERSION}: update it "
+                "or run autotimm-shard again"
+            )
+        categories = [
+            Category(_whole(c["id"], None), _text(c["name"]), _text(c["supercategory"], empty=True))
+            for c in content["categories"]
+        ]
+        if not categories or len({c.id for c in categories}) != len(categories):
+            raise ValueError("its categories are empty or share an id")
+        splits = {_name(name): _split(split) for name, split in content["splits"].items()}
+        names = [s.name for split in splits.values() for s in split.shards]
+        if len(set(names)) != len(names):
+            raise ValueError("it names a shard twice")
+        return Manifest(categories, splits, _text(content["autotimm"]))
+    except KeyError as error:
+        raise InputError(f"{where}: not a manifest of shards: {error} is missing") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: not a manifest of shards: {error}") from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes a manifest, whole or not at all."""
+    splits = {
+        name: {
+            "images": split.images,
+            "instances": split.instances,
+            "crowd": split.crowd,
+            "problems": split.problems,
+            "shards": [
+                {
+                    "name": s.name,
+                    "samples": s.samples,
+                    "bytes": s.bytes,
+                    "sha256": s.sha256,
+                    "index": {"name": s.index, "sha256": s.index_sha256},
+                }
+                for s in split.shards
+            ],
+        }
+        for name, split in manifest.splits.items()
+    }
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "autotimm": manifest.autotimm,
+        "categories": [asdict(c) for c in manifest.categories],
+        "splits": splits,
+    }
+    with whole_file(path) as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+
+    The data is on the disk before the name is (fsync, then rename); after an error nothing is left.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(handle, "wb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+            yield file
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def index_bytes(index: np.ndarray) -> bytes:
+    """Returns the content of an index file."""
+    buffer = BytesIO()
+    np.save(buffer, index, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
+    """Reads an index file, and checks that it fits its shard: [shard.samples] of INDEX_DTYPE.
+
+    Raises:
+        InputError: it is damaged or belongs to another shard.
+    """
+    try:
+        index = np.load(BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
+    if not isinstance(index, np.ndarray) or index.dtype != INDEX_DTYPE:
+        raise InputError(f"{shard.index}: not an index of a shard: run autotimm-shard again")
+    ends = np.maximum(
+        index["image_offset"] + index["image_bytes"], index["json_offset"] + index["json_bytes"]
+    )
+    starts = np.maximum(index["image_offset"], index["json_offset"])
+    if index.shape != (shard.samples,) or max(ends.max(initial=0), starts.max(initial=0)) > (
+        shard.bytes
+    ):
+        raise InputError(f"{shard.index}: does not fit {shard.name}: run autotimm-shard again")
+    return index
+
+
+def build_index(tar: memoryview | bytes) -> np.ndarray:
+    """Makes the index of a shard from its tar alone, for shards that lack the file.
+
+    Args:
+        tar: the whole file.
+
+    Returns:
+        [samples] of INDEX_DTYPE, in the order of the tar.
+
+    Raises:
+        InputError: the tar is cut off or damaged, or holds something else than pairs of an image
+            and a record.
+    """
+    rows = []
+    waiting: dict[str, tuple[str, int, int]] = {}  # the members of the sample being read
+    key = ""
+    for name, offset, size in _members(memoryview(tar)):
+        stem, _, extension = name.rpartition("/")[2].partition(".")
+        stem = name[: len(name) - len(extension) - 1]
+        if waiting and stem != key:
+            raise InputError(f"sample '{key}' of the shard is not one image and one .json")
+        key = stem
+        waiting["json" if extension == "json" else "image"] = (name, offset, size)
+        if len(waiting) == 2:
+            rows.append(_row(tar, waiting["image"], waiting["json"]))
+            waiting = {}
+    if waiting:
+        raise InputError(f"sample '{key}' of the shard is not one image and one .json")
+    return np.array(rows, INDEX_DTYPE)
+
+
+def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, int, int]) -> tuple:
+    try:
+        record = orjson.loads(memoryview(tar)[text[1] : text[1] + text[2]])
+        known = [int(record[key]) for key in ("width", "height", "image_id")]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{text[0]} of the shard is not the record of an image") from None
+    return (image[1], image[2], text[1], text[2], *known)
+
+
+def _members(tar: memoryview) -> Iterator[tuple[str, int, int]]:
+    """Yields name, data offset and size of every file of a ustar archive."""
+    position = 0
+    while True:
+        header = bytes(tar[position : position + BLOCK])
+        if len(header) < BLOCK:
+            raise InputError(f"the shard is cut off at byte {position}")
+        if not any(header):
+            return
+        try:
+            size, checksum = int(header[124:136].strip(b"\0 "), 8), int(header[148:154], 8)
+        except ValueError:
+            checksum = size = -1
+        if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
+            raise InputError(f"the shard is damaged at byte {position}")
+        start = position + BLOCK
+        position = start + -(-size // BLOCK) * BLOCK
+        if position > len(tar):
+            raise InputError(f"the shard is cut off: byte {position} is not in it")
+        kind = header[156:157]
+        if kind in b"5g":  # a folder, or a header for all: neither is a sample
+            continue
+        if kind not in b"0\0":
+            raise InputError(
+                f"the shard has a tar entry of type {kind.decode('latin-1')!r} at byte "
+                f"{start - BLOCK}, which is not plain ustar"
+            )
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        prefix = header[345:500].rstrip(b"\0").decode("utf-8", "replace")
+        yield (f"{prefix}/{name}" if prefix else name), start, size
+
+
+def _split(content: dict[str, Any]) -> SplitInfo:
+    shards = []
+    for s in content["shards"]:
+        names = _name(s["name"]), _name(s["index"]["name"])
+        hashes = _hash(s["sha256"]), _hash(s["index"]["sha256"])
+        shards.append(
+            Shard(
+                names[0], _whole(s["samples"]), _whole(s["bytes"]), hashes[0], names[1], hashes[1]
+            )
+        )
+    images = _whole(content["images"])
+    if images != sum(s.samples for s in shards):
+        raise ValueError("its shards do not add up to its images")
+    problems = {_text(kind): _whole(count) for kind, count in content["problems"].items()}
+    return SplitInfo(
+        images, _whole(content["instances"]), _whole(content["crowd"]), problems, shards
+    )
+
+
+def _whole(value: Any, least: int | None = 0) -> int:
+    if type(value) is not int or (least is not None and value < least):
+        raise ValueError(f"{value!r} is not a count or an id")
+    return value
+
+
+def _text(value: Any, empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or empty):
+        raise ValueError(f"{value!r} is not a name")
+    return value
+
+
+def _name(value: Any) -> str:
+    """Checks a plain file name: a manifest from elsewhere must not reach outside its folder."""
+    if not re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", _text(value)):
+        raise ValueError(f"{value!r} is not a plain file name")
+    return value
+
+
+def _hash(value: Any) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", _text(value)):
+        raise ValueError(f"{value!r} is not a sha256")
+    return value
