@@ -6,6 +6,7 @@ Maps come out as NCHW whatever the model computes in (Swin and its kin work in N
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,7 +38,8 @@ class Backbone(nn.Module):
         super().__init__()
         indices = _indices_of_strides(name)
         self.model = _create(name, pretrained, out_indices=indices)
-        self.channels = list(self.model.feature_info.channels())
+        info: Any = self.model.feature_info
+        self.channels = list(info.channels())
         self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -54,7 +56,8 @@ def _indices_of_strides(name: str) -> tuple[int, ...]:
         raise InputError(f"backbone={name!r} is not a timm model (see timm.list_models()){hint}")
     try:
         with torch.device("meta"):
-            strides = timm.create_model(name, features_only=True).feature_info.reduction()
+            info: Any = timm.create_model(name, features_only=True).feature_info
+        strides = info.reduction()
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
         raise InputError(
             f"backbone={name!r} gives no feature maps ({_first_line(error)})"

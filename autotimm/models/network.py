@@ -39,15 +39,13 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module):
-    """FCOS with, if ``mask_size`` is given, a Mask R-CNN mask branch.
+    """FCOS and, once :meth:`add_masks` was called, a Mask R-CNN mask branch.
 
     Args:
         backbone: a timm model name; ``pretrained`` as in :class:`Backbone`.
         num_classes: K.
         fpn_channels: C of the pyramid and both heads.
         head_convs: convolutions a tower of the FCOS head.
-        mask_size: S, even; None for a detector without masks.
-        mask_rois: R, RoIs an image that the mask head trains on.
         freeze_backbone: no gradient for it, and its batch norms keep their statistics.
     """
 
@@ -59,22 +57,29 @@ class Network(nn.Module):
         pretrained: bool | str | Path = True,
         fpn_channels: int = 256,
         head_convs: int = 4,
-        mask_size: int | None = 28,
-        mask_rois: int = 64,
         freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, pretrained)
         self.fpn = FPN(self.backbone.channels, fpn_channels)
         self.head = FCOSHead(fpn_channels, num_classes, head_convs)
-        self.mask_head = (
-            None if mask_size is None else MaskHead(fpn_channels, num_classes, mask_size)
-        )
-        self.mask_rois = mask_rois
+        self.mask_head: MaskHead | None = None
+        self.mask_rois = 0
         self.frozen = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False)
             self.train(self.training)
+
+    def add_masks(self, size: int = 28, rois: int = 64) -> None:
+        """Give the network a mask branch.
+
+        Args:
+            size: S, even.
+            rois: R, RoIs an image that the mask head trains on.
+        """
+        head = self.head.classes
+        self.mask_head = MaskHead(head.in_channels, head.out_channels, size)
+        self.mask_rois = rois
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``, but a frozen backbone stays in evaluation mode."""

@@ -1,0 +1,356 @@
+"""ObjectDetector: FCOS as a LightningModule. What it learns and finds is in ``autotimm.models``.
+
+Hyper-parameters are kept as plain values, so that a checkpoint loads with weights only, wherever
+it comes from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import fsspec
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+
+from autotimm.evaluation.metrics import MetricConfig, StageMetrics
+from autotimm.models import restore
+from autotimm.models.network import CANVAS_MULTIPLE, Network
+from autotimm.structures import Batch, Detections, InputError
+from autotimm.tasks import optimization
+
+
+class ObjectDetector(LightningModule):
+    """FCOS on any timm backbone with feature maps at strides 8, 16 and 32.
+
+    Args:
+        backbone: a timm model name.
+        num_classes: classes of the data set; ``data.num_classes`` knows.
+        metrics: what to measure in validation and test.
+        pretrained: True for timm's weights, a path for a local weights file, False for none.
+        fpn_channels: width of the feature pyramid and of the heads.
+        head_convs: convolutions in each tower of the FCOS head.
+        class_loss_weight, box_loss_weight, centerness_loss_weight: what each loss counts.
+        score_thresh: least class probability of a detection.
+        nms_thresh: of two boxes of a class that overlap by more, the worse one goes.
+        max_detections_per_image: best ones kept.
+        freeze_backbone: train the pyramid and the heads alone.
+        optimizer: ``adamw`` or ``sgd``.
+        lr: peak learning rate.
+        weight_decay: of weights; norms and biases are not decayed.
+        scheduler: ``cosine``, ``multistep`` (a tenth after 8/12 and 11/12 of the run), or
+            ``constant`` (also None); by optimizer step.
+        warmup_steps: optimizer steps of linear warm-up.
+        compile_model: run the network through torch.compile.
+        compile_kwargs: passed on to it.
+
+    Raises:
+        InputError: a value that cannot be used, naming the argument.
+    """
+
+    with_masks = False
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 80,
+        metrics: list[MetricConfig] | None = None,
+        *,
+        pretrained: bool | str = True,
+        fpn_channels: int = 256,
+        head_convs: int = 4,
+        class_loss_weight: float = 1.0,
+        box_loss_weight: float = 1.0,
+        centerness_loss_weight: float = 1.0,
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+        freeze_backbone: bool = False,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        lr: float = 1e-4,
+        weight_decay: float = 1e-4,
+        scheduler: Literal["cosine", "multistep", "constant"] | None = "cosine",
+        warmup_steps: int = 0,
+        compile_model: bool = True,
+        compile_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        settings = {k: v for k, v in locals().items() if k not in {"self", "__class__", "metrics"}}
+        _check(settings)
+        configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
+        if not isinstance(pretrained, bool):
+            settings["pretrained"] = str(pretrained)
+        # Given as a dict, so that Lightning does not add what its command line was started with.
+        self.save_hyperparameters({**settings, "metrics": [asdict(m) for m in configs]})
+        self.network = Network(
+            backbone,
+            num_classes,
+            pretrained=pretrained,
+            fpn_channels=fpn_channels,
+            head_convs=head_convs,
+            freeze_backbone=freeze_backbone,
+        )
+        if compile_model:
+            # In place: the keys of the state dict stay what they are.
+            self.network.compile(**{"dynamic": False, **(compile_kwargs or {})})
+        self.stage_metrics = torch.nn.ModuleDict(
+            {f"{stage}_metrics": StageMetrics(stage, configs) for stage in ("val", "test")}
+        )
+        self.categories: list[dict[str, Any]] | None = None
+        """Of the data set that the model was trained on: label i is ``categories[i]``."""
+
+    # ---------------------------------------------------------------- training
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "categories"):
+            return
+        options: Any = self.hparams
+        if datamodule.num_classes != options.num_classes:
+            raise InputError(
+                f"num_classes={options.num_classes} of the model, but {datamodule.data_dir} "
+                f"has {datamodule.num_classes} categories: give the model num_classes="
+                f"{datamodule.num_classes}, or other data"
+            )
+        self.categories = [{"id": c.id, "name": c.name} for c in datamodule.categories]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        weights = self._loss_weights()
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        count = batch["image"].shape[0]
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
+        parts = {f"train/{name}_loss": loss.detach() for name, loss in losses.items()}
+        self.log_dict(parts, batch_size=count)
+        return total
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses by name, unweighted, divided by counts that are averaged over ranks."""
+        masks = batch.get("masks") if self.with_masks else None
+        if self.with_masks and masks is None:
+            raise InputError("the data has no masks: give the data module masks=True")
+        sums = self.network(batch["image"], batch["boxes"], batch["labels"], masks)
+        losses = sums.normalised(mean_over_ranks(sums.counts().detach()))
+        return losses if self.with_masks else {k: v for k, v in losses.items() if k != "masks"}
+
+    def _loss_weights(self) -> dict[str, float]:
+        options: Any = self.hparams
+        return {
+            "classes": options.class_loss_weight,
+            "boxes": options.box_loss_weight,
+            "centerness": options.centerness_loss_weight,
+        }
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        options: Any = self.hparams
+        optimizer = optimization.build(self, options.optimizer, options.lr, options.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return optimization.lr_factor(step, total, options.warmup_steps, options.scheduler)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # -------------------------------------------------------------- evaluation
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int
+    ) -> list[Detections]:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[Detections]:  # type: ignore[override]
+        return self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        """Detections of each image of the batch in the pixels of the original image."""
+        found = self._detect(batch["image"])
+        sizes = batch["original_size"].tolist()
+        return [
+            restore.restore(detections, scale, offset, height, width)
+            for detections, scale, offset, (height, width) in zip(
+                found, batch["scale"], batch["offset"], sizes, strict=True
+            )
+        ]
+
+    def _evaluate(self, batch: Batch, stage: str) -> list[Detections]:
+        found = self.predict_step(batch, 0)
+        real = [i for i, padding in enumerate(batch["padding"].tolist()) if not padding]
+        targets = batch["target"]
+        self._metrics(stage).update([found[i] for i in real], [targets[i] for i in real])
+        return found
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = self._metrics(stage)
+        values = metrics.compute()
+        metrics.reset()
+        shown = {f"{stage}/{config.name}" for config in metrics.configs if config.prog_bar}
+        for name, value in values.items():
+            # Every rank has the same value: it was computed from all ranks' images.
+            self.log(name, value, prog_bar=name in shown, rank_zero_only=False)
+
+    def _metrics(self, stage: str) -> StageMetrics:
+        metrics = self.stage_metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, StageMetrics)
+        return metrics
+
+    def _detect(self, image: Tensor) -> list[Detections]:
+        options: Any = self.hparams
+        return self.network.detect(
+            image, options.score_thresh, options.nms_thresh, options.max_detections_per_image
+        )
+
+    # --------------------------------------------------------------- inference
+
+    def forward(self, image: Tensor) -> list[Detections]:
+        """As :meth:`predict`."""
+        return self.predict(image)
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> list[Detections]:
+        """Find the objects in normalised images of any size.
+
+        Args:
+            image: [B, 3, H, W] or [3, H, W] float.
+
+        Returns:
+            For each image ``boxes`` [N, 4] in its pixels, ``labels`` [N], ``scores`` [N], best
+            first, and from a segmentor ``masks`` [N, H, W], uint8 of 0 and 1.
+
+        Raises:
+            InputError: not such a tensor.
+        """
+        if image.ndim == 3:
+            image = image[None]
+        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise InputError(
+                f"predict() takes normalised float images [B, 3, H, W], not {image.dtype} "
+                f"{list(image.shape)}"
+            )
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % CANVAS_MULTIPLE, 0, -height % CANVAS_MULTIPLE))
+        was_training = self.training
+        self.eval()
+        try:
+            found = self._detect(padded.to(self.device))
+        finally:
+            self.train(was_training)
+        return [_within(detections, height, width) for detections in found]
+
+    # ------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["categories"] = self.categories
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.categories = checkpoint.get("categories")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        strict: bool = True,
+        **overrides: Any,
+    ) -> Self:
+        """The model of a checkpoint on disk or at a URL. Only weights and plain values are read.
+
+        Args:
+            checkpoint_path: a path, or a URL that fsspec opens.
+            map_location: as in ``torch.load``; the CPU if None.
+            strict: whether every weight must be there.
+            **overrides: constructor arguments that replace those in the checkpoint.
+
+        Raises:
+            InputError: no such file, or not a checkpoint of this class that can be read safely.
+        """
+        checkpoint = _read_checkpoint(checkpoint_path, map_location or "cpu")
+        settings = checkpoint.get("hyper_parameters")
+        if not isinstance(settings, dict) or "state_dict" not in checkpoint:
+            raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")
+        # The weights come from the checkpoint: none are to be downloaded first.
+        settings = {**settings, "pretrained": False, **overrides}
+        try:
+            model = cls(**settings)
+        except TypeError as error:
+            raise InputError(
+                f"{checkpoint_path} is not a checkpoint of {cls.__name__} ({error})"
+            ) from error
+        model.on_load_checkpoint(checkpoint)
+        try:
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the weights in {checkpoint_path} do not fit: {reason[:300]}"
+            ) from error
+        return model
+
+
+def mean_over_ranks(counts: Tensor) -> Tensor:
+    """``counts`` averaged over the processes of the job; the same on all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    counts = counts.clone()
+    dist.all_reduce(counts)
+    return counts / dist.get_world_size()
+
+
+def _within(detections: Detections, height: int, width: int) -> Detections:
+    """Detections of a padded image, cut to its true size, with dense masks."""
+    boxes = clip_boxes_to_image(detections["boxes"], (height, width))
+    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
+    result = Detections(
+        boxes=boxes[inside],
+        labels=detections["labels"][inside],
+        scores=detections["scores"][inside],
+    )
+    if "masks" in detections:
+        original = detections["boxes"][inside]
+        result["masks"] = restore.dense(detections["masks"][inside], original, height, width)
+    return result
+
+
+def _read_checkpoint(path: str | Path, map_location: Any) -> dict[str, Any]:
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint at {path}") from error
+    # torch.load fails with a class of its own for each way in which a file is not what it reads.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} cannot be read as a checkpoint of weights: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} is not a checkpoint")
+    return checkpoint
+
+
+def _check(settings: dict[str, Any]) -> None:
+    optimization.check(
+        settings["optimizer"], settings["scheduler"], settings["lr"], settings["warmup_steps"]
+    )
+    for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
+        if settings[name] < 1:
+            raise InputError(f"{name}={settings[name]} must be at least 1")
+    for name in ("score_thresh", "nms_thresh"):
+        if not 0 <= settings[name] <= 1:
+            raise InputError(f"{name}={settings[name]} must lie between 0 and 1")
+    for name in settings:
+        if name.endswith("_loss_weight") and settings[name] < 0:
+            raise InputError(f"{name}={settings[name]} must not be negative")

@@ -1,0 +1,55 @@
+"""InstanceSegmentor: the detector with a mask branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autotimm.evaluation.metrics import MetricConfig
+from autotimm.structures import InputError
+from autotimm.tasks.detector import ObjectDetector
+
+
+class InstanceSegmentor(ObjectDetector):
+    """FCOS with a Mask R-CNN mask head.
+
+    Args:
+        backbone: a timm model name.
+        num_classes: classes of the data set; ``data.num_classes`` knows.
+        metrics: what to measure in validation and test.
+        mask_size: side of the square mask that the head predicts for each box; even.
+        mask_rois: boxes an image that the mask head trains on.
+        mask_loss_weight: what the mask loss counts.
+        **detector: the other arguments of :class:`ObjectDetector`.
+
+    Raises:
+        InputError: a value that cannot be used, naming the argument.
+    """
+
+    with_masks = True
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 80,
+        metrics: list[MetricConfig] | None = None,
+        *,
+        mask_size: int = 28,
+        mask_rois: int = 64,
+        mask_loss_weight: float = 1.0,
+        **detector: Any,
+    ) -> None:
+        if mask_size < 2 or mask_size % 2:
+            raise InputError(f"mask_size={mask_size} must be even, 28 say")
+        if mask_rois < 1:
+            raise InputError(f"mask_rois={mask_rois} must be at least 1")
+        if mask_loss_weight < 0:
+            raise InputError(f"mask_loss_weight={mask_loss_weight} must not be negative")
+        super().__init__(backbone, num_classes, metrics, **detector)
+        self.save_hyperparameters(
+            {"mask_size": mask_size, "mask_rois": mask_rois, "mask_loss_weight": mask_loss_weight}
+        )
+        self.network.add_masks(mask_size, mask_rois)
+
+    def _loss_weights(self) -> dict[str, float]:
+        options: Any = self.hparams
+        return {**super()._loss_weights(), "masks": options.mask_loss_weight}

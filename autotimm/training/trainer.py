@@ -1,0 +1,123 @@
+"""AutoTrainer: a Lightning Trainer whose defaults fit this package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from autotimm.structures import InputError
+from autotimm.training.callbacks import ImagesPerSecond, SavePictures, SaveResults
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before the job ends with an error."""
+
+
+class AutoTrainer(Trainer):
+    """``lightning.Trainer`` with other defaults; every argument of it can be given.
+
+    - ``precision``: ``16-mixed`` on a GPU that is to be used, else ``32-true``.
+    - Under torchrun it takes the number of processes and nodes from there. Several processes train
+      with DDP.
+    - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
+      (the last epoch's as ``last.ckpt``), ``pictures/``, and the results of a test as COCO JSON.
+    - The data module orders and shares out the samples: Lightning must not do it again.
+
+    Raises:
+        InputError: settings that contradict each other or the launcher.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        strategy: str | Strategy = "auto",
+        devices: list[int] | str | int = "auto",
+        num_nodes: int = 1,
+        precision: Any = None,
+        logger: Any = None,
+        callbacks: list[Callback] | Callback | None = None,
+        default_root_dir: str | Path | None = "runs",
+        use_distributed_sampler: bool = False,
+        enable_checkpointing: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if use_distributed_sampler:
+            raise InputError(
+                "use_distributed_sampler=True would deal the samples out twice: leave it out"
+            )
+        devices, num_nodes = _world_of_launcher(devices, num_nodes)
+        root = default_root_dir or "runs"
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        super().__init__(
+            accelerator=accelerator,
+            strategy=_strategy(strategy, devices, num_nodes),
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=_precision(accelerator) if precision is None else precision,
+            logger=CSVLogger(root, name="") if logger is None else logger,
+            callbacks=[*given, *_default_callbacks(given, enable_checkpointing is not False)],
+            default_root_dir=root,
+            use_distributed_sampler=False,
+            enable_checkpointing=enable_checkpointing,
+            **kwargs,
+        )
+
+
+def _world_of_launcher(
+    devices: list[int] | str | int, num_nodes: int
+) -> tuple[list[int] | str | int, int]:
+    """What torchrun has started, where it has: Lightning alone takes one CPU process for granted,
+    and each process would train on its own."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return devices, num_nodes
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if devices in ("auto", -1, "-1"):
+        devices = local
+    count = len(devices) if isinstance(devices, list) else devices
+    if str(count) != str(local):
+        raise InputError(
+            f"devices={devices}, but torchrun has started {local} processes on this node: leave "
+            f"devices out, or give --nproc-per-node {count}"
+        )
+    if num_nodes not in (1, world // local):
+        raise InputError(
+            f"num_nodes={num_nodes}, but torchrun has started {world // local}: leave num_nodes out"
+        )
+    return devices, world // local
+
+
+def _strategy(
+    strategy: str | Strategy, devices: list[int] | str | int, num_nodes: int
+) -> str | Strategy:
+    """DDP with settings that suit this model; any other strategy as given."""
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    if devices in ("auto", -1, "-1"):
+        one = torch.cuda.device_count() <= 1
+    if strategy == "ddp" or (strategy == "auto" and not (one and num_nodes == 1)):
+        # Every parameter gets a gradient at every step, so none has to be searched for.
+        return DDPStrategy(
+            timeout=TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False
+        )
+    return strategy
+
+
+def _precision(accelerator: str) -> str:
+    return "16-mixed" if accelerator != "cpu" and torch.cuda.is_available() else "32-true"
+
+
+def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Callback]:
+    """What a run should have, less the kinds that the user brought."""
+    defaults: list[Callback] = [ImagesPerSecond(), SavePictures(), SaveResults()]
+    if checkpoints:
+        defaults.append(ModelCheckpoint(filename="{epoch}-{step}", save_last=True))
+    kinds = tuple(type(callback) for callback in given)
+    return [callback for callback in defaults if not isinstance(callback, kinds)]
