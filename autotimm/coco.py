@@ -76,6 +76,10 @@ class CocoIndex:
         """Returns the name of image ``i`` in the annotation file."""
         return self._images[i][1]
 
+    def size(self, i: int) -> tuple[int, int]:
+        """Returns width and height of image ``i`` in pixels, as its record has them."""
+        return self._images[i][2:]
+
     def image_id(self, i: int) -> int:
         """Returns the id of image ``i``."""
         return self._images[i][0]

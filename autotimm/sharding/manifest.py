@@ -71,7 +71,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class SplitInfo:
-    """One split: its shards in order, what they hold, what was odd in the source (by kind)."""
+    """One split: its shards in order, what they hold, what was odd in the source (by kind).
+
+    ``instances`` counts those of a crowd too, ``crowd`` them alone.
+    """
 
     images: int
     instances: int
