@@ -186,13 +186,10 @@ def _truth(
         "image_id": source["image_id"],
         "category_id": source.get("category_id"),
         "iscrowd": int(bool(source.get("iscrowd", 0))),
+        **_extent(source, sizes, iou_type, where),
     }
-    if iou_type == "segm":
-        one["segmentation"] = _rle(source, sizes, where)
-    else:
-        one["bbox"] = _box(source, sizes, where)
-    area = source.get("area")
-    one["area"] = _area(one) if area is None else area
+    if source.get("area") is not None:
+        one["area"] = source["area"]
     return one
 
 
@@ -219,21 +216,14 @@ def _detection(
         )
     if not _is_number(score):
         raise InputError(f"{where}: score is {score!r}, not a number")
-    one = {
+    return {
         "id": number,
         "image_id": source["image_id"],
         "category_id": category_id,
         "iscrowd": 0,
         "score": score,
+        **_extent(source, sizes, iou_type, where),
     }
-    if iou_type == "segm":
-        one["segmentation"] = _rle(source, sizes, where)
-    else:
-        one["bbox"] = _box(source, sizes, where)
-    # By the mask for masks: from results that hold both, pycocotools' loadRes takes the box's,
-    # which puts objects into the wrong size class.
-    one["area"] = _area(one)
-    return one
 
 
 def _image_id(source: Any, where: str) -> int:
@@ -246,27 +236,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _rle(source: dict[str, Any], sizes: dict[int, tuple[int, int]], where: str) -> dict[str, Any]:
-    if not source.get("segmentation"):
+def _extent(
+    source: dict[str, Any], sizes: dict[int, tuple[int, int]], iou_type: str, where: str
+) -> dict[str, Any]:
+    """What is compared, mask or box, and its area, which decides on the size class.
+
+    The area of masks is the mask's; pycocotools' ``loadRes`` takes the box's where results hold
+    both, which moves thin objects into a larger class.
+    """
+    box, segmentation = source.get("bbox"), source.get("segmentation")
+    if iou_type == "bbox" and (box or not segmentation):
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+            raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
+        return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
+    if not segmentation:
         raise InputError(f"{where} has no segmentation: evaluate it with iou_type bbox")
-    height, width = sizes[source["image_id"]]
     try:
-        return dict(masks.to_rle(source["segmentation"], height, width))
+        rle = masks.to_rle(segmentation, *sizes[source["image_id"]])
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _box(source: dict[str, Any], sizes: dict[int, tuple[int, int]], where: str) -> list[float]:
-    box = source.get("bbox")
-    if not box and source.get("segmentation"):
-        x1, y1, x2, y2 = masks.box(_rle(source, sizes, where))  # type: ignore[arg-type]
-        return [x1, y1, x2 - x1, y2 - y1]
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-        raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
-    return [float(value) for value in box]
-
-
-def _area(one: dict[str, Any]) -> float:
-    if "segmentation" in one:
-        return float(masks.area(one["segmentation"]))
-    return float(one["bbox"][2] * one["bbox"][3])
+    x1, y1, x2, y2 = masks.box(rle)
+    return {
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "segmentation": rle,
+        "area": float(masks.area(rle)),
+    }

@@ -1,0 +1,244 @@
+"""The official numbers: published figures, pycocotools' own way through files, and refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from autotimm import masks
+from autotimm.coco import Category
+from autotimm.evaluation import coco_eval
+from autotimm.evaluation.coco_eval import STATS, evaluate, to_results
+from autotimm.structures import InputError
+
+TRUTH = "metrics/val2014_100/instances_val2014_100.json"
+RESULTS = "metrics/val2014_100/instances_val2014_fake{}100_results.json"
+# val2014_fake_eval_res.txt, published with cocoapi, in the order of STATS.
+PUBLISHED = {
+    "segm": [0.320, 0.562, 0.299, 0.387, 0.310, 0.327, 0.268, 0.415, 0.417, 0.469, 0.377, 0.381],
+    "bbox": [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564],
+}
+
+
+def through_pycocotools(truth: Path, results: Path, iou_type: str) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        run = COCOeval(coco, coco.loadRes(str(results)), iou_type)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return dict(zip(STATS, run.stats.tolist(), strict=True))
+
+
+def small_truth() -> dict[str, Any]:
+    """Two images, an instance and a crowd on the first; ids that start at 0."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "height": 20, "width": 30},
+            {"id": 9, "file_name": "b.jpg", "height": 20, "width": 30},
+        ],
+        "annotations": [
+            {
+                "id": 0,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [2, 2, 8, 8],
+                "area": 64,
+                "iscrowd": 0,
+                "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]],
+            },
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [15, 0, 15, 20],
+                "area": 300,
+                "iscrowd": 1,
+                "segmentation": {"size": [20, 30], "counts": [300, 300]},
+            },
+        ],
+        "categories": [{"id": 0, "name": "none"}, {"id": 3, "name": "thing"}],
+    }
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A result that fits the first annotation of ``small_truth``."""
+    entry = {
+        "image_id": 7,
+        "category_id": 3,
+        "score": 0.9,
+        "bbox": [2.0, 2.0, 8.0, 8.0],
+        "segmentation": masks.to_rle([[2, 2, 10, 2, 10, 10, 2, 10]], 20, 30),
+    }
+    return {key: value for key, value in (entry | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_published_figures(shared_data: Path, iou_type: str) -> None:
+    stats = evaluate(shared_data / TRUTH, shared_data / RESULTS.format(iou_type), iou_type)  # type: ignore[arg-type]
+    assert tuple(stats) == STATS
+    assert [round(value, 3) for value in stats.values()] == PUBLISHED[iou_type]
+
+
+@pytest.mark.parametrize(
+    ("iou_type", "kind"), [("segm", "segm"), ("bbox", "bbox"), ("bbox", "segm")]
+)
+def test_equals_pycocotools(shared_data: Path, iou_type: str, kind: str) -> None:
+    truth, results = shared_data / TRUTH, shared_data / RESULTS.format(kind)
+    expected = through_pycocotools(truth, results, iou_type)
+    assert evaluate(truth, results, iou_type) == expected  # type: ignore[arg-type]
+
+
+def test_lists_give_what_files_give_and_stay_as_they_were(shared_data: Path) -> None:
+    truth = json.loads((shared_data / TRUTH).read_text())
+    results = json.loads((shared_data / RESULTS.format("segm")).read_text())
+    before = copy.deepcopy((truth, results))
+    stats = evaluate(truth, results, "segm")
+    assert stats == evaluate(shared_data / TRUTH, shared_data / RESULTS.format("segm"), "segm")
+    assert (truth, results) == before
+
+
+def test_a_size_class_is_the_masks_not_the_boxes() -> None:
+    # A thin diagonal: its box has 90 x 90 pixels (medium), its mask far fewer than 32 x 32.
+    mask = np.eye(100, dtype=np.uint8)
+    mask[90:] = 0
+    rle = masks.encode(mask)
+    truth = small_truth()
+    truth["images"] = [{"id": 7, "height": 100, "width": 100}]
+    box = [0, 0, 90, 90]
+    truth["annotations"] = [
+        {"id": 1, "image_id": 7, "category_id": 3, "bbox": box, "area": 90, "iscrowd": 0}
+        | {"segmentation": rle}
+    ]
+    # One that matches and, with a higher score, one that does not: false positives count by area.
+    wrong = masks.encode(np.fliplr(mask))
+    results = [
+        result(bbox=box, segmentation=rle, score=0.5),
+        result(bbox=box, segmentation=wrong, score=0.9),
+    ]
+    assert evaluate(truth, results, "segm")["AP_small"] == pytest.approx(0.5)
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_minus_one() -> None:
+    assert evaluate(small_truth(), [], "segm")["AP"] == 0
+    assert evaluate(small_truth(), [], "segm")["AP_large"] == -1
+    truth = small_truth()
+    truth["annotations"] = []
+    assert set(evaluate(truth, [result()], "bbox").values()) == {-1}
+
+
+def test_crowds_neither_count_nor_punish() -> None:
+    inside = result(bbox=[16.0, 1.0, 5.0, 5.0], score=0.99)
+    assert evaluate(small_truth(), [inside, result()], "bbox")["AP"] == pytest.approx(1)
+    outside = result(bbox=[2.0, 12.0, 5.0, 5.0], score=0.99)
+    assert evaluate(small_truth(), [outside, result()], "bbox")["AP"] == pytest.approx(0.5)
+
+
+def test_an_annotation_with_id_zero_counts() -> None:
+    assert evaluate(small_truth(), [result()], "segm")["AP"] == pytest.approx(1)
+
+
+def test_area_and_iscrowd_may_be_missing() -> None:
+    truth = small_truth()
+    del truth["annotations"][0]["area"], truth["annotations"][0]["iscrowd"]
+    stats = evaluate(truth, [result()], "segm")
+    assert (stats["AP"], stats["AP_small"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_to_results_and_ground_truth_are_coco_files(tmp_path: Path) -> None:
+    rle = masks.to_rle([[2, 2, 10, 2, 10, 10, 2, 10]], 20, 30)
+    detections: Any = {
+        "boxes": torch.tensor([[2.0, 2.0, 10.0, 10.0], [0.0, 0.0, 4.0, 3.0]]),
+        "labels": torch.tensor([1, 0]),
+        "scores": torch.tensor([0.75, 0.5]),
+        "rles": [rle, masks.encode(np.ones((20, 30), np.uint8))],
+    }
+    results = to_results(detections, 7, [0, 3])
+    assert results[0] == {
+        "image_id": 7,
+        "category_id": 3,
+        "bbox": [2.0, 2.0, 8.0, 8.0],
+        "score": 0.75,
+        "segmentation": rle,
+    }
+    assert results[1]["category_id"] == 0
+    assert coco_mask.area(results[1]["segmentation"]) == 600
+
+    record: Any = {"image_id": 7, "file_name": "a.jpg", "height": 20, "width": 30}
+    annotation = small_truth()["annotations"][0]
+    record["annotations"] = [
+        {key: value for key, value in annotation.items() if key != "image_id"}
+        | {"segmentation": rle, "id": 5}
+    ]
+    truth = coco_eval.ground_truth([record], [Category(0, "none"), Category(3, "thing")])
+    (tmp_path / "truth.json").write_text(json.dumps(truth | {"info": {}}))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for iou_type in ("bbox", "segm"):
+        # loadRes would take the boxes' areas: compare what does not depend on them.
+        ours = evaluate(tmp_path / "truth.json", tmp_path / "results.json", iou_type)  # type: ignore[arg-type]
+        truths = through_pycocotools(tmp_path / "truth.json", tmp_path / "results.json", iou_type)
+        assert ours["AP"] == truths["AP"] == pytest.approx(1)
+
+    del detections["rles"]
+    assert "segmentation" not in to_results(detections, 7, [0, 3])[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"annotations": []}, "must hold a list"),
+        ([3], "result 1 is not an object"),
+        ([result(), result(image_id=8)], "result 2: image_id 8 is not in the ground truth"),
+        ([result(image_id=[7])], "not an object with an image_id"),
+        ([result(category_id=1)], "category_id 1 is not in the ground truth"),
+        ([{"image_id": 7, "category_id": 3}], "no 'score'"),
+        ([{"image_id": 7, "score": 0.5}], "no 'category_id'"),
+        ([result(score="high")], "score is 'high'"),
+        ([result(score=float("nan"))], "score is nan"),
+        ([result(segmentation=None)], "has no segmentation"),
+        ([result(segmentation={"size": [9, 9], "counts": [81]})], "another size than the image"),
+    ],
+)
+def test_results_that_do_not_fit_are_refused_in_one_line(results: Any, message: str) -> None:
+    with pytest.raises(InputError, match="result") as caught:
+        evaluate(small_truth(), results, "segm")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], "box", [0, 0, 1, float("inf")], [0, 0, 1, None]])
+def test_bad_boxes_are_refused(box: Any) -> None:
+    with pytest.raises(InputError, match="result 1: bbox is"):
+        evaluate(small_truth(), [result(bbox=box, segmentation=None)], "bbox")
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(InputError, match=r"text\.json is not JSON"):
+        evaluate(small_truth(), tmp_path / "text.json", "bbox")
+    with pytest.raises(InputError, match=r"missing\.json: No such file"):
+        evaluate(small_truth(), tmp_path / "missing.json", "bbox")
+    with pytest.raises(InputError, match=r"list\.json is no COCO annotation file"):
+        evaluate(tmp_path / "list.json", [], "bbox")
+    with pytest.raises(InputError, match="choose bbox or segm"):
+        evaluate(small_truth(), [], "keypoints")  # type: ignore[arg-type]
+    truth = small_truth()
+    del truth["images"][0]["width"]
+    with pytest.raises(InputError, match="lacks 'width'"):
+        evaluate(truth, [], "segm")
+    truth = small_truth()
+    truth["annotations"][0]["segmentation"] = []
+    with pytest.raises(InputError, match="annotation 0 has no segmentation"):
+        evaluate(truth, [], "segm")
