@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ class MetricConfig:
         params = dict(self.params)
         if isinstance(params.get("iou_type"), list):
             params["iou_type"] = tuple(params["iou_type"])
+        if self.metric_class == "MeanAveragePrecision":
+            # COCO's own, in float64: torchmetrics' defaults are rounded to float32, which moves AP
+            # by up to 0.001, where a recall or an IoU lies on a threshold.
+            params["iou_thresholds"] = params.get("iou_thresholds") or _steps(0.5, 0.95, 0.05)
+            params["rec_thresholds"] = params.get("rec_thresholds") or _steps(0.0, 1.0, 0.01)
         return getattr(detection, self.metric_class)(**params, sync_on_compute=False)
 
 
@@ -175,6 +181,10 @@ _NOTHING = {
     "scores": torch.zeros(0),
     "labels": torch.zeros(0, dtype=torch.int64),
 }
+
+
+def _steps(first: float, last: float, step: float) -> list[float]:
+    return np.linspace(first, last, round((last - first) / step) + 1).tolist()
 
 
 def _choose(what: str, value: Any, choices: Sequence[str]) -> None:
