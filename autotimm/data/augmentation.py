@@ -1,0 +1,142 @@
+"""How training images are varied: the presets' numbers, and the colours.
+
+The geometry that the numbers ask for is in ``transforms.py``. Everything random comes out of the
+generator given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import cv2
+import numpy as np
+
+from autotimm.structures import InputError
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_MID_GREY = 114.0  # what contrast is stretched around
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How training images are varied. The defaults vary nothing.
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        scale: range of the size relative to the one that fits the canvas, drawn log-uniformly; what
+            is larger than the canvas is cropped, what is smaller padded, both at a random place.
+        brightness: colours are multiplied by 1 ± this.
+        contrast: distances from mid-grey are multiplied by 1 ± this.
+        saturation: distances from each pixel's own grey are multiplied by 1 ± this.
+        hue: colours are turned by up to ± this, as a fraction of the full circle.
+        grayscale: probability that all colour is taken away.
+        blur: probability of a Gaussian blur.
+    """
+
+    flip: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        try:
+            low, high = (float(side) for side in self.scale)
+        except (TypeError, ValueError):
+            low, high = 0.0, 0.0
+        if not 0.01 <= low <= high <= 100:
+            raise InputError(
+                f"augmentation: scale is {self.scale!r}, but must be [lowest, highest], two factors"
+                " from 0.01 to 100"
+            )
+        object.__setattr__(self, "scale", (low, high))
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"augmentation: {name} is {value!r}, but must be a number")
+            if not 0 <= value <= most:
+                raise InputError(f"augmentation: {name} is {value}, but must be 0 to {most}")
+
+
+_MOST = {f.name: 0.5 if f.name == "hue" else 1.0 for f in fields(Augmentation) if f.name != "scale"}
+
+PRESETS = {
+    "light": Augmentation(flip=0.5, scale=(0.9, 1.1)),
+    "default": Augmentation(
+        flip=0.5, scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.01
+    ),
+    "strong": Augmentation(
+        flip=0.5,
+        scale=(0.5, 2.0),
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.5,
+        hue=0.06,
+        grayscale=0.1,
+        blur=0.1,
+    ),
+}
+
+
+def augmentation_of(value: str | dict[str, Any] | Augmentation) -> Augmentation:
+    """A preset by its name, or an augmentation by its fields.
+
+    Raises:
+        InputError: there is no such preset or field.
+    """
+    if isinstance(value, Augmentation):
+        return value
+    if isinstance(value, dict):
+        known = [f.name for f in fields(Augmentation)]
+        if unknown := sorted(set(map(str, value)) - set(known)):
+            raise InputError(
+                f"augmentation: there is no field {unknown[0]!r}, only {', '.join(known)}"
+            )
+        return Augmentation(**value)
+    if value not in PRESETS:
+        raise InputError(
+            f"augmentation_preset is {value!r}, but must be one of {', '.join(PRESETS)}, or the"
+            " fields of an Augmentation"
+        )
+    return PRESETS[value]
+
+
+def recolor(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
+    """Varies the colours of an image [h, w, 3] in place: one 3 x 4 matrix, perhaps a blur.
+
+    The hue is turned in YIQ, where it is an angle around the grey axis.
+    """
+    b, c, s, turn, grey, blur, sigma = rng.random(7)
+    matrix = color_matrix(
+        brightness=1 + augmentation.brightness * (2 * b - 1),
+        contrast=1 + augmentation.contrast * (2 * c - 1),
+        saturation=0.0
+        if grey < augmentation.grayscale
+        else 1 + augmentation.saturation * (2 * s - 1),
+        turn=augmentation.hue * (2 * turn - 1),
+    )
+    if not np.array_equal(matrix, np.eye(3, 4)):
+        cv2.transform(image, matrix, dst=image)
+    if blur < augmentation.blur:
+        cv2.GaussianBlur(image, (0, 0), 0.3 + 1.7 * sigma, dst=image)
+
+
+def color_matrix(
+    brightness: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, turn: float = 0.0
+) -> np.ndarray:
+    """[3, 4] float64 that takes R, G, B, 1 (0 to 255) to the new R, G, B; 1, 1, 1, 0 is none."""
+    linear = np.eye(3)
+    if turn:
+        cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+        rotation = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+        linear = np.linalg.inv(_TO_YIQ) @ rotation @ _TO_YIQ
+    if saturation != 1:
+        linear = ((1 - saturation) * _LUMA + saturation * np.eye(3)) @ linear
+    shift = np.full((3, 1), brightness * (1 - contrast) * _MID_GREY)
+    return np.hstack([brightness * contrast * linear, shift])

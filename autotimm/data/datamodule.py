@@ -1,0 +1,338 @@
+"""The data of a run: splits, augmentation and loaders, for any trainer of Lightning's.
+
+Invariants: everything that can be refused is refused in ``__init__`` or, where the data have to be
+looked at, in ``setup``, before a batch is made; labels follow the training split's categories in
+every split; every rank gets the same number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from autotimm import coco
+from autotimm.coco import Category
+from autotimm.data import collate, transforms
+from autotimm.data.augmentation import Augmentation, augmentation_of
+from autotimm.streaming import remote
+from autotimm.streaming.dataset import SampleStream, StreamLoader
+from autotimm.streaming.decode import decode_image
+from autotimm.streaming.store import Source, open_source, split_names
+from autotimm.structures import InputError, Record, World
+
+STRIDE = 32
+"""Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class InstanceSegmentationDataModule(LightningDataModule):
+    """Batches of a COCO folder, a folder of shards or a URL of one.
+
+    Args:
+        data_dir: the folder or URL; which of the three it is, is found out.
+        image_size: side of the canvas in pixels, or height and width; rounded up to multiples of
+            32.
+        batch_size: images a step on each rank.
+        num_workers: processes that decode on each rank; 0 decodes in the training process.
+        augmentation_preset: "light", "default", "strong", or an ``Augmentation`` (also as a dict of
+            its fields, as in a config file).
+        resize: "letterbox" keeps the aspect and pads, "stretch" fills the canvas.
+        val_batch_size: images a step on each rank in evaluation; by default ``batch_size``.
+        train_split: name of the split to train on.
+        val_split: name of the split to validate on; None validates nothing.
+        test_split: name of the split to test and predict on; by default "test" if it is there, with
+            annotations, else ``val_split``.
+        mean: of R, G and B, where 1 is white; images are normalised by it.
+        std: likewise.
+        seed: of the order and the augmentation.
+        masks: False leaves out the masks, for a model that finds boxes only.
+        cache_dir: where shards from a URL are kept; by default in the user's cache folder.
+        persistent_workers: keep the workers from one epoch to the next.
+        pin_memory: page-locked batches; by default where the trainer uses a GPU.
+        prefetch_factor: batches that each worker makes ahead.
+
+    Raises:
+        InputError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        image_size: int | tuple[int, int] = 640,
+        batch_size: int = 4,
+        num_workers: int = 4,
+        augmentation_preset: str | Augmentation | dict[str, Any] = "default",
+        resize: str = "letterbox",
+        val_batch_size: int | None = None,
+        train_split: str = "train",
+        val_split: str | None = "val",
+        test_split: str | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+        masks: bool = True,
+        cache_dir: str | Path | None = None,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
+        prefetch_factor: int = 2,
+    ) -> None:
+        super().__init__()
+        self.data_dir = str(data_dir)
+        folder = remote.local_path(self.data_dir)
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"data_dir: {folder}: no such folder")
+        self.image_size = _canvas(image_size)
+        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.val_batch_size = (
+            self.batch_size
+            if val_batch_size is None
+            else _at_least("val_batch_size", val_batch_size, 1)
+        )
+        self.num_workers = _at_least("num_workers", num_workers, 0)
+        self.prefetch_factor = _at_least("prefetch_factor", prefetch_factor, 1)
+        self.seed = _at_least("seed", seed, 0)
+        self.augmentation = augmentation_of(augmentation_preset)
+        if resize not in transforms.RESIZES:
+            raise InputError(
+                f"resize is {resize!r}, but must be one of {', '.join(transforms.RESIZES)}"
+            )
+        self.resize = resize
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
+        self.mean, self.std = _three("mean", mean), _three("std", std)
+        if min(self.std) <= 0:
+            raise InputError(f"std is {self.std}, but must be above 0")
+        self.masks = masks
+        self.cache_dir = cache_dir
+        self.persistent_workers = persistent_workers
+        self.pin_memory = pin_memory
+        self._sources: dict[str, Source] = {}
+        self._splits: list[str] | None = None
+        self._loaders: list[StreamLoader] = []
+        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def categories(self) -> list[Category]:
+        """The categories of the training split, by id; a label is a position in this list."""
+        return self.source(self.train_split).categories
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each label."""
+        return [category.name for category in self.categories]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.categories)
+
+    def source(self, split: str) -> Source:
+        """The samples of a split, opened at the first call.
+
+        Raises:
+            InputError: there is no such split, or it is damaged.
+        """
+        if split not in self._sources:
+            self._sources[split] = open_source(self.data_dir, split, self.cache_dir)
+        return self._sources[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the splits of a stage ("fit", "validate", "test", "predict"; None for all).
+
+        Raises:
+            InputError: a split is missing or damaged, or has categories that training has not.
+        """
+        splits = []
+        if stage in ("fit", None):
+            splits.append(self.train_split)
+        if stage in ("fit", "validate", None) and self.val_split is not None:
+            splits.append(self.val_split)
+        if stage in ("test", "predict"):
+            splits.append(self._evaluated("test"))
+        known = {(c.id, c.name) for c in self.categories}
+        for split in splits:
+            for category in self.source(split).categories:
+                if (category.id, category.name) not in known:
+                    raise InputError(
+                        f"{self.source(split).where(0)}: category {category.id} "
+                        f"({category.name!r}) is not in the {self.train_split!r} split: give all "
+                        "splits the same categories"
+                    )
+
+    def train_dataloader(self) -> StreamLoader:
+        """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
+        load = _Load(self._labels(), self, self.augmentation)
+        return self._loader(self.train_split, load, collate.collate, self.batch_size, True)
+
+    def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
+        """Batches of ``val_split`` for evaluation; none where there is no such split."""
+        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        if self.val_split is None and not validating:
+            return []
+        return self._evaluation_loader(self._evaluated("validate"))
+
+    def test_dataloader(self) -> StreamLoader:
+        """Batches of ``test_split`` for evaluation."""
+        return self._evaluation_loader(self._evaluated("test"))
+
+    def predict_dataloader(self) -> StreamLoader:
+        """The same batches as in testing."""
+        return self._evaluation_loader(self._evaluated("test"))
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Normalises the images, on the device: uint8 to float32, by mean and std."""
+        image = batch["image"]
+        if image.dtype == torch.uint8:
+            if image.device not in self._scale:
+                # Made once: a small copy to a GPU at every step would wait for it every time.
+                std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
+                mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
+                self._scale[image.device] = (1 / (255 * std), mean / std)
+            factor, shift = self._scale[image.device]
+            batch["image"] = image.float().mul_(factor).sub_(shift)
+        return batch
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Ends the workers."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def _evaluated(self, stage: str) -> str:
+        """The split that a stage evaluates on."""
+        if stage == "test":
+            if self.test_split is not None:
+                return self.test_split
+            if self._splits is None:
+                self._splits = split_names(self.data_dir)
+            if "test" in self._splits:
+                return "test"
+        if self.val_split is None:
+            raise InputError(
+                f"there is nothing to evaluate on: val_split is None, and {self.data_dir} has no "
+                "'test' split: set val_split or test_split"
+            )
+        return self.val_split
+
+    def _labels(self) -> dict[int, int]:
+        return coco.label_of(self.categories)
+
+    def _evaluation_loader(self, split: str) -> StreamLoader:
+        labels = self._labels()
+        return self._loader(
+            split, _Load(labels, self, None), _CollateWithTarget(labels), self.val_batch_size, False
+        )
+
+    def _loader(
+        self, split: str, load: Any, collate_samples: Any, batch_size: int, train: bool
+    ) -> StreamLoader:
+        trainer, world, on_gpu = self.trainer, World(), torch.cuda.is_available()
+        if trainer is not None:
+            world = World(trainer.global_rank, trainer.world_size)
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+        stream = SampleStream(
+            self.source(split),
+            load,
+            collate_samples,
+            world=world,
+            batch_size=batch_size,
+            seed=self.seed,
+            shuffle=train,
+            pad=not train,
+        )
+        loader = StreamLoader(
+            stream,
+            finish=collate.finish,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            persistent_workers=self.persistent_workers,
+            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
+        )
+        self._loaders.append(loader)
+        return loader
+
+
+class _Load:
+    """Image bytes and record -> sample; without an augmentation for evaluation.
+
+    A class rather than a closure, so that workers that are spawned can be sent it.
+    """
+
+    def __init__(
+        self,
+        labels: dict[int, int],
+        data: InstanceSegmentationDataModule,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self._labels = labels
+        self._canvas = data.image_size
+        self._augmentation = augmentation
+        red, green, blue = (round(255 * m) for m in data.mean)
+        self._options: dict[str, Any] = {
+            "resize": data.resize,
+            "fill": (red, green, blue),
+            "with_masks": data.masks,
+        }
+
+    def __call__(
+        self, data: bytes | memoryview, record: Record, rng: np.random.Generator
+    ) -> transforms.Sample:
+        image = decode_image(data, record["width"], record["height"])
+        if self._augmentation is None:
+            return transforms.evaluation_sample(
+                image, record, self._labels, self._canvas, **self._options
+            )
+        return transforms.training_sample(
+            image,
+            record,
+            self._labels,
+            self._canvas,
+            augmentation=self._augmentation,
+            rng=rng,
+            **self._options,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _CollateWithTarget:
+    labels: dict[int, int]
+
+    def __call__(self, samples: list[transforms.Sample], padding: list[bool]) -> dict[str, Any]:
+        return collate.collate(samples, padding, self.labels)
+
+
+def _canvas(image_size: int | Sequence[int]) -> tuple[int, int]:
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if (
+        len(sides) != 2
+        or any(isinstance(s, bool) or not isinstance(s, int) for s in sides)
+        or not all(STRIDE <= s <= 16384 for s in sides)
+    ):
+        raise InputError(
+            f"image_size is {image_size!r}, but must be a number of pixels, or height and width, "
+            f"from {STRIDE} to 16384"
+        )
+    height, width = (-(-s // STRIDE) * STRIDE for s in sides)
+    return height, width
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+        raise InputError(f"{name} is {value!r}, but must be a whole number, {least} or more")
+    return value
+
+
+def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(v) for v in values)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {values!r}, but must be three numbers") from None
+    return red, green, blue

@@ -1,0 +1,89 @@
+"""Image bytes -> RGB pixels, for whatever a data set may hold.
+
+JPEG, nearly everything there is, goes through simplejpeg; the rest, and JPEGs that simplejpeg does
+not take, through PIL. The size is compared with the record's before any pixel is decoded, so that
+no file can unfold into more memory than its record says.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from autotimm.structures import InputError
+
+_EXIF_ORIENTATION = 0x0112
+_SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
+
+
+class DataError(InputError):
+    """A sample of the data set cannot be used. The message names it, and says why."""
+
+
+def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
+    """Decodes an image of any common format and mode.
+
+    An alpha channel is dropped; 16-bit values keep their upper 8 bits. EXIF rotation is applied
+    where the record's size asks for it: an image whose stored size is the record's stays as stored,
+    which is how most annotation tools see it.
+
+    Args:
+        data: the file's bytes.
+        width: of the image according to its record, in pixels.
+        height: likewise.
+
+    Returns:
+        [height, width, 3] uint8, RGB.
+
+    Raises:
+        DataError: the bytes are no such image; the message is a short reason, without the name.
+    """
+    if bytes(data[:3]) == b"\xff\xd8\xff":
+        try:
+            stored_height, stored_width, space, _ = simplejpeg.decode_jpeg_header(data)
+            if (stored_width, stored_height) == (width, height) and space in _SIMPLE:
+                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        except ValueError:
+            pass  # some flaw, which PIL either copes with or reports
+    return _decode_with_pil(data, width, height)
+
+
+def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
+    try:
+        # What PIL warns of (odd metadata, large images) does not concern the pixels or is checked.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+                rotate = image.size != (width, height) and turned
+                if (image.size[::-1] if rotate else image.size) != (width, height):
+                    raise DataError(
+                        f"the image is {image.width} x {image.height} pixels, "
+                        f"its annotations say {width} x {height}"
+                    )
+                return _rgb(ImageOps.exif_transpose(image) if rotate else image)
+    except DataError:
+        raise
+    # PIL's plug-ins raise whatever comes up while they parse a broken file.
+    except Exception as error:
+        reason = str(error).split("\n")[0].replace(repr(error), "") or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image of a known format"
+        raise DataError(f"the image cannot be decoded ({reason})") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise DataError("the image has floating-point pixels: convert it to 8 bits a channel")
+    if image.mode.startswith("I"):  # 16 bits, which some formats hand on as 32
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError("the image has 32-bit pixels: convert it to 8 bits a channel")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
