@@ -7,13 +7,14 @@ are width, height in pixels.
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from autotimm.structures import InputError
 
@@ -24,11 +25,13 @@ EXTENSIONS = {
     "MPO": "jpg",  # a JPEG with more pictures behind the first
     "PNG": "png",
     "PPM": "ppm",
-    "TIFF": "tif",
-    "WEBP": "webp",
+    TiffImagePlugin.TiffImageFile.format: "tif",  # known to PIL only once its module is imported
+    WebPImagePlugin.WebPImageFile.format: "webp",
 }
-FORMATS = tuple(EXTENSIONS)
-"""The image formats that are read, as PIL names them."""
+"""The image formats that are read, as PIL names them, and the extensions they get."""
+
+FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
+"""What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
 
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
@@ -57,18 +60,22 @@ def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
             "ignore"
         )  # PIL warns of odd metadata and large pictures, which are fine
         try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                kind, size = image.format or "", image.size
-                ended = kind in ("JPEG", "MPO") and b"\xff\xd9" in data[-_END:]
-                ended = ended or (kind == "PNG" and b"IEND" in data[-_END:])
-                if not ended:
-                    image.load()
-        except Image.UnidentifiedImageError:
-            raise ValueError("image cannot be opened") from None
+            image = Image.open(BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             raise ValueError("image too large") from None
-        # PIL's readers raise whatever they trip over in a broken file.
-        except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError):
+        except (OSError, ValueError):  # UnidentifiedImageError is an OSError
+            raise ValueError("image cannot be opened") from None
+        kind, size = image.format or "", image.size
+        ended = (
+            b"\xff\xd9" in data[-_END:]
+            if EXTENSIONS[kind] == "jpg"
+            else (kind == "PNG" and b"IEND" in data[-_END:])
+        )
+        try:
+            if not ended:
+                image.load()
+        # PIL's decoders raise whatever they trip over in a broken file.
+        except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error):
             raise ValueError("image cut off or broken") from None
     return EXTENSIONS[kind], size
 
@@ -81,7 +88,7 @@ def shown_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             try:
                 turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError):
+            except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error):
                 turned = False  # EXIF that cannot be read turns nothing
     return (height, width) if turned else (width, height)
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             limit=options.limit,
         )
     except (InputError, argparse.ArgumentError) as error:
-        _fail(2, str(error))
+        _fail(2, re.sub(r'^\s*Parser key "(\w+)":\s*Not of type \w+', _flag, str(error)))
     except OSError as error:  # a full disk, a folder that may not be written
         _fail(2, f"{error.filename or 'writing'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -273,6 +273,10 @@ def _summary(written: dict[str, Written], seconds: dict[str, float], dst: Path) 
                 soft_wrap=True,
             )
     console.print(f"wrote {dst / MANIFEST}", markup=False, soft_wrap=True)
+
+
+def _flag(match: re.Match[str]) -> str:
+    return "--" + match[1].replace("_", "-")
 
 
 def _fail(code: int, message: str) -> NoReturn:

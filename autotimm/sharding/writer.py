@@ -45,7 +45,7 @@ class ShardPlan:
 
 @dataclass(slots=True)
 class Written:
-    """What was written: the shards, how much they hold (crowd is part of instances), what was odd."""
+    """What was written (crowd is part of instances), and what was odd."""
 
     shards: list[Shard] = field(default_factory=list)
     images: int = 0
@@ -119,7 +119,7 @@ def plan_shards(
 def sample_sizes(index: CocoIndex, count: int) -> list[int]:
     """Returns about how many bytes each of the first ``count`` samples takes in a tar."""
     return [
-        _image_size(index.image_path(i)) + index.annotation_bytes(i) + 4 * BLOCK
+        _image_size(index.image_file(i)) + index.annotation_bytes(i) + 4 * BLOCK
         for i in range(count)
     ]
 
@@ -189,9 +189,9 @@ def _write_sample(
     written: Written,
 ) -> tuple[int, ...] | None:
     """Appends one sample; returns its row of the index, or None if it had to be left out."""
-    path = index.image_path(position)
     try:
-        data = path.read_bytes()
+        with open(index.image_file(position), "rb", buffering=0) as source:  # noqa: PTH123
+            data = source.read()
         extension, size = images.inspect(data)
         declared = index.size(position)
         if size != declared and images.shown_size(data) != declared:
@@ -237,8 +237,8 @@ def _write(file: BinaryIO, pieces: list[bytes]) -> None:
         rest = rest[os.write(file.fileno(), rest) :]
 
 
-def _image_size(path: Path) -> int:
+def _image_size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116
     except OSError:
         return 0  # what is wrong with it is said when it is read
