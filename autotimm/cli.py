@@ -18,7 +18,7 @@ from autotimm.training.trainer import AutoTrainer
 
 
 class TrainCLI(LightningCLI):
-    """``--model`` chooses the class (InstanceSegmentor unless told); the data say its num_classes."""
+    """``--model`` chooses the class, InstanceSegmentor unless told; the data say num_classes."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model": {"class_path": "autotimm.InstanceSegmentor"}})

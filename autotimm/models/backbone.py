@@ -5,6 +5,7 @@ Maps come out as NCHW whatever the model computes in (Swin and its kin work in N
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
 def _indices_of_strides(name: str) -> tuple[int, ...]:
     """Which of the model's maps lie at strides 8, 16 and 32, found without allocating weights."""
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise InputError(f"backbone={name!r} is not a timm model (see timm.list_models()){hint}")
     try:

@@ -95,9 +95,13 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
     corner = (rois.boxes[..., :2] - low) / extent * side + 1
     opposite = (rois.boxes[..., 2:] - low) / extent * side + 1
     image = torch.arange(count, device=crops.device)[:, None] * slots + rois.slots
+    # A padding RoI points at any slot, an empty one perhaps, of no extent.
+    corner = torch.where(rois.valid[..., None], corner, 0.0)
+    opposite = torch.where(rois.valid[..., None], opposite, 1.0)
     flat = torch.cat([image[..., None].float(), corner, opposite], -1).flatten(0, 1)
     ringed = F.pad(crops.flatten(0, 1)[:, None].float(), (1, 1, 1, 1))
-    return roi_align(ringed, flat, size, aligned=True)[:, 0]
+    samples = -(-side // size)  # one a crop sample, so that none is passed over
+    return roi_align(ringed, flat, size, sampling_ratio=samples, aligned=True)[:, 0]
 
 
 def roi_levels(boxes: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""Random ground truth and small networks for tests of the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autotimm.structures import MASK_CROP
+
+
+def random_boxes(
+    count: int, height: int, width: int, generator: torch.Generator, smallest: float = 4.0
+) -> Tensor:
+    """[count, 4] boxes inside the canvas, their sizes spread evenly over the octaves."""
+    limits = torch.tensor([width, height]) / smallest
+    sides = smallest * limits ** torch.rand(count, 2, generator=generator)
+    low = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - sides)
+    return torch.cat([low, low + sides], -1)
+
+
+def random_batch(
+    counts: list[int],
+    height: int = 128,
+    width: int = 160,
+    num_classes: int = 3,
+    slots: int = 8,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """An image for each of ``counts``, with that many instances; discs as masks."""
+    g = torch.Generator().manual_seed(seed)
+    images = len(counts)
+    boxes = torch.zeros(images, slots, 4)
+    labels = torch.full((images, slots), -1)
+    masks = torch.zeros(images, slots, MASK_CROP, MASK_CROP, dtype=torch.uint8)
+    axis = (torch.arange(MASK_CROP) + 0.5) / MASK_CROP - 0.5
+    disc = (axis[:, None] ** 2 + axis[None, :] ** 2 <= 0.25).to(torch.uint8)
+    for i, count in enumerate(counts):
+        boxes[i, :count] = random_boxes(count, height, width, g, smallest=8.0)
+        labels[i, :count] = torch.randint(0, num_classes, (count,), generator=g)
+        masks[i, :count] = disc
+    image = torch.randn(images, 3, height, width, generator=g)
+    return {"image": image, "boxes": boxes, "labels": labels, "masks": masks}

@@ -1,0 +1,163 @@
+"""The whole network: gradients everywhere, precision, empty batches, two ranks equal one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from batches import random_batch
+from torch.nn.parallel import DistributedDataParallel
+
+from autotimm.models.losses import LossSums
+from autotimm.models.network import Network
+from autotimm.structures import InputError
+from autotimm.tasks.detector import mean_over_ranks
+
+CLASSES = 3
+
+
+def small_network(masks: bool = True, rois: int = 16, **options) -> Network:
+    torch.manual_seed(0)
+    network = Network(
+        "resnet10t", CLASSES, pretrained=False, fpn_channels=32, head_convs=1, **options
+    )
+    if masks:
+        network.add_masks(12, rois)
+    return network
+
+
+def total(sums: LossSums) -> torch.Tensor:
+    return torch.stack(
+        list(sums.normalised(mean_over_ranks(sums.counts().detach())).values())
+    ).sum()
+
+
+def test_every_parameter_learns() -> None:
+    network = small_network()
+    total(network(**random_batch([3, 5, 0]))).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        # A residual branch that ends in a norm of zeros passes nothing back at first.
+        if not name.startswith("backbone.model.layer"):
+            assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_batch_without_instances_gives_every_parameter_a_gradient(masks: bool) -> None:
+    """Else DDP waits forever for the gradient of the mask head on the rank without objects."""
+    network = small_network(masks)
+    sums = network(**random_batch([0, 0]))
+    assert sums.positives == 0
+    assert sums.boxes == sums.centerness == sums.masks == 0
+    total(sums).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    assert network.head.classes.weight.grad.abs().sum() > 0  # the background is learnt from
+    if masks:
+        assert all((p.grad == 0).all() for p in network.mask_head.parameters())
+
+
+def test_losses_are_float32_under_autocast() -> None:
+    network = small_network()
+    batch = random_batch([4, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(**batch)
+        assert (
+            network.head(network.fpn(network.backbone(batch["image"]))).classes.dtype
+            == torch.bfloat16
+        )
+    assert all(value.dtype == torch.float32 for value in low)
+    assert all(torch.isfinite(value) for value in low)
+
+
+def test_the_distances_of_each_level_have_a_scale_of_their_own() -> None:
+    network = small_network()
+    network.eval()
+    image = random_batch([1])["image"]
+    before = network(image).head.distances
+    with torch.no_grad():
+        network.head.scales[1] *= 3
+    after = network(image).head.distances
+    p3, p4 = 16 * 20, 8 * 10
+    assert torch.equal(before[:, :p3], after[:, :p3])
+    torch.testing.assert_close(before[:, p3 : p3 + p4] * 3, after[:, p3 : p3 + p4])
+    assert torch.equal(before[:, p3 + p4 :], after[:, p3 + p4 :])
+    assert (before >= 0).all()
+    assert (before > 0).any()
+
+
+def test_detections_and_their_masks() -> None:
+    network = small_network().eval()
+    found = network.detect(torch.randn(2, 3, 128, 160), score_thresh=0.0, max_detections=30)
+    assert len(found) == 2
+    for detections in found:
+        count = len(detections["scores"])
+        assert 0 < count <= 30
+        assert detections["boxes"].shape == (count, 4)
+        assert detections["masks"].shape == (count, 12, 12)
+        assert ((detections["masks"] >= 0) & (detections["masks"] <= 1)).all()
+        assert (detections["scores"].diff() <= 0).all()
+
+
+def test_a_frozen_backbone_stays_as_it_is() -> None:
+    network = small_network(freeze_backbone=True)
+    before = copy.deepcopy(network.backbone.state_dict())
+    network.train()
+    total(network(**random_batch([3, 5]))).backward()
+    assert all(p.grad is None for p in network.backbone.parameters())
+    for key, value in network.backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_an_image_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(InputError, match="100 x 160"):
+        small_network().detect(torch.zeros(1, 3, 100, 160))
+
+
+class Loss(torch.nn.Module):
+    """DDP hooks into forward."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return total(self.network(**batch))
+
+
+def frozen_norms(network: Network) -> Network:
+    """Batch norm sees a rank's images alone: with fixed statistics ranks are comparable."""
+    return network.eval()
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    batch = random_batch([1, 6, 0, 0])
+    model = DistributedDataParallel(Loss(frozen_norms(small_network(rois=2000))))
+    half = {key: value[2 * rank : 2 * rank + 2] for key, value in batch.items()}
+    loss = model(half)
+    loss.backward()
+    dist.all_reduce(loss)
+    gradients = {n: p.grad for n, p in model.module.network.named_parameters()}
+    torch.save((loss.detach() / 2, gradients), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_gradients_of_one_on_the_joined_batch(tmp_path) -> None:
+    """The second rank has no instance at all, so its own counts alone would be wrong."""
+    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    network = frozen_norms(small_network(rois=2000))
+    loss = total(network(**random_batch([1, 6, 0, 0])))
+    loss.backward()
+    for rank in range(2):
+        got, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(got, loss.detach())
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
