@@ -1,0 +1,261 @@
+"""A folder of shards, here or on a server, read by index.
+
+Invariants: what the manifest says is checked before the first sample is read (a missing or cut-off
+shard is found when the source is opened, not at step 40,000); what came over a network has had its
+sha256 checked; nothing is unpickled, and every record is checked before it is handed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from autotimm.coco import Category
+from autotimm.sharding.manifest import (
+    INDEX_DTYPE,
+    MANIFEST,
+    Manifest,
+    SplitInfo,
+    build_index,
+    read_index,
+    read_manifest,
+)
+from autotimm.streaming import remote
+from autotimm.streaming.decode import DataError
+from autotimm.structures import InputError, Record
+
+_OPEN = 64  # shards kept mapped: a window, and what workers that lag behind still read
+
+
+class ShardSource:
+    """A split of a shard folder, memory-mapped; from a URL, its shards are cached first.
+
+    Args:
+        location: the folder or its URL.
+        split: such as "train".
+        cache_dir: where shards from a URL are kept.
+        verify: whether to check the sha256 of all shards first.
+        retry: how downloads are tried.
+
+    Raises:
+        InputError: the manifest or a shard is missing or not what it should be.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        split: str,
+        cache_dir: str | Path | None = None,
+        verify: bool = False,
+        retry: remote.Retry | None = None,
+    ) -> None:
+        self._location = location
+        self._folder = remote.local_path(location)
+        self._cache = Path(cache_dir) if cache_dir else remote.default_cache()
+        self._retry = retry or remote.Retry()
+        manifest = manifest_of(location, self._folder, self._retry)
+        if split not in manifest.splits:
+            raise InputError(f"{location}: no split {split!r}, only {', '.join(manifest.splits)}")
+        info = manifest.splits[split]
+        self._shards = info.shards
+        self.categories = sorted(manifest.categories, key=lambda c: c.id)
+        self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
+        self.fingerprint = _fingerprint(info, self.categories)
+        self._open: OrderedDict[int, tuple[memoryview, np.ndarray]] = OrderedDict()
+        self._ahead: deque[int] = deque()
+        self._thread: threading.Thread | None = None
+        if self._folder is not None:
+            self._check_sizes()
+        if verify:
+            self.verify()
+
+    def __getstate__(self) -> dict[str, Any]:  # for workers that are spawned rather than forked
+        return self.__dict__ | {"_open": OrderedDict(), "_ahead": deque(), "_thread": None}
+
+    def read(self, shard: int, index: int) -> tuple[memoryview, Record]:
+        """See ``Source``."""
+        data, rows = self._mapped(shard)
+        row = rows[index]
+        image, text = int(row["image_offset"]), int(row["json_offset"])
+        record = checked_record(
+            data[text : text + int(row["json_bytes"])], f"sample {index} of {self.where(shard)}"
+        )
+        return data[image : image + int(row["image_bytes"])], record
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Downloads these shards in the background; of no effect on a local folder."""
+        if self._folder is not None:
+            return
+        self._ahead.clear()
+        self._ahead.extend(shards)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._fetch_ahead, daemon=True)
+            self._thread.start()
+
+    def where(self, shard: int) -> str:
+        """See ``Source``."""
+        return f"{self._location.rstrip('/')}/{self._shards[shard].name}"
+
+    def path(self, shard: int) -> Path:
+        """Where the tar of a shard lies on this machine, downloaded if need be."""
+        path = self._path(shard, wait=True)
+        assert path is not None  # only a caller that does not wait gets None
+        return path
+
+    def verify(self) -> None:
+        """Checks the sha256 of every shard, cached ones included.
+
+        Raises:
+            InputError: a shard is not what the manifest says.
+        """
+        for shard, info in enumerate(self._shards):
+            path = self.path(shard)
+            if remote.sha256_of(path) != info.sha256:
+                raise InputError(
+                    f"{path}: its content is not what {MANIFEST} says (sha256 differs): "
+                    + ("run autotimm-shard again" if self._folder else "delete it")
+                )
+
+    def _check_sizes(self) -> None:
+        for shard, info in enumerate(self._shards):
+            path = self.path(shard)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise InputError(
+                    f"{path}: {MANIFEST} names it, but: {error.strerror}: copy it here or run "
+                    "autotimm-shard again"
+                ) from None
+            if size != info.bytes:
+                raise InputError(
+                    f"{path}: has {size} bytes, {MANIFEST} says {info.bytes}: copy it again or "
+                    "run autotimm-shard again"
+                )
+
+    def _path(self, shard: int, wait: bool) -> Path | None:
+        info = self._shards[shard]
+        if self._folder is not None:
+            return self._folder / info.name
+        url = remote.join(self._location, info.name)
+        size = info.bytes
+        try:
+            return remote.fetch(
+                url, self._cache, info.sha256, ".tar", size, size, self._retry, wait
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{error}, but {MANIFEST} names it") from None
+
+    def _mapped(self, shard: int) -> tuple[memoryview, np.ndarray]:
+        """The bytes of a shard and its index."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        info, path = self._shards[shard], self.path(shard)
+        try:
+            with path.open("rb") as file:
+                # What is handed out keeps the mapping alive after it has left the table.
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+        if len(data) != info.bytes:
+            raise InputError(f"{path}: has {len(data)} bytes, {MANIFEST} says {info.bytes}")
+        self._open[shard] = data, self._index(shard, data)
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return self._open[shard]
+
+    def _index(self, shard: int, data: memoryview) -> np.ndarray:
+        """The index beside the shard, or else one made from the tar."""
+        info = self._shards[shard]
+        path: Path | None
+        if self._folder is not None:
+            path = self._folder / info.index
+        else:
+            limit = info.samples * INDEX_DTYPE.itemsize + 4096
+            url = remote.join(self._location, info.index)
+            try:
+                path = remote.fetch(
+                    url, self._cache, info.index_sha256, ".npy", None, limit, self._retry
+                )
+            except FileNotFoundError:
+                path = None
+        if path is None or not path.is_file():
+            try:
+                index = build_index(data)
+            except InputError as error:
+                raise InputError(f"{self.where(shard)}: {error}") from None
+            if len(index) != info.samples:
+                raise InputError(
+                    f"{self.where(shard)}: has {len(index)} samples, not {info.samples}"
+                )
+            return index
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != info.index_sha256:
+            raise InputError(f"{path}: its content is not what {MANIFEST} says: delete it")
+        return read_index(content, info)
+
+    def _fetch_ahead(self) -> None:
+        while self._ahead:
+            try:
+                self._path(self._ahead.popleft(), wait=False)
+            except IndexError:  # the plan was changed meanwhile
+                continue
+            except InputError:
+                return  # the reader meets it again, and raises it with a traceback of its own
+
+
+def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Manifest:
+    """The manifest of a folder (given as such too) or URL of shards; InputError without one."""
+    if folder is not None:
+        return read_manifest(folder)
+    url = remote.join(location, MANIFEST)
+    try:
+        return read_manifest(remote.read_bytes(url, retry))
+    except FileNotFoundError as error:
+        raise InputError(f"{error}: {location} is not a folder of shards") from None
+
+
+def _fingerprint(info: SplitInfo, categories: list[Category]) -> str:
+    content = [[s.sha256, s.samples] for s in info.shards], [[c.id, c.name] for c in categories]
+    return hashlib.sha256(orjson.dumps(content)).hexdigest()
+
+
+def checked_record(text: bytes | memoryview, where: str) -> Record:
+    """A record out of a shard, which may come from anywhere."""
+    try:
+        record = orjson.loads(text)
+        size = [_whole(record["height"], 1), _whole(record["width"], 1)]
+        _whole(record["image_id"])
+        if not isinstance(record["file_name"], str):
+            raise ValueError("file_name is not text")
+        for annotation in record["annotations"]:
+            _whole(annotation["id"])
+            _whole(annotation["category_id"])
+            if annotation["iscrowd"] not in (0, 1):
+                raise ValueError("iscrowd is neither 0 nor 1")
+            x, y, w, h = annotation["bbox"]
+            if not math.isfinite(x + y + w + h + annotation["area"]):
+                raise ValueError("a box or area is not finite")
+            rle = annotation["segmentation"]
+            if rle["size"] != size or not isinstance(rle["counts"], str):
+                raise ValueError("a segmentation is no compressed RLE of the image's size")
+    except KeyError as error:
+        raise DataError(f"{where}: its record lacks {error}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: its record is damaged: {error}") from error
+    return record
+
+
+def _whole(value: Any, least: int | None = None) -> int:
+    if type(value) is not int or (least is not None and value < least):
+        raise ValueError(f"{value!r} is not a whole number in range")
+    return value

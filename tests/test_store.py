@@ -1,0 +1,333 @@
+"""Sources: shards by index against tarfile and the COCO folder; a real server and its faults."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import multiprocessing
+import pickle
+import shutil
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autotimm.data.synthetic import make_dataset
+from autotimm.sharding.cli import shard
+from autotimm.streaming import remote
+from autotimm.streaming.decode import DataError
+from autotimm.streaming.remote import Retry
+from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
+from autotimm.structures import InputError
+
+QUICK = Retry(attempts=3, wait=0.01)
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painted") / "coco"
+    make_dataset(folder, train=10, val=3, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shard_folder(coco_folder: Path) -> Path:
+    shard(coco_folder, coco_folder.parent / "shards", samples_per_shard=4)
+    return coco_folder.parent / "shards"
+
+
+@pytest.fixture
+def copy(shard_folder: Path, tmp_path: Path) -> Path:
+    """Shards that a test may damage."""
+    return shutil.copytree(shard_folder, tmp_path / "copy")
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; ``faults[path]`` are statuses to answer first, ``requests`` counts GETs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.faults, self.requests = folder, dict[str, list[int]](), Counter[str]()
+        self.cut: set[str] = set()
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/some/folder"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        if body:
+            self.server.requests[name] += 1
+            if self.server.faults.get(name):
+                self.send_error(self.server.faults[name].pop(0))
+                return
+        if not (self.server.folder / name).is_file():
+            self.send_error(404)
+            return
+        content = (self.server.folder / name).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[:1000] if name in self.server.cut else content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(copy: Path) -> Iterator[Server]:
+    server = Server(copy)
+    yield server
+    server.shutdown()
+
+
+def everything(source: ShardSource | FolderSource) -> list[tuple[bytes, dict]]:
+    return [
+        (bytes(image), record)
+        for k, size in enumerate(source.shard_sizes)
+        for image, record in (source.read(k, i) for i in range(size))
+    ]
+
+
+def test_shards_are_what_tarfile_and_the_folder_say(coco_folder: Path, shard_folder: Path) -> None:
+    source = open_source(str(shard_folder), "train")
+    assert source.shard_sizes.tolist() == [4, 4, 2]
+    assert [c.id for c in source.categories] == [1, 3, 7, 18]
+    members = []
+    for tar in sorted(shard_folder.glob("train-*.tar")):
+        with tarfile.open(tar) as file:
+            members += [(m.name, file.extractfile(m).read()) for m in file]  # type: ignore[union-attr]
+    images = [data for name, data in members if not name.endswith(".json")]
+    records = [json.loads(data) for name, data in members if name.endswith(".json")]
+    assert everything(source) == list(zip(images, records, strict=True))
+
+    folder = open_source(coco_folder, "train")
+    assert isinstance(folder, FolderSource)
+    assert everything(folder) == everything(source)
+    assert folder.categories == source.categories
+    assert folder.fingerprint != source.fingerprint
+    assert source.fingerprint == open_source(f"file://{shard_folder}", "train").fingerprint
+    assert source.fingerprint != open_source(str(shard_folder), "val").fingerprint
+
+
+def test_a_shard_without_its_index_reads_the_same(copy: Path, shard_folder: Path) -> None:
+    for index in copy.glob("*.npy"):
+        index.unlink()
+    assert everything(ShardSource(str(copy), "train")) == everything(
+        ShardSource(str(shard_folder), "train")
+    )
+
+
+def test_a_source_survives_pickling(shard_folder: Path) -> None:
+    source = ShardSource(str(shard_folder), "train")
+    before = everything(source)
+    assert everything(pickle.loads(pickle.dumps(source))) == before  # noqa: S301
+
+
+def test_damage_is_found_on_opening(copy: Path) -> None:
+    tar = copy / "train-000001.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[:-512])
+    with pytest.raises(InputError, match=r"train-000001\.tar: has \d+ bytes, manifest\.json says"):
+        open_source(copy, "train")
+    tar.unlink()
+    with pytest.raises(InputError, match=r"train-000001\.tar: .* No such file"):
+        open_source(copy, "train")
+    open_source(copy, "val")
+
+    flipped = bytearray(content)
+    flipped[3000] ^= 1
+    tar.write_bytes(flipped)
+    with pytest.raises(InputError, match=r"train-000001\.tar: .*sha256"):
+        open_source(copy, "train", verify=True)
+    tar.write_bytes(content)
+    open_source(copy, "train", verify=True)
+
+
+def test_a_damaged_index_is_refused(copy: Path) -> None:
+    index = copy / "train-000000.idx.npy"
+    index.write_bytes(index.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(InputError, match=r"train-000000\.idx\.npy"):
+        ShardSource(str(copy), "train").read(0, 0)
+
+
+def test_a_damaged_record_names_its_sample(copy: Path) -> None:
+    tar = copy / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
+    with pytest.raises(DataError, match=r"sample \d of .*train-000000\.tar: .*iscrowd"):
+        everything(ShardSource(str(copy), "train"))
+
+
+def test_a_missing_image_is_named(coco_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    source = open_source(folder, "train")
+    image = min((folder / "train2017").iterdir())
+    image.unlink()
+    with pytest.raises(DataError, match=image.name):
+        everything(source)  # type: ignore[arg-type]
+
+
+def test_what_is_no_source_says_so(coco_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        open_source(tmp_path / "nothing", "train")
+    with pytest.raises(InputError, match=r"no annotations/instances.*manifest\.json"):
+        open_source(tmp_path, "train")
+    for folder in (coco_folder, shard_folder):
+        assert split_names(folder) == ["train", "val"]
+        with pytest.raises(InputError, match="no split 'test', only train, val"):
+            open_source(folder, "test")
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["ftp://host/x", "pipe:cat shards.tar", "gs://b/x", "simplecache::http://host/x", "HTTP:x"],
+)
+def test_other_urls_are_refused(location: str) -> None:
+    with pytest.raises(InputError, match="are not read: give a folder, or a file, http, https"):
+        open_source(location, "train")
+
+
+def test_s3_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install autotimm\[s3\]"):
+        open_source("s3://bucket/shards", "train")
+
+
+def test_urls_join_before_their_query() -> None:
+    assert remote.join("https://h/a/?sig=1/2", "m.json") == "https://h/a/m.json?sig=1/2"
+
+
+def test_a_url_is_read_through_the_cache(
+    server: Server, shard_folder: Path, tmp_path: Path
+) -> None:
+    local = ShardSource(str(shard_folder), "train")
+    for _ in range(2):
+        source = ShardSource(server.url + "?key=secret", "train", tmp_path / "cache", retry=QUICK)
+        assert everything(source) == everything(local)
+        assert source.fingerprint == local.fingerprint
+    assert server.requests == Counter(
+        {"manifest.json": 2}
+        | {f"train-00000{k}{end}": 1 for k in range(3) for end in (".tar", ".idx.npy")}
+    )
+    for file in (tmp_path / "cache").glob("*.*"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name.partition(".")[0]
+    source.verify()
+
+
+def test_without_remote_indices_they_are_made(server: Server, copy: Path, tmp_path: Path) -> None:
+    before = everything(ShardSource(str(copy), "train"))
+    for index in copy.glob("*.npy"):
+        index.unlink()
+    assert everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK)) == before
+
+
+def test_a_server_that_fails_twice_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.faults = {"manifest.json": [503, 500], "train-000000.tar": [503, 429]}
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    source.read(0, 0)
+    assert server.requests["train-000000.tar"] == 3
+
+    server.faults = {"train-000001.tar": [503] * 9}
+    with pytest.raises(InputError, match=r"train-000001\.tar: cannot be downloaded after 3 tries"):
+        source.read(1, 0)
+    server.faults = {"train-000001.tar": [403]}
+    with pytest.raises(InputError, match=r"train-000001\.tar: cannot be downloaded: .*403"):
+        source.read(1, 0)
+    source.read(1, 0)
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "longer", "gone"])
+def test_what_is_not_the_shard_never_enters_the_cache(
+    fault: str, server: Server, copy: Path, tmp_path: Path
+) -> None:
+    tar = copy / "train-000000.tar"
+    content = tar.read_bytes()
+    source = ShardSource(
+        server.url + "?key=secret", "train", tmp_path / "cache", retry=Retry(2, 0.01)
+    )
+    if fault == "flipped":
+        tar.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    elif fault == "cut":
+        server.cut.add(tar.name)
+    elif fault == "longer":
+        tar.write_bytes(content + bytes(10 << 20))
+    else:
+        tar.unlink()
+    with pytest.raises(InputError, match=r"train-000000\.tar: ") as error:
+        source.read(0, 0)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [f for f in (tmp_path / "cache").iterdir() if f.is_file()]
+
+
+def test_no_manifest_is_no_source(server: Server, copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: the server has no such file"):
+        open_source(server.url, "train")
+    (copy / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match="not a manifest"):
+        open_source(server.url, "train")
+
+
+def _read_all(url: str, cache: Path) -> str:
+    content = everything(ShardSource(url, "train", cache, retry=QUICK))
+    return hashlib.sha256(b"".join(image for image, _ in content)).hexdigest()
+
+
+def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool:
+        found = pool.starmap(_read_all, [(server.url, tmp_path / "cache")] * 4)
+    images = b"".join(image for image, _ in everything(ShardSource(str(copy), "train")))
+    assert found == [hashlib.sha256(images).hexdigest()] * 4
+    assert server.requests["train-000000.tar"] == 1  # one downloads, the others wait for it
+
+
+def test_prefetching_brings_shards_before_they_are_read(server: Server, tmp_path: Path) -> None:
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    source.prefetch([2, 0])
+    assert source._thread is not None
+    source._thread.join()
+    assert server.requests["train-000002.tar"] == server.requests["train-000000.tar"] == 1
+    assert server.requests["train-000001.tar"] == 0
+    source.read(2, 0)
+    assert server.requests["train-000002.tar"] == 1
+
+
+def test_a_cache_that_cannot_be_written_says_so(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    source = ShardSource(server.url, "train", tmp_path / "file", retry=QUICK)
+    with pytest.raises(InputError, match="cannot be used as a cache"):
+        source.read(0, 0)
+
+
+def test_a_tar_with_something_else_in_it(copy: Path) -> None:
+    """The manifest is believed about bytes only as far as they go: offsets stay in the shard."""
+    source = ShardSource(str(copy), "train")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    content = (copy / "train-000002.tar").read_bytes()
+    (copy / "train-000002.tar").write_bytes(
+        buffer.getvalue()[: len(content)].ljust(len(content), b"\0")
+    )
+    (copy / "train-000002.idx.npy").unlink()
+    with pytest.raises(InputError, match=r"train-000002\.tar: .*not one image and one"):
+        source.read(2, 0)
