@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from batches import random_batch
+from torch.nn import GroupNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from autotimm.models.fcos import FCOSHead
 from autotimm.models.losses import LossSums
 from autotimm.models.network import Network
 from autotimm.structures import InputError
@@ -101,6 +103,12 @@ def test_detections_and_their_masks() -> None:
         assert detections["masks"].shape == (count, 12, 12)
         assert ((detections["masks"] >= 0) & (detections["masks"] <= 1)).all()
         assert (detections["scores"].diff() <= 0).all()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (96, 12), (64, 8), (32, 4), (7, 1)])
+def test_norms_of_the_towers_have_fcos_group_size(channels: int, groups: int) -> None:
+    (norm,) = (m for m in FCOSHead(channels, 3, 1).class_tower if isinstance(m, GroupNorm))
+    assert norm.num_groups == groups
 
 
 def test_a_frozen_backbone_stays_as_it_is() -> None:

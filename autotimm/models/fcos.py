@@ -119,12 +119,18 @@ class FCOSHead(nn.Module):
         )
 
 
+def _groups(channels: int) -> int:
+    """FCOS's 32 groups of 256 channels; narrower towers keep its 8 channels a group, so that the
+    one or two cells of P7 still make a statistic."""
+    return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 8))
+
+
 def _tower(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         layers += [
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(math.gcd(32, channels), channels),
+            nn.GroupNorm(_groups(channels), channels),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)

@@ -50,7 +50,7 @@ class ImagesPerSecond(Callback):
         if self._images:
             _finish_device_work(pl_module)
             seconds = time.perf_counter() - self._since
-            pl_module.log("train/images_per_second", self._images / seconds, rank_zero_only=True)
+            pl_module.log("train/images_per_second", self._images / seconds, sync_dist=True)
 
 
 class SavePictures(Callback):
@@ -194,7 +194,7 @@ def _draw(
 ) -> np.ndarray:
     image, factor = picture
     size = (image.shape[1], image.shape[0])
-    rles = instances.get("rles")
+    rles, scores = instances.get("rles"), instances.get("scores")
     small = None
     if rles is not None:
         small = [
@@ -204,7 +204,7 @@ def _draw(
         image,
         instances["boxes"].cpu().numpy() * factor,
         instances["labels"].cpu().numpy(),
-        instances["scores"].cpu().numpy() if "scores" in instances else None,
+        None if scores is None else scores.cpu().numpy(),
         small,
         class_names=names,
     )

@@ -110,7 +110,7 @@ def _strategy(
     return strategy
 
 
-def _precision(accelerator: str) -> str:
+def _precision(accelerator: str) -> Any:
     return "16-mixed" if accelerator != "cpu" and torch.cuda.is_available() else "32-true"
 
 

@@ -1,0 +1,44 @@
+# Each target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BENCH_DATA ?= ../shared/data/fruits_nuts
+
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries)"
+	@echo "make demo      painted data -> shards -> training on two processes -> AP and a picture"
+	@echo "make test      the whole test suite (SLOW=0 leaves out the tests that take minutes)"
+	@echo "make lint      ruff, mypy, codespell"
+	@echo "make bench     the benchmarks that need no more than this machine"
+	@echo "make clean     remove .venv, caches and the demo's folder"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autotimm needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,s3,deepspeed,tensorboard]'
+	touch $@
+
+demo: install
+	$(BIN)/python launch/demo.py --out demo
+
+test: install
+	$(BIN)/python -m pytest $(if $(filter 0,$(SLOW)),-m "not slow")
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+bench: install
+	$(BIN)/python benchmarks/fruits_nuts.py --data $(BENCH_DATA)
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

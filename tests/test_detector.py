@@ -1,0 +1,198 @@
+"""The LightningModules: prediction, checkpoints, settings."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from batches import random_batch
+from torch.utils.data import DataLoader
+
+from autotimm import AutoTrainer, InputError, InstanceSegmentor, MetricConfig, ObjectDetector
+from autotimm.tasks import optimization
+
+
+def small(cls=InstanceSegmentor, **options):
+    torch.manual_seed(0)
+    settings = {
+        "backbone": "resnet10t",
+        "num_classes": 3,
+        "pretrained": False,
+        "fpn_channels": 32,
+        "head_convs": 1,
+        "compile_model": False,
+        "score_thresh": 0.0,
+    }
+    return cls(**{**settings, **options})
+
+
+def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size() -> None:
+    model = small(max_detections_per_image=20)
+    image = torch.randn(2, 3, 100, 150)  # neither side is a multiple of 32
+    found = model.predict(image)
+    assert len(found) == 2
+    for detections in found:
+        count = len(detections["scores"])
+        assert 0 < count <= 20
+        assert detections["boxes"].shape == (count, 4)
+        assert (detections["boxes"][:, 2:] <= torch.tensor([150, 100])).all()
+        assert detections["labels"].dtype == torch.int64
+        assert detections["masks"].shape == (count, 100, 150)
+        assert set(detections["masks"].unique().tolist()) <= {0, 1}
+    assert model.training  # as it was before
+    alone = model.predict(image[0])
+    torch.testing.assert_close(alone[0]["scores"], found[0]["scores"])
+    assert "masks" not in small(ObjectDetector).predict(image)[0]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 4, 64, 64), torch.zeros(1, 3, 64, 64).byte()])
+def test_predict_refuses_what_is_no_normalised_image(image) -> None:
+    with pytest.raises(InputError, match=r"normalised float images \[B, 3, H, W\]"):
+        small().predict(image)
+
+
+def test_loss_weights_weigh() -> None:
+    batch = random_batch([3, 4], slots=8)
+    losses = small().losses(batch)
+    assert set(losses) == {"classes", "boxes", "centerness", "masks"}
+    plain = small().training_step(batch, 0)
+    torch.testing.assert_close(plain, sum(losses.values()))
+    # The RoIs are drawn at random: a fixed draw makes the two steps comparable.
+    torch.manual_seed(1)
+    heavy = small(mask_loss_weight=3.0)
+    torch.manual_seed(1)
+    heavy_loss = heavy.training_step(batch, 0)
+    torch.manual_seed(1)
+    parts = heavy.losses(batch)
+    expected = sum(parts.values()) + 2 * parts["masks"]
+    torch.testing.assert_close(heavy_loss, expected, rtol=1e-3, atol=1e-3)
+    assert set(small(ObjectDetector).losses(batch)) == {"classes", "boxes", "centerness"}
+
+
+def checkpoint_of(model, folder) -> str:
+    trainer = AutoTrainer(
+        accelerator="cpu",
+        max_steps=1,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader([random_batch([2, 3])], batch_size=None)
+    trainer.fit(model, loader)
+    path = f"{folder}/model.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_a_checkpoint_gives_the_same_predictions(tmp_path) -> None:
+    metrics = [MetricConfig(name="mAP", params={"iou_type": "segm"})]
+    model = small(metrics=metrics, mask_size=12)
+    path = checkpoint_of(model, tmp_path)
+    image = torch.randn(1, 3, 96, 128)
+    before = model.predict(image)[0]
+    loaded = InstanceSegmentor.load_from_checkpoint(path)
+    after = loaded.predict(image)[0]
+    for key in ("boxes", "labels", "scores", "masks"):
+        assert torch.equal(before[key], after[key]), key
+    assert loaded.hparams.mask_size == 12
+    assert loaded.hparams.metrics[0]["name"] == "mAP"
+    changed = InstanceSegmentor.load_from_checkpoint(path, score_thresh=0.9)
+    assert len(changed.predict(image)[0]["scores"]) == 0
+    with pytest.raises(InputError, match="ObjectDetector"):
+        ObjectDetector.load_from_checkpoint(path)
+
+
+def test_a_checkpoint_does_not_need_the_pretrained_weights_again(tmp_path, monkeypatch) -> None:
+    model = small()
+    model.hparams["pretrained"] = True
+    path = checkpoint_of(model, tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert InstanceSegmentor.load_from_checkpoint(path).hparams.pretrained is False
+
+
+def test_keys_of_a_compiled_model_are_those_of_an_uncompiled_one() -> None:
+    compiled, plain = small(compile_model=True), small(compile_model=False)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert compiled.network._compiled_call_impl is not None
+    assert plain.network._compiled_call_impl is None
+
+
+class Canary:
+    def __reduce__(self):
+        return (os.mkdir, (Canary.path,))
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_nothing_of_it_runs(tmp_path) -> None:
+    Canary.path = str(tmp_path / "ran")
+    for name, payload in {
+        "torch.ckpt": {"state_dict": {}, "hyper_parameters": {"backbone": Canary()}},
+        "plain.ckpt": Canary(),
+    }.items():
+        path = tmp_path / name
+        if name.startswith("torch"):
+            torch.save(payload, path)
+        else:
+            path.write_bytes(pickle.dumps(payload))
+        with pytest.raises(InputError, match=f"{name} cannot be read as a checkpoint of weights"):
+            InstanceSegmentor.load_from_checkpoint(path)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.ckpt"):
+        InstanceSegmentor.load_from_checkpoint(tmp_path / "nowhere.ckpt")
+    torch.save({"epoch": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of InstanceSegmentor"):
+        InstanceSegmentor.load_from_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("num_classes", 0, "num_classes=0"),
+        ("score_thresh", 1.5, r"score_thresh=1\.5"),
+        ("optimizer", "lion", "optimizer='lion'.*adamw"),
+        ("scheduler", "linear", "scheduler='linear'.*cosine"),
+        ("lr", -1.0, "lr=-1"),
+        ("mask_size", 27, "mask_size=27"),
+        ("mask_loss_weight", -1.0, "mask_loss_weight=-1"),
+        ("warmup_steps", -1, "warmup_steps=-1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(option, value, said) -> None:
+    with pytest.raises(InputError, match=said):
+        small(**{option: value})
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    model = small()
+    optimizer = optimization.build(model, "adamw", 1e-3, 0.05)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        plain = name.endswith("bias") or parameter.ndim == 1
+        assert decay[id(parameter)] == (0.0 if plain else 0.05), name
+    frozen = optimization.build(small(freeze_backbone=True), "sgd", 1e-3, 0.05)
+    assert sum(len(g["params"]) for g in frozen.param_groups) < len(decay)
+
+
+def test_learning_rate_schedules() -> None:
+    def factors(kind, steps=120, warmup=10):
+        return [optimization.lr_factor(s, steps, warmup, kind) for s in range(steps)]
+
+    for kind in ("cosine", "multistep", "constant", None):
+        got = factors(kind)
+        assert got[0] == pytest.approx(0.001)
+        assert got[5] == pytest.approx(0.001 + 0.999 / 2)
+        assert got[10] == pytest.approx(1.0)
+    assert factors("cosine")[65] == pytest.approx(0.01 + 0.99 / 2)
+    assert factors("cosine")[-1] < 0.012
+    steps = factors("multistep")
+    assert steps[79] == 1.0
+    assert steps[80] == steps[109] == pytest.approx(0.1)
+    assert steps[110] == pytest.approx(0.01)
+    assert set(factors("constant")[10:]) == {1.0}
