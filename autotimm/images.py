@@ -34,6 +34,9 @@ FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 """What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
 
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
+_LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # pixels; PIL refuses what has more
+# What PIL's readers raise when they trip over a broken file.
+_BROKEN = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
@@ -52,13 +55,12 @@ def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
     if data.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in data[-_END:]:
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            return "jpg", (width, height)
+            if width * height <= _LARGEST:
+                return "jpg", (width, height)
         except ValueError:
             pass  # PIL reads a few kinds of JPEG that libjpeg-turbo does not
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # PIL warns of odd metadata and large pictures, which are fine
+        warnings.simplefilter("ignore")  # odd metadata and large pictures are fine
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
@@ -66,16 +68,11 @@ def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
         except (OSError, ValueError):  # UnidentifiedImageError is an OSError
             raise ValueError("image cannot be opened") from None
         kind, size = image.format or "", image.size
-        ended = (
-            b"\xff\xd9" in data[-_END:]
-            if EXTENSIONS[kind] == "jpg"
-            else (kind == "PNG" and b"IEND" in data[-_END:])
-        )
+        end = b"\xff\xd9" if EXTENSIONS[kind] == "jpg" else b"IEND" if kind == "PNG" else None
         try:
-            if not ended:
+            if end is None or end not in data[-_END:]:
                 image.load()
-        # PIL's decoders raise whatever they trip over in a broken file.
-        except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error):
+        except (*_BROKEN, Image.DecompressionBombError):
             raise ValueError("image cut off or broken") from None
     return EXTENSIONS[kind], size
 
@@ -88,7 +85,7 @@ def shown_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             try:
                 turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error):
+            except _BROKEN:
                 turned = False  # EXIF that cannot be read turns nothing
     return (height, width) if turned else (width, height)
 

@@ -192,6 +192,8 @@ def _write_sample(
     try:
         with open(index.image_file(position), "rb", buffering=0) as source:  # noqa: PTH123
             data = source.read()
+        if len(data) >= 2**32:
+            raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it
         extension, size = images.inspect(data)
         declared = index.size(position)
         if size != declared and images.shown_size(data) != declared:

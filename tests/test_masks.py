@@ -1,0 +1,221 @@
+"""Masks against pycocotools, and crops against a look at every cell."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from autotimm import masks
+
+REAL = ["coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"]
+STAR = [20.0, 3.5, 26.2, 16.0, 38.0, 17.1, 29.0, 25.0, 33.3, 38.0, 20.0, 31.0]
+ROUND = [[70 + 22 * np.cos(a), 40 + 17 * np.sin(a)] for a in np.linspace(0, 6.2, 40)]
+HEIGHT, WIDTH = 80, 110
+
+
+def random_mask(seed: int, height: int = 37, width: int = 53) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((height // 6 + 1, width // 6 + 1)) < rng.random()
+    return np.kron(coarse, np.ones((6, 6), np.uint8))[:height, :width].astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_annotations_equal_pycocotools(shared_data: Path, name: str) -> None:
+    seen = 0
+    for file in sorted((shared_data / name / "annotations").glob("instances_*.json")):
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(file))
+        for annotation in truth.anns.values():
+            image = truth.imgs[annotation["image_id"]]
+            rle = masks.to_rle(annotation["segmentation"], image["height"], image["width"])
+            assert isinstance(rle["counts"], str)
+            expected = truth.annToMask(annotation)
+            assert np.array_equal(masks.decode(rle), expected)
+            assert masks.area(rle) == np.count_nonzero(expected)
+            runs = masks._runs(rle["counts"])
+            dense = np.repeat(np.arange(runs.size) & 1, runs).reshape(expected.shape[::-1]).T
+            assert np.array_equal(dense, expected)
+            seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_encodings_of_one_mask_agree(seed: int) -> None:
+    mask = random_mask(seed)
+    rle = masks.encode(mask.astype(bool))
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *changes, flat.size]).tolist()
+    counts = counts if not flat[0] else [0, *counts]
+    uncompressed = {"size": list(mask.shape), "counts": counts}
+    assert masks.to_rle(uncompressed, *mask.shape) == rle
+    assert masks.to_rle(rle, *mask.shape) == rle
+    assert masks._runs(rle["counts"]).tolist() == counts
+    np.testing.assert_array_equal(masks.decode(rle), mask)
+    assert masks.decode(rle).flags.c_contiguous and masks.decode(rle).dtype == np.uint8
+    ys, xs = np.nonzero(mask)
+    expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if xs.size else [0, 0, 0, 0]
+    assert masks.box(rle) == expected
+
+
+def test_runs_of_a_large_image_survive() -> None:
+    mask = np.zeros((5000, 7000), np.uint8)
+    mask[4321, 6543] = 1  # runs of 26 bits, and differences that are negative
+    rle = masks.encode(mask)
+    position = 6543 * 5000 + 4321
+    assert masks._runs(rle["counts"]).tolist() == [position, 1, mask.size - position - 1]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        (None, "neither polygons nor RLE"),
+        ("abc", "neither polygons nor RLE"),
+        ([], "empty"),
+        ([[]], "fewer than 3 points"),
+        ([[1, 2, 3, 4]], "fewer than 3 points"),  # pycocotools takes it for a box
+        ([[1, 2, 3, 4, 5, 6, 7]], "odd number"),
+        ([1.0, 2, 3, 4, 5, 6], "not a list of numbers"),
+        ([["1", "2", "3", "4", "5", "6"]], "not a list of numbers"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not finite"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "not finite"),
+        ([[1, 2, 3, 4, 5, 10**400]], "polygon"),
+        ([[1, 2, 3, 4, 5, 1e12]], "far outside"),
+        ([[0, 0, 9e5, 9e5] * 10], "outline too long"),
+        ({"counts": [10]}, "another size"),
+        ({"size": [5, 4], "counts": [20]}, "another size"),
+        ({"size": [4, 5]}, "without counts"),
+        ({"size": [4, 5], "counts": [21]}, "broken"),
+        ({"size": [4, 5], "counts": [5, 14]}, "do not fill"),
+        ({"size": [4, 5], "counts": [25, -5]}, "broken"),
+        ({"size": [4, 5], "counts": [1.5, 18.5]}, "broken"),
+        ({"size": [4, 5], "counts": ["a"]}, "broken"),
+        ({"size": [4, 5], "counts": [10**30]}, "broken"),
+        ({"size": [4, 5], "counts": []}, "broken"),
+        ({"size": [4, 5], "counts": ""}, "broken"),
+        ({"size": [4, 5], "counts": "\x01"}, "broken"),
+        ({"size": [4, 5], "counts": "ooooooooooooooo0"}, "broken"),
+        ({"size": [4, 5], "counts": "o"}, "broken"),
+        ({"size": [4, 5], "counts": "é"}, "broken"),
+        ({"size": [4, 5], "counts": "1"}, "do not fill"),
+    ],
+)
+def test_what_is_no_mask_is_refused(segmentation: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        masks.to_rle(segmentation, 4, 5)
+
+
+def test_polygon_beside_the_image_is_clipped_as_by_pycocotools() -> None:
+    polygon = [[-20.0, -5.0, 30.0, -5.0, 30.0, 90.0, -20.0, 90.0]]
+    rle = masks.to_rle(polygon, 40, 50)
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, 40, 50)))
+    np.testing.assert_array_equal(masks.decode(rle), expected)
+    assert 0 < expected.sum() < expected.size
+
+
+# Crops. The reference walks over the cells one by one and shares no code with the package.
+
+MAPS = {
+    "identity": ([[1, 0, 0], [0, 1, 0]], (0, 0, 112, 80)),
+    "its own box": ([[1, 0, 0], [0, 1, 0]], (12.5, 3.5, 92, 57)),
+    "larger": ([[2.7, 0, 3.2], [0, 2.7, -4.1]], (40, 10, 200, 150)),
+    "smaller": ([[0.31, 0, 9], [0, 0.31, 5]], (10, 6, 40, 24)),
+    "flipped": ([[-1.3, 0, 150], [0, 1.3, 2]], (20, 5, 140, 90)),
+    "upside down": ([[1.0, 0, 0], [0, -1.0, 80]], (0, 0, 110, 80)),
+    "cut by the canvas": ([[1.5, 0, -30], [0, 1.5, -20]], (0, 0, 60, 40)),
+    "partly outside": ([[1, 0, 0], [0, 1, 0]], (-40, -30, 60, 50)),
+    "turned": ([[0.9, -0.5, 30], [0.5, 0.9, 1]], (5, 5, 120, 110)),
+}
+
+
+def cell_centres(matrix: list, box: tuple, size: int) -> list[list[tuple[float, float]]]:
+    """Original coordinates of every cell's centre, by Cramer's rule."""
+    (a, b, c), (d, e, f) = matrix
+    x1, y1, x2, y2 = box
+    rows = []
+    for i in range(size):
+        row = []
+        for j in range(size):
+            u = x1 + (j + 0.5) / size * (x2 - x1) - c
+            v = y1 + (i + 0.5) / size * (y2 - y1) - f
+            row.append(((e * u - b * v) / (a * e - b * d), (a * v - d * u) / (a * e - b * d)))
+        rows.append(row)
+    return rows
+
+
+def inside(polygon: list[float], x: float, y: float) -> bool:
+    """The even-odd rule."""
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    odd = False
+    for (x1, y1), (x2, y2) in zip(points, points[1:] + points[:1], strict=True):
+        if (y1 > y) != (y2 > y) and x < x1 + (y - y1) / (y2 - y1) * (x2 - x1):
+            odd = not odd
+    return odd
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_crop_of_runs_is_what_lies_under_each_cell(name: str) -> None:
+    matrix, box = MAPS[name]
+    size = 40
+    mask = random_mask(4, HEIGHT, WIDTH)
+    expected = np.zeros((size, size), np.uint8)
+    for i, row in enumerate(cell_centres(matrix, box, size)):
+        for j, (x, y) in enumerate(row):
+            if 0 <= x < WIDTH and 0 <= y < HEIGHT:
+                expected[i, j] = mask[int(y), int(x)]
+    got = masks.crop(masks.encode(mask), None, np.array(matrix, np.float64), box, size)
+    assert got.shape == (size, size) and got.dtype == np.uint8
+    assert 0.05 < expected.mean() < 0.95
+    assert np.mean(got != expected) < 0.003, (
+        "only cells whose centre is on a pixel's edge may differ"
+    )
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_crop_of_polygons_is_what_they_cover(name: str) -> None:
+    matrix, box = MAPS[name]
+    size = 40
+    polygons = [STAR, np.ravel(ROUND).tolist()]
+    rle = masks.to_rle(polygons, HEIGHT, WIDTH)
+    expected = np.zeros((size, size), np.uint8)
+    for i, row in enumerate(cell_centres(matrix, box, size)):
+        for j, (x, y) in enumerate(row):
+            expected[i, j] = any(inside(polygon, x, y) for polygon in polygons)
+    edges = np.zeros_like(expected)  # cells beside a change
+    edges[:, 1:] |= expected[:, 1:] != expected[:, :-1]
+    edges[:, :-1] |= edges[:, 1:]
+    edges[1:] |= expected[1:] != expected[:-1]
+    edges[:-1] |= edges[1:]
+    got = masks.crop(rle, polygons, np.array(matrix, np.float64), box, size)
+    wrong = got != expected
+    assert 0.05 < expected.mean() < 0.95
+    assert not (wrong & ~edges.astype(bool)).any()
+    assert wrong.mean() < 0.02
+
+
+def test_crop_of_polygons_and_of_their_runs_agree() -> None:
+    matrix, box = np.array([[1.0, 0, 0], [0, 1.0, 0]]), (48.0, 23.0, 92.0, 57.0)
+    polygons = [np.ravel(ROUND).tolist()]
+    rle = masks.to_rle(polygons, HEIGHT, WIDTH)
+    fine, coarse = (masks.crop(rle, given, matrix, box) for given in (polygons, None))
+    assert np.mean(fine != coarse) < 0.03
+    assert fine.mean() > 0.7
+
+
+def test_a_tiny_box_of_a_large_polygon_is_cropped_from_the_runs() -> None:
+    polygons = [[float(v) for v in (0, 0, 3000, 0, 3000, 3000, 0, 3000)]]
+    rle = masks.to_rle(polygons, 3000, 3000)
+    got = masks.crop(rle, polygons, np.eye(3)[:2], (2999.5, 10, 3000.5, 11), 8)
+    np.testing.assert_array_equal(got, np.repeat([[1, 1, 1, 1, 0, 0, 0, 0]], 8, axis=0))
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (0, 0, np.nan, 9)])
+def test_a_box_without_area_is_refused(box: tuple) -> None:
+    with pytest.raises(ValueError, match="no area"):
+        masks.crop(masks.encode(np.ones((9, 9))), None, np.eye(3)[:2], box)
