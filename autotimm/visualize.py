@@ -83,7 +83,7 @@ def draw_instances(
         if draw_boxes:
             x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
             end = (max(x2 - 1, x1), max(y2 - 1, y1))
-            cv2.rectangle(picture, (x1, y1), end, class_colour(int(labels[i])), line, cv2.LINE_AA)
+            cv2.rectangle(picture, (x1, y1), end, class_colour(int(labels[i])), line)
     if not draw_labels or not len(boxes):
         return picture
     canvas = Image.fromarray(picture)

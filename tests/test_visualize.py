@@ -1,0 +1,221 @@
+"""Pictures of instances: exact pixels where they are defined, nothing where nothing is drawn."""
+
+from __future__ import annotations
+
+import colorsys
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autotimm import masks, visualize
+from autotimm.structures import InputError
+from autotimm.visualize import class_colour, draw_instances, grid, save_png
+
+GREY = np.full((120, 160, 3), 100, np.uint8)
+
+
+def square(height: int = 120, width: int = 160) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[40:80, 50:110] = 1
+    return mask
+
+
+def draw(**changes: Any) -> np.ndarray:
+    arguments = {"boxes": [[50, 40, 110, 80]], "labels": [2], "masks": [masks.encode(square())]}
+    return draw_instances(GREY, **(arguments | changes))
+
+
+def test_mask_pixels_are_blended_and_others_left_alone() -> None:
+    before = GREY.copy()
+    picture = draw(draw_boxes=False, draw_labels=False, alpha=0.25)
+    np.testing.assert_array_equal(GREY, before)
+    inside = np.round(0.75 * 100 + 0.25 * np.array(class_colour(2)))
+    np.testing.assert_allclose(picture[43:77, 53:107], np.broadcast_to(inside, (34, 54, 3)), atol=1)
+    outside = np.ones((120, 160), bool)
+    outside[39:81, 49:111] = False
+    assert (picture[outside] == 100).all()
+    outline = np.abs(picture[40, 50:110].astype(int) - inside).max(axis=1)
+    assert outline.min() > 20, "the outline stands out from the blended mask"
+
+
+def test_rle_dense_and_tensor_masks_give_the_same_picture() -> None:
+    expected = draw()
+    for stack in (square()[None], square()[None] > 0, square()[None].astype(np.float32)):
+        np.testing.assert_array_equal(draw(masks=stack), expected)
+    tensors = draw(
+        boxes=torch.tensor([[50.0, 40, 110, 80]]),
+        labels=torch.tensor([2]),
+        masks=torch.from_numpy(square()[None]),
+        scores=None,
+    )
+    np.testing.assert_array_equal(tensors, expected)
+
+
+def test_a_box_alone_changes_its_border_alone() -> None:
+    picture = draw(masks=None, draw_labels=False)
+    changed = (picture != 100).any(axis=2)
+    rows, cols = np.nonzero(changed)
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (40, 79, 50, 109)
+    assert (picture[40, 50:110] == class_colour(2)).all()
+    assert not changed[41:79, 51:109].any()
+
+
+def test_small_instances_lie_over_large_ones() -> None:
+    whole = np.ones((120, 160), np.uint8)
+    stack = np.stack([square(), whole])
+    boxes = [[50, 40, 110, 80], [0, 0, 160, 120]]
+    options: Any = {"draw_boxes": False, "draw_labels": False, "alpha": 1.0}
+    for order in ([0, 1], [1, 0]):
+        picture = draw_instances(
+            GREY, np.array(boxes)[order], np.array([3, 1])[order], masks=stack[order], **options
+        )
+        assert tuple(picture[60, 80]) == class_colour(3)
+        assert tuple(picture[20, 20]) == class_colour(1)
+
+
+@pytest.mark.parametrize("x", [-30, 0, 70, 150, 400])
+@pytest.mark.parametrize("y", [-30, 0, 60, 115, 400])
+def test_labels_stay_inside_and_can_be_read(x: float, y: float) -> None:
+    name = "wine glass"
+    picture = draw_instances(
+        GREY, [[x, y, x + 9, y + 9]], [4], scores=[0.934], class_names=[name] * 5, draw_boxes=False
+    )
+    colour = np.array(class_colour(4))
+    rows, cols = np.nonzero((picture != 100).any(axis=2))
+    plate = picture[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1].astype(int)
+    # All of the plate is there, edges included: nothing was cut off at the picture's border.
+    for edge in (plate[0], plate[-1], plate[:, 0], plate[:, -1]):
+        assert (edge == colour).all()
+    contrast = np.abs(plate - colour).max(axis=2)
+    assert contrast.max() > 100, "there are letters"
+    assert plate.shape[1] > 8 * len(name) / 2
+
+
+def test_labels_of_neighbours_do_not_cover_each_other() -> None:
+    boxes = [[60, 50, 120, 90], [62, 52, 118, 88], [64, 53, 116, 87]]
+    image = np.zeros((300, 400, 3), np.uint8)
+    options: Any = {"draw_boxes": False}
+    alone = sum(
+        int((draw_instances(image, [box], [6 * i], **options) != 0).any(axis=2).sum())
+        for i, box in enumerate(boxes)
+    )
+    together = draw_instances(image, boxes, [0, 6, 12], **options)
+    assert (together != 0).any(axis=2).sum() == pytest.approx(alone, rel=0.02)
+
+
+def test_scores_names_and_numbers_are_written() -> None:
+    texts = []
+    original = visualize._write
+
+    def note(pen: Any, text: str, *others: Any) -> Any:
+        texts.append(text)
+        return original(pen, text, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visualize, "_write", note)
+        draw(scores=[0.934], class_names=["a", "b", "c"])
+        draw(scores=torch.tensor([1.0]), class_names=["a"])
+        draw(class_names=["a", "b", "c"])
+    assert texts == ["c 0.93", "2 1.00", "c"]
+
+
+def test_colours_are_stable_and_apart() -> None:
+    assert class_colour(5) == class_colour(5)
+    colours = np.array([class_colour(label) for label in range(80)], float)
+    gaps = np.abs(colours[:, None] - colours[None]).max(axis=2) + 1e3 * np.eye(80)
+    assert gaps.min() >= 10
+    assert min(gaps[i, i + 1] for i in range(79)) > 80
+    assert all(colorsys.rgb_to_hsv(*colour / 255)[2] > 0.5 for colour in colours)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (20, 1500), (1200, 1600)])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_any_size_and_number(size: tuple[int, int], count: int) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    mask = np.ones((count, *size), np.uint8)
+    mask[count // 2 :] = 0  # an empty mask too
+    boxes = np.tile([0.0, 0, size[1], size[0]], (count, 1))
+    picture = draw_instances(image, boxes, np.arange(count), np.ones(count), mask)
+    assert picture.shape == image.shape
+    assert picture.dtype == np.uint8
+    assert picture.any() == (count > 0)
+
+
+def test_a_thousand_instances() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 100, (1000, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(1, 40, (1000, 2))])
+    rles = []
+    for x1, y1, x2, y2 in boxes.astype(int):
+        mask = np.zeros((120, 160), np.uint8)
+        mask[y1:y2, x1:x2] = 1
+        rles.append(masks.encode(mask))
+    draw_instances(GREY, boxes, rng.integers(0, 80, 1000), rng.uniform(size=1000), rles)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 boxes, but 2 labels"):
+        draw(labels=[1, 2])
+    with pytest.raises(ValueError, match="1 boxes, but 0 masks"):
+        draw(masks=[])
+    with pytest.raises(ValueError, match="does not fit an image"):
+        draw(masks=[masks.encode(square(130, 160))])
+    with pytest.raises(ValueError, match="does not fit an image"):
+        draw(masks=np.ones((1, 4, 4)))
+    with pytest.raises(ValueError, match="not finite"):
+        draw(boxes=[[0, 0, np.nan, 3]])
+    with pytest.raises(ValueError, match="not uint8"):
+        draw_instances(GREY.astype(np.float32), [], [])
+    with pytest.raises(ValueError, match="at least one pair"):
+        grid([])
+
+
+def test_a_grid_shows_every_picture_once() -> None:
+    pairs = [
+        (np.full((40, 60, 3), 10 * i + 10, np.uint8), np.full((40, 60, 3), 10 * i + 15, np.uint8))
+        for i in range(3)
+    ]
+    sheet = grid(pairs, titles=("", ""), columns=2, gap=4)
+    assert sheet.shape == (4 + 2 * 44, 4 + 2 * (2 * 60 + 4) + 8 + 4, 3)
+    for value in (10, 15, 20, 25, 30, 35):
+        assert (sheet == value).all(axis=2).sum() == 40 * 60
+    assert (sheet[:, :4] == 255).all()
+    assert (sheet == 255).all(axis=2).sum() == sheet.shape[0] * sheet.shape[1] - 6 * 2400
+
+    titled = grid(pairs, titles=("ours", "theirs"), columns=2, gap=4)
+    extra = titled.shape[0] - sheet.shape[0]
+    assert extra > 0
+    np.testing.assert_array_equal(titled[extra + 4 :], sheet[4:])
+    assert (titled[:extra] < 100).any()
+
+
+def test_a_grid_is_no_wider_than_allowed_and_keeps_aspects() -> None:
+    pair = (np.zeros((100, 400, 3), np.uint8), np.zeros((300, 200, 3), np.uint8))
+    sheet = grid([pair], max_width=300, gap=10, titles=("", ""))
+    assert sheet.shape[1] == 300
+    cell = (300 - 30) // 2
+    dark = (sheet == 0).all(axis=2)
+    assert dark[:, 10].sum() == round(cell / 4)
+    assert dark[:, 20 + cell].sum() == round(cell * 1.5)
+    with pytest.raises(ValueError, match="do not fit into 20 pixels"):
+        grid([pair], max_width=20)
+
+
+def test_png_appears_whole(tmp_path: Path) -> None:
+    picture = draw()
+    save_png(tmp_path / "a.png", picture)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a.png")), picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(InputError, match=r"cannot write .*missing/a\.png: No such file"):
+        save_png(tmp_path / "missing/a.png", picture)
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys, autotimm.visualize; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
