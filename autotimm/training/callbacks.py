@@ -69,6 +69,10 @@ class SavePictures(Callback):
         self.count = count
         self.threshold = threshold
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = _run_folder(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pairs = []
@@ -103,7 +107,7 @@ class SavePictures(Callback):
         if not self._pairs:
             return
         stage = "test" if trainer.testing else "val"
-        path = _run_folder(trainer) / "pictures" / f"{stage}-step{trainer.global_step}.png"
+        path = self._folder / "pictures" / f"{stage}-step{trainer.global_step}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         visualize.save_png(path, visualize.grid(self._pairs, ("prediction", "ground truth")))
         if trainer.testing:
@@ -122,6 +126,10 @@ class SaveResults(Callback):
 
     def __init__(self) -> None:
         self._results: list[dict[str, Any]] = []
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = _run_folder(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._results = []
@@ -151,7 +159,7 @@ class SaveResults(Callback):
         self._results = []
         if trainer.is_global_zero:
             stage = "test" if trainer.testing else "predict"
-            path = _run_folder(trainer) / f"{stage}-results.json"
+            path = self._folder / f"{stage}-results.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(orjson.dumps([result for part in parts for result in part]))
             rank_zero_info(f"results: {path}")
@@ -194,7 +202,8 @@ def _draw(
 ) -> np.ndarray:
     image, factor = picture
     size = (image.shape[1], image.shape[0])
-    rles, scores = instances.get("rles"), instances.get("scores")
+    rles = instances.get("rles")
+    scores: Any = instances.get("scores")
     small = None
     if rles is not None:
         small = [
@@ -219,6 +228,7 @@ def _category_ids(pl_module: LightningModule) -> list[int]:
 
 
 def _run_folder(trainer: Trainer) -> Path:
+    """Where the run writes. ``log_dir`` asks the first rank, so every rank must ask at once."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
