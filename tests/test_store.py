@@ -54,7 +54,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder, self.faults, self.requests = folder, dict[str, list[int]](), Counter[str]()
         self.cut: set[str] = set()
         super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:

@@ -309,8 +309,8 @@ class _CollateWithTarget:
         return collate.collate(samples, padding, self.labels)
 
 
-def _canvas(image_size: int | Sequence[int]) -> tuple[int, int]:
-    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+def _canvas(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
     if (
         len(sides) != 2
         or any(isinstance(s, bool) or not isinstance(s, int) for s in sides)

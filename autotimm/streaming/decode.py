@@ -1,8 +1,9 @@
 """Image bytes -> RGB pixels, for whatever a data set may hold.
 
 JPEG, nearly everything there is, goes through simplejpeg; the rest, and JPEGs that simplejpeg does
-not take, through PIL. The size is compared with the record's before any pixel is decoded, so that
-no file can unfold into more memory than its record says.
+not take, through those of PIL's readers that run no other program. The size is compared with the
+record's before any pixel is decoded, so that no file can unfold into more memory than its record
+says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from autotimm.images import FORMATS
 from autotimm.structures import InputError
 
 _EXIF_ORIENTATION = 0x0112
@@ -27,7 +29,8 @@ class DataError(InputError):
 def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
     """Decodes an image of any common format and mode.
 
-    An alpha channel is dropped; 16-bit values keep their upper 8 bits. EXIF rotation is applied
+    An alpha channel is dropped; 16-bit values keep their upper 8 bits, unless the whole image fits
+    into the lower 8, as label tools write them. EXIF rotation is applied
     where the record's size asks for it: an image whose stored size is the record's stays as stored,
     which is how most annotation tools see it.
 
@@ -57,7 +60,7 @@ def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.nd
         # What PIL warns of (odd metadata, large images) does not concern the pixels or is checked.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
                 rotate = image.size != (width, height) and turned
                 if (image.size[::-1] if rotate else image.size) != (width, height):
@@ -83,7 +86,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError("the image has 32-bit pixels: convert it to 8 bits a channel")
-        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        shift = 8 if grey.max() > 255 else 0
+        return np.repeat((grey >> shift).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))

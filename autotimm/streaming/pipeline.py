@@ -42,7 +42,8 @@ def webdataset_pipeline(
         data_dir: the folder or URL.
         split: such as "train".
         shuffle: samples in webdataset's shuffle buffer; 0 keeps the order, of the shards too.
-        seed: of the shuffling.
+        seed: of the shuffling, which changes with every epoch of the same pipeline (in a
+            DataLoader: with persistent workers).
         world: this rank and the number of ranks.
         cache_dir: where shards from a URL are kept; by default in the user's cache folder.
 
@@ -57,10 +58,16 @@ def webdataset_pipeline(
     source = ShardSource(str(data_dir), split, cache_dir)
     shards = _LocalShards(source, seed if shuffle else None, world or World())
     pipeline = webdataset.WebDataset(
-        shards, nodesplitter=None, workersplitter=None, shardshuffle=False
+        ["the stage below"],
+        nodesplitter=None,
+        workersplitter=None,
+        shardshuffle=False,
+        empty_check=False,  # a rank or worker may well have no shard
     )
+    pipeline.pipeline[0] = shards  # deals and downloads, in place of webdataset's list of URLs
     if shuffle:
-        pipeline = pipeline.shuffle(shuffle, seed=seed)
+        # Its plain shuffle repeats itself every epoch.
+        pipeline = pipeline.compose(webdataset.detshuffle(bufsize=shuffle, seed=seed))
     return pipeline.map(_decoded)
 
 

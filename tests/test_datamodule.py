@@ -1,0 +1,330 @@
+"""The data module under Lightning: exact epochs, ranks that share them, resume, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from autotimm.data.augmentation import Augmentation
+from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.data.synthetic import make_dataset
+from autotimm.sharding.cli import shard
+from autotimm.structures import InputError
+
+IMAGES, VAL = 13, 5
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painted") / "coco"
+    make_dataset(folder, train=IMAGES, val=VAL, size=(64, 96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shard_folder(coco_folder: Path) -> Path:
+    shard(coco_folder, coco_folder.parent / "shards", samples_per_shard=4)
+    return coco_folder.parent / "shards"
+
+
+def module(folder: Path, **options: Any) -> InstanceSegmentationDataModule:
+    return InstanceSegmentationDataModule(
+        folder, **({"image_size": 64, "batch_size": 2, "num_workers": 0} | options)
+    )
+
+
+class Recorder(LightningModule):
+    """Learns one number and notes which images it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+        self.batches: list[list[int]] = []
+        self.evaluated: list[int] = []
+        self.predicted: list[int] = []
+        self.image: torch.Tensor | None = None
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        if not self.seen:
+            self.seen.append([])
+        self.seen[-1] += batch["image_id"].tolist()
+        self.batches.append(batch["image_id"].tolist())
+        self.image = batch["image"]
+        return (self.weight - batch["image"].mean()).square().sum()
+
+    def validation_step(self, batch: dict[str, Any]) -> None:
+        self.evaluated += batch["image_id"][~batch["padding"]].tolist()
+
+    test_step = validation_step
+
+    def predict_step(self, batch: dict[str, Any]) -> None:
+        self.predicted += batch["image_id"][~batch["padding"]].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    defaults = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(**(defaults | options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fit_sees_each_image_once_an_epoch(
+    coco_folder: Path, shard_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    for folder in (coco_folder, shard_folder):
+        model = Recorder()
+        data = module(folder, num_workers=workers)
+        trainer(tmp_path).fit(model, datamodule=data)
+        assert len(model.seen) == 2
+        for epoch in model.seen:
+            assert len(epoch) == 14  # seven batches; one image wraps
+            assert len(set(epoch[:IMAGES])) == IMAGES
+            assert epoch[IMAGES] == epoch[0]
+        assert model.seen[0] != model.seen[1]
+        # Lightning looks at two batches before training, then validates after each epoch.
+        assert len(model.evaluated) == 4 + 2 * VAL
+        assert len(set(model.evaluated)) == VAL
+
+
+def test_evaluation_and_prediction_see_each_image_once(shard_folder: Path, tmp_path: Path) -> None:
+    model, data = Recorder(), module(shard_folder, val_batch_size=3, num_workers=1)
+    for run in ("validate", "test"):
+        model.evaluated.clear()
+        getattr(trainer(tmp_path), run)(model, datamodule=data, verbose=False)
+        assert len(set(model.evaluated)) == len(model.evaluated) == VAL
+    trainer(tmp_path).predict(model, datamodule=data)
+    assert sorted(model.predicted) == sorted(model.evaluated)
+
+
+def test_images_are_normalised_once_on_the_device(shard_folder: Path, tmp_path: Path) -> None:
+    model = Recorder()
+    data = module(shard_folder, batch_size=1, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))
+    trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, datamodule=data)
+    assert model.image is not None
+    *_, batch = module(shard_folder, batch_size=1).train_dataloader()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.1, 0.2, 0.4)))
+    truth = (batch["image"].double() / 255 - mean) / std
+    seen = (batch["image"] != torch.tensor([124, 116, 104]).view(3, 1, 1)).any(1, keepdim=True)
+    assert torch.allclose(model.image.double() * seen, truth * seen, atol=1e-4)
+    assert model.image.dtype == torch.float32
+    again = data.on_after_batch_transfer({"image": model.image}, 0)
+    assert again["image"] is model.image
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 9])
+def test_lightning_resumes_at_the_very_batch(shard_folder: Path, tmp_path: Path, stop: int) -> None:
+    """Saved at any step, and gone on from there: the same batches as without a stop."""
+    truth = Recorder()
+    trainer(tmp_path, limit_val_batches=0).fit(truth, datamodule=module(shard_folder))
+
+    saving = ModelCheckpoint(tmp_path / str(stop), every_n_train_steps=stop, save_top_k=-1)
+    first = Recorder()
+    trainer(
+        tmp_path,
+        limit_val_batches=0,
+        callbacks=[saving],
+        enable_checkpointing=True,
+        max_steps=stop,
+        max_epochs=-1,
+    ).fit(first, datamodule=module(shard_folder))
+    assert first.batches == truth.batches[:stop]
+
+    second = Recorder()
+    trainer(tmp_path, limit_val_batches=0).fit(
+        second,
+        datamodule=module(shard_folder),
+        ckpt_path=next((tmp_path / str(stop)).glob("*.ckpt")),
+    )
+    assert second.batches == truth.batches[stop:]
+    assert torch.equal(second.weight, truth.weight)
+
+
+RANK = """
+    import json, sys
+    sys.path.insert(0, sys.argv[3])
+    from test_datamodule import Recorder, module, trainer
+    from pathlib import Path
+
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    model = Recorder()
+    run = trainer(out, devices=2, strategy="ddp", use_distributed_sampler=sys.argv[4] == "1")
+    run.fit(model, datamodule=module(folder, num_workers=1))
+    run.validate(model, datamodule=module(folder), verbose=False)
+    found = {"seen": model.seen, "evaluated": model.evaluated[-5:]}
+    (out / f"{run.global_rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["0", "1"])
+def test_two_ranks_share_an_epoch(shard_folder: Path, tmp_path: Path, sampler: str) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(textwrap.dedent(RANK))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [script, shard_folder, tmp_path, Path(__file__).parent, sampler]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
+    one = Recorder()
+    trainer(tmp_path, limit_val_batches=0).fit(one, datamodule=module(shard_folder, batch_size=4))
+    for epoch, truth in enumerate(one.seen):
+        first, second = (r["seen"][epoch] for r in ranks)
+        assert len(first) == len(second) == 8
+        assert len(set(first[:6]) & set(second[:6])) == 0
+        joined = np.concatenate([np.reshape(first, (4, 2)), np.reshape(second, (4, 2))], axis=1)
+        assert joined.ravel().tolist() == truth
+    evaluated = [r["evaluated"] for r in ranks]
+    assert len(set(evaluated[0]) | set(evaluated[1])) == VAL
+
+
+def test_a_folder_and_its_shards_give_the_same_batches(
+    coco_folder: Path, shard_folder: Path
+) -> None:
+    for folder in (coco_folder, shard_folder):
+        assert module(folder).class_names == ["disc", "square", "triangle", "star"]
+        assert module(folder).num_classes == 4
+    a, b = (list(module(f).val_dataloader()) for f in (coco_folder, shard_folder))
+    assert len(a) == len(b) == 3
+    for x, y in zip(a, b, strict=True):
+        assert x["target"][0].keys() == y["target"][0].keys()
+        for key in set(x) - {"target"}:
+            equal = torch.equal if isinstance(x[key], torch.Tensor) else lambda p, q: p == q
+            assert equal(x[key], y[key]), key
+        assert [t["rles"] for t in x["target"]] == [t["rles"] for t in y["target"]]
+
+
+@pytest.mark.parametrize("preset", ["light", "default", "strong"])
+def test_same_seed_same_batches_for_any_workers(shard_folder: Path, preset: str) -> None:
+    def batches(workers: int, seed: int = 0) -> list[dict[str, Any]]:
+        data = module(shard_folder, num_workers=workers, augmentation_preset=preset, seed=seed)
+        loader = data.train_dataloader()
+        found = [batch for _ in range(2) for batch in loader]
+        data.teardown()
+        return found
+
+    truth = batches(0)
+    for workers in (1, 2):
+        for x, y in zip(truth, batches(workers), strict=True):
+            assert x["file_name"] == y["file_name"]
+            for key in set(x) - {"file_name"}:
+                assert torch.equal(x[key], y[key]), key
+    assert any(
+        not torch.equal(x["image"], y["image"]) for x, y in zip(truth, batches(0, 1), strict=True)
+    )
+
+
+def test_one_image_looks_different_in_every_epoch(shard_folder: Path) -> None:
+    loader = module(shard_folder, augmentation_preset="strong").train_dataloader()
+    looks: dict[int, list[torch.Tensor]] = {}
+    for _ in range(2):
+        for batch in loader:
+            for number, image in zip(batch["image_id"].tolist(), batch["image"], strict=True):
+                looks.setdefault(number, []).append(image)
+    assert all(not torch.equal(a, b) for a, b, *_ in looks.values())
+
+
+def test_masks_and_sizes(shard_folder: Path) -> None:
+    data = module(shard_folder, image_size=(70, 97), masks=False)
+    assert data.image_size == (96, 128)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (2, 3, 96, 128)
+    assert "masks" not in batch
+    batch = next(iter(module(shard_folder, resize="stretch").val_dataloader()))
+    assert batch["scale"].tolist() == [[pytest.approx(64 / 96), 1.0]] * 2
+    assert batch["masks"].shape[2:] == (112, 112)
+
+
+def test_splits(coco_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    data = module(folder, val_split=None)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    model = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    for run in ("validate", "test"):
+        with pytest.raises(InputError, match="there is nothing to evaluate on: val_split is None"):
+            getattr(trainer(tmp_path), run)(model, datamodule=data)
+    with pytest.raises(InputError, match="no split 'valid', only train, val"):
+        module(folder, val_split="valid").setup("fit")
+
+    annotations = folder / "annotations"
+    for name in ("instances_test2017.json", "instances_odd.json"):
+        shutil.copy(annotations / "instances_val2017.json", annotations / name)
+    shutil.copytree(folder / "val2017", folder / "test2017")
+    assert module(folder)._evaluated("test") == "test"
+    assert module(folder, test_split="val")._evaluated("test") == "val"
+
+    content = json.loads((annotations / "instances_odd.json").read_text())
+    content["categories"][0]["name"] = "ellipse"
+    (annotations / "instances_odd.json").write_text(json.dumps(content))
+    shutil.copytree(folder / "val2017", folder / "odd")
+    with pytest.raises(InputError, match=r"instances_odd\.json: category 1 \('ellipse'\) is not"):
+        module(folder, val_split="odd").setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"data_dir": "/nowhere"}, "data_dir: /nowhere: no such folder"),
+        ({"data_dir": "ftp://host/shards"}, "ftp URLs are not read"),
+        ({"image_size": 16}, "image_size is 16, but must be a number of pixels"),
+        ({"image_size": (64, 64, 3)}, "image_size is"),
+        ({"image_size": 64.5}, "image_size is 64.5"),
+        ({"batch_size": 0}, "batch_size is 0, but must be a whole number, 1 or more"),
+        ({"val_batch_size": 0}, "val_batch_size is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"prefetch_factor": 0}, "prefetch_factor is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"augmentation_preset": "heavy"}, "must be one of light, default, strong"),
+        ({"resize": "crop"}, "resize is 'crop', but must be one of letterbox, stretch"),
+        ({"mean": (1, 2)}, "mean is"),
+        ({"std": (1, 1, 0)}, "std is"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(
+    coco_folder: Path, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        InstanceSegmentationDataModule(**({"data_dir": coco_folder} | options))
+
+
+def test_an_augmentation_of_ones_own(coco_folder: Path) -> None:
+    data = module(coco_folder, augmentation_preset={"flip": 1.0})
+    assert data.augmentation == Augmentation(flip=1.0)
+    plain = module(coco_folder, augmentation_preset=Augmentation())
+    for a, b in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
+        # 96 x 64 pixels become 64 x 43: the padding below and above is drawn alike.
+        assert torch.equal(a["image"].flip(-1), b["image"])
