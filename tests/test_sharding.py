@@ -187,6 +187,9 @@ def test_images_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> 
         "cut.jpg": whole[: len(whole) // 2],
         "end.jpg": whole[:-600],
         "cut.png": png[:-400],
+        "cut.bmp": picture(200, 150, "BMP")[:-600],
+        "cut.tif": picture(200, 150, "TIFF", compression="tiff_lzw")[:-600],
+        "cut.webp": picture(200, 150, "WEBP")[:-600],
         "text.jpg": b"hello",
         "empty.jpg": b"",
         "small.jpg": picture(),
@@ -200,7 +203,7 @@ def test_images_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> 
     info = manifest.splits["train"]
     assert info.images == 2
     assert info.problems == {
-        "image cut off or broken (image left out)": 3,
+        "image cut off or broken (image left out)": 6,
         "image cannot be opened (image left out)": 3,
         "width and height are not the picture's (image left out)": 1,
     }

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         _fail(2, f"{error.filename or 'writing'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        _fail(130, "interrupted: nothing was written")
+        _fail(130, "interrupted: the shards of this run are removed again")
     sys.exit(0)
 
 
