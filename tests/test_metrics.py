@@ -336,6 +336,7 @@ def _rank(rank: int, folder: str, images: Any) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path, disturbance: Any) -> None:
     images = list(zip(*disturbance[2:], strict=True))[:24]
     mp.spawn(_rank, (str(tmp_path), images), nprocs=2)

@@ -145,7 +145,7 @@ def paint(
         polygon = points.round(2).ravel().tolist()
         mask = masks.decode(masks.to_rle([polygon], height, width))
         inside = bool((points >= 0).all() and (points <= (width, height)).all())
-        area = float(mask.sum()) if inside else _polygon_area(points)
+        area = float(mask.sum()) if inside else float(cv2.contourArea(points.astype(np.float32)))
         _place(canvas, rng, shown, Painted(category, mask, area, polygon if inside else None))
     blurred = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.7))
     picture = blurred + rng.normal(0, rng.uniform(1, 5), canvas.shape)
@@ -190,12 +190,6 @@ def _vertices(category: str, angle: float) -> NDArray[np.float64]:
     angles = angle + np.arange(number) * 2 * np.pi / number
     radii = np.where(np.arange(number) % 2, 0.42 if category == "star" else 1.0, 1.0)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-
-
-def _polygon_area(points: NDArray[np.float64]) -> float:
-    """Area in pixels of a simple polygon [P, 2], by the shoelace formula."""
-    x, y = points.T
-    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
 
 def _scatter(rng: Generator, height: int, width: int) -> Painted:
