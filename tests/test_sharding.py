@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -355,3 +356,25 @@ def test_categories_of_the_splits_are_joined_or_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="category 3 is 'square', but 'disc' in another split"):
         cli.shard(tmp_path / "coco", tmp_path / "out", overwrite=True)
     assert read_manifest(tmp_path / "out") == manifest  # refused before anything was removed
+
+
+def test_the_bundled_sample_is_whole() -> None:
+    folder = Path(__file__).parents[1] / "shards" / "sample"
+    manifest = read_manifest(folder)
+    assert {name: split.images for name, split in manifest.splits.items()} == {"train": 8, "val": 4}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            data = (folder / shard.name).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == shard.sha256
+            index = (folder / shard.index).read_bytes()
+            assert hashlib.sha256(index).hexdigest() == shard.index_sha256
+            assert np.array_equal(read_index(index, shard), build_index(data))
+
+
+def test_the_code_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1]
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "shards/README.md").read_text(), re.DOTALL)
+    with contextlib.chdir(root):
+        exec(compile(code, "README", "exec"), {})  # noqa: S102 (our own)
+    assert capsys.readouterr().out.count("(160, 160)") == 8
