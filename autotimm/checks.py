@@ -92,15 +92,17 @@ def check_annotation(
         odd("no segmentation (instance left out)")
         return None
     polygons = None
-    if isinstance(segmentation, list) and isinstance(segmentation[0], list):
-        polygons = segmentation = _polygons(segmentation, height, width, odd)
+    if isinstance(segmentation, list):
+        polygons = _polygons(segmentation, height, width, odd)
         if not polygons:
             return None
-    try:
-        rle = masks.to_rle(segmentation, height, width)
-    except ValueError as error:
-        odd(f"{error} (instance left out)")
-        return None
+        rle = masks.from_polygons(polygons, height, width)
+    else:
+        try:
+            rle = masks.to_rle(segmentation, height, width)
+        except ValueError as error:
+            odd(f"{error} (instance left out)")
+            return None
     inside = masks.area(rle)
     if not inside:
         odd("mask covers no pixel (instance left out)")
@@ -131,14 +133,13 @@ def _polygons(polygons: list[Any], height: int, width: int, odd: Any) -> list[li
     leaves = False
     for polygon in polygons:
         try:
-            masks.check_polygon(polygon)
+            low, high = masks.check_polygon(polygon)
         except ValueError as error:
             reasons.append(str(error))
             continue
         usable.append(polygon)
-        leaves = leaves or (
-            min(polygon) < 0 or max(polygon[::2]) > width or max(polygon[1::2]) > height
-        )
+        if low < 0 or high > min(height, width):
+            leaves |= low < 0 or max(polygon[::2]) > width or max(polygon[1::2]) > height
     if reasons:
         odd(f"{reasons[0]} ({'part' if usable else 'instance'} left out)")
     if leaves:

@@ -43,11 +43,21 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
         raise ValueError("segmentation is empty")
     for polygon in segmentation:
         check_polygon(polygon)
-    return _from_polygons(segmentation, height, width)
+    return from_polygons(segmentation, height, width)
 
 
-def check_polygon(polygon: Any) -> None:
-    """Raises ValueError, with a short reason, if this is not ``[x1, y1, x2, y2, ...]``."""
+def from_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
+    """Rasterises polygons that ``check_polygon`` passed: their union, by pycocotools."""
+    rles = _coco.frPyObjects(polygons, height, width)
+    return _text(rles[0] if len(rles) == 1 else _coco.merge(rles))
+
+
+def check_polygon(polygon: Any) -> tuple[float, float]:
+    """Checks that this is ``[x1, y1, x2, y2, ...]``; returns the lowest and highest coordinate.
+
+    Raises:
+        ValueError: it is not; the message is a short reason.
+    """
     if not isinstance(polygon, list):
         raise ValueError("polygon is not a list of numbers")
     if len(polygon) < 6:
@@ -64,6 +74,7 @@ def check_polygon(polygon: Any) -> None:
         raise ValueError("polygon far outside the image")
     if (high - low) * len(polygon) > _LONG and _outline(np.asarray(polygon, np.float64)) > _LONG:
         raise ValueError("polygon outline too long")
+    return low, high
 
 
 def encode(mask: np.ndarray) -> RLE:
@@ -126,7 +137,7 @@ def crop(
         moved = [(np.reshape(p, (-1, 2)) @ linear.T + shift).ravel() for p in polygons]
         # A box that is tiny beside its polygons magnifies them so much that the runs are quicker.
         if sum(map(_outline, moved)) < 100 * size and max(np.abs(p).max() for p in moved) < _FAR:
-            return decode(_from_polygons(moved, size, size))
+            return decode(from_polygons(moved, size, size))
     inverse = np.linalg.inv(linear)
     centres = np.arange(size) + 0.5
     xy = (
@@ -190,11 +201,6 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
     if isinstance(counts, str):
         return {"size": [height, width], "counts": counts}
     return _text(_coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
-
-
-def _from_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
-    rles = _coco.frPyObjects(polygons, height, width)
-    return _text(rles[0] if len(rles) == 1 else _coco.merge(rles))
 
 
 def _outline(polygon: np.ndarray) -> float:
