@@ -6,9 +6,8 @@ Invariant: nothing odd passes uncounted. What can be mended without guessing is 
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from autotimm import masks
 from autotimm.structures import RLE, Annotation
@@ -59,6 +58,14 @@ def as_id(value: Any) -> int | None:
     else:
         return None
     return number if -(2**63) <= number < 2**63 else None
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Tells whether this is text that can be written as UTF-8 (JSON may hold half characters)."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check_annotation(
@@ -172,4 +179,4 @@ def _area(value: Any, inside: int, odd: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return type(value) in (int, float) and -1e15 < value < 1e15  # neither bool, NaN nor infinite

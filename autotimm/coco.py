@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from autotimm import images
-from autotimm.checks import Problems, as_id, check_annotation
+from autotimm.checks import Problems, as_id, check_annotation, is_text
 from autotimm.structures import InputError, Record
 
 __all__ = ["Category", "CocoIndex", "Problems", "Split", "find_splits", "label_of", "load"]
@@ -216,14 +216,12 @@ def _categories(entries: list[Any], file: Path) -> list[Category]:
         id_, name = as_id(entry.get("id")), entry.get("name")
         if id_ is None:
             raise InputError(f"{where} has no whole number as 'id'")
-        if not isinstance(name, str) or not name:
+        if not is_text(name):
             raise InputError(f"{where} (id {id_}) has no 'name'")
         if id_ in categories:
             raise InputError(f"{where} '{name}' has id {id_}, which '{categories[id_].name}' has")
         supercategory = entry.get("supercategory")
-        categories[id_] = Category(
-            id_, name, supercategory if isinstance(supercategory, str) else ""
-        )
+        categories[id_] = Category(id_, name, supercategory if is_text(supercategory) else "")
     if not categories:
         raise InputError(f"{file}: 'categories' is empty: nothing to learn")
     return [categories[id_] for id_ in sorted(categories)]
@@ -249,8 +247,11 @@ def _find_images(
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {id_})")
             continue
         slots[id_] = None
+        if not is_text(name):
+            problems.add("no file_name (image left out)", shown)
+            continue
         problem = listing.problem(name)
-        if problem or not isinstance(name, str):
+        if problem:
             problems.add(f"{problem} (image left out)", shown)
             continue
         size = _size(entry, folder / name, shown, problems)

@@ -11,7 +11,6 @@ import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import simplejpeg
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
@@ -97,12 +96,12 @@ class ImageFolder:
         self.root = os.path.realpath(root)
         self.folders: dict[str, dict[str, bool] | None] = {}  # name -> is it a link; None: outside
 
-    def problem(self, name: Any) -> str | None:
+    def problem(self, name: str) -> str | None:
         """Tells what is wrong with an image's file name, if anything is."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            return "no file_name"
         folder, base = os.path.split(name)
-        if folder and (name.startswith("/") or ".." in name.split("/")):
+        if "\0" in name:
+            return "file_name holds a NUL character"
+        if name.startswith("/") or ".." in name.split("/"):
             return "file_name leaves the image folder"
         if folder not in self.folders:
             self.folders[folder] = self._list(folder)
