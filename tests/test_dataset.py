@@ -16,6 +16,7 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.streaming.dataset import SampleStream, StreamLoader
 from autotimm.streaming.decode import DataError, decode_image
+from autotimm.streaming.order import sample_rng
 from autotimm.streaming.pipeline import webdataset_pipeline
 from autotimm.streaming.store import Source, open_source
 from autotimm.structures import InputError, Record, World
@@ -89,10 +90,12 @@ def test_workers_change_nothing(source: Source) -> None:
     truth = loader(source)
     epochs = [list(truth) for _ in range(2)]
     assert ids(epochs[0]) != ids(epochs[1])
-    for epoch in epochs:
+    for number, epoch in enumerate(epochs):
         assert len(epoch) == len(truth) == 6
         assert len(set(ids(epoch)[:IMAGES])) == IMAGES
         assert ids(epoch)[IMAGES:] == ids(epoch)[:1]
+        drawn = [draw for batch in epoch for draw in batch["draw"]]
+        assert drawn == [sample_rng(0, number, p).random() for p in range(12)]
     for workers in (1, 2):
         persistent = loader(source, workers=workers)
         assert [same(list(persistent), epoch) for epoch in epochs] == [True, True]

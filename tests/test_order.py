@@ -115,6 +115,8 @@ def test_shards_are_mixed_within_a_window_only() -> None:
         # Mixed: neighbours come from the same shard no more often than chance would have it.
         assert (np.diff(shard) == 0).mean() < 0.25
     assert order.window_shards(3).size == 0
+    first, second = (order.locate(np.arange(288) + start)[1] for start in (0, 288))
+    assert first.tolist() != second.tolist()  # each window has a permutation of its own
 
 
 def test_the_order_is_the_same_for_ever() -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from autotimm import masks
-from autotimm.data.transforms import Sample, label_of
+from autotimm.data.transforms import Sample, checked_rle, label_of
 from autotimm.streaming.decode import DataError
 from autotimm.structures import MASK_CROP, Record
 
@@ -42,12 +41,12 @@ def collate(
         that leaves a worker costs a file descriptor. ``finish`` turns them into tensors.
     """
     count, slots = len(samples), bucket(max(len(s.labels) for s in samples))
-    image = _empty((count, *samples[0].image.shape))
+    image = _empty((count, *samples[0].image.shape), torch.from_numpy(samples[0].image[:0]).dtype)
     boxes = torch.zeros(count, slots, 4)
     classes = torch.full((count, slots), -1)
     crops = None
     if samples[0].masks is not None:
-        crops = _empty((count, slots, MASK_CROP, MASK_CROP))
+        crops = _empty((count, slots, MASK_CROP, MASK_CROP), torch.uint8)
     for b, sample in enumerate(samples):
         n = len(sample.labels)
         image[b] = torch.from_numpy(sample.image)
@@ -83,15 +82,14 @@ def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
     """
     annotations = record["annotations"]
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
-    height, width = record["height"], record["width"]
     try:
-        # Records may come from anywhere, and what evaluates them reads runs without a check.
-        rles = [masks.to_rle(a["segmentation"], height, width) for a in annotations]
-    except ValueError as error:
+        rles = [checked_rle(a, record) for a in annotations]
+        classes = [label_of(a["category_id"], labels) for a in annotations]
+    except DataError as error:
         raise DataError(f"{record['file_name']}: {error}") from error
     return {
         "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        "labels": np.array([label_of(a["category_id"], labels) for a in annotations], np.int64),
+        "labels": np.array(classes, np.int64),
         "iscrowd": np.array([a["iscrowd"] for a in annotations], np.int64),
         "area": np.array([a["area"] for a in annotations], np.float32),
         "rles": rles,
@@ -107,9 +105,9 @@ def finish(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """A uint8 tensor; inside a worker in shared memory, so that sending it copies nothing."""
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor; inside a worker in shared memory, so that sending it copies nothing."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

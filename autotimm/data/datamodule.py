@@ -8,11 +8,10 @@ every split; every rank gets the same number of batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,11 +21,12 @@ from autotimm import coco
 from autotimm.coco import Category
 from autotimm.data import collate, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
+from autotimm.data.custom import Transforms
+from autotimm.data.load import Load
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream, StreamLoader
-from autotimm.streaming.decode import decode_image
 from autotimm.streaming.store import Source, open_source, split_names
-from autotimm.structures import InputError, Record, World
+from autotimm.structures import InputError, World
 
 STRIDE = 32
 """Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
@@ -59,6 +59,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: page-locked batches; by default where the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
+        custom_train_transforms: an albumentations ``Compose`` to vary training images with, in
+            place of the preset; ``data/custom.py`` tells how it is used.
 
     Raises:
         InputError: an argument cannot be used.
@@ -84,6 +86,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
         prefetch_factor: int = 2,
+        custom_train_transforms: Transforms | None = None,
     ) -> None:
         super().__init__()
         self.data_dir = str(data_dir)
@@ -101,6 +104,12 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.prefetch_factor = _at_least("prefetch_factor", prefetch_factor, 1)
         self.seed = _at_least("seed", seed, 0)
         self.augmentation = augmentation_of(augmentation_preset)
+        if custom_train_transforms is not None and not callable(custom_train_transforms):
+            raise InputError(
+                f"custom_train_transforms is {custom_train_transforms!r}, but must be an "
+                "albumentations Compose"
+            )
+        self.custom_train_transforms = custom_train_transforms
         if resize not in transforms.RESIZES:
             raise InputError(
                 f"resize is {resize!r}, but must be one of {', '.join(transforms.RESIZES)}"
@@ -169,8 +178,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
-        load = _Load(self._labels(), self, self.augmentation)
-        return self._loader(self.train_split, load, collate.collate, self.batch_size, True)
+        vary = self.custom_train_transforms or self.augmentation
+        return self._loader(self.train_split, self.batch_size, vary)
 
     def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
         """Batches of ``val_split`` for evaluation; none where there is no such split."""
@@ -222,31 +231,28 @@ class InstanceSegmentationDataModule(LightningDataModule):
             )
         return self.val_split
 
-    def _labels(self) -> dict[int, int]:
-        return coco.label_of(self.categories)
-
     def _evaluation_loader(self, split: str) -> StreamLoader:
-        labels = self._labels()
-        return self._loader(
-            split, _Load(labels, self, None), _CollateWithTarget(labels), self.val_batch_size, False
-        )
+        return self._loader(split, self.val_batch_size, None)
 
     def _loader(
-        self, split: str, load: Any, collate_samples: Any, batch_size: int, train: bool
+        self, split: str, batch_size: int, vary: Augmentation | Transforms | None
     ) -> StreamLoader:
         trainer, world, on_gpu = self.trainer, World(), torch.cuda.is_available()
         if trainer is not None:
             world = World(trainer.global_rank, trainer.world_size)
             on_gpu = trainer.strategy.root_device.type == "cuda"
+        labels = coco.label_of(self.categories)
+        red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in self.mean)
+        load = Load(labels, self.image_size, vary, self.resize, (red, green, blue), self.masks)
         stream = SampleStream(
             self.source(split),
             load,
-            collate_samples,
+            partial(collate.collate, labels=labels if vary is None else None),
             world=world,
             batch_size=batch_size,
             seed=self.seed,
-            shuffle=train,
-            pad=not train,
+            shuffle=vary is not None,
+            pad=vary is None,
         )
         loader = StreamLoader(
             stream,
@@ -258,55 +264,6 @@ class InstanceSegmentationDataModule(LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
-
-
-class _Load:
-    """Image bytes and record -> sample; without an augmentation for evaluation.
-
-    A class rather than a closure, so that workers that are spawned can be sent it.
-    """
-
-    def __init__(
-        self,
-        labels: dict[int, int],
-        data: InstanceSegmentationDataModule,
-        augmentation: Augmentation | None,
-    ) -> None:
-        self._labels = labels
-        self._canvas = data.image_size
-        self._augmentation = augmentation
-        red, green, blue = (round(255 * m) for m in data.mean)
-        self._options: dict[str, Any] = {
-            "resize": data.resize,
-            "fill": (red, green, blue),
-            "with_masks": data.masks,
-        }
-
-    def __call__(
-        self, data: bytes | memoryview, record: Record, rng: np.random.Generator
-    ) -> transforms.Sample:
-        image = decode_image(data, record["width"], record["height"])
-        if self._augmentation is None:
-            return transforms.evaluation_sample(
-                image, record, self._labels, self._canvas, **self._options
-            )
-        return transforms.training_sample(
-            image,
-            record,
-            self._labels,
-            self._canvas,
-            augmentation=self._augmentation,
-            rng=rng,
-            **self._options,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _CollateWithTarget:
-    labels: dict[int, int]
-
-    def __call__(self, samples: list[transforms.Sample], padding: list[bool]) -> dict[str, Any]:
-        return collate.collate(samples, padding, self.labels)
 
 
 def _canvas(image_size: int | tuple[int, int]) -> tuple[int, int]:

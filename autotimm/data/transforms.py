@@ -20,7 +20,7 @@ import numpy as np
 from autotimm import masks
 from autotimm.data.augmentation import Augmentation, recolor
 from autotimm.streaming.decode import DataError
-from autotimm.structures import MASK_CROP, Record
+from autotimm.structures import MASK_CROP, RLE, Annotation, Record
 
 RESIZES = ("letterbox", "stretch")
 _LEAST_SIDE = 1.0  # canvas pixels: instances smaller than this, or of which less than this
@@ -122,10 +122,10 @@ def training_sample(
     record: Record,
     labels: dict[int, int],
     canvas: tuple[int, int],
-    *,
-    resize: str,
     augmentation: Augmentation,
     rng: np.random.Generator,
+    *,
+    resize: str,
     fill: tuple[int, int, int],
     with_masks: bool,
 ) -> Sample:
@@ -211,16 +211,13 @@ def _with_instances(
     for annotation, box, share in zip(annotations, boxes, left, strict=True):
         if share < _LEAST_VISIBLE:
             continue
-        rle, polygons = annotation["segmentation"], annotation.get("polygons")
-        crop = None
         if share < 0.999:  # the crop has cut it: what is left may be smaller than the box clipped
-            tight = _tighten(box, masks.crop(rle, polygons, matrix, box))
+            tight = _tighten(box, _crop(annotation, matrix, box))
             if tight is None:
                 continue
             box = tight
         if with_masks:
-            crop = masks.crop(rle, polygons, matrix, box)
-            crops.append(crop)
+            crops.append(_crop(annotation, matrix, box))
         kept.append(label_of(annotation["category_id"], labels))
         kept_boxes.append(box)
     n = len(kept)
@@ -244,6 +241,27 @@ def label_of(category_id: int, labels: dict[int, int]) -> int:
     if category_id not in labels:
         raise DataError(f"an annotation has category id {category_id}, which is not defined")
     return labels[category_id]
+
+
+def checked_rle(annotation: Annotation, record: Record) -> RLE:
+    """The mask of an annotation, of which it is certain that its runs fill the image.
+
+    Records may come from anywhere, and pycocotools reads runs without a check.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        return masks.to_rle(annotation["segmentation"], record["height"], record["width"])
+    except ValueError as error:
+        raise DataError(f"annotation {annotation['id']}: {error}") from error
+
+
+def _crop(annotation: Annotation, matrix: np.ndarray, box: np.ndarray) -> np.ndarray:
+    try:
+        return masks.crop(annotation["segmentation"], annotation.get("polygons"), matrix, box)
+    except ValueError as error:
+        raise DataError(f"annotation {annotation['id']}: {error}") from error
 
 
 def _tighten(box: np.ndarray, crop: np.ndarray) -> np.ndarray | None:
