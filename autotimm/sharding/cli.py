@@ -112,7 +112,8 @@ def shard(
         raise InputError(f"{dst}: holds {old[0].name} already; --overwrite replaces the shards")
     indices = {}
     for name in chosen:
-        indices[name] = load(found[name].annotation_file, found[name].image_folder)
+        with _waiting(f"reading {found[name].annotation_file.name}"):
+            indices[name] = load(found[name].annotation_file, found[name].image_folder)
         if strict:
             _refuse(name, indices[name].problems)
     categories: dict[int, Category] = {}
@@ -223,6 +224,12 @@ def _old_shards(dst: Path, splits: Sequence[str]) -> list[Path]:
 def _refuse(split: str, problems: Problems) -> None:
     if problems.counts:
         raise InputError(f"--strict: split '{split}': {'; '.join(problems.lines())}")
+
+
+def _waiting(text: str) -> contextlib.AbstractContextManager[object]:
+    """Says on stderr, if that is a terminal, what takes a while."""
+    console = Console(stderr=True)
+    return console.status(escape(text)) if console.is_terminal else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
