@@ -167,6 +167,21 @@ def test_lightning_resumes_at_the_very_batch(shard_folder: Path, tmp_path: Path,
     assert torch.equal(second.weight, truth.weight)
 
 
+def test_loaders_made_anew_go_on(shard_folder: Path, tmp_path: Path) -> None:
+    truth, model = Recorder(), Recorder()
+    trainer(tmp_path, limit_val_batches=0).fit(truth, datamodule=module(shard_folder))
+    every = trainer(tmp_path, limit_val_batches=0, reload_dataloaders_every_n_epochs=1)
+    every.fit(model, datamodule=module(shard_folder))
+    assert model.batches == truth.batches
+
+
+def test_overfitting_keeps_to_its_batches(shard_folder: Path, tmp_path: Path) -> None:
+    model = Recorder()
+    trainer(tmp_path, overfit_batches=2).fit(model, datamodule=module(shard_folder))
+    assert model.batches[:2] == model.batches[2:]
+    assert len(model.batches) == 4
+
+
 RANK = """
     import json, sys
     sys.path.insert(0, sys.argv[3])
@@ -277,7 +292,7 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     for run in ("validate", "test"):
         with pytest.raises(InputError, match="there is nothing to evaluate on: val_split is None"):
             getattr(trainer(tmp_path), run)(model, datamodule=data)
-    with pytest.raises(InputError, match="no split 'valid', only train, val"):
+    with pytest.raises(InputError, match="no split 'valid', only train, val; val_split=None"):
         module(folder, val_split="valid").setup("fit")
 
     annotations = folder / "annotations"

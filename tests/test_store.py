@@ -11,9 +11,11 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self.requests = folder, dict[str, list[int]](), Counter[str]()
         self.cut: set[str] = set()
+        self.delay = 0.0
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -85,6 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body:
+            time.sleep(self.server.delay)
             self.wfile.write(content[:1000] if name in self.server.cut else content)
 
     def log_message(self, *args: object) -> None:
@@ -229,6 +233,10 @@ def test_a_url_is_read_through_the_cache(
     for file in (tmp_path / "cache").glob("*.*"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name.partition(".")[0]
     source.verify()
+    assert source.where(1) == f"{server.url}/train-000001.tar"  # and no secret
+    with pytest.raises(InputError) as error:
+        ShardSource(server.url + "?key=secret", "test", retry=QUICK)
+    assert str(error.value) == f"{server.url}: no split 'test', only train, val"
 
 
 def test_without_remote_indices_they_are_made(server: Server, copy: Path, tmp_path: Path) -> None:
@@ -286,17 +294,26 @@ def test_no_manifest_is_no_source(server: Server, copy: Path) -> None:
         open_source(server.url, "train")
 
 
-def _read_all(url: str, cache: Path) -> str:
-    content = everything(ShardSource(url, "train", cache, retry=QUICK))
-    return hashlib.sha256(b"".join(image for image, _ in content)).hexdigest()
+def _read_all(url: str, cache: Path, together: Any, found: Any) -> None:
+    source = ShardSource(url, "train", cache, retry=QUICK)
+    together.wait()
+    content = everything(source)
+    found.put(hashlib.sha256(b"".join(image for image, _ in content)).hexdigest())
 
 
 def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(4) as pool:
-        found = pool.starmap(_read_all, [(server.url, tmp_path / "cache")] * 4)
+    server.delay = 0.3  # seconds, so that all ask while one downloads
+    context = multiprocessing.get_context("fork")
+    together, found = context.Barrier(4), context.Queue()
+    arguments = (server.url, tmp_path / "cache", together, found)
+    readers = [context.Process(target=_read_all, args=arguments) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    results = [found.get(timeout=60) for _ in readers]
+    for reader in readers:
+        reader.join()
     images = b"".join(image for image, _ in everything(ShardSource(str(copy), "train")))
-    assert found == [hashlib.sha256(images).hexdigest()] * 4
+    assert results == [hashlib.sha256(images).hexdigest()] * 4
     assert server.requests["train-000000.tar"] == 1  # one downloads, the others wait for it
 
 

@@ -166,6 +166,13 @@ class InstanceSegmentationDataModule(LightningDataModule):
             splits.append(self.val_split)
         if stage in ("test", "predict"):
             splits.append(self._evaluated("test"))
+        for split in splits:
+            if split not in self._split_names():
+                hint = "; val_split=None validates nothing" if split == self.val_split else ""
+                raise InputError(
+                    f"{remote.shown(self.data_dir)}: no split {split!r}, only "
+                    f"{', '.join(self._split_names())}{hint}"
+                )
         known = {(c.id, c.name) for c in self.categories}
         for split in splits:
             for category in self.source(split).categories:
@@ -220,16 +227,20 @@ class InstanceSegmentationDataModule(LightningDataModule):
         if stage == "test":
             if self.test_split is not None:
                 return self.test_split
-            if self._splits is None:
-                self._splits = split_names(self.data_dir)
-            if "test" in self._splits:
+            if "test" in self._split_names():
                 return "test"
         if self.val_split is None:
             raise InputError(
-                f"there is nothing to evaluate on: val_split is None, and {self.data_dir} has no "
+                "there is nothing to evaluate on: val_split is None, and "
+                f"{remote.shown(self.data_dir)} has no "
                 "'test' split: set val_split or test_split"
             )
         return self.val_split
+
+    def _split_names(self) -> list[str]:
+        if self._splits is None:
+            self._splits = split_names(self.data_dir)
+        return self._splits
 
     def _evaluation_loader(self, split: str) -> StreamLoader:
         return self._loader(split, self.val_batch_size, None)
@@ -237,22 +248,26 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def _loader(
         self, split: str, batch_size: int, vary: Augmentation | Transforms | None
     ) -> StreamLoader:
-        trainer, world, on_gpu = self.trainer, World(), torch.cuda.is_available()
+        trainer, train = self.trainer, vary is not None
+        world, on_gpu, epoch, shuffle = World(), torch.cuda.is_available(), 0, train
         if trainer is not None:
             world = World(trainer.global_rank, trainer.world_size)
             on_gpu = trainer.strategy.root_device.type == "cuda"
+            epoch = trainer.current_epoch if train else 0  # where loaders are made anew meanwhile
+            # Overfitting wants the same batches every time.
+            shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
         labels = coco.label_of(self.categories)
         red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in self.mean)
         load = Load(labels, self.image_size, vary, self.resize, (red, green, blue), self.masks)
         stream = SampleStream(
             self.source(split),
             load,
-            partial(collate.collate, labels=labels if vary is None else None),
+            partial(collate.collate, labels=None if train else labels),
             world=world,
             batch_size=batch_size,
             seed=self.seed,
-            shuffle=vary is not None,
-            pad=vary is None,
+            shuffle=shuffle,
+            pad=not train,
         )
         loader = StreamLoader(
             stream,
@@ -261,6 +276,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             prefetch_factor=self.prefetch_factor,
             persistent_workers=self.persistent_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
+            epoch=epoch,
         )
         self._loaders.append(loader)
         return loader

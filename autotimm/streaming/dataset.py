@@ -131,6 +131,7 @@ class StreamLoader:
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: hand on tensors in page-locked memory, for copies to a GPU that do not wait.
         multiprocessing_context: how workers are started: "fork", "spawn", ..., or the default.
+        epoch: the one to begin with.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class StreamLoader:
         persistent_workers: bool = True,
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
+        epoch: int = 0,
     ) -> None:
         self.stream = stream
         self._finish = finish
@@ -158,7 +160,7 @@ class StreamLoader:
                 "multiprocessing_context": multiprocessing_context,
             }
         self._loader: DataLoader | None = None
-        self._epoch = 0
+        self._epoch = epoch
         self._start = 0  # samples of the epoch that were consumed before its first batch from here
         self._step = 0  # batches taken in the epoch, before a resume included
         self._consumed = 0  # samples that all ranks together took in the epoch

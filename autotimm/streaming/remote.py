@@ -77,6 +77,11 @@ def join(url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
+def shown(location: str) -> str:
+    """A folder or URL as messages name it: without a query, which may be a secret."""
+    return urlunsplit(urlsplit(location)._replace(query="")) if "://" in location else location
+
+
 def read_bytes(url: str, retry: Retry) -> bytes:
     """Reads a small file.
 
@@ -175,12 +180,12 @@ def _chunks(url: str, limit: int) -> Iterator[bytes]:
 
 
 def _retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
-    shown = urlunsplit(urlsplit(url)._replace(query=""))  # a query may be a secret
+    name = shown(url)
     for left in reversed(range(retry.attempts)):
         try:
             return attempt()
         except FileNotFoundError:
-            raise FileNotFoundError(f"{shown}: the server has no such file") from None
+            raise FileNotFoundError(f"{name}: the server has no such file") from None
         # The back ends raise their libraries' own errors, and there is no base class for them.
         except Exception as error:
             status = getattr(error, "status", None) or 500
@@ -190,9 +195,9 @@ def _retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
             if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
                 raise InputError(f"{error.filename or 'the cache'}: no space left for it") from None
             if final or not left:
-                reason = str(error).split("\n")[0].replace(url, shown) or type(error).__name__
+                reason = str(error).split("\n")[0].replace(url, name) or type(error).__name__
                 tries = "" if final else f" after {retry.attempts} tries"
-                raise InputError(f"{shown}: cannot be downloaded{tries}: {reason}") from error
+                raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
             time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
     raise ValueError("at least one attempt is needed")
 

@@ -64,7 +64,9 @@ class ShardSource:
         self._retry = retry or remote.Retry()
         manifest = manifest_of(location, self._folder, self._retry)
         if split not in manifest.splits:
-            raise InputError(f"{location}: no split {split!r}, only {', '.join(manifest.splits)}")
+            raise InputError(
+                f"{remote.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
+            )
         info = manifest.splits[split]
         self._shards = info.shards
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
@@ -103,7 +105,8 @@ class ShardSource:
 
     def where(self, shard: int) -> str:
         """See ``Source``."""
-        return f"{self._location.rstrip('/')}/{self._shards[shard].name}"
+        folder = remote.shown(self._location).rstrip("/")
+        return f"{folder}/{self._shards[shard].name}"
 
     def path(self, shard: int) -> Path:
         """Where the tar of a shard lies on this machine, downloaded if need be."""
@@ -221,7 +224,7 @@ def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Mani
     try:
         return read_manifest(remote.read_bytes(url, retry))
     except FileNotFoundError as error:
-        raise InputError(f"{error}: {location} is not a folder of shards") from None
+        raise InputError(f"{error}: {remote.shown(location)} is not a folder of shards") from None
 
 
 def _fingerprint(info: SplitInfo, categories: list[Category]) -> str:
