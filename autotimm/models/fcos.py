@@ -99,6 +99,10 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         assert self.classes.bias is not None
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
+        # Half of the 8 strides where every level's range ends. From zero, half of the distances
+        # would start behind the ReLU, where no gradient reaches them.
+        assert self.distances.bias is not None
+        nn.init.constant_(self.distances.bias, 4.0)
 
     def forward(self, levels: Sequence[Tensor]) -> HeadOutputs:
         """P3 to P7, each [B, C, h, w], to the outputs of all locations."""

@@ -1,0 +1,198 @@
+"""launch/train.py as users run it: real torchrun processes on painted and on real data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autotimm import InstanceSegmentor
+from autotimm.data.synthetic import make_dataset
+from autotimm.evaluation import coco_eval
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "launch" / "train.py"
+SMALL = ROOT / "launch" / "small_cpu.yaml"
+TINY_MODEL = (
+    "--model.init_args.backbone=resnet10t",
+    "--model.init_args.fpn_channels=32",
+    "--model.init_args.head_convs=1",
+    "--model.init_args.mask_size=12",
+    "--data.image_size=96",
+    "--data.num_workers=0",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.check_val_every_n_epoch=1",
+)
+
+
+def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
+    words = [*launcher, str(TRAIN), *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def shard(source: Path, target: Path) -> Path:
+    command = [str(Path(sys.executable).parent / "autotimm-shard"), str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def column(path: Path, name: str) -> list[float]:
+    with path.open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("painted")
+    make_dataset(folder / "coco", train=13, val=5, size=96, seed=1)
+    shard(folder / "coco", folder / "shards")
+    return folder
+
+
+@pytest.mark.slow
+def test_train_test_predict_and_resume_on_two_processes(painted: Path, tmp_path: Path) -> None:
+    shards = f"--data.data_dir={painted / 'shards'}"
+    common = ("--config", SMALL, shards, *TINY_MODEL)
+    root = f"--trainer.default_root_dir={tmp_path}"
+    run("fit", *common, root, "--trainer.max_epochs=3", "--seed_everything=1", processes=2)
+    first = tmp_path / "version_0"
+    losses = column(first / "metrics.csv", "train/loss")
+    assert len(losses) == 3 * 4  # 13 images, two ranks of two images, the last batch wraps
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert len(column(first / "metrics.csv", "val/mask_mAP")) == 3
+    assert sorted(p.name for p in (first / "pictures").iterdir()) == [
+        f"val-step{step}.png" for step in (12, 4, 8)
+    ]
+    checkpoint = first / "checkpoints" / "last.ckpt"
+
+    # What two processes find is what the loaded model finds in one process.
+    used = ("--config", first / "config.yaml", "--ckpt_path", checkpoint)
+    low = "--model.init_args.score_thresh=0.001"
+    run("test", *used, low, processes=2)
+    results = json.loads((tmp_path / "version_1" / "test-results.json").read_text())
+    truth = painted / "coco" / "annotations" / "instances_val2017.json"
+    ids = {image["id"] for image in json.loads(truth.read_text())["images"]}
+    assert {r["image_id"] for r in results} <= ids
+    for kind in ("bbox", "segm"):
+        stats = coco_eval.evaluate(truth, results, kind)
+        name = "mask_mAP" if kind == "segm" else "box_mAP"
+        (logged,) = column(tmp_path / "version_1" / "metrics.csv", f"test/{name}")
+        assert stats["AP"] == pytest.approx(logged, abs=1e-6)
+    run("predict", *used, low)
+    predicted = json.loads((tmp_path / "version_2" / "predict-results.json").read_text())
+
+    def key(result):
+        return result["image_id"], -result["score"], result["bbox"]
+
+    assert [key(r)[0] for r in sorted(predicted, key=key)] == [
+        key(r)[0] for r in sorted(results, key=key)
+    ]
+    model = InstanceSegmentor.load_from_checkpoint(checkpoint)
+    assert [c["id"] for c in model.categories] == sorted({c["id"] for c in model.categories})
+
+    # Training goes on where it stopped: epoch 3 of 4, with the learning rate of that step.
+    run("fit", *common, root, "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}", processes=2)
+    resumed = tmp_path / "version_3"
+    assert set(column(resumed / "metrics.csv", "epoch")) == {3.0}
+    state = torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 16
+
+
+@pytest.mark.slow
+def test_a_coco_folder_trains_like_its_shards(painted: Path, tmp_path: Path) -> None:
+    losses = []
+    for kind in ("coco", "shards"):
+        run(
+            *("fit", "--config", SMALL, f"--data.data_dir={painted / kind}", *TINY_MODEL),
+            *("--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / kind}"),
+            *("--trainer.limit_val_batches=0", "--trainer.precision=32-true"),
+        )
+        losses.append(column(tmp_path / kind / "version_0" / "metrics.csv", "train/loss"))
+    assert len(losses[0]) == len(losses[1]) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["balloon", "coco_mini", "fruits_nuts", "microscopy_flakes"])
+def test_real_data_train_for_an_epoch(name: str, shared_data: Path, tmp_path: Path) -> None:
+    shards = shard(shared_data / name, tmp_path / "shards")
+    run(
+        *("fit", "--config", SMALL, f"--data.data_dir={shards}", *TINY_MODEL),
+        *("--data.image_size=256", "--trainer.max_epochs=1", "--model.init_args.warmup_steps=0"),
+        *(f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=2"),
+        # The smallest set has a single batch an epoch: ten rounds over it are one run.
+        *(("--trainer.max_epochs=10",) if name == "balloon" else ()),
+        processes=2,
+    )
+    losses = column(tmp_path / "version_0" / "metrics.csv", "train/loss")
+    assert all(loss < 100 for loss in losses)  # NaN and infinity are not
+    third = max(len(losses) // 3, 1)
+    assert sum(losses[-third:]) < sum(losses[:third])
+
+
+def test_detector_without_masks(painted: Path, tmp_path: Path) -> None:
+    run(
+        *("fit", "--model=ObjectDetector", "--model.backbone=resnet10t"),
+        *("--model.pretrained=false", "--model.fpn_channels=32", "--model.compile_model=false"),
+        *(f"--data.data_dir={painted / 'shards'}", "--data.image_size=96", "--data.masks=false"),
+        *("--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"),
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("mask" in key for key in state["state_dict"])
+
+
+def test_print_config_shows_every_setting() -> None:
+    printed = run("fit", "--config", SMALL, "--print_config").stdout
+    for line in ("backbone: resnet18", "mask_loss_weight: 1.0", "batch_size: 2", "max_epochs: 100"):
+        assert line in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data.data_dir=nowhere"], "nowhere"),
+        (["--data.augmentation_preset=wild"], "'wild'.*light, default, strong"),
+        (["--model.init_args.backbone=resnet5O"], "'resnet5O' is not a timm model"),
+        (["--model.init_args.mask_size=27"], "mask_size=27 must be even"),
+        (["--data.train_split=training"], "training"),
+        (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
+    ],
+)
+def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted: Path) -> None:
+    import re
+
+    done = run(
+        *("fit", "--config", SMALL, f"--data.data_dir={painted / 'shards'}", *TINY_MODEL, *flags),
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(said, last), last
+
+
+def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(painted: Path) -> None:
+    done = run(
+        *("fit", "--config", SMALL, f"--data.data_dir={painted / 'shards'}"),
+        "--trainer.devices=3",
+        processes=2,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "devices=3, but torchrun has started 2 processes" in done.stderr
