@@ -1,7 +1,8 @@
 """A small COCO dataset painted from a seed: what the demo and the tests train on.
 
-Discs, squares, triangles and stars lie on each other before a textured background. Shape alone
-tells the classes apart: colours, fills, sizes and rotations are drawn alike for all of them.
+Discs, squares, triangles and stars lie on each other before a textured background. A class has
+its shape and, as most real things do, a surface and a range of hues of its own; sizes, rotations
+and how light or vivid a colour is are drawn alike for all of them.
 Invariants:
 
 - One seed, one dataset, byte for byte (on one machine); picture ``i`` of a split does not depend
@@ -36,6 +37,14 @@ from autotimm.structures import InputError
 
 CATEGORIES = {"disc": 1, "square": 3, "triangle": 7, "star": 18}
 """Name -> category id, with gaps as in COCO."""
+
+SURFACES = {
+    "disc": ("dots", 0.58),
+    "square": ("checks", 0.12),
+    "triangle": ("stripes", 0.85),
+    "star": ("gradient", 0.36),
+}
+"""The pattern that a class is filled with, and the hue (0 to 1) around which its colours lie."""
 
 SMALLEST_SIDE = 64
 MIN_VISIBLE = 0.5
@@ -162,10 +171,12 @@ def _place(canvas: Float, rng: Generator, shown: list[Painted], new: Painted) ->
         if not np.array_equal(mask, one.mask):
             one.mask, one.polygon = mask, None
     shown.append(new)
-    _paint_over(canvas, new.mask, rng)
+    _paint_over(canvas, new.mask, *SURFACES[new.category], rng)
 
 
-def _paint_over(canvas: Float, mask: NDArray[np.uint8], rng: Generator) -> None:
+def _paint_over(
+    canvas: Float, mask: NDArray[np.uint8], pattern: str, hue: float, rng: Generator
+) -> None:
     """Fill ``mask`` with a lit, bevelled texture that throws a soft shadow; changes ``canvas``."""
     height, width = mask.shape
     depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
@@ -174,7 +185,8 @@ def _paint_over(canvas: Float, mask: NDArray[np.uint8], rng: Generator) -> None:
     x, y, w, h = cv2.boundingRect(mask)
     light = 1.12 - 0.3 * ((cols - x) / w + (rows - y) / h) / 2
     light *= 0.62 + 0.38 * np.minimum(depth / bevel, 1)
-    fill = _texture(rng, height, width, _fill_colours(rng), scale=rng.uniform(0.04, 0.12))
+    scale = rng.uniform(0.04, 0.12)
+    fill = _texture(rng, height, width, _fill_colours(rng, hue), scale, pattern)
 
     shift = 0.012 * min(height, width)
     moved = cv2.warpAffine(
@@ -214,9 +226,10 @@ def _background_colours(rng: Generator) -> Float:
     )
 
 
-def _fill_colours(rng: Generator) -> Float:
-    """Two vivid colours [2, 3] RGB of neighbouring hues."""
-    hue, saturation, value = rng.uniform(), rng.uniform(0.6, 0.95), rng.uniform(0.7, 1.0)
+def _fill_colours(rng: Generator, hue: float) -> Float:
+    """Two vivid colours [2, 3] RGB near a hue."""
+    hue += rng.uniform(-0.06, 0.06)
+    saturation, value = rng.uniform(0.6, 0.95), rng.uniform(0.7, 1.0)
     other = (hue + rng.uniform(-0.1, 0.1)) % 1
     darker = rng.uniform(0.6, 0.9) * value
     return _rgb([(hue, saturation, value), (other, 0.85 * saturation, darker)])
@@ -226,8 +239,15 @@ def _rgb(hsv: Sequence[tuple[float, float, float]]) -> Float:
     return np.array([colorsys.hsv_to_rgb(*one) for one in hsv], np.float32) * 255
 
 
-def _texture(rng: Generator, height: int, width: int, colours: Float, scale: float) -> Float:
-    """Blend two colours [2, 3] in a random pattern [height, width, 3], 0 to 255.
+def _texture(
+    rng: Generator,
+    height: int,
+    width: int,
+    colours: Float,
+    scale: float,
+    pattern: str | None = None,
+) -> Float:
+    """Blend two colours [2, 3] in a pattern [height, width, 3], 0 to 255; a random one if None.
 
     ``scale`` is the pattern's period as a fraction of the shorter side.
     """
@@ -237,7 +257,8 @@ def _texture(rng: Generator, height: int, width: int, colours: Float, scale: flo
     along = np.cos(angle) * cols + np.sin(angle) * rows
     across = np.cos(angle) * rows - np.sin(angle) * cols
     waves = np.sin(2 * np.pi / period * np.stack([along, across]))
-    pattern = rng.choice(["gradient", "stripes", "checks", "dots", "clouds"])
+    if pattern is None:
+        pattern = rng.choice(["gradient", "stripes", "checks", "dots", "clouds"])
     if pattern == "gradient":
         blend = (along - along.min()) / np.ptp(along)
     elif pattern == "stripes":

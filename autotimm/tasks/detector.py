@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import fsspec
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from autotimm.models import restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
+from autotimm.tasks.checkpoint import read_checkpoint
 
 
 class ObjectDetector(LightningModule):
@@ -201,8 +201,8 @@ class ObjectDetector(LightningModule):
         metrics.reset()
         shown = {f"{stage}/{config.name}" for config in metrics.configs if config.prog_bar}
         for name, value in values.items():
-            # Every rank has the same value: it was computed from all ranks' images.
-            self.log(name, value, prog_bar=name in shown, rank_zero_only=False)
+            # Every rank has the same value, computed from all ranks' images: the mean is it, too.
+            self.log(name, value, prog_bar=name in shown, sync_dist=True)
 
     def _metrics(self, stage: str) -> StageMetrics:
         metrics = self.stage_metrics[f"{stage}_metrics"]
@@ -279,7 +279,7 @@ class ObjectDetector(LightningModule):
         Raises:
             InputError: no such file, or not a checkpoint of this class that can be read safely.
         """
-        checkpoint = _read_checkpoint(checkpoint_path, map_location or "cpu")
+        checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
         settings = checkpoint.get("hyper_parameters")
         if not isinstance(settings, dict) or "state_dict" not in checkpoint:
             raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")
@@ -324,21 +324,6 @@ def _within(detections: Detections, height: int, width: int) -> Detections:
         original = detections["boxes"][inside]
         result["masks"] = restore.dense(detections["masks"][inside], original, height, width)
     return result
-
-
-def _read_checkpoint(path: str | Path, map_location: Any) -> dict[str, Any]:
-    try:
-        with fsspec.open(str(path), "rb") as file:
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint at {path}") from error
-    # torch.load fails with a class of its own for each way in which a file is not what it reads.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} cannot be read as a checkpoint of weights: {reason}") from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} is not a checkpoint")
-    return checkpoint
 
 
 def _check(settings: dict[str, Any]) -> None:

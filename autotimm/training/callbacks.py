@@ -109,7 +109,7 @@ class SavePictures(Callback):
         stage = "test" if trainer.testing else "val"
         path = self._folder / "pictures" / f"{stage}-step{trainer.global_step}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        visualize.save_png(path, visualize.grid(self._pairs, ("prediction", "ground truth")))
+        visualize.save_png(path, visualize.grid(self._pairs, columns=2))
         if trainer.testing:
             rank_zero_info(f"pictures: {path}")
         self._pairs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +13,20 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from autotimm.structures import InputError
 from autotimm.training.callbacks import ImagesPerSecond, SavePictures, SaveResults
+from autotimm.training.checkpoint import PlainCheckpointIO
+
+# What the libraries below say of each other's insides, and no user can mend.
+for _message in (
+    "Grad strides do not match bucket view strides",  # 1x1 convolutions of oneDNN in bf16
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "Precision bf16-mixed is not supported by the model summary",
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before the job ends with an error."""
@@ -46,6 +57,7 @@ class AutoTrainer(Trainer):
         logger: Any = None,
         callbacks: list[Callback] | Callback | None = None,
         default_root_dir: str | Path | None = "runs",
+        plugins: Any = None,
         use_distributed_sampler: bool = False,
         enable_checkpointing: bool | None = None,
         **kwargs: Any,
@@ -66,6 +78,7 @@ class AutoTrainer(Trainer):
             logger=CSVLogger(root, name="") if logger is None else logger,
             callbacks=[*given, *_default_callbacks(given, enable_checkpointing is not False)],
             default_root_dir=root,
+            plugins=_plugins(plugins),
             use_distributed_sampler=False,
             enable_checkpointing=enable_checkpointing,
             **kwargs,
@@ -112,6 +125,14 @@ def _strategy(
 
 def _precision(accelerator: str) -> Any:
     return "16-mixed" if accelerator != "cpu" and torch.cuda.is_available() else "32-true"
+
+
+def _plugins(given: Any) -> list[Any]:
+    """Those of the user, and our way of reading checkpoints unless there is another."""
+    plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(PlainCheckpointIO())
+    return plugins
 
 
 def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Callback]:
