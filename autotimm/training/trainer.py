@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -37,8 +38,8 @@ class AutoTrainer(Trainer):
     """``lightning.Trainer`` with other defaults; every argument of it can be given.
 
     - ``precision``: ``16-mixed`` on a GPU that is to be used, else ``32-true``.
-    - Under torchrun it takes the number of processes and nodes from there. Several processes train
-      with DDP.
+    - Under torchrun or srun it takes the number of processes and nodes from there. Several
+      processes train with DDP.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (the last epoch's as ``last.ckpt``), ``pictures/``, and the results of a test as COCO JSON.
     - The data module orders and shares out the samples: Lightning must not do it again.
@@ -89,24 +90,41 @@ class AutoTrainer(Trainer):
 def _world_of_launcher(
     devices: list[int] | str | int, num_nodes: int
 ) -> tuple[list[int] | str | int, int]:
-    """What torchrun has started, where it has: Lightning alone takes one CPU process for granted,
-    and each process would train on its own."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """What torchrun or srun has started, where one has: Lightning alone takes one CPU process for
+    granted, and each process would train on its own."""
+    launcher = _launcher()
+    if launcher is None:
         return devices, num_nodes
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    name, flag, local, nodes = launcher
     if devices in ("auto", -1, "-1"):
         devices = local
     count = len(devices) if isinstance(devices, list) else devices
     if str(count) != str(local):
         raise InputError(
-            f"devices={devices}, but torchrun has started {local} processes on this node: leave "
-            f"devices out, or give --nproc-per-node {count}"
+            f"devices={devices}, but {name} has started {local} processes on this node: leave "
+            f"devices out, or give {flag}={count}"
         )
-    if num_nodes not in (1, world // local):
+    if num_nodes not in (1, nodes):
         raise InputError(
-            f"num_nodes={num_nodes}, but torchrun has started {world // local}: leave num_nodes out"
+            f"num_nodes={num_nodes}, but {name} has started {nodes}: leave num_nodes out"
         )
-    return devices, world // local
+    return devices, nodes
+
+
+def _launcher() -> tuple[str, str, int, int] | None:
+    """Name, its flag for processes a node, processes on this node, nodes; None if by hand."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return "torchrun", "--nproc-per-node", local, world // local
+    if SLURMEnvironment.detect():
+        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
+        if tasks % nodes:
+            raise InputError(
+                f"srun has started {tasks} tasks on {nodes} nodes, which does not divide: give "
+                f"--ntasks-per-node"
+            )
+        return "srun", "--ntasks-per-node", tasks // nodes, nodes
+    return None
 
 
 def _strategy(
@@ -133,6 +151,10 @@ def _plugins(given: Any) -> list[Any]:
     plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(PlainCheckpointIO())
+    launcher = _launcher()
+    if launcher and launcher[0] == "srun":
+        # Lightning's own requeue acts on one rank alone and hangs the others.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins
 
 

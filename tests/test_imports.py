@@ -1,0 +1,65 @@
+"""Imports go one way, so that each part can be read, tested and replaced without those above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "autotimm"
+LEVELS = [
+    {"structures"},
+    {"checks", "images", "coco", "masks"},
+    {"sharding", "streaming", "models", "visualize"},
+    {"data"},
+    {"evaluation", "tasks"},
+    {"training"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+FILES = sorted(
+    p.relative_to(PACKAGE)
+    for p in PACKAGE.rglob("*.py")
+    if p.parent != PACKAGE or p.stem != "__init__"
+)
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_nothing_imports_what_is_above_it(path: Path) -> None:
+    for name in imported(path):
+        words = name.split(".")
+        if words[0] == "autotimm" and len(words) > 1 and words[1] in LEVEL:
+            assert LEVEL[words[1]] <= LEVEL[part(path)], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_lightning_stays_in_few_places(path: Path) -> None:
+    if any(name.split(".")[0] == "lightning" for name in imported(path)):
+        assert part(path) in {"tasks", "training", "cli"} or path.name == "datamodule.py"
+
+
+def test_every_module_has_a_level() -> None:
+    assert {part(path) for path in FILES} == set(LEVEL)
+
+
+def test_sharding_starts_without_torch() -> None:
+    code = "import sys, autotimm.sharding.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
