@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-slow lint bench clean
 
 help:
 	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries)"
 	@echo "make demo      painted data -> shards -> training on two processes -> AP and a picture"
-	@echo "make test      the whole test suite (SLOW=0 leaves out the tests that take minutes)"
+	@echo "make test      the tests that take seconds each"
+	@echo "make test-slow the tests that take minutes: torchrun, real data, torch.compile"
 	@echo "make lint      ruff, mypy, codespell"
 	@echo "make bench     the benchmarks that need no more than this machine"
 	@echo "make clean     remove .venv, caches and the demo's folder"
@@ -28,7 +29,10 @@ demo: install
 	$(BIN)/python launch/demo.py --out demo
 
 test: install
-	$(BIN)/python -m pytest $(if $(filter 0,$(SLOW)),-m "not slow")
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -128,21 +128,24 @@ def test_a_coco_folder_trains_like_its_shards(painted: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["balloon", "coco_mini", "fruits_nuts", "microscopy_flakes"])
-def test_real_data_train_for_an_epoch(name: str, shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    # Enough for two dozen steps: one step's loss depends more on its images than on the training.
+    [("balloon", 24), ("coco_mini", 1), ("fruits_nuts", 6), ("microscopy_flakes", 4)],
+)
+def test_real_data_train(name: str, epochs: int, shared_data: Path, tmp_path: Path) -> None:
     shards = shard(shared_data / name, tmp_path / "shards")
     run(
         *("fit", "--config", SMALL, f"--data.data_dir={shards}", *TINY_MODEL),
-        *("--data.image_size=256", "--trainer.max_epochs=1", "--model.init_args.warmup_steps=0"),
+        *("--data.image_size=256", "--model.init_args.warmup_steps=0"),
+        *(f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}"),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=2"),
-        # The smallest set has a single batch an epoch: ten rounds over it are one run.
-        *(("--trainer.max_epochs=10",) if name == "balloon" else ()),
         processes=2,
     )
     losses = column(tmp_path / "version_0" / "metrics.csv", "train/loss")
+    assert len(losses) >= 20
     assert all(loss < 100 for loss in losses)  # NaN and infinity are not
-    third = max(len(losses) // 3, 1)
-    assert sum(losses[-third:]) < sum(losses[:third])
+    assert sum(losses[-8:]) < sum(losses[:8])
 
 
 def test_detector_without_masks(painted: Path, tmp_path: Path) -> None:
