@@ -228,7 +228,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while not list(out.glob("*.tar")):  # it has begun
+        while not list(out.glob(".*/*.tar")):  # it has begun
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
@@ -236,3 +236,57 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     assert process.returncode == 130 and not stdout
     assert stderr == "autotimm-shard: interrupted: the shards of this run are removed again\n"
     assert not list(out.iterdir())
+
+
+FAILURES = [
+    ({"files": {"a.jpg": picture()[:-900]}}, (), "no image can be used: image cut off"),
+    ({"annotations": [annotation(iscrowd=...)]}, ("--strict",), "iscrowd missing"),
+]
+
+
+@pytest.mark.parametrize(("content", "flags", "message"), FAILURES)
+def test_a_failed_overwrite_leaves_the_old_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict, flags: tuple, message: str
+) -> None:
+    out = tmp_path / "out"
+    run(two_splits(tmp_path / "coco"), out, capsys=capsys)
+    (out / "mine.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    two_splits(tmp_path / "odd")
+    write(tmp_path / "odd", split="val", **content)  # train is written before val fails
+    code, _, err = run(tmp_path / "odd", out, "--overwrite", *flags, capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and message in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    write(tmp_path / "sound", [image(id=77)], [])
+    write(tmp_path / "sound", [image(id=78)], [], split="val")
+    (out / ".autotimm-shard-killed" / "old").mkdir(parents=True)
+    assert run(tmp_path / "sound", out, "--overwrite", *flags, capsys=capsys)[0] == 0
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys() and after["mine.txt"] == b"mine"
+    assert b'"image_id":77' in after["train-000000.tar"]
+    assert [split.instances for split in read_manifest(out).splits.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("count", range(10))
+def test_an_interrupted_replacement_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    out = tmp_path / "out"
+    cli.shard(two_splits(tmp_path / "coco"), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write(tmp_path / "coco", [image(id=77)], [])
+    rename = Path.rename
+    calls = []
+
+    def fail(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == count // 2 * 2 + 1:  # before the move, and after it
+            if count % 2:
+                rename(path, target)
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        cli.shard(tmp_path / "coco", out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

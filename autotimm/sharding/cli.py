@@ -1,7 +1,7 @@
 """``autotimm-shard SRC DST``: a COCO folder becomes WebDataset shards with a manifest.
 
 Exit codes: 0 done, 2 the input cannot be used (one line on stderr), 130 interrupted. Nothing under
-a final name is ever half written; the manifest comes last.
+a final name is ever half written; the manifest comes last; a run that fails changes nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,8 @@ from rich.table import Table
 
 from autotimm import __version__
 from autotimm.coco import Category, Problems, find_splits, load
-from autotimm.sharding.manifest import (
-    MANIFEST,
-    Manifest,
-    SplitInfo,
-    read_manifest,
-    write_manifest,
-)
+from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, write_manifest
+from autotimm.sharding.staging import install, old_shards, staged
 from autotimm.sharding.writer import Written, make_keys, plan_shards, sample_sizes, write_shard
 from autotimm.structures import InputError
 
@@ -85,12 +80,13 @@ def shard(
         splits: the names of those to write; all that ``src`` has by default.
         samples_per_shard: no shard gets more samples.
         max_shard_size: nor more bytes, unless one image alone has more.
-        overwrite: replace the shards that ``dst`` holds.
+        overwrite: replace the shards that ``dst`` holds, once the new ones are whole.
         strict: anything odd in ``src`` is an error.
         limit: only the first so many images of each split.
 
     Raises:
-        InputError: the input cannot be used. What this run wrote is removed again.
+        InputError: the input cannot be used. What this run wrote is removed again, and what
+            ``dst`` held is there as it was.
     """
     found = find_splits(src)
     missing = [name for name in splits or () if name not in found]
@@ -107,9 +103,7 @@ def shard(
         raise InputError(f"{dst}: is the COCO folder itself; give another folder for the shards")
     if dst.exists() and not dst.is_dir():
         raise InputError(f"{dst}: is a file; give a folder for the shards")
-    old = _old_shards(dst, chosen)
-    if old and not overwrite:
-        raise InputError(f"{dst}: holds {old[0].name} already; --overwrite replaces the shards")
+    old_shards(dst, chosen, overwrite)  # refuses before the reading, which may take long
     indices = {}
     for name in chosen:
         with _waiting(f"reading {found[name].annotation_file.name}"):
@@ -127,11 +121,10 @@ def shard(
                 )
 
     dst.mkdir(parents=True, exist_ok=True)
-    for path in old:  # the manifest first: without it nothing reads the others
-        path.unlink(missing_ok=True)
     written = {name: Written() for name in chosen}
     seconds = {}
-    try:
+    with staged(dst) as new:
+        old = old_shards(dst, chosen, overwrite)  # another run may have come in between
         with _bar(sum(min(len(i), limit or len(i)) for i in indices.values())) as advance:
             for name, index in indices.items():
                 start = time.perf_counter()
@@ -140,7 +133,7 @@ def shard(
                 keys = make_keys((index.file_name(i), index.image_id(i)) for i in range(count))
                 sizes = sample_sizes(index, count)
                 for plan in plan_shards(name, keys, sizes, samples_per_shard, max_shard_size):
-                    written[name].add(write_shard(dst, plan, index, advance))
+                    written[name].add(write_shard(new, plan, index, advance))
                     if strict:
                         _refuse(name, written[name].problems)
                 if not written[name].images:
@@ -154,11 +147,9 @@ def shard(
                 for name, w in written.items()
             },
         )
-        write_manifest(dst / MANIFEST, manifest)
-    except BaseException:
-        for path in _old_shards(dst, chosen):  # all of them are this run's
-            path.unlink(missing_ok=True)
-        raise
+        write_manifest(new / MANIFEST, manifest)
+        names = [name for w in written.values() for s in w.shards for name in (s.name, s.index)]
+        install(new, [*names, MANIFEST], dst, old)
     _summary(written, seconds, dst)
     return manifest
 
@@ -185,7 +176,7 @@ def _parser() -> ArgumentParser:
         help="at most, e.g. 1GB, or bytes (512MiB); whichever comes first",
     )
     add("--limit", type=PositiveInt, metavar="N", help="only the first N images of each split")
-    add("--overwrite", action="store_true", help="replace the shards that DST holds")
+    add("--overwrite", action="store_true", help="replace the shards of DST once all is written")
     add("--strict", action="store_true", help="anything odd in SRC is an error")
     return parser
 
@@ -203,22 +194,6 @@ def _size(text: str) -> int:
         raise InputError(f"--max-shard-size: 512MiB, 1GB or a number of bytes, not {text!r}")
     power = " KMGT".index((match[2] or " ").upper())
     return int(match[1]) * (1024 if match[3] else 1000) ** power
-
-
-def _old_shards(dst: Path, splits: Sequence[str]) -> list[Path]:
-    """Finds what an earlier run left in a folder, the manifest first."""
-    if not dst.is_dir():
-        return []
-    names = set(splits)
-    found = []
-    if (dst / MANIFEST).exists():
-        found.append(dst / MANIFEST)
-        with contextlib.suppress(InputError):  # a broken manifest is replaced as a whole
-            names |= set(read_manifest(dst).splits)
-    ours = re.compile(
-        rf"\.?({'|'.join(map(re.escape, names))})-[0-9]{{6}}\.(tar|idx\.npy)(\..*\.tmp)?"
-    )
-    return found + sorted(path for path in dst.iterdir() if ours.fullmatch(path.name))
 
 
 def _refuse(split: str, problems: Problems) -> None:
