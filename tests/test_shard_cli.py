@@ -290,3 +290,41 @@ def test_an_interrupted_replacement_is_undone(
     with pytest.raises(KeyboardInterrupt):
         cli.shard(tmp_path / "coco", out, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_overwrite_loses_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    run(two_splits(tmp_path / "coco"), out, capsys=capsys)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    only_val = ["--overwrite", "--splits", "val"]
+    code, _, err = run(tmp_path / "coco", out, *only_val, capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and "would lose its split 'train'" in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "manifest.json").write_text("broken")  # what it held is not known: only val is replaced
+    assert run(tmp_path / "coco", out, *only_val, capsys=capsys)[0] == 0
+    assert list(read_manifest(out).splits) == ["val"] and (out / "train-000000.tar").exists()
+
+
+def test_one_run_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [image(id=n, width=1600, height=1200) for n in range(1500)]
+    write(tmp_path / "many", images, [], files={"a.jpg": picture(1600, 1200, quality=90)})
+    write(tmp_path / "coco")
+    out = tmp_path / "out"
+    with subprocess.Popen([*COMMAND, tmp_path / "many", out, "--samples-per-shard", "5"]) as first:
+        try:
+            while not list(out.glob(".*/*.tar")):  # it has begun
+                assert first.poll() is None
+                time.sleep(0.002)
+            first.send_signal(signal.SIGSTOP)  # it cannot end while the other is tried
+            code, _, err = run(tmp_path / "coco", out, "--overwrite", capsys=capsys)
+            assert code == 2 and err.count("\n") == 1
+            assert f"{out}: another autotimm-shard is writing there" in err
+        finally:
+            first.kill()
+    assert list(out.glob(".*/*.tar"))  # killed, it left them, and its lock went
+    assert run(tmp_path / "coco", out, capsys=capsys)[0] == 0
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "train-000000.idx.npy",
+        "train-000000.tar",
+    }
