@@ -195,6 +195,22 @@ def test_a_split_of_no_usable_image_is_refused(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("address", ["s3://foo/bar", "https://a.example/b", "file:///tmp/x", ""])
+def test_addresses_are_not_folders(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+) -> None:
+    write(tmp_path / "coco")
+    monkeypatch.chdir(tmp_path)
+    for arguments, name in ((["coco", address], "DST"), ([address, "out"], "SRC")):
+        code, out, err = run(*arguments, capsys=capsys)
+        assert code == 2 and not out and err.count("\n") == 1
+        assert err.startswith(f"autotimm-shard: {name}: {address or 'empty'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["coco"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = _parser().parse_args(arguments)
         shard(
-            Path(options.src),
-            Path(options.dst),
+            _folder("SRC", options.src),
+            _folder("DST", options.dst),
             splits=_names(options.splits),
             samples_per_shard=options.samples_per_shard,
             max_shard_size=_size(options.max_shard_size),
@@ -179,6 +179,17 @@ def _parser() -> ArgumentParser:
     add("--overwrite", action="store_true", help="replace the shards of DST once all is written")
     add("--strict", action="store_true", help="anything odd in SRC is an error")
     return parser
+
+
+def _folder(name: str, text: str) -> Path:
+    if not text:
+        raise InputError(f"{name}: empty; give a folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise InputError(
+            f"{name}: {text} is not a folder of this machine; shard a local folder into a local "
+            "folder, and copy that to the store with the store's own tool"
+        )
+    return Path(text)
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -111,7 +111,7 @@ def install(new: Path, names: Sequence[str], dst: Path, old: Sequence[Path]) -> 
 
 
 def _lock(handle: int, dst: Path) -> None:
-    """Locks a folder until the handle is closed, which the end of the process does at the latest."""
+    """Locks a folder until the handle is closed, by the end of the process at the latest."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
