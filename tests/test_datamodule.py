@@ -319,7 +319,9 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
         ({"image_size": (64, 64, 3)}, "image_size is"),
         ({"image_size": 64.5}, "image_size is 64.5"),
         ({"batch_size": 0}, "batch_size is 0, but must be a whole number, 1 or more"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000, but must be 65536 or less"),
         ({"val_batch_size": 0}, "val_batch_size is 0"),
+        ({"val_batch_size": 65537}, "val_batch_size is 65537, but must be 65536 or less"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"prefetch_factor": 0}, "prefetch_factor is 0"),
         ({"seed": -1}, "seed is -1"),
@@ -327,6 +329,9 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
         ({"resize": "crop"}, "resize is 'crop', but must be one of letterbox, stretch"),
         ({"mean": (1, 2)}, "mean is"),
         ({"std": (1, 1, 0)}, "std is"),
+        ({"std": (float("nan"), 1, 1)}, r"std is \(nan, 1, 1\), but must be three finite numbers"),
+        ({"mean": (0, float("inf"), 0)}, "mean is .* must be three finite numbers"),
+        ({"mean": (float("-inf"), float("inf"), 0)}, "mean is .* must be three finite numbers"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(

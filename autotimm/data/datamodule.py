@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autotimm import coco
 from autotimm.coco import Category
-from autotimm.data import collate, transforms
+from autotimm.data import collate, options, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
@@ -28,8 +28,7 @@ from autotimm.streaming.dataset import SampleStream, StreamLoader
 from autotimm.streaming.store import Source, open_source, split_names
 from autotimm.structures import InputError, World
 
-STRIDE = 32
-"""Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
+_LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -93,16 +92,16 @@ class InstanceSegmentationDataModule(LightningDataModule):
         folder = remote.local_path(self.data_dir)
         if folder is not None and not folder.is_dir():
             raise InputError(f"data_dir: {folder}: no such folder")
-        self.image_size = _canvas(image_size)
-        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.image_size = options.canvas(image_size)
+        self.batch_size = options.whole("batch_size", batch_size, 1, _LARGEST_BATCH)
         self.val_batch_size = (
             self.batch_size
             if val_batch_size is None
-            else _at_least("val_batch_size", val_batch_size, 1)
+            else options.whole("val_batch_size", val_batch_size, 1, _LARGEST_BATCH)
         )
-        self.num_workers = _at_least("num_workers", num_workers, 0)
-        self.prefetch_factor = _at_least("prefetch_factor", prefetch_factor, 1)
-        self.seed = _at_least("seed", seed, 0)
+        self.num_workers = options.whole("num_workers", num_workers, 0)
+        self.prefetch_factor = options.whole("prefetch_factor", prefetch_factor, 1)
+        self.seed = options.whole("seed", seed, 0)
         self.augmentation = augmentation_of(augmentation_preset)
         if custom_train_transforms is not None and not callable(custom_train_transforms):
             raise InputError(
@@ -116,7 +115,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             )
         self.resize = resize
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self.mean, self.std = _three("mean", mean), _three("std", std)
+        self.mean, self.std = options.three("mean", mean), options.three("std", std)
         if min(self.std) <= 0:
             raise InputError(f"std is {self.std}, but must be above 0")
         self.masks = masks
@@ -280,32 +279,3 @@ class InstanceSegmentationDataModule(LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
-
-
-def _canvas(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
-    if (
-        len(sides) != 2
-        or any(isinstance(s, bool) or not isinstance(s, int) for s in sides)
-        or not all(STRIDE <= s <= 16384 for s in sides)
-    ):
-        raise InputError(
-            f"image_size is {image_size!r}, but must be a number of pixels, or height and width, "
-            f"from {STRIDE} to 16384"
-        )
-    height, width = (-(-s // STRIDE) * STRIDE for s in sides)
-    return height, width
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-        raise InputError(f"{name} is {value!r}, but must be a whole number, {least} or more")
-    return value
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(v) for v in values)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {values!r}, but must be three numbers") from None
-    return red, green, blue
