@@ -10,11 +10,14 @@ import sys
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training.trainer import AutoTrainer
+
+_SAYS_ENOUGH = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
 
 
 class TrainCLI(LightningCLI):
@@ -26,31 +29,48 @@ class TrainCLI(LightningCLI):
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand in ("validate", "test", "predict"):
+            options = self.config[self.subcommand]
+            if not options.ckpt_path:
+                raise InputError(
+                    f"{self.subcommand} needs --ckpt_path: without it the weights are random"
+                )
+        if self.subcommand == "predict":
+            # They are written as they come; nobody is there to take them in the end.
+            options.return_predictions = False
+
 
 def train(args: list[str] | None = None) -> None:
-    """Run the command line with ``args``, or those of the process. Exits with 2 on bad input."""
+    """Run the command line with ``args``, or those of the process.
+
+    Exits with 2 on bad input, after one line that says so, and with 143 if SIGTERM ended the run.
+    """
     try:
-        TrainCLI(
+        cli = TrainCLI(
             ObjectDetector,
             InstanceSegmentationDataModule,
             trainer_class=AutoTrainer,
             subclass_mode_model=True,
+            # The model has its own optimizers: these flags would be taken and not be used.
+            auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except InputError as error:
-        _fail(error)
     except Exception as error:
         # jsonargparse and Lightning wrap what a constructor or a hook raised.
         cause: Any = error
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        cause = cause or error
+        if not isinstance(cause, _SAYS_ENOUGH):
             raise
-        _fail(cause)
-
-
-def _fail(error: InputError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from error
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if cli.trainer.received_sigterm:
+        print("error: ended by SIGTERM; go on with --ckpt_path .../last.ckpt", file=sys.stderr)
+        raise SystemExit(143)

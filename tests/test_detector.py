@@ -137,7 +137,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_nothing_of_it_runs(tmp_pa
             torch.save(payload, path)
         else:
             path.write_bytes(pickle.dumps(payload))
-        with pytest.raises(InputError, match=f"{name} cannot be read as a checkpoint of weights"):
+        with pytest.raises(InputError, match=f"{name} (is not|cannot be read as) a checkpoint"):
             InstanceSegmentor.load_from_checkpoint(path)
         assert not (tmp_path / "ran").exists()
 
@@ -146,7 +146,7 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
     with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.ckpt"):
         InstanceSegmentor.load_from_checkpoint(tmp_path / "nowhere.ckpt")
     torch.save({"epoch": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of InstanceSegmentor"):
+    with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of a trained model"):
         InstanceSegmentor.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
@@ -196,3 +196,28 @@ def test_learning_rate_schedules() -> None:
     assert steps[80] == steps[109] == pytest.approx(0.1)
     assert steps[110] == pytest.approx(0.01)
     assert set(factors("constant")[10:]) == {1.0}
+
+
+def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path) -> None:
+    path = checkpoint_of(small(), tmp_path)
+    with pytest.raises(InputError, match=r"weights do not fit .*num_classes") as caught:
+        InstanceSegmentor.load_from_checkpoint(path, num_classes=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_other_classes_is_not_evaluated_on_these() -> None:
+    model = small()
+    model.categories = [{"id": 1, "name": "disc"}, {"id": 3, "name": "square"}]
+    model.on_load_checkpoint({"categories": None})
+    assert model.categories[0]["name"] == "disc"
+    with pytest.raises(InputError, match=r"same classes.*square.*star"):
+        model.on_load_checkpoint(
+            {"categories": [{"id": 1, "name": "disc"}, {"id": 3, "name": "star"}]}
+        )
+
+
+def test_images_that_nobody_normalised_are_refused() -> None:
+    batch = random_batch([2])
+    batch["image"] = batch["image"].to(torch.uint8)
+    with pytest.raises(InputError, match="datamodule="):
+        small().losses(batch)

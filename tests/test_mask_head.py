@@ -177,3 +177,28 @@ def test_mask_of_one_class_is_that_of_all_classes() -> None:
     assert every.shape == (7, 5, 12, 12)
     torch.testing.assert_close(head.of_classes(features, labels), every[torch.arange(7), labels])
     assert head.of_classes(features[:0], labels[:0]).shape == (0, 12, 12)
+
+
+def test_rois_are_not_rounded_with_the_features() -> None:
+    """On maps that hold their own coordinates a rounded RoI shows."""
+    levels = []
+    for stride in (8, 16, 32):
+        y = (torch.arange(1024 // stride) + 0.5) * stride / 1024
+        levels.append(torch.stack(torch.broadcast_tensors(y[None, :], y[:, None]))[None])
+    boxes = torch.tensor([[[501.3, 633.1, 551.3, 683.1], [900.7, 411.9, 960.7, 471.9]]])
+    low = [level.bfloat16() for level in levels]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = pool(low, boxes, 7)
+    assert got.dtype == torch.bfloat16
+    expected = pool([level.float() for level in low], boxes, 7)
+    torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=0)
+
+
+def test_masks_are_pasted_alike_under_autocast() -> None:
+    g = torch.Generator().manual_seed(4)
+    boxes = random_boxes(9, 200, 300, g)
+    probabilities = torch.rand(9, 28, 28, generator=g)
+    plain = torch.cat(list(paste_masks(probabilities, boxes, 200, 300)))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = torch.cat(list(paste_masks(probabilities, boxes, 200, 300)))
+    assert torch.equal(plain, low)

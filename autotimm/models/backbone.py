@@ -41,7 +41,25 @@ class Backbone(nn.Module):
         self.model = _create(name, pretrained, out_indices=indices)
         info: Any = self.model.feature_info
         self.channels = list(info.channels())
+        self._freeze_unused(name, indices)
         self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def _freeze_unused(self, name: str, indices: tuple[int, ...]) -> None:
+        """Take out of training what the three maps do not depend on (HRNet's finest branch, say):
+        DDP waits for a gradient of every parameter that asks for one."""
+        with torch.device("meta"):
+            twin = _create(name, False, indices).train()
+            try:
+                maps = twin(torch.empty(2, 3, 256, 320))
+                torch.stack([m.sum() for m in maps]).sum().backward()
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise InputError(
+                    f"backbone={name!r} does not take images of any size ({_first_line(error)}): "
+                    f"take a convolutional one or a Swin"
+                ) from error
+        for parameter, other in zip(self.model.parameters(), twin.parameters(), strict=True):
+            if other.grad is None:
+                parameter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``image`` [B, 3, H, W], H and W multiples of 32, to C3 to C5 [B, C, H/s, W/s]."""

@@ -61,7 +61,7 @@ def locations(
         x = torch.arange(w, device=device, dtype=torch.float32) * stride + shift
         points.append(torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).view(-1, 2))
         strides.append(torch.full((h * w,), float(stride), device=device))
-        ranges.append(torch.tensor(extent, device=device).expand(h * w, 2))
+        ranges.append(torch.stack([torch.full((h * w,), end, device=device) for end in extent], -1))
     return Locations(torch.cat(points), torch.cat(strides), torch.cat(ranges))
 
 

@@ -64,7 +64,7 @@ def sample_rois(
     valid = best >= 0
     chosen = all_boxes.gather(1, index[..., None].expand(-1, -1, 4))
     # A padding RoI is a unit box: finite whatever the prediction there was.
-    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
+    unit = (torch.arange(4, device=boxes.device) >= 2).float()
     return RoIs(
         boxes=torch.where(valid[..., None], chosen, unit),
         slots=all_slots.gather(1, index),
@@ -130,15 +130,16 @@ def pool(levels: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
     image = torch.arange(count, device=boxes.device).repeat_interleave(rois)
     flat = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
     level_of = roi_levels(boxes).flatten()
-    outside = torch.tensor([-1e4, -1e4, -1e4 + 1, -1e4 + 1], device=boxes.device)
     pooled = None
     for i, level in enumerate(levels[:ROI_LEVELS]):
-        here = torch.where((level_of == i)[:, None], flat[:, 1:], outside)
-        rows = torch.cat([flat[:, :1], here], 1).to(level.dtype)
-        part = roi_align(level, rows, size, 1 / (8 << i), sampling_ratio=2, aligned=True)
+        # Far outside of the map lie the RoIs of other levels. In float32: half precision would
+        # move a corner at 1,000 pixels by up to two of them.
+        here = torch.where((level_of == i)[:, None], flat[:, 1:], -1e4)
+        rows = torch.cat([flat[:, :1], here], 1)
+        part = roi_align(level.float(), rows, size, 1 / (8 << i), sampling_ratio=2, aligned=True)
         pooled = part if pooled is None else pooled + part
     assert pooled is not None
-    return pooled
+    return pooled.to(levels[0].dtype)
 
 
 class MaskHead(nn.Module):
@@ -212,7 +213,8 @@ def _paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: flo
     x1, y1, x2, y2 = boxes.float().unbind(-1)
     rows = _interpolation(height, y1, y2, size)  # [n, H, S]
     columns = _interpolation(width, x1, x2, size)  # [n, W, S]
-    dense = rows @ masks.float() @ columns.transpose(1, 2)
+    with torch.autocast(masks.device.type, enabled=False):
+        dense = rows @ masks.float() @ columns.transpose(1, 2)
     return (dense >= threshold).to(torch.uint8)
 
 

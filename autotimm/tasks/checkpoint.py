@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from autotimm.structures import InputError
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint. Code in it is refused, not run.
+    """The content of a checkpoint of Lightning's. Code in it is refused, not run.
 
     Args:
         path: a path, or a URL that fsspec opens.
         map_location: as in ``torch.load``.
 
     Raises:
-        InputError: there is no such file, or it holds other things than tensors and plain values.
+        InputError: there is no such file, or it is no checkpoint, or it holds other things than
+            tensors and plain values.
     """
     try:
         with fsspec.open(str(path), "rb") as file:
@@ -27,10 +29,18 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint at {path}") from error
+    except pickle.UnpicklingError as error:
+        # torch's own text goes on to advise loading it without the protection.
+        raise InputError(
+            f"{path} is not a checkpoint of weights and plain values: it is damaged, or carries "
+            f"code, which was not run"
+        ) from error
     # torch.load fails with a class of its own for each way in which a file is not what it reads.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} cannot be read as a checkpoint of weights: {reason}") from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} is not a checkpoint")
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is cut off or "
+            f"some other kind of file"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{path} is not a checkpoint of a trained model: it has no state_dict")
     return checkpoint

@@ -6,6 +6,7 @@ it comes from.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -118,7 +119,19 @@ class ObjectDetector(LightningModule):
                 f"has {datamodule.num_classes} categories: give the model num_classes="
                 f"{datamodule.num_classes}, or other data"
             )
-        self.categories = [{"id": c.id, "name": c.name} for c in datamodule.categories]
+        of_data = [{"id": c.id, "name": c.name} for c in datamodule.categories]
+        if stage != "fit":  # training may take a model on to other classes, evaluation may not
+            self._check_categories(of_data)
+        self.categories = of_data
+
+    def _check_categories(self, others: list[dict[str, Any]] | None) -> None:
+        """Raises InputError if ``others``, where both are known, gives a label another sense."""
+        for mine, other in zip(self.categories or (), others or (), strict=False):
+            if mine != other:
+                raise InputError(
+                    f"the model and the data do not mean the same classes: {mine} and {other}; "
+                    f"give the data that the model was trained on, or a model of this data"
+                )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
@@ -132,6 +145,7 @@ class ObjectDetector(LightningModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses by name, unweighted, divided by counts that are averaged over ranks."""
+        _check_normalised(batch["image"])
         masks = batch.get("masks") if self.with_masks else None
         if self.with_masks and masks is None:
             raise InputError("the data has no masks: give the data module masks=True")
@@ -150,7 +164,12 @@ class ObjectDetector(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options: Any = self.hparams
         optimizer = optimization.build(self, options.optimizer, options.lr, options.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total) and options.scheduler in ("cosine", "multistep"):
+            raise InputError(
+                f"scheduler={options.scheduler!r} needs to know the end of the run: give "
+                f"max_epochs or max_steps, or scheduler=constant"
+            )
 
         def factor(step: int) -> float:
             return optimization.lr_factor(step, total, options.warmup_steps, options.scheduler)
@@ -179,6 +198,7 @@ class ObjectDetector(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         """Detections of each image of the batch in the pixels of the original image."""
+        _check_normalised(batch["image"])
         found = self._detect(batch["image"])
         sizes = batch["original_size"].tolist()
         return [
@@ -258,33 +278,50 @@ class ObjectDetector(LightningModule):
         checkpoint["categories"] = self.categories
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.categories = checkpoint.get("categories")
+        saved = checkpoint.get("categories")
+        self._check_categories(saved)
+        self.categories = saved or self.categories
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, but weights that do not fit are an InputError of one line."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the checkpoint's weights do not fit this {type(self).__name__} (num_classes, "
+                f"backbone, fpn_channels and mask_size must be those of the training): "
+                f"{reason[:200]}..."
+            ) from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
-        map_location: Any = None,
+        map_location: str | torch.device | None = None,
         strict: bool = True,
         **overrides: Any,
     ) -> Self:
         """The model of a checkpoint on disk or at a URL. Only weights and plain values are read.
 
+        It comes uncompiled, as a few predictions would not pay for minutes of compilation:
+        ``compile_model=True`` asks for it.
+
         Args:
             checkpoint_path: a path, or a URL that fsspec opens.
-            map_location: as in ``torch.load``; the CPU if None.
+            map_location: where the model goes: a device, or its name; the CPU if None.
             strict: whether every weight must be there.
             **overrides: constructor arguments that replace those in the checkpoint.
 
         Raises:
             InputError: no such file, or not a checkpoint of this class that can be read safely.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
+        checkpoint = read_checkpoint(checkpoint_path)
         settings = checkpoint.get("hyper_parameters")
         if not isinstance(settings, dict) or "state_dict" not in checkpoint:
             raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")
         # The weights come from the checkpoint: none are to be downloaded first.
-        settings = {**settings, "pretrained": False, **overrides}
+        settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
         try:
             model = cls(**settings)
         except TypeError as error:
@@ -292,14 +329,16 @@ class ObjectDetector(LightningModule):
                 f"{checkpoint_path} is not a checkpoint of {cls.__name__} ({error})"
             ) from error
         model.on_load_checkpoint(checkpoint)
-        try:
-            model.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"the weights in {checkpoint_path} do not fit: {reason[:300]}"
-            ) from error
-        return model
+        model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return model.to(map_location or "cpu")
+
+
+def _check_normalised(image: Tensor) -> None:
+    if not image.is_floating_point():
+        raise InputError(
+            "the batch's images are not normalised: the data module does that, so give the trainer "
+            "datamodule=..., not its dataloaders"
+        )
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:
@@ -326,6 +365,12 @@ def _within(detections: Detections, height: int, width: int) -> Detections:
     return result
 
 
+def check_weight(name: str, value: float) -> None:
+    """Raises InputError for a weight that is negative, infinite or not a number."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name}={value} must be a number, 0 or more")
+
+
 def _check(settings: dict[str, Any]) -> None:
     optimization.check(
         settings["optimizer"], settings["scheduler"], settings["lr"], settings["warmup_steps"]
@@ -337,5 +382,5 @@ def _check(settings: dict[str, Any]) -> None:
         if not 0 <= settings[name] <= 1:
             raise InputError(f"{name}={settings[name]} must lie between 0 and 1")
     for name in settings:
-        if name.endswith("_loss_weight") and settings[name] < 0:
-            raise InputError(f"{name}={settings[name]} must not be negative")
+        if name.endswith("_loss_weight") or name == "weight_decay":
+            check_weight(name, settings[name])

@@ -41,8 +41,9 @@ def build(
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def lr_factor(step: int, total_steps: int, warmup_steps: int, scheduler: str | None) -> float:
-    """What the learning rate is multiplied by at optimizer step ``step`` (0-based) of a run.
+def lr_factor(step: int, total_steps: float, warmup_steps: int, scheduler: str | None) -> float:
+    """What the learning rate is multiplied by at optimizer step ``step`` (0-based) of a run of
+    ``total_steps``, which may be infinite for ``constant``.
 
     Warm-up rises linearly from a thousandth. Then ``cosine`` falls to 1 % at the end, ``multistep``
     drops to a tenth after 8/12 and again after 11/12 of the run (the Detectron schedule), and

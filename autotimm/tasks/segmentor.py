@@ -6,7 +6,7 @@ from typing import Any
 
 from autotimm.evaluation.metrics import MetricConfig
 from autotimm.structures import InputError
-from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.detector import ObjectDetector, check_weight
 
 
 class InstanceSegmentor(ObjectDetector):
@@ -42,8 +42,7 @@ class InstanceSegmentor(ObjectDetector):
             raise InputError(f"mask_size={mask_size} must be even, 28 say")
         if mask_rois < 1:
             raise InputError(f"mask_rois={mask_rois} must be at least 1")
-        if mask_loss_weight < 0:
-            raise InputError(f"mask_loss_weight={mask_loss_weight} must not be negative")
+        check_weight("mask_loss_weight", mask_loss_weight)
         super().__init__(backbone, num_classes, metrics, **detector)
         self.save_hyperparameters(
             {"mask_size": mask_size, "mask_rois": mask_rois, "mask_loss_weight": mask_loss_weight}

@@ -17,13 +17,50 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm import masks, visualize
 from autotimm.evaluation import coco_eval
+from autotimm.sharding.manifest import whole_file
 from autotimm.structures import Batch, Detections, InputError, Target
 
 PICTURE_SIDE = 640
 
 
+class CheckLoss(Callback):
+    """Ends a run whose loss is not finite, before such weights are saved.
+
+    Looked at after every step on a CPU; on a GPU, where looking waits for the device, at the
+    trainer's ``log_every_n_steps`` and before anything is saved.
+    """
+
+    def __init__(self) -> None:
+        self._loss: torch.Tensor | None = None
+        self._images: list[str] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._loss, self._images = loss.detach(), batch.get("file_name", [])
+        often = 1 if loss.device.type == "cpu" else trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % max(often, 1) == 0:
+            self._check(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._loss is not None and not torch.isfinite(self._loss):
+            raise InputError(
+                f"the loss is {self._loss.item()} at step {trainer.global_step} (images "
+                f"{', '.join(self._images)}): lower the learning rate, set gradient_clip_val, or "
+                f"look at these images' annotations; the last checkpoint is from before"
+            )
+
+
 class ImagesPerSecond(Callback):
-    """Logs ``images_per_second``: training images of all ranks over an epoch's wall-clock time.
+    """Logs ``images_per_second``: training images of all ranks over an epoch's wall-clock time,
+    validation left out.
 
     Args:
         skip: steps at the start of each epoch that are left out: workers start and code compiles.
@@ -31,7 +68,8 @@ class ImagesPerSecond(Callback):
 
     def __init__(self, skip: int = 2) -> None:
         self.skip = skip
-        self._since = 0.0
+        self._since = 0.0  # when counting began, moved on by the time of validations
+        self._paused = 0.0
         self._images = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,6 +83,15 @@ class ImagesPerSecond(Callback):
         elif batch_idx + 1 >= self.skip:
             _finish_device_work(pl_module)
             self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._since:
+            _finish_device_work(pl_module)
+            self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._since:
+            self._since += time.perf_counter() - self._paused
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._images:
@@ -116,6 +163,9 @@ class SavePictures(Callback):
 
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rank_zero_info(f"run: {self._folder}")
+
 
 class SaveResults(Callback):
     """Writes what a test or a prediction found as ``<stage>-results.json``, in COCO's format.
@@ -155,13 +205,14 @@ class SaveResults(Callback):
         parts: list[Any] = [self._results]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * trainer.world_size
-            dist.all_gather_object(parts, self._results)
+            dist.gather_object(self._results, parts if trainer.is_global_zero else None)
         self._results = []
         if trainer.is_global_zero:
             stage = "test" if trainer.testing else "predict"
             path = self._folder / f"{stage}-results.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(orjson.dumps([result for part in parts for result in part]))
+            with whole_file(path) as file:
+                file.write(orjson.dumps([result for part in parts for result in part]))
             rank_zero_info(f"results: {path}")
 
     on_predict_epoch_end = on_test_epoch_end

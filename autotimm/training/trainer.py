@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from autotimm.structures import InputError
-from autotimm.training.callbacks import ImagesPerSecond, SavePictures, SaveResults
+from autotimm.training.callbacks import CheckLoss, ImagesPerSecond, SavePictures, SaveResults
 from autotimm.training.checkpoint import PlainCheckpointIO
 
 # What the libraries below say of each other's insides, and no user can mend.
@@ -29,6 +29,8 @@ for _message in (
     "The dirpath has changed from",  # a run that tests writes into a folder of its own
 ):
     warnings.filterwarnings("ignore", message=_message)
+
+PRECISIONS = {"None", "16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"}
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before the job ends with an error."""
@@ -67,6 +69,11 @@ class AutoTrainer(Trainer):
         if use_distributed_sampler:
             raise InputError(
                 "use_distributed_sampler=True would deal the samples out twice: leave it out"
+            )
+        if str(precision) not in PRECISIONS:
+            raise InputError(
+                f"precision={precision!r} does not suit this model, whose losses need float32: "
+                f"take 16-mixed, bf16-mixed or 32-true"
             )
         devices, num_nodes = _world_of_launcher(devices, num_nodes)
         root = default_root_dir or "runs"
@@ -160,8 +167,11 @@ def _plugins(given: Any) -> list[Any]:
 
 def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Callback]:
     """What a run should have, less the kinds that the user brought."""
-    defaults: list[Callback] = [ImagesPerSecond(), SavePictures(), SaveResults()]
+    defaults: list[Callback] = [CheckLoss(), ImagesPerSecond(), SavePictures(), SaveResults()]
     if checkpoints:
-        defaults.append(ModelCheckpoint(filename="{epoch}-{step}", save_last=True))
-    kinds = tuple(type(callback) for callback in given)
-    return [callback for callback in defaults if not isinstance(callback, kinds)]
+        # After every epoch, also of those that are not validated.
+        name = "{epoch}-{step}"
+        defaults.append(
+            ModelCheckpoint(filename=name, save_last=True, save_on_train_epoch_end=True)
+        )
+    return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]

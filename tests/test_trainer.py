@@ -1,0 +1,146 @@
+"""AutoTrainer: what it takes from the launcher, what it refuses, what a run leaves behind."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+
+from autotimm import AutoTrainer, InputError
+from autotimm.training import callbacks, trainer
+from autotimm.training.checkpoint import PlainCheckpointIO
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, local: int, world: int) -> None:
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "1",
+        "LOCAL_WORLD_SIZE": str(local),
+        "WORLD_SIZE": str(world),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_devices_and_nodes_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trainer._world_of_launcher("auto", 1) == ("auto", 1)
+    launched(monkeypatch, local=4, world=8)
+    assert trainer._world_of_launcher("auto", 1) == (4, 2)
+    assert trainer._world_of_launcher([0, 1, 2, 3], 2) == ([0, 1, 2, 3], 2)
+    with pytest.raises(InputError, match="devices=1, but torchrun has started 4"):
+        trainer._world_of_launcher(1, 1)
+    with pytest.raises(InputError, match="num_nodes=3, but torchrun has started 2"):
+        trainer._world_of_launcher("auto", 3)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", "foo"])
+def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> None:
+    with pytest.raises(InputError, match=f"precision='{precision}'.*16-mixed"):
+        AutoTrainer(precision=precision)
+
+
+def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> None:
+    class Mine(callbacks.SavePictures):
+        pass
+
+    def kinds(given):
+        return [type(c).__name__ for c in trainer._default_callbacks(given, checkpoints=True)]
+
+    every = ["CheckLoss", "ImagesPerSecond", "SavePictures", "SaveResults", "ModelCheckpoint"]
+    assert kinds([]) == every
+    assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
+
+
+class Line(LightningModule):
+    """Learns one number; from step ``breaks`` on its loss is not one."""
+
+    def __init__(self, breaks: int = 10**9) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+        self.breaks = breaks
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.weight * batch["image"].mean()) ** 2
+        return loss * float("nan") if self.trainer.global_step >= self.breaks else loss
+
+    def validation_step(self, batch, batch_idx):
+        return [{}, {}]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def loader(batches: int = 3) -> DataLoader:
+    one = {
+        "image": torch.ones(2, 3, 4, 4),
+        "file_name": ["a.jpg", "b.jpg"],
+        "padding": torch.ones(2),
+    }
+    return DataLoader([one] * batches, batch_size=None)
+
+
+def quiet(folder: Path, **options) -> AutoTrainer:
+    return AutoTrainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
+    """Also where the last epochs are not validated."""
+    quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=3).fit(Line(), loader(), loader(1))
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 15
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"loss is nan at step 5 \(images a\.jpg, b\.jpg\)"):
+        quiet(tmp_path, max_epochs=5).fit(Line(breaks=4), loader())
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert torch.isfinite(state["state_dict"]["weight"])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    files = PlainCheckpointIO()
+    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
+
+    def full_disk(content, file) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt: No space"):
+        files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert files.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
+
+
+def test_images_per_second_leaves_validation_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
+
+    class Timed(Line):
+        def training_step(self, batch, batch_idx):
+            clock[0] += 1
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            clock[0] += 1000
+            return super().validation_step(batch, batch_idx)
+
+    run = quiet(tmp_path, max_epochs=1, val_check_interval=3)
+    run.fit(Timed(), loader(6), loader(1))
+    assert run.logged_metrics["train/images_per_second"] == pytest.approx(2.0)
