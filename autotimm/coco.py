@@ -134,7 +134,14 @@ def find_splits(root: Path) -> dict[str, Split]:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    files = sorted((root / "annotations").glob("instances_*.json"))
+    folder = root / "annotations"
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    files = [folder / name for name in names if re.fullmatch(r"instances_.*\.json", name)]
     if not files:
         raise InputError(
             f"{root}: no annotations/instances_*.json in it; a COCO folder holds "
@@ -146,8 +153,8 @@ def find_splits(root: Path) -> dict[str, Split]:
     for file, long_name, short_name in zip(files, full, short, strict=True):
         name = short_name if short.count(short_name) == 1 else long_name
         places = [long_name, f"images/{long_name}", short_name, f"images/{short_name}", "images"]
-        folder = next((root / place for place in places if (root / place).is_dir()), None)
-        splits[name] = Split(name, file, folder or root / long_name)
+        image_folder = next((root / p for p in places if (root / p).is_dir()), root / long_name)
+        splits[name] = Split(name, file, image_folder)
     return splits
 
 

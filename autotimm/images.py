@@ -6,6 +6,7 @@ are width, height in pixels.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import warnings
@@ -36,6 +37,8 @@ _END = 64  # bytes: an end marker this near the file's end is the picture's, not
 _LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # pixels; PIL refuses what has more
 # What PIL's readers raise when they trip over a broken file.
 _BROKEN = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error)
+# What a folder's name in an annotation file may come to: that no such folder can be there.
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
@@ -94,7 +97,8 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
-        self.folders: dict[str, dict[str, bool] | None] = {}  # name -> is it a link; None: outside
+        # folder -> file -> is it a link; None: a folder outside, a file that cannot be looked at
+        self.folders: dict[str, dict[str, bool | None] | None] = {}
 
     def problem(self, name: str) -> str | None:
         """Tells what is wrong with an image's file name, if anything is."""
@@ -110,21 +114,29 @@ class ImageFolder:
             return "link leaves the image folder"
         if base not in entries:
             return "image file missing"
+        if entries[base] is None:
+            return "image cannot be opened"
         if entries[base] and not self._inside(os.path.join(self.root, name)):  # noqa: PTH118
             return "link leaves the image folder"
         return None
 
-    def _list(self, folder: str) -> dict[str, bool] | None:
+    def _list(self, folder: str) -> dict[str, bool | None] | None:
         place = os.path.join(self.root, folder)  # noqa: PTH118
         if not self._inside(place):
             return None
+        found: dict[str, bool | None] = {}
         try:
             with os.scandir(place) as entries:
-                return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+                for entry in entries:
+                    try:
+                        if entry.is_file():
+                            found[entry.name] = entry.is_symlink()
+                    except OSError:  # a link to itself, one into a folder that is closed to us
+                        found[entry.name] = None
         except OSError as error:
-            raise InputError(f"{place}: cannot be read: {error.strerror}") from None
+            if error.errno not in _NO_FOLDER:
+                raise InputError(f"{place}: cannot be read: {error.strerror}") from None
+        return found
 
     def _inside(self, place: str) -> bool:
         real = os.path.realpath(place)

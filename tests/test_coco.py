@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -251,6 +252,9 @@ def test_annotations_that_belong_nowhere(tmp_path: Path) -> None:
         ({"file_name": "gone/x.jpg"}, "image file missing"),
         ({"file_name": "link.jpg"}, "link leaves the image folder"),
         ({"file_name": "linked/secret.jpg"}, "link leaves the image folder"),
+        ({"file_name": "loop.jpg"}, "image cannot be opened"),
+        ({"file_name": "loop.jpg/x.jpg"}, "image file missing"),
+        ({"file_name": "x" * 300 + "/x.jpg"}, "image file missing"),
         ({"id": ...}, "image id is not a whole number"),
         ({"id": "x7"}, "image id is not a whole number"),
         ({"id": 1.5}, "image id is not a whole number"),
@@ -269,6 +273,7 @@ def test_images_left_out(tmp_path: Path, changes: dict, kind: str) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (tmp_path / "train" / "linked").symlink_to(tmp_path)
+    (tmp_path / "train" / "loop.jpg").symlink_to("loop.jpg")
     images = [image(id=7), image(**changes)]
     records, problems = read(tmp_path, images=images, annotations=[], files=files)
     assert [r["image_id"] for r in records] == [7]
@@ -395,6 +400,20 @@ def test_folders_without_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         coco.find_splits(tmp_path / "gone")
     with pytest.raises(InputError, match="annotations/instances_"):
+        coco.find_splits(tmp_path)
+
+
+def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "annotations").mkdir(mode=0o000)
+    if os.geteuid() == 0:  # who may read anything
+
+        def refuse(path: object) -> list[str]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
         coco.find_splits(tmp_path)
 
 
