@@ -117,6 +117,7 @@ SHARD_AT = "splits.train.shards.0"
         ("splits", []),
         ("splits.train", []),
         ("splits.train.images", 3),
+        ("splits.train.shards", []),
         ("splits.train.instances", -1),
         ("splits.train.crowd", 1.5),
         ("splits.train.problems", {"odd": "many"}),
@@ -130,6 +131,7 @@ SHARD_AT = "splits.train.shards.0"
         (f"{SHARD_AT}.index.name", "x/y.npy"),
         (f"{SHARD_AT}.samples", True),
         (f"{SHARD_AT}.bytes", None),
+        (f"{SHARD_AT}.bytes", 2047),
         (f"{SHARD_AT}.sha256", "0" * 63),
         (f"{SHARD_AT}.index.sha256", "G" * 64),
     ],
@@ -149,6 +151,24 @@ def test_what_is_no_manifest_is_refused(content: bytes) -> None:
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
         read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("images", "shards", "message"),
+    [
+        (0, [], "a split has no images"),
+        (0, [{"samples": 0}], "train-000000.tar of 10,240 bytes cannot hold 0 samples"),
+        (10**12, [{"samples": 10**12}], "cannot hold 1,000,000,000,000 samples"),
+        (11, [{"samples": 11}], "cannot hold 11 samples"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused(images: int, shards: list, message: str) -> None:
+    content = json.loads(text())
+    split = content["splits"]["train"]
+    split["shards"] = [split["shards"][0] | changes for changes in shards]
+    split["images"] = images
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}"):
+        read_manifest(json.dumps(content).encode())
 
 
 def test_a_shard_named_twice_is_refused() -> None:
@@ -269,6 +289,10 @@ def test_index_files() -> None:
             read_index(broken, SHARD)
     with pytest.raises(InputError, match="not an index"):
         read_index(index_bytes(np.zeros(2)), SHARD)
+    zeros = b"0" * 12
+    huge = index_bytes(index).replace(b"(2,), }" + b" " * 12, b"(2" + zeros + b",), }")
+    with pytest.raises(InputError, match="not an index.*Unable to allocate"):
+        read_index(huge, SHARD)
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}, {}]), allow_pickle=True)  # a pickle must not be run
     with pytest.raises(InputError, match="not an index"):

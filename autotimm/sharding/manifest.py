@@ -46,6 +46,7 @@ INDEX_DTYPE = np.dtype(
 )
 
 BLOCK = 512  # bytes: the tar format's unit
+_SAMPLE = 2 * BLOCK  # bytes: no sample takes less, its two members have a header each
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
     """
     try:
         index = np.load(BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # whatever its header claims
         raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
     if not isinstance(index, np.ndarray) or index.dtype != INDEX_DTYPE:
         raise InputError(f"{shard.index}: not an index of a shard: run autotimm-shard again")
@@ -298,7 +299,14 @@ def _split(content: dict[str, Any]) -> SplitInfo:
                 names[0], _whole(s["samples"]), _whole(s["bytes"]), hashes[0], names[1], hashes[1]
             )
         )
+    for shard in shards:
+        if not 0 < shard.samples * _SAMPLE <= shard.bytes:
+            raise ValueError(
+                f"{shard.name} of {shard.bytes:,} bytes cannot hold {shard.samples:,} samples"
+            )
     images = _whole(content["images"])
+    if not images:
+        raise ValueError("a split has no images")
     if images != sum(s.samples for s in shards):
         raise ValueError("its shards do not add up to its images")
     problems = {_text(kind): _whole(count) for kind, count in content["problems"].items()}
