@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -165,6 +166,9 @@ def test_what_is_odd_is_said_with_examples(
     write(tmp_path / "coco", annotations=odd)
     _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
     assert "train: no instance has a mask, so this split cannot train masks" in out
+    write(tmp_path / "coco", annotations=[annotation(iscrowd=1)])
+    _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
+    assert "train: no instance that is not a crowd has a mask, so this split cannot" in out
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,20 @@ def test_addresses_are_not_folders(
         assert code == 2 and not out and err.count("\n") == 1
         assert err.startswith(f"autotimm-shard: {name}: {address or 'empty'}")
     assert [path.name for path in tmp_path.iterdir()] == ["coco"]
+
+
+def test_a_full_disk_names_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write(tmp_path / "coco")
+    monkeypatch.setattr(os, "writev", full)
+    code, out, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
+    assert code == 2 and not out
+    assert err == f"autotimm-shard: {tmp_path / 'out'}: No space left on device\n"
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -258,9 +258,10 @@ def _summary(written: dict[str, Written], seconds: dict[str, float], dst: Path) 
     for name, w in written.items():
         for line in w.problems.lines():
             console.print(f"{name}: {line}", markup=False, soft_wrap=True)
-        if not w.instances:
+        if w.instances == w.crowd:
+            which = "that is not a crowd " if w.crowd else ""
             console.print(
-                f"{name}: no instance has a mask, so this split cannot train masks; masks come "
+                f"{name}: no instance {which}has a mask, so this split cannot train masks; masks come "
                 "from 'segmentation' (polygons or RLE), boxes alone do not give them",
                 markup=False,
                 soft_wrap=True,
