@@ -111,8 +111,9 @@ def _create(name: str, pretrained: bool | str | Path, out_indices: tuple[int, ..
         if not pretrained:
             raise
         raise InputError(
-            f"could not load {source} ({type(error).__name__}: {_first_line(error)}); set "
-            f"pretrained=False to start from random weights, or give the path of a weights file"
+            f"could not load {source} ({type(error).__name__}: {_first_line(error)}); "
+            f"pretrained=False (--model.pretrained=false) starts from random weights, and "
+            f"pretrained=PATH reads a weights file, of timm/{name} say"
         ) from error
 
 
