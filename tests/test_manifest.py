@@ -291,7 +291,7 @@ def test_index_files() -> None:
         read_index(index_bytes(np.zeros(2)), SHARD)
     zeros = b"0" * 12
     huge = index_bytes(index).replace(b"(2,), }" + b" " * 12, b"(2" + zeros + b",), }")
-    with pytest.raises(InputError, match="not an index.*Unable to allocate"):
+    with pytest.raises(InputError, match=r"not an index.*Unable to allocate"):
         read_index(huge, SHARD)
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}, {}]), allow_pickle=True)  # a pickle must not be run

@@ -261,8 +261,8 @@ def _summary(written: dict[str, Written], seconds: dict[str, float], dst: Path) 
         if w.instances == w.crowd:
             which = "that is not a crowd " if w.crowd else ""
             console.print(
-                f"{name}: no instance {which}has a mask, so this split cannot train masks; masks come "
-                "from 'segmentation' (polygons or RLE), boxes alone do not give them",
+                f"{name}: no instance {which}has a mask, so this split cannot train masks; "
+                "masks come from 'segmentation' (polygons or RLE), boxes alone do not give them",
                 markup=False,
                 soft_wrap=True,
             )
