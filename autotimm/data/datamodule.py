@@ -2,12 +2,13 @@
 
 Invariants: everything that can be refused is refused in ``__init__`` or, where the data have to be
 looked at, in ``setup``, before a batch is made; labels follow the training split's categories in
-every split; every rank gets the same number of batches.
+every split; every rank gets the same number of batches; a checkpoint of a fit holds where its
+training loader is, and a fit that goes on from it begins there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self._sources: dict[str, Source] = {}
         self._splits: list[str] | None = None
-        self._loaders: list[StreamLoader] = []
+        self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
+        self._pending: dict[str, Any] | None = None  # state for the training loader to come
         self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -160,6 +162,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """
         splits = []
         if stage in ("fit", None):
+            # A fit of its own: where an earlier one was does not concern it.
+            self._pending = None
+            self._loaders.pop("train", None)
             splits.append(self.train_split)
         if stage in ("fit", "validate", None) and self.val_split is not None:
             splits.append(self.val_split)
@@ -185,22 +190,26 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
         vary = self.custom_train_transforms or self.augmentation
-        return self._loader(self.train_split, self.batch_size, vary)
+        loader = self._loader("train", self.train_split, self.batch_size, vary)
+        if self._pending is not None:
+            loader.load_state_dict(self._pending)
+            self._pending = None
+        return loader
 
     def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
         """Batches of ``val_split`` for evaluation; none where there is no such split."""
         validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
         if self.val_split is None and not validating:
             return []
-        return self._evaluation_loader(self._evaluated("validate"))
+        return self._evaluation_loader("val", self._evaluated("validate"))
 
     def test_dataloader(self) -> StreamLoader:
         """Batches of ``test_split`` for evaluation."""
-        return self._evaluation_loader(self._evaluated("test"))
+        return self._evaluation_loader("test", self._evaluated("test"))
 
     def predict_dataloader(self) -> StreamLoader:
         """The same batches as in testing."""
-        return self._evaluation_loader(self._evaluated("test"))
+        return self._evaluation_loader("predict", self._evaluated("test"))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalises the images, on the device: uint8 to float32, by mean and std."""
@@ -215,11 +224,34 @@ class InstanceSegmentationDataModule(LightningDataModule):
             batch["image"] = image.float().mul_(factor).sub_(shift)
         return batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loader is, for a checkpoint; empty before there is one.
+
+        Lightning keeps the loader's own state too, but does not restore it where it has asked for
+        the loader early, to tell ``estimated_stepping_batches`` to a schedule.
+        """
+        return self._loaders["train"].state_dict() if "train" in self._loaders else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the training loader of this fit, made already or yet to be made, go on from there.
+
+        Evaluation and prediction, which Lightning hands the state as well, leave it alone.
+
+        Raises:
+            InputError: the state is of other data or another seed; ``train_dataloader`` raises it
+                where the loader is yet to be made.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if "train" in self._loaders:
+            self._loaders["train"].load_state_dict(state_dict)
+        else:
+            self._pending = state_dict or None
+
     def teardown(self, stage: str | None = None) -> None:
-        """Ends the workers."""
-        for loader in self._loaders:
+        """Ends the workers; the position in the data is kept for a checkpoint after the fit."""
+        for loader in self._loaders.values():
             loader.close()
-        self._loaders.clear()
 
     def _evaluated(self, stage: str) -> str:
         """The split that a stage evaluates on."""
@@ -241,18 +273,20 @@ class InstanceSegmentationDataModule(LightningDataModule):
             self._splits = split_names(self.data_dir)
         return self._splits
 
-    def _evaluation_loader(self, split: str) -> StreamLoader:
-        return self._loader(split, self.val_batch_size, None)
+    def _evaluation_loader(self, role: str, split: str) -> StreamLoader:
+        return self._loader(role, split, self.val_batch_size, None)
 
     def _loader(
-        self, split: str, batch_size: int, vary: Augmentation | Transforms | None
+        self, role: str, split: str, batch_size: int, vary: Augmentation | Transforms | None
     ) -> StreamLoader:
         trainer, train = self.trainer, vary is not None
         world, on_gpu, epoch, shuffle = World(), torch.cuda.is_available(), 0, train
+        limit: Callable[[], float] | None = None
         if trainer is not None:
             world = World(trainer.global_rank, trainer.world_size)
             on_gpu = trainer.strategy.root_device.type == "cuda"
             epoch = trainer.current_epoch if train else 0  # where loaders are made anew meanwhile
+            limit = (lambda: trainer.num_training_batches) if train else None
             # Overfitting wants the same batches every time.
             shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
         labels = coco.label_of(self.categories)
@@ -276,6 +310,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
             persistent_workers=self.persistent_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             epoch=epoch,
+            limit=limit,
         )
-        self._loaders.append(loader)
+        if role in self._loaders:  # Lightning makes them anew where it is told to
+            self._loaders[role].close()
+        self._loaders[role] = loader
         return loader

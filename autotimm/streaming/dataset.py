@@ -132,6 +132,8 @@ class StreamLoader:
         pin_memory: hand on tensors in page-locked memory, for copies to a GPU that do not wait.
         multiprocessing_context: how workers are started: "fork", "spawn", ..., or the default.
         epoch: the one to begin with.
+        limit: tells after how many batches an epoch is over though samples are left; asked as late
+            as possible, since a trainer settles it only once it has the loader.
     """
 
     def __init__(
@@ -145,8 +147,10 @@ class StreamLoader:
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
         epoch: int = 0,
+        limit: Callable[[], float] | None = None,
     ) -> None:
         self.stream = stream
+        self._limit = limit
         self._finish = finish
         self._options: dict[str, Any] = {
             "batch_size": None,
@@ -209,13 +213,15 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where this loader is, the same on every rank.
 
-        ``consumed`` samples of ``epoch`` were taken, in ``step`` batches of ``global_batch``.
+        ``consumed`` samples of ``epoch`` were taken, in ``step`` batches of ``global_batch``; all
+        of them where the epoch is over, so that the next one follows.
         """
+        over = self._limit is not None and self._step >= self._limit()
         return {
             "seed": self.stream.seed,
             "epoch": self._epoch,
             "step": self._step,
-            "consumed": min(self._consumed, self.stream.samples),
+            "consumed": self.stream.samples if over else min(self._consumed, self.stream.samples),
             "global_batch": self.global_batch,
             "fingerprint": self.stream.source.fingerprint,
         }
