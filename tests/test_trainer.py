@@ -48,7 +48,10 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
     def kinds(given):
         return [type(c).__name__ for c in trainer._default_callbacks(given, checkpoints=True)]
 
-    every = ["CheckLoss", "ImagesPerSecond", "SavePictures", "SaveResults", "ModelCheckpoint"]
+    every = [
+        *("CheckLoss", "ImagesPerSecond", "EpochLines", "SavePictures"),
+        *("SaveResults", "ModelCheckpoint"),
+    ]
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
 
@@ -124,6 +127,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert files.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
+
+
+def test_a_line_an_epoch_goes_where_no_bar_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    class Logging(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("train/loss", loss * 0 + 0.25)
+            return loss
+
+    quiet(tmp_path, max_epochs=2).fit(Logging(), loader())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.partition(", loss")[0].partition(":")[0] for line in lines] == [
+        "epoch 1 of 2",
+        "epoch 2 of 2",
+    ]
+    assert all("loss 0.25" in line for line in lines)
 
 
 def test_images_per_second_leaves_validation_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,21 @@ class ImagesPerSecond(Callback):
             _finish_device_work(pl_module)
             seconds = time.perf_counter() - self._since
             pl_module.log("train/images_per_second", self._images / seconds, sync_dist=True)
+
+
+class EpochLines(Callback):
+    """Says one line an epoch where the output goes to a file, in which no progress bar shows."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not sys.stdout.isatty():
+            shown = {
+                name.removeprefix("train/").replace("_", " "): f"{value:.4g}"
+                for name, value in sorted(trainer.callback_metrics.items())
+                if name in ("train/loss", "train/images_per_second") or name.endswith("mAP")
+            }
+            parts = [f"{name} {value}" for name, value in shown.items()]
+            end = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
+            print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
 
 
 class SavePictures(Callback):

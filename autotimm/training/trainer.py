@@ -18,7 +18,13 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from autotimm.structures import InputError
-from autotimm.training.callbacks import CheckLoss, ImagesPerSecond, SavePictures, SaveResults
+from autotimm.training.callbacks import (
+    CheckLoss,
+    EpochLines,
+    ImagesPerSecond,
+    SavePictures,
+    SaveResults,
+)
 from autotimm.training.checkpoint import PlainCheckpointIO
 
 # What the libraries below say of each other's insides, and no user can mend.
@@ -167,7 +173,13 @@ def _plugins(given: Any) -> list[Any]:
 
 def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Callback]:
     """What a run should have, less the kinds that the user brought."""
-    defaults: list[Callback] = [CheckLoss(), ImagesPerSecond(), SavePictures(), SaveResults()]
+    defaults: list[Callback] = [
+        CheckLoss(),
+        ImagesPerSecond(),
+        EpochLines(),
+        SavePictures(),
+        SaveResults(),
+    ]
     if checkpoints:
         # After every epoch, also of those that are not validated.
         name = "{epoch}-{step}"
