@@ -24,6 +24,7 @@ from autotimm.sharding.cli import shard
 from autotimm.streaming import remote
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.remote import Retry
+from autotimm.streaming.shards import checked_record
 from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
 from autotimm.structures import InputError
 
@@ -177,6 +178,47 @@ def test_a_damaged_record_names_its_sample(copy: Path) -> None:
     tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
     with pytest.raises(DataError, match=r"sample \d of .*train-000000\.tar: .*iscrowd"):
         everything(ShardSource(str(copy), "train"))
+
+
+@pytest.mark.parametrize(
+    ("polygons", "reason"),
+    [
+        ("5", "'int' object is not iterable"),
+        ("[5]", "polygon is not a list of numbers"),
+        ('[["a",1,2,3,4,5]]', "polygon is not a list of numbers"),
+        ("[[1,2,3,4]]", "polygon with fewer than 3 points"),
+        ("null", "'NoneType' object is not iterable"),
+    ],
+)
+def test_damaged_polygons_name_their_sample(shard_folder: Path, polygons: str, reason: str) -> None:
+    _, record = ShardSource(str(shard_folder), "train").read(0, 0)
+    record["annotations"][0]["polygons"] = "POLYGONS"  # type: ignore[typeddict-item]
+    text = json.dumps(record).replace('"POLYGONS"', polygons)
+    with pytest.raises(DataError) as error:
+        checked_record(text.encode(), "sample 0 of a.tar")
+    assert str(error.value) == f"sample 0 of a.tar: its record is damaged: {reason}"
+    assert checked_record(text.replace(polygons, "[[1,2,3,4,5,6.5]]", 1).encode(), "")
+
+
+def test_a_split_without_shards_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    nothing = {"images": 0, "instances": 0, "crowd": 0, "problems": {}, "shards": []}
+    manifest["splits"]["none"] = nothing
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json: .*a split has no images"):
+        open_source(copy, "none")
+
+
+def test_sources_tell_what_they_have(coco_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+    for folder in (coco_folder, shard_folder):
+        assert open_source(folder, "train").problems.counts == {}
+        assert open_source(folder, "train").has_instances()
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    image = min((folder / "train2017").iterdir())
+    image.unlink()
+    problems = open_source(folder, "train").problems
+    assert [c for k, c in problems.counts.items() if k.endswith("(image left out)")] == [1]
+    assert image.name in problems.lines()[0]
 
 
 def test_a_missing_image_is_named(coco_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from autotimm.coco import Category
+from autotimm import masks
+from autotimm.coco import Category, Problems
 from autotimm.sharding.manifest import (
     INDEX_DTYPE,
     MANIFEST,
@@ -69,6 +70,8 @@ class ShardSource:
             )
         info = manifest.splits[split]
         self._shards = info.shards
+        self._instances = info.instances - info.crowd
+        self.problems = Problems()
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
@@ -82,6 +85,10 @@ class ShardSource:
 
     def __getstate__(self) -> dict[str, Any]:  # for workers that are spawned rather than forked
         return self.__dict__ | {"_open": OrderedDict(), "_ahead": deque(), "_thread": None}
+
+    def has_instances(self) -> bool:
+        """See ``Source``."""
+        return self._instances > 0
 
     def read(self, shard: int, index: int) -> tuple[memoryview, Record]:
         """See ``Source``."""
@@ -251,6 +258,8 @@ def checked_record(text: bytes | memoryview, where: str) -> Record:
             rle = annotation["segmentation"]
             if rle["size"] != size or not isinstance(rle["counts"], str):
                 raise ValueError("a segmentation is no compressed RLE of the image's size")
+            for polygon in annotation.get("polygons", []):
+                masks.check_polygon(polygon)
     except KeyError as error:
         raise DataError(f"{where}: its record lacks {error}") from error
     except (ValueError, TypeError) as error:

@@ -30,11 +30,17 @@ class Source(Protocol):
         categories: sorted by id.
         shard_sizes: [shards] int64, the samples of each.
         fingerprint: of the content; equal only where the same samples come in the same order.
+        problems: what was left out or mended on opening; of shards nothing, as those who made them
+            were told.
     """
 
     categories: list[Category]
     shard_sizes: NDArray[np.int64]
     fingerprint: str
+    problems: coco.Problems
+
+    def has_instances(self) -> bool:
+        """Tells whether there is anything to train on: an instance that is not a crowd."""
 
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
         """Returns the image file's bytes and the record of a sample; DataError if it cannot."""
@@ -89,6 +95,11 @@ class FolderSource:
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
+
+    def has_instances(self) -> bool:
+        """See ``Source``; looks no further than the first one."""
+        records = (self._index.record(i) for i in range(len(self._index)))
+        return any(not a["iscrowd"] for record in records for a in record["annotations"])
 
     def read(self, shard: int, index: int) -> tuple[bytes, Record]:
         """See ``Source``."""
