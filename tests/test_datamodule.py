@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,23 @@ def test_loaders_made_anew_go_on(shard_folder: Path, tmp_path: Path) -> None:
     assert model.batches == truth.batches
 
 
+def test_loaders_made_anew_leave_no_workers(shard_folder: Path, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    counts = []
+
+    class Counting(Recorder):
+        def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+            counts.append(len(set(multiprocessing.active_children()) - before))
+            return super().training_step(batch)
+
+    every = {"reload_dataloaders_every_n_epochs": 1, "limit_train_batches": 2, "max_epochs": 4}
+    data = module(shard_folder, num_workers=1)
+    trainer(tmp_path, num_sanity_val_steps=0, **every).fit(Counting(), datamodule=data)
+    assert counts[:2] == [1, 1]
+    assert max(counts) == 2  # one that trains and one that validates
+    assert not set(multiprocessing.active_children()) - before
+
+
 def test_overfitting_keeps_to_its_batches(shard_folder: Path, tmp_path: Path) -> None:
     model = Recorder()
     trainer(tmp_path, overfit_batches=2).fit(model, datamodule=module(shard_folder))
@@ -366,9 +385,14 @@ def test_masks_and_sizes(shard_folder: Path) -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (2, 3, 96, 128)
     assert "masks" not in batch
-    batch = next(iter(module(shard_folder, resize="stretch").val_dataloader()))
-    assert batch["scale"].tolist() == [[pytest.approx(64 / 96), 1.0]] * 2
-    assert batch["masks"].shape[2:] == (112, 112)
+    data = module(shard_folder, resize="stretch")
+    assert next(iter(data.train_dataloader()))["masks"].shape[2:] == (112, 112)
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        batch = next(iter(loader))
+        assert batch["scale"].tolist() == [[pytest.approx(64 / 96), 1.0]] * 2
+        assert "masks" not in batch  # nobody reads crops in evaluation
+        assert all(len(t["rles"]) == len(t["labels"]) for t in batch["target"])
+        assert (batch["labels"] >= 0).any()
 
 
 def test_splits(coco_folder: Path, tmp_path: Path) -> None:
@@ -395,8 +419,59 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     content["categories"][0]["name"] = "ellipse"
     (annotations / "instances_odd.json").write_text(json.dumps(content))
     shutil.copytree(folder / "val2017", folder / "odd")
-    with pytest.raises(InputError, match=r"instances_odd\.json: category 1 \('ellipse'\) is not"):
+    with pytest.raises(
+        InputError, match=r"odd\.json: category 1 \('ellipse'\) is not .* the same categories$"
+    ):
         module(folder, val_split="odd").setup("fit")
+
+    # One category more: shards of both splits have it, so there it has a label in both.
+    content["categories"][0]["name"] = "disc"
+    content["categories"].append({"id": 2, "name": "ellipse", "supercategory": ""})
+    (annotations / "instances_odd.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"category 2 \('ellipse'\) .* join them with autotimm-sh"):
+        module(folder, val_split="odd").setup("fit")
+    shard(folder, tmp_path / "shards", splits=["train", "odd"])
+    joined = module(tmp_path / "shards", val_split="odd")
+    joined.setup("fit")
+    assert joined.class_names == ["disc", "ellipse", "square", "triangle", "star"]
+
+
+def test_what_a_folder_leaves_out_is_told(
+    coco_folder: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    images = sorted((folder / "train2017").iterdir())
+    images[0].unlink()
+    with pytest.warns(UserWarning, match=f"coco, split 'train': .*: 1 .*{images[0].name}") as told:
+        data = module(folder)
+        data.setup("fit")
+        assert data.num_classes == 4
+    ours = [str(w.message) for w in told if "split 'train'" in str(w.message)]
+    assert len(ours) == 1
+    assert ours[0].startswith(str(folder))
+    assert "autotimm-shard counts odd annotations too" in ours[0]
+    assert "\n" not in ours[0]
+    assert not [w for w in told if "split 'val'" in str(w.message)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(coco_folder).setup()
+        module(shard_folder).setup()
+
+
+def test_a_split_of_crowds_is_nothing_to_train_on(coco_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    shard(folder, tmp_path / "shards")
+    for data in (module(folder), module(tmp_path / "shards")):
+        with pytest.raises(InputError, match="the 'train' split has no instance that is not a cr"):
+            data.setup("fit")
+        for stage in ("validate", "test", "predict"):
+            data.setup(stage)
+        module(Path(data.data_dir), train_split="val").setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """The data of a run: splits, augmentation and loaders, for any trainer of Lightning's.
 
 Invariants: everything that can be refused is refused in ``__init__`` or, where the data have to be
-looked at, in ``setup``, before a batch is made; labels follow the training split's categories in
-every split; every rank gets the same number of batches; a checkpoint of a fit holds where its
-training loader is, and a fit that goes on from it begins there.
+looked at, in ``setup``, before a batch is made; a category has the same label in every split;
+every rank gets the same number of batches; a checkpoint of a fit holds where its training loader
+is, and a fit that goes on from it begins there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from autotimm import coco
@@ -24,6 +25,7 @@ from autotimm.data import collate, options, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
+from autotimm.data.splits import check_categories, check_instances
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream, StreamLoader
 from autotimm.streaming.store import Source, open_source, split_names
@@ -36,6 +38,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 class InstanceSegmentationDataModule(LightningDataModule):
     """Batches of a COCO folder, a folder of shards or a URL of one.
+
+    Labels follow the categories of the training split in a COCO folder, and those of all splits
+    together in shards, where autotimm-shard has joined them.
 
     Args:
         data_dir: the folder or URL; which of the three it is, is found out.
@@ -54,7 +59,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         mean: of R, G and B, where 1 is white; images are normalised by it.
         std: likewise.
         seed: of the order and the augmentation.
-        masks: False leaves out the masks, for a model that finds boxes only.
+        masks: False leaves out the masks in training, for a model that finds boxes only; batches
+            for evaluation never have them but in ``target``.
         cache_dir: where shards from a URL are kept; by default in the user's cache folder.
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: page-locked batches; by default where the trainer uses a GPU.
@@ -145,26 +151,33 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return len(self.categories)
 
     def source(self, split: str) -> Source:
-        """The samples of a split, opened at the first call.
+        """The samples of a split, opened at the first call, which warns of what was left out.
 
         Raises:
             InputError: there is no such split, or it is damaged.
         """
         if split not in self._sources:
-            self._sources[split] = open_source(self.data_dir, split, self.cache_dir)
+            source = open_source(self.data_dir, split, self.cache_dir)
+            if source.problems.counts:
+                found = "; ".join(source.problems.lines())
+                hint = "autotimm-shard counts odd annotations too"
+                rank_zero_warn(f"{remote.shown(self.data_dir)}, split {split!r}: {found}. {hint}")
+            self._sources[split] = source
         return self._sources[split]
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits of a stage ("fit", "validate", "test", "predict"; None for all).
 
         Raises:
-            InputError: a split is missing or damaged, or has categories that training has not.
+            InputError: a split is missing or damaged, has categories that training has not, or has
+                nothing to train on.
         """
         splits = []
         if stage in ("fit", None):
             # A fit of its own: where an earlier one was does not concern it.
             self._pending = None
-            self._loaders.pop("train", None)
+            if "train" in self._loaders:
+                self._loaders.pop("train").close()
             splits.append(self.train_split)
         if stage in ("fit", "validate", None) and self.val_split is not None:
             splits.append(self.val_split)
@@ -177,15 +190,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
                     f"{remote.shown(self.data_dir)}: no split {split!r}, only "
                     f"{', '.join(self._split_names())}{hint}"
                 )
-        known = {(c.id, c.name) for c in self.categories}
+        if stage in ("fit", None):
+            check_instances(self.source(self.train_split), self.train_split)
         for split in splits:
-            for category in self.source(split).categories:
-                if (category.id, category.name) not in known:
-                    raise InputError(
-                        f"{self.source(split).where(0)}: category {category.id} "
-                        f"({category.name!r}) is not in the {self.train_split!r} split: give all "
-                        "splits the same categories"
-                    )
+            check_categories(self.source(split), self.categories, self.train_split)
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
@@ -291,7 +299,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
             shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
         labels = coco.label_of(self.categories)
         red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in self.mean)
-        load = Load(labels, self.image_size, vary, self.resize, (red, green, blue), self.masks)
+        fill, with_masks = (red, green, blue), self.masks and train  # evaluation takes the target's
+        load = Load(labels, self.image_size, vary, self.resize, fill, with_masks)
         stream = SampleStream(
             self.source(split),
             load,
