@@ -110,21 +110,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.prefetch_factor = options.whole("prefetch_factor", prefetch_factor, 1)
         self.seed = options.whole("seed", seed, 0)
         self.augmentation = augmentation_of(augmentation_preset)
-        if custom_train_transforms is not None and not callable(custom_train_transforms):
-            raise InputError(
-                f"custom_train_transforms is {custom_train_transforms!r}, but must be an "
-                "albumentations Compose"
-            )
-        self.custom_train_transforms = custom_train_transforms
-        if resize not in transforms.RESIZES:
-            raise InputError(
-                f"resize is {resize!r}, but must be one of {', '.join(transforms.RESIZES)}"
-            )
-        self.resize = resize
+        self.custom_train_transforms = options.pipeline(custom_train_transforms)
+        self.resize = options.one_of("resize", resize, transforms.RESIZES)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self.mean, self.std = options.three("mean", mean), options.three("std", std)
-        if min(self.std) <= 0:
-            raise InputError(f"std is {self.std}, but must be above 0")
+        self.mean, self.std = options.three("mean", mean), options.three("std", std, above=0)
         self.masks = masks
         self.cache_dir = cache_dir
         self.persistent_workers = persistent_workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from autotimm.data.custom import Transforms
 from autotimm.structures import InputError
 
 STRIDE = 32
@@ -43,12 +44,32 @@ def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
     return value
 
 
-def three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    """Three finite numbers, of R, G and B; InputError if they are not."""
+def three(
+    name: str, values: Sequence[float], above: float = -math.inf
+) -> tuple[float, float, float]:
+    """Three finite numbers, of R, G and B, all above a bound; InputError if they are not."""
     try:
         red, green, blue = (float(v) for v in values)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {values!r}, but must be three numbers") from None
     if not math.isfinite(red + green + blue):
         raise InputError(f"{name} is {values!r}, but must be three finite numbers")
+    if min(red, green, blue) <= above:
+        raise InputError(f"{name} is {values!r}, but must be above {above:g}")
     return red, green, blue
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """One of the choices; InputError, which names them, if it is none."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+    return value
+
+
+def pipeline(value: Transforms | None) -> Transforms | None:
+    """A custom pipeline, or none; InputError if it is something else."""
+    if value is not None and not callable(value):
+        raise InputError(
+            f"custom_train_transforms is {value!r}, but must be an albumentations Compose"
+        )
+    return value
