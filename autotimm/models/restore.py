@@ -26,17 +26,26 @@ def restore(
         at a time. A box of which nothing lies inside the image is left out.
     """
     boxes = (detections["boxes"] - offset.repeat(2)) / scale.repeat(2)
-    clipped = clip_boxes_to_image(boxes, (height, width))
-    inside = ((clipped[:, 2:] - clipped[:, :2]) > 0).all(-1)
-    restored = Detections(
-        boxes=clipped[inside],
-        labels=detections["labels"][inside],
-        scores=detections["scores"][inside],
-    )
+    restored, inside = clip(detections, boxes, height, width)
     if "masks" in detections:
         # Masks belong to the unclipped boxes: clipping would squeeze them.
         restored["rles"] = encode(detections["masks"][inside], boxes[inside], height, width)
     return restored
+
+
+def clip(
+    detections: Detections, boxes: Tensor, height: int, width: int
+) -> tuple[Detections, Tensor]:
+    """``detections`` at ``boxes`` [N, 4] cut to the image, without masks, less those of which
+    nothing is left; and [N] bool, which ones are."""
+    clipped = clip_boxes_to_image(boxes, (height, width))
+    inside = ((clipped[:, 2:] - clipped[:, :2]) > 0).all(-1)
+    kept = Detections(
+        boxes=clipped[inside],
+        labels=detections["labels"][inside],
+        scores=detections["scores"][inside],
+    )
+    return kept, inside
 
 
 def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:

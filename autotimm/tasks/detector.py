@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import restore
@@ -352,16 +351,10 @@ def mean_over_ranks(counts: Tensor) -> Tensor:
 
 def _within(detections: Detections, height: int, width: int) -> Detections:
     """Detections of a padded image, cut to its true size, with dense masks."""
-    boxes = clip_boxes_to_image(detections["boxes"], (height, width))
-    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
-    result = Detections(
-        boxes=boxes[inside],
-        labels=detections["labels"][inside],
-        scores=detections["scores"][inside],
-    )
+    boxes = detections["boxes"]
+    result, inside = restore.clip(detections, boxes, height, width)
     if "masks" in detections:
-        original = detections["boxes"][inside]
-        result["masks"] = restore.dense(detections["masks"][inside], original, height, width)
+        result["masks"] = restore.dense(detections["masks"][inside], boxes[inside], height, width)
     return result
 
 
