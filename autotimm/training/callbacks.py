@@ -102,16 +102,27 @@ class ImagesPerSecond(Callback):
 
 
 class EpochLines(Callback):
-    """Says one line an epoch where the output goes to a file, in which no progress bar shows."""
+    """Says one line an epoch where the output goes to a file, in which no progress bar shows.
+
+    The loss is the mean over the epoch's steps on the first rank.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._losses.append((outputs["loss"] if isinstance(outputs, dict) else outputs).detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not sys.stdout.isatty():
-            shown = {
-                name.removeprefix("train/").replace("_", " "): f"{value:.4g}"
+        losses, self._losses = self._losses, []
+        if losses and trainer.is_global_zero and not sys.stdout.isatty():
+            parts = [f"loss {torch.stack(losses).mean():.4g}"] + [
+                f"{name.removeprefix('train/').replace('_', ' ')} {value:.4g}"
                 for name, value in sorted(trainer.callback_metrics.items())
-                if name in ("train/loss", "train/images_per_second") or name.endswith("mAP")
-            }
-            parts = [f"{name} {value}" for name, value in shown.items()]
+                if name == "train/images_per_second" or name.endswith("mAP")
+            ]
             end = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
             print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
 
