@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.structures import InputError
@@ -50,7 +50,7 @@ def train(args: list[str] | None = None) -> None:
     Exits with 2 on bad input, after one line that says so, and with 143 if SIGTERM ended the run.
     """
     try:
-        cli = TrainCLI(
+        TrainCLI(
             ObjectDetector,
             InstanceSegmentationDataModule,
             trainer_class=AutoTrainer,
@@ -61,6 +61,9 @@ def train(args: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+    except SIGTERMException as error:  # Lightning's exit, with a code of 0
+        print("error: ended by SIGTERM; go on with --ckpt_path .../last.ckpt", file=sys.stderr)
+        raise SystemExit(143) from error
     except Exception as error:
         # jsonargparse and Lightning wrap what a constructor or a hook raised.
         cause: Any = error
@@ -71,6 +74,3 @@ def train(args: list[str] | None = None) -> None:
             raise
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
         raise SystemExit(2) from error
-    if cli.trainer.received_sigterm:
-        print("error: ended by SIGTERM; go on with --ckpt_path .../last.ckpt", file=sys.stderr)
-        raise SystemExit(143)
