@@ -22,7 +22,8 @@ from pycocotools.coco import COCO
 
 from autotimm import coco
 from autotimm.sharding import cli, writer
-from autotimm.sharding.manifest import build_index, read_index, read_manifest
+from autotimm.sharding.index import build_index, read_index
+from autotimm.sharding.manifest import read_manifest
 from autotimm.structures import InputError
 
 
@@ -76,7 +77,9 @@ def test_real_shards_hold_every_byte_and_every_mask(
                     seen += 1
                     original = split.image_folder / truth.imgs[record["image_id"]]["file_name"]
                     assert archive.extractfile(picture_).read() == original.read_bytes()  # type: ignore[union-attr]
-                    assert (record["width"], record["height"], record["image_id"]) == tuple(row)[4:]
+                    assert (record["width"], record["height"], record["image_id"]) == tuple(row)[
+                        4:7
+                    ]
                     for made in record["annotations"]:
                         expected = truth.annToRLE(truth.anns[made["id"]])
                         made_rle = made["segmentation"]

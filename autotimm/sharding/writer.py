@@ -21,7 +21,8 @@ import orjson
 
 from autotimm import images
 from autotimm.coco import CocoIndex, Problems
-from autotimm.sharding.manifest import BLOCK, INDEX_DTYPE, Shard, index_bytes, whole_file
+from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
+from autotimm.sharding.manifest import BLOCK, Shard, whole_file
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
@@ -219,8 +220,8 @@ def _write_sample(
     crowd = sum(annotation["iscrowd"] for annotation in record["annotations"])
     written.crowd += crowd
     written.instances += len(record["annotations"])
-    width, height = record["width"], record["height"]
-    return image_at, len(data), json_at, len(text), width, height, record["image_id"]
+    at = image_at, len(data), json_at, len(text)
+    return (*at, *declared, record["image_id"], checksum(data), checksum(text))
 
 
 def tar_header(name: str, size: int) -> bytes:

@@ -21,15 +21,8 @@ import orjson
 
 from autotimm import masks
 from autotimm.coco import Category, Problems
-from autotimm.sharding.manifest import (
-    INDEX_DTYPE,
-    MANIFEST,
-    Manifest,
-    SplitInfo,
-    build_index,
-    read_index,
-    read_manifest,
-)
+from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
 from autotimm.streaming import remote
 from autotimm.streaming.decode import DataError
 from autotimm.structures import InputError, Record
@@ -94,11 +87,13 @@ class ShardSource:
         """See ``Source``."""
         data, rows = self._mapped(shard)
         row = rows[index]
-        image, text = int(row["image_offset"]), int(row["json_offset"])
-        record = checked_record(
-            data[text : text + int(row["json_bytes"])], f"sample {index} of {self.where(shard)}"
-        )
-        return data[image : image + int(row["image_bytes"])], record
+        start, at = int(row["image_offset"]), int(row["json_offset"])
+        image = data[start : start + int(row["image_bytes"])]
+        text = data[at : at + int(row["json_bytes"])]
+        where = f"sample {index} of {self.where(shard)}"
+        if checksum(image) != row["image_xxh3"] or checksum(text) != row["json_xxh3"]:
+            raise DataError(f"{where}: its bytes have changed since it was written")
+        return image, checked_record(text, where)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads these shards in the background; of no effect on a local folder."""
