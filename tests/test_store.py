@@ -176,9 +176,7 @@ def test_a_damaged_index_is_refused(copy: Path) -> None:
 def test_a_damaged_record_names_its_sample(copy: Path) -> None:
     tar = copy / "train-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
-    with pytest.raises(
-        DataError, match=r"sample \d of .*train-000000\.tar: its bytes have changed"
-    ):
+    with pytest.raises(DataError, match=r"sample \d of .*000000\.tar: its bytes have changed"):
         everything(ShardSource(str(copy), "train"))
     (copy / "train-000000.idx.npy").unlink()  # the index made anew has the changed bytes' checksum
     with pytest.raises(DataError, match=r"sample \d of .*train-000000\.tar: .*iscrowd"):
