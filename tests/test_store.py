@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autotimm.data.synthetic import make_dataset
@@ -138,6 +139,31 @@ def test_a_shard_without_its_index_reads_the_same(copy: Path, shard_folder: Path
     assert everything(ShardSource(str(copy), "train")) == everything(
         ShardSource(str(shard_folder), "train")
     )
+
+
+def test_image_sizes_are_the_records(coco_folder: Path, shard_folder: Path, copy: Path) -> None:
+    (copy / "train-000001.idx.npy").unlink()
+    for folder in (coco_folder, shard_folder, copy):
+        source = open_source(folder, "train")
+        sizes = source.image_sizes()
+        assert sizes.dtype == np.int64
+        records = [record for _, record in everything(source)]  # type: ignore[arg-type]
+        assert sizes.tolist() == [[r["width"], r["height"]] for r in records]
+
+
+def test_image_sizes_of_a_url_fetch_indices_only(
+    server: Server, shard_folder: Path, tmp_path: Path
+) -> None:
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    expected = ShardSource(str(shard_folder), "train").image_sizes()
+    assert np.array_equal(source.image_sizes(), expected)
+    assert not any(name.endswith(".tar") for name in server.requests)
+
+
+def test_raw_is_what_read_parses(shard_folder: Path) -> None:
+    source = ShardSource(str(shard_folder), "train")
+    image, text = source.raw(1, 2)
+    assert source.read(1, 2) == (image, json.loads(bytes(text)))
 
 
 def test_a_source_survives_pickling(shard_folder: Path) -> None:

@@ -13,11 +13,13 @@ import mmap
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from autotimm import masks
 from autotimm.coco import Category, Problems
@@ -28,6 +30,7 @@ from autotimm.streaming.decode import DataError
 from autotimm.structures import InputError, Record
 
 _OPEN = 64  # shards kept mapped: a window, and what workers that lag behind still read
+_FETCHERS = 8  # indices that are fetched at a time: small files, where the way there takes longest
 
 
 class ShardSource:
@@ -85,15 +88,37 @@ class ShardSource:
 
     def read(self, shard: int, index: int) -> tuple[memoryview, Record]:
         """See ``Source``."""
+        image, text = self.raw(shard, index)
+        return image, checked_record(text, f"sample {index} of {self.where(shard)}")
+
+    def raw(self, shard: int, index: int) -> tuple[memoryview, memoryview]:
+        """The bytes of a sample's image and of its record, not parsed, both as their checksums say.
+
+        Raises:
+            DataError: a checksum differs.
+        """
         data, rows = self._mapped(shard)
-        row = rows[index]
-        start, at = int(row["image_offset"]), int(row["json_offset"])
-        image = data[start : start + int(row["image_bytes"])]
-        text = data[at : at + int(row["json_bytes"])]
-        where = f"sample {index} of {self.where(shard)}"
-        if checksum(image) != row["image_xxh3"] or checksum(text) != row["json_xxh3"]:
-            raise DataError(f"{where}: its bytes have changed since it was written")
-        return image, checked_record(text, where)
+        # All fields at once as plain numbers: one by one they would cost more than the reading.
+        start, size, at, length, _, _, _, image_sum, text_sum = rows[index].item()
+        image, text = data[start : start + size], data[at : at + length]
+        if checksum(image) != image_sum or checksum(text) != text_sum:
+            raise DataError(
+                f"sample {index} of {self.where(shard)}: its bytes have changed since it was "
+                "written"
+            )
+        return image, text
+
+    def image_sizes(self) -> NDArray[np.int64]:
+        """See ``Source``; of a URL, all indices are fetched for it, several at a time."""
+        shards = range(len(self._shards))
+        if self._folder is not None:
+            indices = [self._index(shard) for shard in shards]
+        else:
+            with ThreadPoolExecutor(_FETCHERS) as pool:
+                indices = list(pool.map(self._index, shards))
+        return np.concatenate(
+            [np.stack([i["width"], i["height"]], axis=1).astype(np.int64) for i in indices]
+        )
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads these shards in the background; of no effect on a local folder."""
@@ -164,6 +189,12 @@ class ShardSource:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        self._open[shard] = self._map(shard), self._index(shard)
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return self._open[shard]
+
+    def _map(self, shard: int) -> memoryview:
         info, path = self._shards[shard], self.path(shard)
         try:
             with path.open("rb") as file:
@@ -173,12 +204,9 @@ class ShardSource:
             raise InputError(f"{path}: cannot be read: {error}") from None
         if len(data) != info.bytes:
             raise InputError(f"{path}: has {len(data)} bytes, {MANIFEST} says {info.bytes}")
-        self._open[shard] = data, self._index(shard, data)
-        while len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return self._open[shard]
+        return data
 
-    def _index(self, shard: int, data: memoryview) -> np.ndarray:
+    def _index(self, shard: int) -> np.ndarray:
         """The index beside the shard, or else one made from the tar."""
         info = self._shards[shard]
         path: Path | None
@@ -195,7 +223,7 @@ class ShardSource:
                 path = None
         if path is None or not path.is_file():
             try:
-                index = build_index(data)
+                index = build_index(self._map(shard))
             except InputError as error:
                 raise InputError(f"{self.where(shard)}: {error}") from None
             if len(index) != info.samples:

@@ -42,6 +42,9 @@ class Source(Protocol):
     def has_instances(self) -> bool:
         """Tells whether there is anything to train on: an instance that is not a crowd."""
 
+    def image_sizes(self) -> NDArray[np.int64]:
+        """Returns [samples, 2], width and height of every image, shard after shard."""
+
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
         """Returns the image file's bytes and the record of a sample; DataError if it cannot."""
 
@@ -100,6 +103,10 @@ class FolderSource:
         """See ``Source``; looks no further than the first one."""
         records = (self._index.record(i) for i in range(len(self._index)))
         return any(not a["iscrowd"] for record in records for a in record["annotations"])
+
+    def image_sizes(self) -> NDArray[np.int64]:
+        """See ``Source``."""
+        return np.array([self._index.size(i) for i in range(len(self._index))], dtype=np.int64)
 
     def read(self, shard: int, index: int) -> tuple[bytes, Record]:
         """See ``Source``."""
