@@ -60,10 +60,19 @@ def test_offsets_against_tarfile(kind: int) -> None:
 
 def test_a_cut_shard_is_noticed_wherever_it_is_cut() -> None:
     data = tar(members())
-    end = data.rstrip(b"\0")
-    for cut in range(0, len(end), 256):
+    end = -(-len(data.rstrip(b"\0")) // 512) * 512 + 1024  # two empty blocks end a tar
+    for cut in range(0, end, 256):
         with pytest.raises(InputError, match="cut off"):
             build_index(data[:cut])
+    assert len(build_index(data[:end])) == 6, "what fills up the last record says nothing"
+
+
+def test_a_lost_stretch_that_reads_as_zeros_is_not_taken_for_the_end() -> None:
+    data = tar(members())
+    second = data.index(b"folder/key1.json")
+    hole = data[:second] + bytes(4096) + data[second + 4096 :]
+    with pytest.raises(InputError, match=f"damaged at byte {second}"):
+        build_index(hole)
 
 
 def test_a_flipped_header_byte_is_noticed() -> None:
@@ -75,6 +84,15 @@ def test_a_flipped_header_byte_is_noticed() -> None:
             build_index(bytes(flipped))
 
 
+@pytest.mark.parametrize("size", [b"-0000001000", b"0000_001000", b"00000001 00"])
+def test_sizes_that_are_no_octal_numbers_are_damage(size: bytes) -> None:
+    data = bytearray(tar(members()))
+    data[124:136] = size + b"\0"
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    with pytest.raises(InputError, match="damaged at byte 0"):
+        build_index(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -83,6 +101,10 @@ def test_a_flipped_header_byte_is_noticed() -> None:
         ([("a.jpg", b"1")], "not one image and one .json"),
         ([("a.jpg", b"1"), ("a.json", b"{}")], "a.json of the shard is not the record"),
         ([("a.jpg", b"1"), ("a.json", b"[")], "a.json of the shard is not the record"),
+        *(
+            ([("a.jpg", b"1"), ("a.json", json.dumps(RECORD | change).encode())], "not the record")
+            for change in ({"width": 2**32}, {"height": -1}, {"image_id": 2**63}, {"width": 1.5})
+        ),
         ([("n" * 150 + ".jpg", b"1")], "not plain ustar"),
     ],
 )

@@ -7,6 +7,8 @@ and offsets stay inside their shard.
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -101,7 +103,11 @@ def build_index(tar: memoryview | bytes) -> np.ndarray:
 def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, int, int]) -> tuple:
     try:
         record = orjson.loads(memoryview(tar)[text[1] : text[1] + text[2]])
-        known = [int(record[key]) for key in ("width", "height", "image_id")]
+        known = [operator.index(record[key]) for key in ("width", "height", "image_id")]
+        if not (0 < min(known[:2]) <= max(known[:2]) < 2**32 > max(image[2], text[2])):
+            raise ValueError("more than a row has room for")
+        if not -(2**63) <= known[2] < 2**63:
+            raise ValueError("likewise")
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{text[0]} of the shard is not the record of an image") from None
     sums = [checksum(memoryview(tar)[at : at + size]) for _, at, size in (image, text)]
@@ -116,15 +122,19 @@ def _members(tar: memoryview) -> Iterator[tuple[str, int, int]]:
         if len(header) < BLOCK:
             raise InputError(f"the shard is cut off at byte {position}")
         if not any(header):
+            # A lost stretch of a file reads as zeros too: those of the end have nothing behind.
+            if len(tar) < position + 2 * BLOCK:
+                raise InputError(f"the shard is cut off at byte {len(tar)}")
+            if np.frombuffer(tar[position:], np.uint8).any():
+                raise InputError(f"the shard is damaged at byte {position}")
             return
-        try:
-            size, checksum = int(header[124:136].strip(b"\0 "), 8), int(header[148:154], 8)
-        except ValueError:
-            checksum = size = -1
-        if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
+        size, written = (field.strip(b"\0 ") for field in (header[124:136], header[148:156]))
+        total = sum(header) - sum(header[148:156]) + 8 * 32
+        # int() would take signs and underscores too, and a negative size lead back.
+        if not all(re.fullmatch(b"[0-7]+", f) for f in (size, written)) or int(written, 8) != total:
             raise InputError(f"the shard is damaged at byte {position}")
         start = position + BLOCK
-        position = start + -(-size // BLOCK) * BLOCK
+        position = start + -(-int(size, 8) // BLOCK) * BLOCK
         if position > len(tar):
             raise InputError(f"the shard is cut off: byte {position} is not in it")
         kind = header[156:157]
@@ -137,4 +147,4 @@ def _members(tar: memoryview) -> Iterator[tuple[str, int, int]]:
             )
         name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
         prefix = header[345:500].rstrip(b"\0").decode("utf-8", "replace")
-        yield (f"{prefix}/{name}" if prefix else name), start, size
+        yield (f"{prefix}/{name}" if prefix else name), start, int(size, 8)
