@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     {"structures"},
-    {"checks", "images", "coco", "masks"},
+    {"checks", "images", "coco", "masks", "rasterize"},
     {"sharding", "streaming", "models", "visualize"},
     {"data"},
     {"evaluation", "tasks"},
