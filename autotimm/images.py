@@ -42,7 +42,7 @@ _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
-def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
+def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
     """Finds the format and the stored size of an image, and that it is whole.
 
     A JPEG with its end-of-image marker and a PNG with its IEND are taken for whole; anything else
@@ -54,7 +54,8 @@ def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
     Raises:
         ValueError: it is no image that can be read; the message is a short reason.
     """
-    if data.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in data[-_END:]:
+    start, end = bytes(data[:3]), bytes(data[-_END:])
+    if start == b"\xff\xd8\xff" and b"\xff\xd9" in end:
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
             if width * height <= _LARGEST:
@@ -70,16 +71,16 @@ def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
         except (OSError, ValueError):  # UnidentifiedImageError is an OSError
             raise ValueError("image cannot be opened") from None
         kind, size = image.format or "", image.size
-        end = b"\xff\xd9" if EXTENSIONS[kind] == "jpg" else b"IEND" if kind == "PNG" else None
+        mark = b"\xff\xd9" if EXTENSIONS[kind] == "jpg" else b"IEND" if kind == "PNG" else None
         try:
-            if end is None or end not in data[-_END:]:
+            if mark is None or mark not in end:
                 image.load()
         except (*_BROKEN, Image.DecompressionBombError):
             raise ValueError("image cut off or broken") from None
     return EXTENSIONS[kind], size
 
 
-def shown_size(data: bytes) -> tuple[int, int]:
+def shown_size(data: bytes | memoryview) -> tuple[int, int]:
     """Returns (width, height) as viewers show an image: after the EXIF rotation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -131,7 +131,7 @@ def shard(
                 count = min(len(index), limit or len(index))
                 written[name].problems.update(index.problems)
                 keys = make_keys((index.file_name(i), index.image_id(i)) for i in range(count))
-                sizes = sample_sizes(index, count)
+                sizes = sample_sizes(index, range(count))
                 for plan in plan_shards(name, keys, sizes, samples_per_shard, max_shard_size):
                     written[name].add(write_shard(new, plan, index, advance))
                     if strict:

@@ -26,14 +26,15 @@ from autotimm.sharding.manifest import BLOCK, Shard, whole_file
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
-_HEADER = b"".join(
-    [
-        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
-        b"%011o\0" + b"0" * 11 + b"\0",  # size, time
-        b" " * 8 + b"0" + b"\0" * 100,  # checksum, type (a file), link
-        b"ustar\x0000" + b"\0" * 247,  # magic, version, names and numbers that a file needs not
-    ]
-)
+_AT_ONCE = 4 << 20  # bytes of images that are read before their samples are written
+_PIECES = 1000  # of one system call; Linux takes 1,024
+
+# The ustar header of a file, but for name, size and checksum.
+_ZEROS = b"\0" * 100
+_MODE = b"0000644\0" + b"0000000\0" * 2  # user, group
+_TIME = b"\0" + b"0" * 11 + b"\0"  # behind the size's last byte
+_REST = b"\0 0" + b"\0" * 100 + b"ustar\x0000" + b"\0" * 247  # type (a file), link, magic, ...
+_HEADER_SUM = sum(_MODE + _TIME + _REST[2:]) + 8 * ord(" ")  # the checksum itself counts as spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +118,15 @@ def plan_shards(
     ]
 
 
-def sample_sizes(index: CocoIndex, count: int) -> list[int]:
-    """Returns about how many bytes each of the first ``count`` samples takes in a tar."""
+def sample_sizes(index: CocoIndex, positions: Iterable[int]) -> list[int]:
+    """Returns about how many bytes each of these samples takes in a tar."""
     return [
-        _image_size(index.image_file(i)) + index.annotation_bytes(i) + 4 * BLOCK
-        for i in range(count)
+        _image_size(index.image_file(i)) + index.annotation_bytes(i) + 4 * BLOCK for i in positions
     ]
 
 
 def write_shard(
-    folder: Path,
+    folder: Path | None,
     plan: ShardPlan,
     index: CocoIndex,
     progress: Callable[[int], object] = lambda _: None,
@@ -134,7 +134,7 @@ def write_shard(
     """Writes one shard and its index into a folder; neither has its name before it is whole.
 
     Args:
-        folder: exists.
+        folder: exists; None to read and check everything without writing it.
         plan: what goes into the shard.
         index: the split that the plan is of.
         progress: called with the number of images done since the last call.
@@ -144,32 +144,29 @@ def write_shard(
     """
     written = Written()
     rows: list[tuple[int, ...]] = []
-    digest = hashlib.sha256()
+    if folder is None:
+        rows = _write_samples(None, plan, index, progress, written)
+        written.images = len(rows)
+        return written
     with contextlib.suppress(_NothingToWriteError), whole_file(folder / plan.name) as file:
-        for position, key in plan.samples:
-            row = _write_sample(file, digest.update, index, position, key, written)
-            if row:
-                rows.append(row)
-            progress(1)
+        tar = _Tar(file)
+        rows = _write_samples(tar, plan, index, progress, written)
         if not rows:
             raise _NothingToWriteError
-        end = b"\0" * (2 * BLOCK + -(written.bytes + 2 * BLOCK) % _RECORD)
-        _write(file, [end])
-        digest.update(end)
-        written.bytes += len(end)
+        tar.append([b"\0" * (2 * BLOCK + -(tar.bytes + 2 * BLOCK) % _RECORD)])
     if not rows:
         return written
+    written.images, written.bytes = len(rows), tar.bytes
     content = index_bytes(np.array(rows, INDEX_DTYPE))
     index_name = plan.name.removesuffix(".tar") + ".idx.npy"
     with whole_file(folder / index_name) as file:
         file.write(content)
-    written.images = len(rows)
     written.shards.append(
         Shard(
             name=plan.name,
             samples=len(rows),
-            bytes=written.bytes,
-            sha256=digest.hexdigest(),
+            bytes=tar.bytes,
+            sha256=tar.sha256.hexdigest(),
             index=index_name,
             index_sha256=hashlib.sha256(content).hexdigest(),
         )
@@ -181,63 +178,160 @@ class _NothingToWriteError(Exception):
     """None of a shard's images can be used: its temporary file goes."""
 
 
-def _write_sample(
-    file: BinaryIO,
-    hashed: Callable[[bytes], object],
+class _Tar:
+    """A tar that is being written, its length and its checksum so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file.fileno()
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Writes the pieces with as few system calls as can be."""
+        for piece in pieces:
+            self.sha256.update(piece)
+        start = self.bytes
+        self.bytes += sum(map(len, pieces))
+        left = [memoryview(piece) for piece in pieces]
+        while left:
+            done = os.writev(self._file, left[:_PIECES])
+            while left and done >= len(left[0]):  # a signal or a quota may cut a write short
+                done -= len(left.pop(0))
+            if done:
+                left[0] = left[0][done:]
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write back what it is told not to keep: fsync has less to wait for.
+            os.posix_fadvise(self._file, start, self.bytes - start, os.POSIX_FADV_DONTNEED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image file that was read and can be used."""
+
+    position: int
+    key: str
+    data: memoryview
+    extension: str
+
+
+def _write_samples(
+    tar: _Tar | None,
+    plan: ShardPlan,
     index: CocoIndex,
-    position: int,
-    key: str,
+    progress: Callable[[int], object],
     written: Written,
-) -> tuple[int, ...] | None:
-    """Appends one sample; returns its row of the index, or None if it had to be left out."""
-    try:
-        with open(index.image_file(position), "rb", buffering=0) as source:  # noqa: PTH123
-            data = source.read()
-        if len(data) >= 2**32:
-            raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it
-        extension, size = images.inspect(data)
-        declared = index.size(position)
-        if size != declared and images.shown_size(data) != declared:
-            raise ValueError("width and height are not the picture's")
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        written.problems.add(f"{reason} (image left out)", index.file_name(position))
-        return None
-    record = index.record(position, written.problems)
-    text = orjson.dumps(record)
-    image_at = written.bytes + BLOCK
-    json_at = image_at + len(data) + -len(data) % BLOCK + BLOCK
-    pieces = [
-        tar_header(f"{key}.{extension}", len(data)),
-        data,
-        b"\0" * (-len(data) % BLOCK) + tar_header(f"{key}.json", len(text)),
-        text + b"\0" * (-len(text) % BLOCK),
-    ]
-    _write(file, pieces)
-    for piece in pieces:
-        hashed(piece)
-    written.bytes += sum(map(len, pieces))
-    crowd = sum(annotation["iscrowd"] for annotation in record["annotations"])
-    written.crowd += crowd
-    written.instances += len(record["annotations"])
-    at = image_at, len(data), json_at, len(text)
-    return (*at, *declared, record["image_id"], checksum(data), checksum(text))
+) -> list[tuple[int, ...]]:
+    """Appends the samples of a plan, some at a time; returns their rows of the index."""
+    rows: list[tuple[int, ...]] = []
+    buffer = memoryview(bytearray(_AT_ONCE))
+    done = 0
+    while done < len(plan.samples):
+        images, tried = _read_images(plan.samples[done:], index, buffer, written.problems)
+        rows += _append(tar, images, index, written)
+        done += tried
+        progress(tried)
+    return rows
+
+
+def _read_images(
+    samples: Sequence[tuple[int, str]], index: CocoIndex, buffer: memoryview, problems: Problems
+) -> tuple[list[_Image], int]:
+    """Reads images into a buffer until it is full.
+
+    Returns:
+        Those that can be used, and how many of the samples are done with.
+    """
+    images: list[_Image] = []
+    filled = 0
+    for tried, (position, key) in enumerate(samples):
+        try:
+            data = _read(index.image_file(position), buffer[filled:], bool(images))
+            if data is None:
+                return images, tried
+            extension = _checked(data, index.size(position))
+        except (OSError, ValueError) as error:
+            reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+            problems.add(f"{reason} (image left out)", index.file_name(position))
+            continue
+        images.append(_Image(position, key, data, extension))
+        filled += len(data)
+    return images, len(samples)
+
+
+def _append(
+    tar: _Tar | None, images: list[_Image], index: CocoIndex, written: Written
+) -> list[tuple[int, ...]]:
+    """Appends samples whose images have been read; returns their rows of the index."""
+    records = [index.record(image.position, written.problems) for image in images]
+    rows: list[tuple[int, ...]] = []
+    pieces: list[bytes | memoryview] = []
+    small = b""  # what lies between two images, in one piece
+    at = tar.bytes if tar else 0
+    for image, record in zip(images, records, strict=True):
+        data, text = image.data, orjson.dumps(record)
+        image_at = at + BLOCK
+        json_at = image_at + len(data) + -len(data) % BLOCK + BLOCK
+        at = json_at + len(text) + -len(text) % BLOCK
+        pieces += [small + tar_header(f"{image.key}.{image.extension}", len(data)), data]
+        small = b"".join(
+            [
+                b"\0" * (-len(data) % BLOCK),
+                tar_header(f"{image.key}.json", len(text)),
+                text,
+                b"\0" * (-len(text) % BLOCK),
+            ]
+        )
+        width, height, image_id = record["width"], record["height"], record["image_id"]
+        sums = checksum(data), checksum(text)
+        rows.append((image_at, len(data), json_at, len(text), width, height, image_id, *sums))
+        written.instances += len(record["annotations"])
+        written.crowd += sum(annotation["iscrowd"] for annotation in record["annotations"])
+    if tar:
+        tar.append([*pieces, small])
+    return rows
 
 
 def tar_header(name: str, size: int) -> bytes:
     """Returns the ustar header of a file: POSIX.1-1988, all but name and size constant."""
     if len(name) > 100 or size >= 8**11:
         raise ValueError(f"{name} ({size} bytes) does not fit a ustar header")
-    header = name.encode("ascii").ljust(100, b"\0") + _HEADER % size
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+    start, length = name.encode("ascii"), b"%011o" % size
+    checksum = b"%06o" % (_HEADER_SUM + sum(start) + sum(length))
+    return b"".join([start, _ZEROS[len(start) :], _MODE, length, _TIME, checksum, _REST])
 
 
-def _write(file: BinaryIO, pieces: list[bytes]) -> None:
-    """Writes all pieces with one system call, as a rule."""
-    done = os.writev(file.fileno(), pieces)
-    rest = b"".join(pieces)[done:] if done < sum(map(len, pieces)) else b""
-    while rest:  # a signal or a quota cut it short
-        rest = rest[os.write(file.fileno(), rest) :]
+def _read(path: str, buffer: memoryview, may_wait: bool) -> memoryview | None:
+    """Reads a file into a buffer, or into one of its own if that is too small.
+
+    Returns:
+        The content; None if the buffer is too small and the file may wait for an empty one.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
+        if size > len(buffer):
+            if may_wait:
+                return None
+            buffer = memoryview(bytearray(size))
+        done = 0
+        while done < size:
+            count = os.readv(file, [buffer[done:size]])
+            if not count:
+                raise ValueError("changed while it was read")
+            done += count
+        return buffer[:size]
+    finally:
+        os.close(file)
+
+
+def _checked(data: memoryview, declared: tuple[int, int]) -> str:
+    """Returns the extension of an image that can be used; ValueError says why it cannot."""
+    if len(data) >= 2**32:
+        raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it
+    extension, size = images.inspect(data)
+    if size != declared and images.shown_size(data) != declared:
+        raise ValueError("width and height are not the picture's")
+    return extension
 
 
 def _image_size(path: str) -> int:
