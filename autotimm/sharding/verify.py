@@ -1,0 +1,326 @@
+"""Checks a shard folder: that every byte, record, mask and pixel is what the manifest promises.
+
+Invariants: nothing in the folder is trusted and nothing stops at the first fault; every fault is
+one line that names the file, and the sample and annotation where there are any. Memory stays that
+of one sample and a few bytes an instance: files are read in pieces or mapped.
+
+What it cannot tell: names of categories, ids of categories that no instance has, and the counts of
+what was odd in the source stand in the manifest alone, so that nothing contradicts a change there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import multiprocessing
+import signal
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from autotimm import masks
+from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.sharding.manifest import BLOCK, MANIFEST, Shard, read_manifest
+from autotimm.streaming.decode import decode_image
+from autotimm.streaming.shards import checked_record
+from autotimm.structures import InputError, Record
+
+_MOST = 20  # faults named of a shard, and ids of a split that occur twice
+_PLACES = ("image_offset", "image_bytes", "json_offset", "json_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found; ``crowd`` is part of ``instances``.
+
+    Attributes:
+        faults: one line each, printable; none if the folder is sound.
+    """
+
+    shards: int
+    images: int
+    instances: int
+    crowd: int
+    bytes: int
+    faults: list[str]
+
+
+def verify(
+    folder: Path,
+    workers: int = 1,
+    progress: Callable[[int, int], object] = lambda *_: None,
+) -> Report:
+    """Checks a shard folder of this machine.
+
+    Checked are the manifest; each shard's size and sha256, its tar structure and its index against
+    it; each sample's checksums, record, masks (polygons, where there are any, against the mask) and
+    pixels, decoded in full; that ids are unique in their split and categories known; the counts;
+    and that the folder holds no tar or index besides.
+
+    Args:
+        folder: holds the manifest.
+        workers: processes; each checks one shard at a time.
+        progress: called with how many images are done, of how many.
+
+    Raises:
+        InputError: this is not a folder of shards.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: has no {MANIFEST}, so it is not a folder of shards")
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        return Report(0, 0, 0, 0, 0, [_printable(f"{error}; nothing else was checked")])
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    categories = frozenset(category.id for category in manifest.categories)
+    done, total = 0, sum(shard.samples for shard in shards)
+
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, total)
+
+    results = _check_all(folder, shards, categories, workers, advance)
+    found = dict(zip((shard.name for shard in shards), results, strict=True))
+
+    faults = []
+    for name, split in manifest.splits.items():
+        parts = [found[shard.name] for shard in split.shards]
+        for shard, part in zip(split.shards, parts, strict=True):
+            faults += [f"{shard.name}: {fault}" for fault in part.faults]
+            if part.more:
+                faults.append(f"{shard.name}: and {part.more:,} more")
+        if all(p.images == s.samples for p, s in zip(parts, split.shards, strict=True)):
+            for what in ("instances", "crowd"):
+                claimed, counted = getattr(split, what), sum(getattr(p, what) for p in parts)
+                if claimed != counted:
+                    faults.append(
+                        f"{MANIFEST}: split '{name}' has {counted:,} {what}, not {claimed:,}"
+                    )
+        faults += _twice(f"split '{name}': image", [p.image_ids for p in parts])
+        faults += _twice(f"split '{name}': annotation", [p.annotation_ids for p in parts])
+    named = {name for shard in shards for name in (shard.name, shard.index)}
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name.endswith((".tar", ".idx.npy")) and name[0] != "." and name not in named:
+            faults.append(f"{name}: {MANIFEST} does not name it")
+    return Report(
+        len(shards),
+        sum(f.images for f in found.values()),
+        sum(f.instances for f in found.values()),
+        sum(f.crowd for f in found.values()),
+        sum(f.bytes for f in found.values()),
+        [_printable(fault) for fault in faults],
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What is in one shard: counts and ids of the records that can be read, and the faults."""
+
+    images: int = 0
+    instances: int = 0
+    crowd: int = 0
+    bytes: int = 0
+    image_ids: array[int] = field(default_factory=lambda: array("q"))
+    annotation_ids: array[int] = field(default_factory=lambda: array("q"))
+    faults: list[str] = field(default_factory=list)
+    more: int = 0  # faults that are not named
+
+    def fault(self, text: str) -> None:
+        if len(self.faults) < _MOST:
+            self.faults.append(text)
+        else:
+            self.more += 1
+
+
+def _check_all(
+    folder: Path,
+    shards: Sequence[Shard],
+    categories: frozenset[int],
+    workers: int,
+    advance: Callable[[int], object],
+) -> Iterator[_Found]:
+    """Yields what each shard holds, in order."""
+    if workers == 1 or len(shards) < 2:
+        for shard in shards:
+            yield _check_shard(folder, shard, categories, advance)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
+    pool = ProcessPoolExecutor(min(workers, len(shards)), spawn, _die_silently)
+    try:
+        futures = [pool.submit(_check_shard, folder, shard, categories) for shard in shards]
+        for shard, future in zip(shards, futures, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield _Found(faults=["not checked: the process that should was killed"])
+            advance(shard.samples)
+    except BaseException:  # Ctrl-C: nobody waits for the shards that are under way
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_silently() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what there is to say
+
+
+def _check_shard(
+    folder: Path,
+    shard: Shard,
+    categories: frozenset[int],
+    advance: Callable[[int], object] = lambda _: None,
+) -> _Found:
+    found = _Found()
+    tar = _tar(folder / shard.name, shard, found)
+    index = _index(folder / shard.index, shard, found)
+    rows = index
+    if tar is not None:
+        try:
+            built = build_index(tar)
+        except InputError as error:
+            found.fault(str(error))
+        else:
+            if len(built) != shard.samples:
+                found.fault(f"has {len(built):,} samples, {MANIFEST} says {shard.samples:,}")
+            if index is None:
+                rows = built
+            elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
+                found.fault(f"{shard.index} says that its samples lie elsewhere")
+        for number, row in enumerate(() if rows is None else rows):
+            _check_sample(tar, number, row, categories, found)
+            advance(1)
+    return found
+
+
+def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
+    """Maps a tar that could be read to its end; None if it could not."""
+    if not path.is_file():
+        found.fault(f"{MANIFEST} names it, but there is no such file")
+        return None
+    try:
+        with path.open("rb") as file:
+            # Read before it is mapped: what the disk cannot read would kill who looks at a map.
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found.bytes = file.tell()
+            if found.bytes != shard.bytes:
+                found.fault(f"has {found.bytes:,} bytes, {MANIFEST} says {shard.bytes:,}")
+            elif digest != shard.sha256:
+                found.fault(f"its bytes are not those that {MANIFEST} says (sha256 differs)")
+            if not found.bytes:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: emptied in between
+        found.fault(f"cannot be read: {error}")
+        return None
+
+
+def _index(path: Path, shard: Shard, found: _Found) -> np.ndarray | None:
+    """Reads the index of a shard; None if it is not what the manifest says."""
+    if not path.is_file():
+        found.fault(f"its index {shard.index} is not there")
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(shard.samples * INDEX_DTYPE.itemsize + 4096)
+            whole = not file.read(1)
+        if not whole or hashlib.sha256(content).hexdigest() != shard.index_sha256:
+            found.fault(f"the bytes of {shard.index} are not those that {MANIFEST} says")
+            return None
+        return read_index(content, shard)
+    except OSError as error:
+        found.fault(f"{shard.index} cannot be read: {error.strerror}")
+    except InputError as error:
+        found.fault(str(error))
+    return None
+
+
+def _check_sample(
+    tar: memoryview, number: int, row: np.void, categories: frozenset[int], found: _Found
+) -> None:
+    image_at, image_bytes, json_at, json_bytes = (int(row[name]) for name in _PLACES)
+    where = f"sample {number}"
+    if max(image_at + image_bytes, json_at + json_bytes) > len(tar):
+        found.fault(f"{where}: not in the file, which is cut off")
+        return
+    where += f" '{_key(tar, json_at)}'"
+    image, text = tar[image_at : image_at + image_bytes], tar[json_at : json_at + json_bytes]
+    intact = checksum(image) == row["image_xxh3"]
+    if not intact:
+        found.fault(f"{where}: the image's bytes have changed since it was written")
+    if checksum(text) != row["json_xxh3"]:
+        found.fault(f"{where}: the record's bytes have changed since it was written")
+        return
+    try:
+        record = checked_record(text, where)
+    except InputError as error:
+        found.fault(str(error))
+        return
+    width, height = record["width"], record["height"]
+    if (width, height, record["image_id"]) != tuple(row[["width", "height", "image_id"]].tolist()):
+        found.fault(f"{where}: the index has the size or image id of another")
+    found.images += 1
+    found.instances += len(record["annotations"])
+    found.crowd += sum(int(annotation["iscrowd"]) for annotation in record["annotations"])
+    try:
+        found.image_ids.append(record["image_id"])
+        found.annotation_ids.extend(annotation["id"] for annotation in record["annotations"])
+    except OverflowError:
+        found.fault(f"{where}: an id takes more than 64 bits")
+    for fault in _mask_faults(record, categories):
+        found.fault(f"{where}: {fault}")
+    if intact:
+        try:
+            decode_image(image, width, height)
+        except InputError as error:
+            found.fault(f"{where}: {error}")
+        except MemoryError:
+            found.fault(f"{where}: the image is too large for this machine")
+
+
+def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:
+    height, width = record["height"], record["width"]
+    for annotation in record["annotations"]:
+        which = f"annotation {annotation['id']}"
+        if annotation["category_id"] not in categories:
+            yield f"{which}: {MANIFEST} has no category {annotation['category_id']}"
+        try:
+            rle = masks.to_rle(annotation["segmentation"], height, width)
+        except ValueError as error:
+            yield f"{which}: {error}"
+            continue
+        polygons = annotation.get("polygons")
+        # Training cuts its targets out of the polygons, evaluation out of the mask.
+        if polygons and masks.from_polygons(polygons, height, width) != rle:
+            yield f"{which}: its polygons are not its mask"
+
+
+def _key(tar: memoryview, offset: int) -> str:
+    """The WebDataset key of the member whose data begin at an offset."""
+    name = (
+        bytes(tar[max(offset - BLOCK, 0) : offset][:100]).rstrip(b"\0").decode("utf-8", "replace")
+    )
+    return name.removesuffix(".json")
+
+
+def _twice(what: str, parts: Sequence[array[int]]) -> list[str]:
+    ids, counts = np.unique(
+        np.concatenate([np.asarray(part) for part in parts]), return_counts=True
+    )
+    again = ids[counts > 1].tolist()
+    faults = [f"{what} id {id_} occurs more than once" for id_ in again[:_MOST]]
+    return faults + [f"{what} ids: and {len(again) - _MOST:,} more"] * (len(again) > _MOST)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
