@@ -66,21 +66,6 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {p.name for p in (tmp_path / "out").glob("*.tar")} == named, "nothing old is left"
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("512MiB", 2**29),
-        ("1GB", 10**9),
-        ("1000", 1000),
-        ("7 kB", 7000),
-        ("2K", 2000),
-        ("1T", 10**12),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert cli._size(text) == size
-
-
 BAD_FLAGS = [
     (["--max-shard-size", "0"], "--max-shard-size"),
     (["--max-shard-size", "many"], "--max-shard-size"),

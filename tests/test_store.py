@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import json
 import multiprocessing
 import pickle
 import shutil
 import tarfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from servers import Server, serve
 
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
-from autotimm.streaming import remote
+from autotimm.sharding.index import INDEX_DTYPE
+from autotimm.streaming import remote, shards
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.remote import Retry
 from autotimm.streaming.shards import checked_record
@@ -51,57 +51,10 @@ def copy(shard_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shard_folder, tmp_path / "copy")
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; ``faults[path]`` are statuses to answer first, ``requests`` counts GETs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.faults, self.requests = folder, dict[str, list[int]](), Counter[str]()
-        self.cut: set[str] = set()
-        self.delay = 0.0
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/some/folder"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        if body:
-            self.server.requests[name] += 1
-            if self.server.faults.get(name):
-                self.send_error(self.server.faults[name].pop(0))
-                return
-        if not (self.server.folder / name).is_file():
-            self.send_error(404)
-            return
-        content = (self.server.folder / name).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            time.sleep(self.server.delay)
-            self.wfile.write(content[:1000] if name in self.server.cut else content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server(copy: Path) -> Iterator[Server]:
-    server = Server(copy)
-    yield server
-    server.shutdown()
+    with serve(copy) as server:
+        yield server
 
 
 def everything(source: ShardSource | FolderSource) -> list[tuple[bytes, dict]]:
@@ -344,7 +297,7 @@ def test_what_is_not_the_shard_never_enters_the_cache(
     if fault == "flipped":
         tar.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
     elif fault == "cut":
-        server.cut.add(tar.name)
+        server.faults[tar.name] = ["cut"] * 2
     elif fault == "longer":
         tar.write_bytes(content + bytes(10 << 20))
     else:
@@ -419,3 +372,36 @@ def test_a_tar_with_something_else_in_it(copy: Path) -> None:
     (copy / "train-000002.idx.npy").unlink()
     with pytest.raises(InputError, match=r"train-000002\.tar: .*not one image and one"):
         source.read(2, 0)
+
+
+def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
+    server: Server, copy: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    needed = sum(
+        tar.stat().st_size + size * INDEX_DTYPE.itemsize + 4096
+        for tar, size in zip(sorted(copy.glob("train-*.tar")), (4, 4, 2), strict=True)
+    )
+    with pytest.raises(InputError, match=rf"cache_limit is {needed - 1:,} bytes.* need {needed:,}"):
+        open_source(server.url, "train", tmp_path / "c", cache_limit=needed - 1)
+    source = ShardSource(server.url, "train", tmp_path / "c", retry=QUICK, cache_limit=needed)
+    assert everything(source) == everything(ShardSource(str(shard_folder), "train"))
+
+
+def test_prefetching_keeps_to_the_limit(
+    server: Server, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "WINDOW", 2)
+    folder = tmp_path / "c"
+    sizes = [tar.stat().st_size for tar in sorted(copy.glob("train-*.tar"))]
+    source = ShardSource(
+        server.url, "train", folder, retry=QUICK, cache_limit=sizes[0] + sizes[1] + 2 * 4500
+    )
+    for plan, there in (([0, 1, 2], {0, 1}), ([2], {1, 2}), ([0, 2], {0, 2})):
+        source.prefetch(plan)
+        assert source._thread is not None
+        source._thread.join()
+        names = {path.name for path in folder.glob("*.tar")}
+        assert names == {source._shards[k].sha256 + ".tar" for k in there}, plan
+        time.sleep(0.01)  # files are told apart by when they were used
+    assert len(everything(source)) == 10
+    assert sum(path.stat().st_size for path in folder.glob("*.*")) <= source._cache.limit  # type: ignore[operator]

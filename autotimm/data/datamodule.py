@@ -30,6 +30,7 @@ from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream, StreamLoader
 from autotimm.streaming.store import Source, open_source, split_names
 from autotimm.structures import InputError, World
+from autotimm.units import byte_count
 
 _LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,6 +63,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         masks: False leaves out the masks in training, for a model that finds boxes only; batches
             for evaluation never have them but in ``target``.
         cache_dir: where shards from a URL are kept; by default in the user's cache folder.
+        cache_limit: bytes that this folder may take, such as "200GB"; the shards that were used
+            longest ago make room. None for as many as the disk has.
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: page-locked batches; by default where the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
@@ -89,6 +92,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         seed: int = 0,
         masks: bool = True,
         cache_dir: str | Path | None = None,
+        cache_limit: int | str | None = None,
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
         prefetch_factor: int = 2,
@@ -116,6 +120,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.mean, self.std = options.three("mean", mean), options.three("std", std, above=0)
         self.masks = masks
         self.cache_dir = cache_dir
+        self.cache_limit = None if cache_limit is None else byte_count("cache_limit", cache_limit)
         self.persistent_workers = persistent_workers
         self.pin_memory = pin_memory
         self._sources: dict[str, Source] = {}
@@ -146,7 +151,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             InputError: there is no such split, or it is damaged.
         """
         if split not in self._sources:
-            source = open_source(self.data_dir, split, self.cache_dir)
+            source = open_source(self.data_dir, split, self.cache_dir, cache_limit=self.cache_limit)
             if source.problems.counts:
                 found = "; ".join(source.problems.lines())
                 hint = "autotimm-shard counts odd annotations too"

@@ -29,6 +29,7 @@ from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, write_mani
 from autotimm.sharding.staging import install, old_shards, staged
 from autotimm.sharding.writer import Written, make_keys, plan_shards, sample_sizes, write_shard
 from autotimm.structures import InputError
+from autotimm.units import byte_count
 
 _EPILOG = """\
 SRC holds annotations/instances_<split>.json and the images in <split>/ or images/<split>/, <split>
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _folder("DST", options.dst),
             splits=_names(options.splits),
             samples_per_shard=options.samples_per_shard,
-            max_shard_size=_size(options.max_shard_size),
+            max_shard_size=byte_count("--max-shard-size", options.max_shard_size),
             overwrite=options.overwrite,
             strict=options.strict,
             limit=options.limit,
@@ -197,14 +198,6 @@ def _names(text: str | None) -> list[str] | None:
     if names is not None and not all(names or [""]):
         raise InputError(f"--splits: names with commas between them (train,val), not {text!r}")
     return names or None
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15}) *(?:([kKMGT])(i?))?B?", text)
-    if not match or not int(match[1]):
-        raise InputError(f"--max-shard-size: 512MiB, 1GB or a number of bytes, not {text!r}")
-    power = " KMGT".index((match[2] or " ").upper())
-    return int(match[1]) * (1024 if match[3] else 1000) ** power
 
 
 def _refuse(split: str, problems: Problems) -> None:

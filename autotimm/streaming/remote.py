@@ -1,17 +1,14 @@
-"""Files from http(s) and S3: whole, checked, into a cache that any number of processes share.
+"""URLs of http(s) and S3: which are spoken to, and how often they are asked again.
 
-Invariants: a file in the cache bears the sha256 of its content as its name and got there by a
-rename, after size and hash were found right; so it is never partial, and two data sets whose shards
-have the same names cannot meet. Only http, https and s3 are ever spoken, and nothing runs a shell.
+Invariants: only http, https and s3 are ever spoken, also after a redirect, and nothing runs a
+shell; no server keeps a reader busy for ever, be it by silence, by a trickle or by an endless file;
+what a message shows of a URL has no secret in it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import importlib.util
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -20,31 +17,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from autotimm.sharding.manifest import whole_file
 from autotimm.structures import InputError
 
 _T = TypeVar("_T")
 
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
-_STALL = 60  # seconds without a byte after which an attempt counts as failed
+_TRICKLE = 1024  # bytes a second: who sends fewer might as well send none
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a download is tried, and the seconds before the second try; they double."""
+    """How a download is tried.
+
+    Attributes:
+        attempts: how often, at most.
+        wait: seconds before the second try; they double with each.
+        stall: seconds without a byte after which a try counts as failed.
+    """
 
     attempts: int = 5
     wait: float = 1.0
+    stall: float = 60.0
 
 
 class _RefusedError(Exception):
     """Trying again will not help."""
-
-
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/autotimm/shards``, or the same under ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotimm" / "shards"
 
 
 def local_path(location: str) -> Path | None:
@@ -90,66 +88,12 @@ def read_bytes(url: str, retry: Retry) -> bytes:
     """
 
     def attempt() -> bytes:
-        content = b"".join(_chunks(url, _MANIFEST_LIMIT))
+        content = b"".join(chunks(url, _MANIFEST_LIMIT, retry.stall))
         if len(content) > _MANIFEST_LIMIT:
             raise _RefusedError(f"larger than {_MANIFEST_LIMIT} bytes")
         return content
 
-    return _retried(url, attempt, retry)
-
-
-def fetch(
-    url: str,
-    cache: Path,
-    sha256: str,
-    suffix: str,
-    size: int | None,
-    limit: int,
-    retry: Retry,
-    wait: bool = True,
-) -> Path | None:
-    """Brings a file into the cache, if it is not there.
-
-    One process of the machine downloads, under a lock, and the others wait for it.
-
-    Args:
-        url: of the file.
-        cache: folder, made where it is missing.
-        sha256: of the content, hexadecimal.
-        suffix: of the name in the cache.
-        size: in bytes, where it is known.
-        limit: bytes at which a download is broken off.
-        retry: how often it is tried.
-        wait: False to leave it to the process that is at it already.
-
-    Returns:
-        Where it lies; None if another process is downloading it and ``wait`` is False.
-
-    Raises:
-        InputError: it cannot be had, or is not what the manifest says.
-        FileNotFoundError: the server does not have it.
-    """
-    path = cache / f"{sha256}{suffix}"
-    if _is_there(path, size):
-        return path
-
-    def attempt() -> None:
-        digest, count = hashlib.sha256(), 0
-        with whole_file(path) as file:
-            for chunk in _chunks(url, limit):
-                digest.update(chunk)
-                count += file.write(chunk)
-            if size is not None and count != size:
-                raise OSError(f"{count} bytes came, the manifest says {size}")
-            if digest.hexdigest() != sha256:
-                raise OSError("its content is not what the manifest says (sha256 differs)")
-
-    with _lock(cache / "locks" / f"{sha256}{suffix}", wait) as held:
-        if not held:
-            return None
-        if not _is_there(path, size):  # somebody else may have been quicker
-            _retried(url, attempt, retry)
-    return path
+    return retried(url, attempt, retry)
 
 
 def sha256_of(path: Path) -> str:
@@ -158,28 +102,50 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _chunks(url: str, limit: int) -> Iterator[bytes]:
-    """The content of a URL, broken off soon after ``limit`` bytes."""
+def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
+    """Yields the content of a URL, broken off soon after ``at_most`` bytes.
+
+    Raises:
+        OSError: nothing, or next to nothing, came for ``stall`` seconds; and what else the
+            libraries beneath raise.
+    """
     import fsspec  # here, as it takes a while that local shards need not wait
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    opening: dict[str, Any] = {"cache_type": "readahead", "block_size": 8 << 20}
-    if url.startswith("http"):
+    if url.startswith("s3"):
+        options["config_kwargs"] = {"connect_timeout": stall, "read_timeout": stall}
+        opening: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
+    else:
         import aiohttp
 
         # aiohttp's own limit of 5 minutes in all would end large shards; a stall is what matters.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL, sock_read=_STALL)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
         options["client_kwargs"] = {"timeout": timeout}
-        opening = {"block_size": 0}  # one stream, no requests for ranges
+        # One stream rather than ranges; the size is given so that it is not asked for before,
+        # which signed URLs would refuse.
+        opening = {"block_size": 0, "size": 1}
     files, path = fsspec.url_to_fs(url, **options)
     with files.open(path, "rb", **opening) as stream:
-        count = 0
-        while count <= limit and (chunk := stream.read(_CHUNK)):
+        count, since, before = 0, time.monotonic(), 0
+        while count <= at_most and (chunk := stream.read(_CHUNK)):
             count += len(chunk)
             yield chunk
+            now = time.monotonic()
+            if now - since > stall:
+                if count - before < _TRICKLE * (now - since):
+                    raise OSError(
+                        f"only {count - before:,} bytes came in {now - since:.0f} seconds"
+                    )
+                since, before = now, count
 
 
-def _retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
+def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
+    """Tries a download as often as it may be tried.
+
+    Raises:
+        InputError: it cannot be had; one line that names the URL.
+        FileNotFoundError: the server does not have it.
+    """
     name = shown(url)
     for left in reversed(range(retry.attempts)):
         try:
@@ -193,34 +159,12 @@ def _retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
                 400 <= status < 500 and status not in (408, 425, 429)
             )
             if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-                raise InputError(f"{error.filename or 'the cache'}: no space left for it") from None
+                raise InputError(
+                    f"{name}: no space left for it: set cache_limit, or cache_dir to another disk"
+                ) from None
             if final or not left:
                 reason = str(error).split("\n")[0].replace(url, name) or type(error).__name__
                 tries = "" if final else f" after {retry.attempts} tries"
                 raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
             time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
     raise ValueError("at least one attempt is needed")
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds a lock among this machine's processes; the file stays, as removing it would race."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be used as a cache: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True  # closing the file releases the lock
-
-
-def _is_there(path: Path, size: int | None) -> bool:
-    try:
-        return (size is None and path.is_file()) or path.stat().st_size == size
-    except OSError:
-        return False

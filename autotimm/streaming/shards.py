@@ -7,15 +7,17 @@ sha256 checked; nothing is unpickled, and every record is checked before it is h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import math
 import mmap
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -26,7 +28,9 @@ from autotimm.coco import Category, Problems
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
 from autotimm.streaming import remote
+from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
+from autotimm.streaming.order import WINDOW
 from autotimm.structures import InputError, Record
 
 _OPEN = 64  # shards kept mapped: a window, and what workers that lag behind still read
@@ -42,9 +46,11 @@ class ShardSource:
         cache_dir: where shards from a URL are kept.
         verify: whether to check the sha256 of all shards first.
         retry: how downloads are tried.
+        cache_limit: bytes that the cache may take; None for as many as there is room for.
 
     Raises:
-        InputError: the manifest or a shard is missing or not what it should be.
+        InputError: the manifest or a shard is missing or not what it should be, or the cache's
+            limit is less than the shards that are read at a time.
     """
 
     def __init__(
@@ -54,12 +60,13 @@ class ShardSource:
         cache_dir: str | Path | None = None,
         verify: bool = False,
         retry: remote.Retry | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         self._location = location
         self._folder = remote.local_path(location)
-        self._cache = Path(cache_dir) if cache_dir else remote.default_cache()
-        self._retry = retry or remote.Retry()
-        manifest = manifest_of(location, self._folder, self._retry)
+        folder = Path(cache_dir) if cache_dir else default_folder()
+        self._cache = Cache(folder, cache_limit, retry or remote.Retry())
+        manifest = manifest_of(location, self._folder, self._cache.retry)
         if split not in manifest.splits:
             raise InputError(
                 f"{remote.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
@@ -72,10 +79,13 @@ class ShardSource:
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
         self._open: OrderedDict[int, tuple[memoryview, np.ndarray]] = OrderedDict()
-        self._ahead: deque[int] = deque()
+        self._ahead: deque[tuple[int, frozenset[str]]] = deque()  # and what is not removed for it
+        self._kept: frozenset[str] = frozenset()  # what the cache keeps for the present window
         self._thread: threading.Thread | None = None
         if self._folder is not None:
             self._check_sizes()
+        else:
+            self._check_limit()
         if verify:
             self.verify()
 
@@ -124,8 +134,14 @@ class ShardSource:
         """Downloads these shards in the background; of no effect on a local folder."""
         if self._folder is not None:
             return
+        plan = list(shards)
+        names = [[file.name for file in self._files(shard)] for shard in plan]
+        upto = [frozenset(itertools.chain(*names[:i])) for i in range(len(plan) + 1)]
+        self._kept = upto[min(WINDOW, len(plan))]
+        for shard in set(self._open) - set(plan):
+            del self._open[shard]  # a file that the cache removes takes room until it is closed
         self._ahead.clear()
-        self._ahead.extend(shards)
+        self._ahead.extend(zip(plan, upto, strict=False))
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._fetch_ahead, daemon=True)
             self._thread.start()
@@ -137,9 +153,10 @@ class ShardSource:
 
     def path(self, shard: int) -> Path:
         """Where the tar of a shard lies on this machine, downloaded if need be."""
-        path = self._path(shard, wait=True)
-        assert path is not None  # only a caller that does not wait gets None
-        return path
+        if self._folder is not None:
+            return self._folder / self._shards[shard].name
+        with self._known(shard):
+            return self._cache.fetch(self._files(shard)[0], self._kept)
 
     def verify(self) -> None:
         """Checks the sha256 of every shard, cached ones included.
@@ -171,16 +188,36 @@ class ShardSource:
                     "run autotimm-shard again"
                 )
 
-    def _path(self, shard: int, wait: bool) -> Path | None:
-        info = self._shards[shard]
-        if self._folder is not None:
-            return self._folder / info.name
-        url = remote.join(self._location, info.name)
-        size = info.bytes
-        try:
-            return remote.fetch(
-                url, self._cache, info.sha256, ".tar", size, size, self._retry, wait
+    def _check_limit(self) -> None:
+        if self._cache.limit is None:
+            return
+        sizes = [
+            sum(file.at_most for file in self._files(shard)) for shard in range(len(self._shards))
+        ]
+        needed = sum(sorted(sizes)[-WINDOW:])
+        if self._cache.limit < needed:
+            raise InputError(
+                f"cache_limit is {self._cache.limit:,} bytes, but the shards of "
+                f"{remote.shown(self._location)} that are read at a time need {needed:,}: set it "
+                "to that or more, or make smaller shards (autotimm-shard --max-shard-size)"
             )
+
+    def _files(self, shard: int) -> tuple[RemoteFile, RemoteFile]:
+        """A shard's tar and index on the server."""
+        info = self._shards[shard]
+        tar = remote.join(self._location, info.name)
+        index = remote.join(self._location, info.index)
+        largest = info.samples * INDEX_DTYPE.itemsize + 4096
+        return (
+            RemoteFile(tar, info.sha256, ".tar", info.bytes, info.bytes),
+            RemoteFile(index, info.index_sha256, ".npy", largest),
+        )
+
+    @contextlib.contextmanager
+    def _known(self, shard: int) -> Iterator[None]:
+        """Says of a shard that the server does not have that it should."""
+        try:
+            yield
         except FileNotFoundError as error:
             raise InputError(f"{error}, but {MANIFEST} names it") from None
 
@@ -195,54 +232,68 @@ class ShardSource:
         return self._open[shard]
 
     def _map(self, shard: int) -> memoryview:
-        info, path = self._shards[shard], self.path(shard)
+        info = self._shards[shard]
         try:
-            with path.open("rb") as file:
+            with self._opened(shard) as file:
                 # What is handed out keeps the mapping alive after it has left the table.
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from None
+            raise InputError(f"{self.where(shard)}: cannot be read: {error}") from None
         if len(data) != info.bytes:
-            raise InputError(f"{path}: has {len(data)} bytes, {MANIFEST} says {info.bytes}")
+            raise InputError(
+                f"{self.where(shard)}: has {len(data)} bytes, {MANIFEST} says {info.bytes}"
+            )
         return data
+
+    def _opened(self, shard: int) -> BinaryIO:
+        if self._folder is not None:
+            return self.path(shard).open("rb")
+        with self._known(shard):
+            return self._cache.open(self._files(shard)[0], self._kept)
 
     def _index(self, shard: int) -> np.ndarray:
         """The index beside the shard, or else one made from the tar."""
         info = self._shards[shard]
-        path: Path | None
-        if self._folder is not None:
-            path = self._folder / info.index
-        else:
-            limit = info.samples * INDEX_DTYPE.itemsize + 4096
-            url = remote.join(self._location, info.index)
-            try:
-                path = remote.fetch(
-                    url, self._cache, info.index_sha256, ".npy", None, limit, self._retry
-                )
-            except FileNotFoundError:
-                path = None
-        if path is None or not path.is_file():
-            try:
-                index = build_index(self._map(shard))
-            except InputError as error:
-                raise InputError(f"{self.where(shard)}: {error}") from None
-            if len(index) != info.samples:
-                raise InputError(
-                    f"{self.where(shard)}: has {len(index)} samples, not {info.samples}"
-                )
-            return index
-        content = path.read_bytes()
+        try:
+            if self._folder is not None:
+                file: BinaryIO = (self._folder / info.index).open("rb")
+            else:
+                file = self._cache.open(self._files(shard)[1], self._kept)
+        except FileNotFoundError:
+            return self._index_of_tar(shard)
+        except OSError as error:
+            raise InputError(f"{info.index}: cannot be read: {error}") from None
+        with file:
+            content = file.read()
         if hashlib.sha256(content).hexdigest() != info.index_sha256:
-            raise InputError(f"{path}: its content is not what {MANIFEST} says: delete it")
+            raise InputError(f"{file.name}: its content is not what {MANIFEST} says: delete it")
         return read_index(content, info)
+
+    def _index_of_tar(self, shard: int) -> np.ndarray:
+        try:
+            index = build_index(self._map(shard))
+        except InputError as error:
+            raise InputError(f"{self.where(shard)}: {error}") from None
+        samples = self._shards[shard].samples
+        if len(index) != samples:
+            raise InputError(f"{self.where(shard)}: has {len(index)} samples, not {samples}")
+        return index
 
     def _fetch_ahead(self) -> None:
         while self._ahead:
             try:
-                self._path(self._ahead.popleft(), wait=False)
+                shard, keep = self._ahead.popleft()
             except IndexError:  # the plan was changed meanwhile
                 continue
-            except InputError:
+            tar, index = self._files(shard)
+            try:
+                if not self._cache.fetch_ahead(tar, keep):
+                    return
+                with contextlib.suppress(FileNotFoundError):  # it is made from the tar then
+                    self._cache.fetch_ahead(index, keep)
+            except (InputError, FileNotFoundError):
                 return  # the reader meets it again, and raises it with a traceback of its own
 
 

@@ -56,7 +56,11 @@ class Source(Protocol):
 
 
 def open_source(
-    data_dir: str | Path, split: str, cache_dir: str | Path | None = None, verify: bool = False
+    data_dir: str | Path,
+    split: str,
+    cache_dir: str | Path | None = None,
+    verify: bool = False,
+    cache_limit: int | None = None,
 ) -> Source:
     """Opens a split of a shard folder, a shard URL or a COCO folder, whichever it is.
 
@@ -65,6 +69,7 @@ def open_source(
         split: such as "train".
         cache_dir: where shards from a URL are kept; by default in the user's cache folder.
         verify: whether to check the sha256 of all shards first, which reads them all.
+        cache_limit: bytes that the cache may take; None for as many as there is room for.
 
     Raises:
         InputError: there is no such folder or split, or what is there is damaged.
@@ -72,7 +77,7 @@ def open_source(
     location = str(data_dir)
     folder = remote.local_path(location)
     if folder is None or (folder / MANIFEST).is_file():
-        return ShardSource(location, split, cache_dir, verify)
+        return ShardSource(location, split, cache_dir, verify, cache_limit=cache_limit)
     return FolderSource(_coco_split(folder, split))
 
 

@@ -1,0 +1,113 @@
+"""A real HTTP server over a folder, which misbehaves as it is told to."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+Fault = int | str
+"""A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close" or a URL to
+redirect to."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the files of a folder under any path.
+
+    Attributes:
+        faults: by file name, how the first GETs of it are answered, one after another.
+        requests: how often each file was asked for.
+        delay: seconds before each body.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.faults, self.requests = folder, dict[str, list[Fault]](), Counter[str]()
+        self.delay = 0.0
+        self.over = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/some/folder"
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Server]:
+    """Runs a server while the block does."""
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        self.server.requests[name] += 1
+        faults = self.server.faults.get(name)
+        fault = faults.pop(0) if faults else None
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client has had enough
+            self.answer(name, fault)
+
+    def answer(self, name: str, fault: Fault | None) -> None:
+        if isinstance(fault, int):
+            self.send_error(fault)
+        elif fault is not None and ":" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.end_headers()
+        elif fault == "close":
+            self.connection.close()
+        elif not (self.server.folder / name).is_file():
+            self.send_error(404)
+        else:
+            self.body((self.server.folder / name).read_bytes(), fault)
+
+    def body(self, content: bytes, fault: Fault | None) -> None:
+        self.send_response(200)
+        if fault != "endless":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.server.over.wait(self.server.delay)
+        if fault == "stall":
+            self.wfile.write(content[:100])
+            self.server.over.wait()
+        elif fault == "trickle":
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                if self.server.over.wait(0.02):
+                    return
+        elif fault == "endless":
+            while not self.server.over.is_set():
+                self.wfile.write(content)
+        elif fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+        elif fault == "other":
+            self.wfile.write(bytes(len(content)))
+        else:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def wait_until(condition: object, seconds: float = 60) -> None:
+    """Waits until a call returns something true."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)

@@ -1,0 +1,33 @@
+"""Amounts as people write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autotimm.structures import InputError
+from autotimm.units import byte_count
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7, 7),
+        ("1234", 1234),
+        ("512MiB", 536870912),
+        ("1GB", 1000000000),
+        ("1 Gi", 1073741824),
+        ("200k", 200000),
+        ("3KB", 3000),
+        ("2TB", 2000000000000),
+    ],
+)
+def test_bytes(value: int | str, expected: int) -> None:
+    assert byte_count("--size", value) == expected
+
+
+@pytest.mark.parametrize("value", ["", "0", 0, -1, "-5", "1.5GB", "GB", "1PB", "9" * 16, True, 1.0])
+def test_what_is_no_number_of_bytes(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^--size: 512MiB, 1GB or a number of bytes, not "):
+        byte_count("--size", value)
