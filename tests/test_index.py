@@ -116,6 +116,10 @@ def test_what_is_no_shard_is_refused(changes: list, message: str) -> None:
 def test_index_files() -> None:
     index = np.zeros(2, INDEX_DTYPE)
     index["json_offset"], index["json_bytes"] = 10000, 240
+    assert np.array_equal(np.load(io.BytesIO(index_bytes(index))), index)
+    other = io.BytesIO()  # the same file as another NumPy may write it: its header of another form
+    np.lib.format.write_array(other, index, version=(2, 0))
+    assert np.array_equal(read_index(other.getvalue(), SHARD), index)
     assert np.array_equal(read_index(index_bytes(index), SHARD), index)
     for broken in (b"", b"x", index_bytes(index)[:-1], index_bytes(index)[:20]):
         with pytest.raises(InputError, match="not an index"):
