@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -107,54 +108,119 @@ def crop(
     box: Sequence[float] | np.ndarray,  # the field's name for it
     size: int = MASK_CROP,
 ) -> np.ndarray:
-    """Resamples the part of a mask that lies inside a box into a square.
+    """Like ``crops``, of one mask: [size, size] uint8."""
+    return crops([(rle, polygons)], matrix, np.array([box], np.float64), size)[0]
+
+
+def crops(
+    instances: Sequence[tuple[RLE, Sequence[Sequence[float]] | None]],
+    matrix: np.ndarray,
+    boxes: np.ndarray,
+    size: int = MASK_CROP,
+) -> np.ndarray:
+    """Resamples of each mask the part that lies inside a box into a square.
 
     Where there are polygons, they are moved into the square and rasterised there: an outline finer
     than the image's own pixels, and cheap. Otherwise the runs are looked up at the cells' centres;
     no dense mask is made either way.
 
     Args:
-        rle: the mask, in pixels of the original image.
-        polygons: the same mask as polygons, where the source had them.
+        instances: N masks, in pixels of the original image, each with the same mask as polygons,
+            which ``check_polygon`` has passed, where the source had them.
         matrix: [2, 3] float64, an invertible affine map from original to canvas pixels.
-        box: x1, y1, x2, y2 in canvas pixels.
-        size: side of the square, in cells.
+        boxes: [N, 4] float64, x1, y1, x2, y2 in canvas pixels.
+        size: side of the squares, in cells.
 
     Returns:
-        [size, size] uint8; cell (i, j) is 1 where the mask covers the centre of that cell of the
+        [N, size, size] uint8; cell (i, j) is 1 where the mask covers the centre of that cell of the
         box.
 
     Raises:
-        ValueError: the box has no area.
+        ValueError: a box has no area.
     """
-    x1, y1, x2, y2 = (float(side) for side in box)
-    if not (x2 > x1 and y2 > y1):
-        raise ValueError(f"cannot crop a mask to the box {[x1, y1, x2, y2]}, which has no area")
-    to_cells = np.diag([size / (x2 - x1), size / (y2 - y1)])  # canvas pixels -> cells, linear part
-    linear = to_cells @ matrix[:, :2]
-    shift = to_cells @ (matrix[:, 2] - (x1, y1))
-    if polygons:
-        moved = [(np.reshape(p, (-1, 2)) @ linear.T + shift).ravel() for p in polygons]
-        # A box that is tiny beside its polygons magnifies them so much that the runs are quicker.
-        if sum(map(_outline, moved)) < 100 * size and max(np.abs(p).max() for p in moved) < _FAR:
-            return decode(from_polygons(moved, size, size))
-    inverse = np.linalg.inv(linear)
-    centres = np.arange(size) + 0.5
-    xy = (
-        inverse @ np.stack(np.meshgrid(centres, centres)).reshape(2, -1)
-        - (inverse @ shift)[:, None]
-    )
-    return _covers(rle, xy[0], xy[1]).reshape(size, size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if not (sides > 0).all():
+        bad = boxes[~(sides > 0).all(axis=1)][0].tolist()
+        raise ValueError(f"cannot crop a mask to the box {bad}, which has no area")
+    scale = size / sides  # canvas pixels -> cells
+    linear = scale[:, :, None] * matrix[:, :2]  # original pixels -> cells
+    shift = scale * (matrix[:, 2] - boxes[:, :2])
+    out = np.empty((len(instances), size, size), np.uint8)
+    drawn = np.array([bool(polygons) for _, polygons in instances], np.bool_)
+    if drawn.any():
+        which = np.flatnonzero(drawn)
+        polygons = [polygons for _, polygons in instances if polygons]
+        drawn[which] = _draw(polygons, linear, shift, which, out)
+    for n in np.flatnonzero(~drawn).tolist():
+        out[n] = _look_up(instances[n][0], linear[n], shift[n], size)
+    return out
 
 
-def _covers(rle: RLE, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tells for each point, in pixels, whether the mask covers it: uint8 of 0 and 1."""
+def _draw(
+    polygons: Sequence[Sequence[Sequence[float]]],
+    linear: np.ndarray,
+    shift: np.ndarray,
+    which: np.ndarray,
+    out: np.ndarray,
+) -> np.ndarray:
+    """Draws instances of polygons into the squares ``which`` [n] of ``out`` [N, size, size].
+
+    Returns:
+        [n] bool: False for those that were not drawn, as their runs are the quicker way.
+    """
+    parts = [part for instance in polygons for part in instance]
+    square = np.repeat(which, [len(instance) for instance in polygons])
+    lengths = np.array([len(part) for part in parts]) // 2
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    flat = np.fromiter(chain.from_iterable(parts), np.float64, 2 * int(ends[-1]))
+    of_point = np.repeat(square, lengths)
+    x, y = flat[::2], flat[1::2]
+    (a, b), (c, d) = linear[of_point].transpose(1, 2, 0)
+    points = np.stack([a * x + b * y, c * x + d * y], axis=1) + shift[of_point]
+
+    # A box that is tiny beside its polygons magnifies them so much that the runs are quicker.
+    following = np.arange(1, len(points) + 1)
+    following[ends - 1] = starts
+    steps = np.abs(points[following] - points).max(axis=1)
+    first = np.searchsorted(of_point, which)
+    short = np.add.reduceat(steps, first) < 100 * out.shape[1]
+    short &= np.maximum.reduceat(np.abs(points).max(axis=1), first) < _FAR
+
+    flat = points.ravel()
+    bounds = zip(square.tolist(), (2 * starts).tolist(), (2 * ends).tolist(), strict=True)
+    drawn = set(which[short].tolist())
+    kept = [(n, flat[start:end]) for n, start, end in bounds if n in drawn]
+    if kept:
+        squares = _coco.decode(_coco.frPyObjects([part for _, part in kept], *out.shape[1:]))
+        for part, (n, _) in enumerate(kept):
+            if n in drawn:
+                out[n] = squares[:, :, part]
+                drawn.remove(n)
+            else:  # an instance is the union of its parts
+                out[n] |= squares[:, :, part]
+    return short
+
+
+def _look_up(rle: RLE, linear: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
+    """Tells for each cell's centre whether the mask covers it: [size, size] uint8 of 0 and 1."""
     height, width = rle["size"]
-    column, row = np.floor(x), np.floor(y)
+    (a, b), (c, d) = np.linalg.inv(linear)
+    centres = np.arange(size) + 0.5
+    u, v = (centres - shift[0])[:, None], centres - shift[1]  # [x, y], as runs go down columns
+    # Most maps do not turn: then a column depends on u alone and a row on v, and both stay small.
+    column = np.floor(a * u + b * v if b else a * u)
+    row = np.floor(c * u + d * v if c else d * v)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    position = np.where(inside, column * height + row, 0).astype(np.int64)  # runs go down columns
-    run = np.searchsorted(np.cumsum(_runs(rle["counts"])), position, side="right")
-    return ((run & 1) * inside).astype(np.uint8)  # runs of 0 and of 1 take turns, 0 first
+    position = column.clip(0, width - 1) * height + row.clip(0, height - 1)
+    position = position.astype(np.int64).ravel()
+    order = np.argsort(position, kind="stable")  # next to nothing where they are in order
+    # Runs of 0 and of 1 take turns, 0 first: each start flips all that follows.
+    starts = np.searchsorted(position[order], np.cumsum(_runs(rle["counts"]))[:-1])
+    flips = np.bincount(starts, minlength=position.size + 1)[:-1]
+    covered = np.empty(position.size, np.uint8)
+    covered[order] = np.cumsum(flips) & 1
+    return (covered.reshape(size, size) & inside).T
 
 
 def _runs(counts: str) -> np.ndarray:

@@ -215,6 +215,33 @@ def test_a_tiny_box_of_a_large_polygon_is_cropped_from_the_runs() -> None:
     np.testing.assert_array_equal(got, np.repeat([[1, 1, 1, 1, 0, 0, 0, 0]], 8, axis=0))
 
 
+def test_crops_of_an_image_are_those_of_its_masks_one_by_one() -> None:
+    """Polygons of one and of several parts, one for whose box the runs are quicker, and runs."""
+    ring = np.ravel(ROUND).tolist()
+    far = [-9e5, -9e5, 9e5, -9e5, 9e5, 9e5, -9e5, 9e5]
+    shapes = [[STAR, ring], None, [ring], [far, STAR], [STAR, STAR, ring]]
+    rles = [
+        masks.encode(random_mask(n, HEIGHT, WIDTH))
+        if polygons is None
+        else masks.to_rle(polygons, HEIGHT, WIDTH)
+        for n, polygons in enumerate(shapes)
+    ]
+    matrix = np.array([[-1.3, 0, 150], [0, 1.3, 2]])
+    boxes = np.array([[20, 5, 140, 90], [30, 9, 99, 88], [28, 30, 91, 78], [9, 9, 80, 60]] * 2)[:5]
+    together = masks.crops(list(zip(rles, shapes, strict=True)), matrix, boxes.astype(float), 40)
+    for got, rle, polygons, box in zip(together, rles, shapes, boxes, strict=True):
+        np.testing.assert_array_equal(got, masks.crop(rle, polygons, matrix, box, 40))
+    linear = 40 / (boxes[0, 2:] - boxes[0, :2])
+    moved = [
+        ((np.reshape(p, (-1, 2)) @ matrix[:, :2].T + matrix[:, 2] - boxes[0, :2]) * linear).ravel()
+        for p in (STAR, ring)
+    ]
+    truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, 40, 40)))
+    np.testing.assert_array_equal(together[0], truth)
+    assert 0.05 < truth.mean() < 0.95
+    assert masks.crops([], matrix, np.zeros((0, 4))).shape == (0, 112, 112)
+
+
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (0, 0, np.nan, 9)])
 def test_a_box_without_area_is_refused(box: tuple) -> None:
     with pytest.raises(ValueError, match="no area"):

@@ -20,7 +20,7 @@ import numpy as np
 from autotimm import masks
 from autotimm.data.augmentation import Augmentation, recolor
 from autotimm.streaming.decode import DataError
-from autotimm.structures import MASK_CROP, RLE, Annotation, Record
+from autotimm.structures import RLE, Annotation, Record
 
 RESIZES = ("letterbox", "stretch")
 _LEAST_SIDE = 1.0  # canvas pixels: instances smaller than this, or of which less than this
@@ -207,28 +207,24 @@ def _with_instances(
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     boxes, left = place_boxes(xywh, placement, record["width"], record["height"])
     matrix = placement.matrix
-    kept, crops, kept_boxes = [], [], []
-    for annotation, box, share in zip(annotations, boxes, left, strict=True):
-        if share < _LEAST_VISIBLE:
-            continue
-        if share < 0.999:  # the crop has cut it: what is left may be smaller than the box clipped
-            tight = _tighten(box, _crop(annotation, matrix, box))
-            if tight is None:
-                continue
-            box = tight
-        if with_masks:
-            crops.append(_crop(annotation, matrix, box))
-        kept.append(label_of(annotation["category_id"], labels))
-        kept_boxes.append(box)
-    n = len(kept)
+    kept = left >= _LEAST_VISIBLE
+    cut = np.flatnonzero(kept & (left < 0.999))  # what is left may be smaller than the box clipped
+    looks = _crops([annotations[i] for i in cut], matrix, boxes[cut])
+    for i, look in zip(cut, looks, strict=True):
+        tight = _tighten(boxes[i], look)
+        kept[i] = tight is not None
+        if tight is not None:
+            boxes[i] = tight
+    annotations = [a for a, keep in zip(annotations, kept, strict=True) if keep]
+    boxes = boxes[kept]
     return Sample(
         image=pixels,
         record=record,
         scale=placement.scale,
         offset=(float(matrix[0, 2]), float(matrix[1, 2])),
-        boxes=np.array(kept_boxes, dtype=np.float32).reshape(n, 4),
-        labels=np.array(kept, dtype=np.int64),
-        masks=np.array(crops, np.uint8).reshape(n, MASK_CROP, MASK_CROP) if with_masks else None,
+        boxes=boxes.astype(np.float32),
+        labels=np.array([label_of(a["category_id"], labels) for a in annotations], dtype=np.int64),
+        masks=_crops(annotations, matrix, boxes) if with_masks else None,
     )
 
 
@@ -257,11 +253,12 @@ def checked_rle(annotation: Annotation, record: Record) -> RLE:
         raise DataError(f"annotation {annotation['id']}: {error}") from error
 
 
-def _crop(annotation: Annotation, matrix: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _crops(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    instances = [(a["segmentation"], a.get("polygons")) for a in annotations]
     try:
-        return masks.crop(annotation["segmentation"], annotation.get("polygons"), matrix, box)
+        return masks.crops(instances, matrix, boxes)
     except ValueError as error:
-        raise DataError(f"annotation {annotation['id']}: {error}") from error
+        raise DataError(f"the mask of an annotation: {error}") from error
 
 
 def _tighten(box: np.ndarray, crop: np.ndarray) -> np.ndarray | None:
