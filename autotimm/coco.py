@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,16 @@ from autotimm import images
 from autotimm.checks import Problems, as_id, check_annotation, is_text
 from autotimm.structures import InputError, Record
 
-__all__ = ["Category", "CocoIndex", "Problems", "Split", "find_splits", "label_of", "load"]
+__all__ = [
+    "Category",
+    "CocoIndex",
+    "Problems",
+    "Split",
+    "find_splits",
+    "label_of",
+    "load",
+    "split_names",
+]
 
 _MAX_SIDE = 2**20  # pixels
 _MAX_PIXELS = 2**31 - 1  # run lengths are C ints
@@ -147,15 +156,28 @@ def find_splits(root: Path) -> dict[str, Split]:
             f"{root}: no annotations/instances_*.json in it; a COCO folder holds "
             "annotations/instances_train.json and the images in train/, the same for val"
         )
-    full = [file.stem.removeprefix("instances_") for file in files]
-    short = [re.sub(r"[-_]?\d+$", "", name) or name for name in full]
     splits = {}
-    for file, long_name, short_name in zip(files, full, short, strict=True):
-        name = short_name if short.count(short_name) == 1 else long_name
+    for file, name in zip(files, split_names([file.stem for file in files]), strict=True):
+        long_name = file.stem.removeprefix("instances_")
+        short_name = _short(long_name)
         places = [long_name, f"images/{long_name}", short_name, f"images/{short_name}", "images"]
         image_folder = next((root / p for p in places if (root / p).is_dir()), root / long_name)
         splits[name] = Split(name, file, image_folder)
     return splits
+
+
+def split_names(stems: Sequence[str]) -> list[str]:
+    """Names the splits of annotation files by the files' names without their extension.
+
+    ``instances_train2017`` makes ``train``, unless two splits would then share a name.
+    """
+    full = [stem.removeprefix("instances_") for stem in stems]
+    short = [_short(name) for name in full]
+    return [s if short.count(s) == 1 else f for f, s in zip(full, short, strict=True)]
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[-_]?\d+$", "", name) or name
 
 
 def label_of(categories: Iterable[Category]) -> dict[int, int]:

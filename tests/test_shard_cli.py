@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from coco_folder import SQUARE, annotation, image, picture, write
 
 from autotimm.sharding import cli
 from autotimm.sharding.manifest import read_manifest
-
-COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -37,7 +34,7 @@ def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     code, out, err = run(tmp_path / "coco", tmp_path / "deep" / "out", capsys=capsys)
     assert code == 0 and not err  # no bar where there is no terminal
     rows = [line.split() for line in out.splitlines()]
-    assert ["split", "images", "instances", "crowd", "shards", "MB", "seconds", "images/s"] in rows
+    assert ["split", "images", "instances", "crowd", "shards", "MB"] in rows
     assert [row[:5] for row in rows if row and row[0] in ("train", "val")] == [
         ["train", "1", "1", "0", "1"],
         ["val", "1", "1", "0", "1"],
@@ -76,7 +73,20 @@ BAD_FLAGS = [
     (["--splits", ""], "--splits"),
     (["--splits", "test"], "has no 'test', but train, val"),
     (["--nonsense"], "--nonsense"),
-    (["a", "third"], "third"),
+    (["--shuffle", "-1"], "--shuffle"),
+    (["--workers", "0"], "--workers"),
+    (["--part", "3/2"], "--part"),
+    (["--part", "0/2"], "--part"),
+    (["--split", "train"], "--split"),  # no abbreviations: a later flag could make them another
+    (["third"], "third: one argument too many"),
+    (["--verify"], "--verify: takes one folder"),
+    (["--verify", "--limit", "3"], "--limit: not with --verify"),
+    (["--verify", "--strict"], "--strict: not with --verify"),
+    (["--dry-run", "--overwrite"], "--overwrite: not with --dry-run"),
+    (["--dry-run", "--part", "1/2"], "--part: not with --dry-run"),
+    (["--images", "x"], "--images: needs --annotations"),
+    (["--annotations", "x"], "--annotations: needs --images"),
+    (["--annotations", "x", "--images", "y"], "DST is the only folder"),
 ]
 
 
@@ -119,8 +129,13 @@ def test_shards_are_not_overwritten_unasked(
 ) -> None:
     two_splits(tmp_path / "coco")
     run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
+    two_splits(tmp_path / "other")
+    write(tmp_path / "other", annotations=[])
+    code, _, err = run(tmp_path / "other", tmp_path / "out", capsys=capsys)
     assert code == 2 and err.count("\n") == 1 and "--overwrite" in err
+    assert "other/annotations/instances_train.json has changed since" in err
+    code, _, err = run(tmp_path / "coco", tmp_path / "out", "--limit", 1, capsys=capsys)
+    assert code == 2 and "--limit was not given, now 1" in err
     (tmp_path / "out" / "manifest.json").unlink()  # shards without one are shards too
     code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
     assert code == 2 and "--overwrite" in err
@@ -184,8 +199,11 @@ def test_a_split_of_no_usable_image_is_refused(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("address", ["s3://foo/bar", "https://a.example/b", "file:///tmp/x", ""])
-def test_addresses_are_not_folders(
+@pytest.mark.parametrize(
+    "address",
+    ["https://a.example/b?secret", "simplecache::s3://user:secret@b/c", "nonsense://a/b", ""],
+)
+def test_what_cannot_be_written_to_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -193,10 +211,10 @@ def test_addresses_are_not_folders(
 ) -> None:
     write(tmp_path / "coco")
     monkeypatch.chdir(tmp_path)
-    for arguments, name in ((["coco", address], "DST"), ([address, "out"], "SRC")):
-        code, out, err = run(*arguments, capsys=capsys)
+    for given in (["coco", address], [address, "out"]):
+        code, out, err = run(*given, capsys=capsys)
         assert code == 2 and not out and err.count("\n") == 1
-        assert err.startswith(f"autotimm-shard: {name}: {address or 'empty'}")
+        assert "secret" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["coco"]
 
 
@@ -210,8 +228,10 @@ def test_a_full_disk_names_the_folder(
     monkeypatch.setattr(os, "writev", full)
     code, out, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
     assert code == 2 and not out
-    assert err == f"autotimm-shard: {tmp_path / 'out'}: No space left on device\n"
-    assert not list((tmp_path / "out").iterdir())
+    assert err == (
+        f"autotimm-shard: {tmp_path / 'out'}: No space left on device; 0 of 1 shards are finished "
+        "and kept: run the same command again to go on\n"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -226,35 +246,18 @@ def test_a_folder_that_may_not_be_written(
 
 def test_help_tells_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("--help", capsys=capsys)
-    flags = "--splits --samples-per-shard --max-shard-size --overwrite --strict --limit"
+    flags = (
+        "--splits --samples-per-shard --max-shard-size --overwrite --strict --limit --annotations "
+        "--images --shuffle --workers --part --dry-run --verify --json"
+    )
     assert code == 0 and all(flag in out for flag in flags.split())
-    assert "Exit codes: 0 done, 2 the input cannot be used, 130 interrupted" in out
+    codes = ("0 done", "1 --verify", "2 the input cannot be used", "130 interrupted", "143 termin")
+    assert all(code in out.partition("Exit codes: ")[2] for code in codes)
 
 
 def test_it_needs_no_torch() -> None:
     check = "import sys, autotimm.sharding.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-
-
-def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
-    count = 1500
-    images = [image(id=n, width=1600, height=1200) for n in range(count)]
-    write(tmp_path / "coco", images, [], files={"a.jpg": picture(1600, 1200, quality=90)})
-    out = tmp_path / "out"
-    with subprocess.Popen(
-        [*COMMAND, tmp_path / "coco", out, "--samples-per-shard", "5"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not list(out.glob(".*/*.tar")):  # it has begun
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate()
-    assert process.returncode == 130 and not stdout
-    assert stderr == "autotimm-shard: interrupted: the shards of this run are removed again\n"
-    assert not list(out.iterdir())
 
 
 FAILURES = [
@@ -278,37 +281,11 @@ def test_a_failed_overwrite_leaves_the_old_shards(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     write(tmp_path / "sound", [image(id=77)], [])
     write(tmp_path / "sound", [image(id=78)], [], split="val")
-    (out / ".autotimm-shard-killed" / "old").mkdir(parents=True)
     assert run(tmp_path / "sound", out, "--overwrite", *flags, capsys=capsys)[0] == 0
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert after.keys() == before.keys() and after["mine.txt"] == b"mine"
     assert b'"image_id":77' in after["train-000000.tar"]
     assert [split.instances for split in read_manifest(out).splits.values()] == [0, 0]
-
-
-@pytest.mark.parametrize("count", range(10))
-def test_an_interrupted_replacement_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    out = tmp_path / "out"
-    cli.shard(two_splits(tmp_path / "coco"), out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    write(tmp_path / "coco", [image(id=77)], [])
-    rename = Path.rename
-    calls = []
-
-    def fail(path: Path, target: Path) -> Path:
-        calls.append(path)
-        if len(calls) == count // 2 * 2 + 1:  # before the move, and after it
-            if count % 2:
-                rename(path, target)
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(KeyboardInterrupt):
-        cli.shard(tmp_path / "coco", out, overwrite=True)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_overwrite_loses_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,26 +301,109 @@ def test_overwrite_loses_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(read_manifest(out).splits) == ["val"] and (out / "train-000000.tar").exists()
 
 
-def test_one_run_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = [image(id=n, width=1600, height=1200) for n in range(1500)]
-    write(tmp_path / "many", images, [], files={"a.jpg": picture(1600, 1200, quality=90)})
-    write(tmp_path / "coco")
+def test_a_dry_run_reads_all_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [image(), image(id=2, file_name="broken.jpg"), image(id=3, file_name="gone.jpg")]
+    odd = [annotation(), annotation(id=2, segmentation=[])]
+    write(tmp_path / "coco", images, odd, files={"a.jpg": picture(), "broken.jpg": b"broken"})
+    flags = ["--samples-per-shard", 1]
+    code, dry, err = run(tmp_path / "coco", "--dry-run", "--json", *flags, capsys=capsys)
+    assert code == 0 and not err and [path.name for path in tmp_path.iterdir()] == ["coco"]
+    code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--dry-run", *flags, capsys=capsys)
+    assert code == 0 and "; 2 shards would be written" in out and not (tmp_path / "out").exists()
+    code, wet, _ = run(tmp_path / "coco", tmp_path / "out", "--json", *flags, capsys=capsys)
+    told, expected = json.loads(dry), json.loads(wet)
+    assert told["state"] == "dry run" and expected["state"] == "written"
+    ours = expected["splits"]["train"]
+    sizes = {"shards": ours["shards"], "bytes": ours["bytes"]}
+    assert told["splits"]["train"] | sizes == ours and told["planned_shards"] == 2
+    assert {name: ours[name] for name in ("images", "instances", "crowd", "shards")} == {
+        "images": 1,
+        "instances": 1,
+        "crowd": 0,
+        "shards": 1,
+    }
+    assert ours["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    assert ours["problems"] == {
+        "image file missing (image left out)": {"count": 1, "examples": ["gone.jpg"]},
+        "no segmentation (instance left out)": {
+            "count": 1,
+            "examples": ["annotation 2 of a.jpg"],
+        },
+        "image cannot be opened (image left out)": {"count": 1, "examples": ["broken.jpg"]},
+    }
+    code, _, err = run(tmp_path / "coco", "--dry-run", "--strict", capsys=capsys)
+    assert code == 2 and "--strict: split 'train'" in err
+    write(tmp_path / "coco", files={"a.jpg": b"broken"})
+    code, _, err = run(tmp_path / "coco", "--dry-run", capsys=capsys)
+    assert code == 2 and "no image can be used: image cannot be" in err
+
+
+def test_verify_exits_with_1_at_any_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen([*COMMAND, tmp_path / "many", out, "--samples-per-shard", "5"]) as first:
-        try:
-            while not list(out.glob(".*/*.tar")):  # it has begun
-                assert first.poll() is None
-                time.sleep(0.002)
-            first.send_signal(signal.SIGSTOP)  # it cannot end while the other is tried
-            code, _, err = run(tmp_path / "coco", out, "--overwrite", capsys=capsys)
-            assert code == 2 and err.count("\n") == 1
-            assert f"{out}: another autotimm-shard is writing there" in err
-        finally:
-            first.kill()
-    assert list(out.glob(".*/*.tar"))  # killed, it left them, and its lock went
-    assert run(tmp_path / "coco", out, capsys=capsys)[0] == 0
-    assert {path.name for path in out.iterdir()} == {
-        "manifest.json",
-        "train-000000.idx.npy",
-        "train-000000.tar",
+    run(two_splits(tmp_path / "coco"), out, capsys=capsys)
+    code, told, err = run("--verify", out, capsys=capsys)
+    assert code == 0 and not err and "sound: 2 shards, 2 images, 2 instances" in told
+    data = bytearray((out / "train-000000.tar").read_bytes())
+    data[700] ^= 1
+    (out / "train-000000.tar").write_bytes(data)
+    code, told, err = run("--verify", out, "--workers", 1, capsys=capsys)
+    assert code == 1 and not err and told.startswith("train-000000.tar: ")
+    code, told, _ = run("--verify", out, "--json", capsys=capsys)
+    report = json.loads(told)
+    assert code == 1 and report["state"] == "damaged" and report["shards"] == 2
+    assert all("train-000000" in fault for fault in report["faults"])
+    code, _, err = run("--verify", tmp_path / "coco", capsys=capsys)
+    assert code == 2 and err.count("\n") == 1
+    code, _, err = run("--verify", "s3://bucket/shards", capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and "s3 URLs" in err
+
+
+def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Roboflow, CVAT and others write: files and folders that are named one by one."""
+    two_splits(tmp_path / "coco")
+    old = tmp_path / "coco" / "annotations"
+    for folder, split in (("one", "train"), ("two", "val")):
+        (tmp_path / folder).mkdir()
+        (old / f"instances_{split}.json").rename(tmp_path / folder / "_annotations.coco.json")
+    files = [tmp_path / "one/_annotations.coco.json", tmp_path / "two/_annotations.coco.json"]
+    folders = [tmp_path / "coco/train", tmp_path / "coco/val"]
+    given = ["--annotations", files[0], "--annotations", files[1]]
+    images = ["--images", folders[0], "--images", folders[1]]
+    out = tmp_path / "out"
+    code, _, err = run(*given, *images, out, capsys=capsys)
+    assert code == 2 and "would share the name '_annotations.coco'; --splits" in err
+    for names, message in (("a", "1 names for 2"), ("a,a", "'a' is no"), ("a,../b", "'../b' is")):
+        code, _, err = run(*given, *images, out, "--splits", names, capsys=capsys)
+        assert code == 2 and err.count("\n") == 1 and message in err
+    three = [*images, "--images", folders[1]]
+    code, _, err = run(*given, *three, out, "--splits", "a,b", capsys=capsys)
+    assert code == 2 and "--images: 3 folders for 2 files" in err and not out.exists()
+    assert run(*given, *images, out, "--splits", "a,b", capsys=capsys)[0] == 0
+    assert list(read_manifest(out).splits) == ["a", "b"]
+    files[0].rename(tmp_path / "instances_fruit2017.json")
+    one = ["--annotations", tmp_path / "instances_fruit2017.json", "--images", folders[0]]
+    assert run(*one, tmp_path / "single", capsys=capsys)[0] == 0
+    assert list(read_manifest(tmp_path / "single").splits) == ["fruit"]
+    shared = ["--images", folders[0], "--splits", "a,b"]
+    given[1] = tmp_path / "instances_fruit2017.json"
+    assert run(*given, *shared, tmp_path / "shared", capsys=capsys)[0] == 0
+
+
+def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_splits(tmp_path / "coco")
+    code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--json", capsys=capsys)
+    told = json.loads(out)
+    assert code == 0 and told["state"] == "written" and told["seconds"] > 0
+    assert (told["written_shards"], told["kept_shards"], told["written_images"]) == (2, 0, 2)
+    assert told["splits"]["val"] == {
+        "images": 1,
+        "instances": 1,
+        "crowd": 0,
+        "shards": 1,
+        "bytes": (tmp_path / "out" / "val-000000.tar").stat().st_size,
+        "problems": {},
     }

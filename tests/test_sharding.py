@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autotimm import coco
-from autotimm.sharding import cli, writer
+from autotimm.sharding import cli, run, writer
 from autotimm.sharding.index import build_index, read_index
 from autotimm.sharding.manifest import read_manifest
 from autotimm.structures import InputError
@@ -316,7 +316,7 @@ def test_a_failure_half_way_leaves_nothing_of_that_shard(
     assert files_of(out) == before
 
 
-def test_a_failed_run_leaves_no_shards_and_no_manifest(
+def test_a_stopped_run_leaves_no_shards_and_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many(tmp_path / "coco")
@@ -330,10 +330,11 @@ def test_a_failed_run_leaves_no_shards_and_no_manifest(
             raise KeyboardInterrupt
         return writer.write_shard(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "write_shard", fail)
+    monkeypatch.setattr(run, "write_shard", fail)
     with pytest.raises(KeyboardInterrupt):
         cli.shard(tmp_path / "coco", tmp_path / "out", samples_per_shard=4)
-    assert sorted(files_of(tmp_path / "out")) == ["backup-000000.tar", "notes.txt"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".autotimm-shard", "backup-000000.tar", "notes.txt"]
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,11 +71,16 @@ class SplitInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a shard folder holds. ``autotimm`` is the version that wrote it."""
+    """What a shard folder holds.
+
+    ``autotimm`` is the version that wrote it; ``source`` what it was made from: options, and
+    checksums of the source, of which a reader needs nothing (None where an older version wrote it).
+    """
 
     categories: list[Category]
     splits: dict[str, SplitInfo]
     autotimm: str = field(default=__version__)
+    source: dict[str, Any] | None = None
 
 
 def read_manifest(source: bytes | str | Path) -> Manifest:
@@ -115,31 +120,25 @@ def read_manifest(source: bytes | str | Path) -> Manifest:
         names = [s.name for split in splits.values() for s in split.shards]
         if len(set(names)) != len(names):
             raise ValueError("it names a shard twice")
-        return Manifest(categories, splits, _text(content["autotimm"]))
+        made_from = content.get("source")
+        if not isinstance(made_from, dict | None):
+            raise ValueError("its source is not an object")
+        return Manifest(categories, splits, _text(content["autotimm"]), made_from)
     except KeyError as error:
         raise InputError(f"{where}: not a manifest of shards: {error} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: not a manifest of shards: {error}") from None
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes a manifest, whole or not at all."""
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Returns the content of a manifest file."""
     splits = {
         name: {
             "images": split.images,
             "instances": split.instances,
             "crowd": split.crowd,
             "problems": split.problems,
-            "shards": [
-                {
-                    "name": s.name,
-                    "samples": s.samples,
-                    "bytes": s.bytes,
-                    "sha256": s.sha256,
-                    "index": {"name": s.index, "sha256": s.index_sha256},
-                }
-                for s in split.shards
-            ],
+            "shards": [shard_entry(shard) for shard in split.shards],
         }
         for name, split in manifest.splits.items()
     }
@@ -150,8 +149,40 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "categories": [asdict(c) for c in manifest.categories],
         "splits": splits,
     }
+    if manifest.source is not None:
+        content["source"] = manifest.source
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes a manifest, whole or not at all."""
     with whole_file(path) as file:
-        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.write(manifest_bytes(manifest))
+
+
+def shard_entry(shard: Shard) -> dict[str, Any]:
+    """A shard as the manifest has it."""
+    return {
+        "name": shard.name,
+        "samples": shard.samples,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "index": {"name": shard.index, "sha256": shard.index_sha256},
+    }
+
+
+def read_shard_entry(entry: Any) -> Shard:
+    """Reads the same back, and checks it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is damaged.
+    """
+    names = _name(entry["name"]), _name(entry["index"]["name"])
+    hashes = _hash(entry["sha256"]), _hash(entry["index"]["sha256"])
+    samples, size = _whole(entry["samples"]), _whole(entry["bytes"])
+    if not 0 < samples * _SAMPLE <= size:
+        raise ValueError(f"{names[0]} of {size:,} bytes cannot hold {samples:,} samples")
+    return Shard(names[0], samples, size, hashes[0], names[1], hashes[1])
 
 
 @contextlib.contextmanager
@@ -173,20 +204,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _split(content: dict[str, Any]) -> SplitInfo:
-    shards = []
-    for s in content["shards"]:
-        names = _name(s["name"]), _name(s["index"]["name"])
-        hashes = _hash(s["sha256"]), _hash(s["index"]["sha256"])
-        shards.append(
-            Shard(
-                names[0], _whole(s["samples"]), _whole(s["bytes"]), hashes[0], names[1], hashes[1]
-            )
-        )
-    for shard in shards:
-        if not 0 < shard.samples * _SAMPLE <= shard.bytes:
-            raise ValueError(
-                f"{shard.name} of {shard.bytes:,} bytes cannot hold {shard.samples:,} samples"
-            )
+    shards = [read_shard_entry(entry) for entry in content["shards"]]
     images = _whole(content["images"])
     if not images:
         raise ValueError("a split has no images")

@@ -1,0 +1,188 @@
+"""The arguments of ``autotimm-shard``: its flags, its help, what makes no sense together."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from autotimm import __version__
+from autotimm.sharding.run import Part
+from autotimm.structures import InputError
+from autotimm.units import byte_count
+
+_EPILOG = """\
+SRC holds annotations/instances_<split>.json and the images in <split>/ or images/<split>/, <split>
+being train2017, val2017, train, ... DST gets <split>-000000.tar, ..., an index beside each, and
+manifest.json. What is odd in SRC is counted in the closing summary: an image or instance that
+cannot be used is left out, the rest goes on. An instance needs a mask: boxes alone train none.
+
+A run that was stopped in any way goes on when the same command is run again. The same source and
+options give the same bytes, whatever --workers and --part say and however often it was stopped.
+
+Many machines: each runs the command with its own --part, 1/8 to 8/8; the same command without
+--part then writes what is missing and the manifest.
+
+Exit codes: 0 done, 1 --verify found damage, 2 the input cannot be used or DST not be written (one
+line on stderr), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line.
+
+    ``folders`` has what stands without a flag: SRC and DST, or DST alone (``annotations`` is not
+    None), or SHARDS (``verify``); DST may be missing with ``dry_run``.
+
+    Raises:
+        InputError: a flag is unknown, has a value that it cannot have, or one that makes no sense
+            with another.
+    """
+    args = _parser().parse_args(arguments)
+    if args.max_shard_size is not None:
+        args.max_shard_size = byte_count("--max-shard-size", args.max_shard_size)
+    _refuse_combinations(args)
+    return args
+
+
+def _refuse_combinations(args: argparse.Namespace) -> None:
+    """Refuses what makes no sense together, by name."""
+    given = {name for name, value in vars(args).items() if value not in (None, False, [])}
+    given -= {"folders", "json", "workers", "strict"}
+    count = len(args.folders)
+    if args.verify:
+        for name in sorted(given - {"verify"}):
+            raise InputError(f"{_flag(name)}: not with --verify, which only looks at what is there")
+        if args.strict:
+            raise InputError("--strict: not with --verify, to which any damage is an error")
+        if count != 1:
+            raise InputError("--verify: takes one folder: autotimm-shard --verify SHARDS")
+        return
+    for name in ("overwrite", "part"):
+        if args.dry_run and name in given:
+            raise InputError(f"--{name}: not with --dry-run, which writes nothing")
+    if (args.annotations is None) != (args.images is None):
+        name, other = ("images", "annotations") if args.images else ("annotations", "images")
+        raise InputError(f"--{name}: needs --{other}, whose files and folders belong to them")
+    wanted = ["DST"] if args.annotations else ["SRC", "DST"]
+    if count < len(wanted) - args.dry_run:
+        raise InputError(f"{wanted[count]}: is missing: autotimm-shard {' '.join(wanted)}")
+    if count > len(wanted):
+        hint = "; with --annotations, DST is the only folder" if args.annotations else ""
+        raise InputError(f"{args.folders[len(wanted)]}: one argument too many{hint}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="autotimm-shard",
+        usage="autotimm-shard [options] SRC DST\n"
+        "       autotimm-shard [options] --annotations FILE --images FOLDER ... DST\n"
+        "       autotimm-shard --verify SHARDS",
+        description="Writes a COCO folder as WebDataset shards for training.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "folders",
+        metavar="SRC DST",
+        nargs="*",
+        help="a folder in COCO's layout; a folder or URL "
+        "(s3://..., what fsspec writes to) for the shards, made if it is missing",
+    )
+    add("--splits", type=_names, metavar="A,B", help="only these, e.g. train,val (default: all)")
+    add(
+        "--annotations",
+        action="append",
+        metavar="FILE",
+        help="another layout: an annotation "
+        "file, instead of SRC; may be repeated, and --splits then names them",
+    )
+    add(
+        "--images",
+        action="append",
+        metavar="FOLDER",
+        help="the images of the --annotations in the same place, or of all",
+    )
+    add("--samples-per-shard", type=_count, metavar="N", help="at most (1000)")
+    add(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="at most, e.g. 1GB, or bytes (512MiB); whichever comes first",
+    )
+    add(
+        "--shuffle",
+        type=_seed,
+        metavar="SEED",
+        help="deal the images of a split in a random "
+        "order that this number decides, so that neighbours are not from one video",
+    )
+    add(
+        "--limit",
+        type=_count,
+        metavar="N",
+        help="only the first N images of each split, of the shuffled ones with --shuffle",
+    )
+    add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes (default: as many as CPUs, at most 8; the shards do not depend on it)",
+    )
+    add("--part", type=_part, metavar="I/N", help="only the I-th of N shares, without a manifest")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the shards of DST once all is written, "
+        "or an unfinished run of something else",
+    )
+    add("--strict", action="store_true", help="anything odd in SRC is an error")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="read and check everything, write nothing; DST may be left out",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="check the shards in a folder: every checksum, count, record, mask and image",
+    )
+    add("--json", action="store_true", help="the summary as one JSON object, for programs")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"names with commas between them (a,b), not {text!r}")
+    return names
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,15}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,19}", text):
+        raise argparse.ArgumentTypeError(f"a whole number from 0, not {text!r}")
+    return int(text)
+
+
+def _part(text: str) -> Part:
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"1/8 to 8/8 for eight machines, not {text!r}")
+    return Part(int(match[1]), int(match[2]))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

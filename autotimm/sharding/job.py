@@ -1,0 +1,210 @@
+"""What is to be written, as a pure function of source and options: the job.
+
+Invariants: the plan follows from annotation files, the images' names and sizes, and the options,
+never from the number of workers, from parts, or from what an earlier run left; so any number of
+processes and machines, stopped however often, end with the same shards. A job's ``source`` says
+what it was made of, without a clock or a path in it: the same data elsewhere is the same job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotimm import __version__
+from autotimm.coco import Category, CocoIndex, Problems, Split, load
+from autotimm.sharding.manifest import FORMAT, VERSION
+from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
+from autotimm.structures import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What decides, with the source, on the bytes of the shards.
+
+    Attributes:
+        samples_per_shard: no shard gets more samples.
+        max_shard_size: nor more bytes, unless one image alone has more.
+        limit: only so many images of each split, the first ones after the shuffling.
+        shuffle: seed of the order of the images, or None for the source's own.
+    """
+
+    samples_per_shard: int = 1000
+    max_shard_size: int = 512 * 2**20
+    limit: int | None = None
+    shuffle: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be written.
+
+    Attributes:
+        splits: by name, in order.
+        indices: of the splits.
+        categories: of all splits, sorted by id.
+        plans: (split, plan) of every shard, in order.
+        source: what the shards are made of: options, and checksums of annotations and images.
+    """
+
+    splits: dict[str, Split]
+    indices: dict[str, CocoIndex]
+    categories: list[Category]
+    plans: list[tuple[str, ShardPlan]]
+    source: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """The source, and the version that writes: what an unfinished run has to agree in."""
+        return {"format": FORMAT, "version": VERSION, "autotimm": __version__, **self.source}
+
+
+def read_job(
+    splits: Sequence[Split],
+    options: Options,
+    strict: bool = False,
+    waiting: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Job:
+    """Reads the annotations and plans the shards.
+
+    Args:
+        splits: what to read.
+        options: how to cut it.
+        strict: anything odd is an error.
+        waiting: wrapped round what takes a while, with a word on what that is.
+
+    Raises:
+        InputError: the input cannot be used.
+    """
+    indices: dict[str, CocoIndex] = {}
+    plans: list[tuple[str, ShardPlan]] = []
+    sources: dict[str, Any] = {}
+    for split in splits:
+        with waiting(f"reading {split.annotation_file.name}"):
+            index = load(split.annotation_file, split.image_folder)
+            if strict:
+                refuse_problems(split.name, index.problems)
+            positions = choose(len(index), split.name, options.limit, options.shuffle)
+            sizes = sample_sizes(index, positions)
+            # Keys are given out in the file's order, so that shuffling does not rename samples.
+            order = sorted(positions)
+            names = ((index.file_name(i), index.image_id(i)) for i in order)
+            keys = dict(zip(order, make_keys(names), strict=True))
+            limits = options.samples_per_shard, options.max_shard_size
+            for plan in plan_shards(split.name, [keys[i] for i in positions], sizes, *limits):
+                samples = tuple((positions[at], key) for at, key in plan.samples)
+                plans.append((split.name, ShardPlan(plan.name, samples)))
+            indices[split.name] = index
+            sources[split.name] = {
+                "annotations": _sha256(split.annotation_file),
+                "images": _digest(
+                    f"{index.file_name(i)}\0{size}\0"
+                    for i, size in zip(positions, sizes, strict=True)
+                ),
+            }
+    return Job(
+        splits={split.name: split for split in splits},
+        indices=indices,
+        categories=_joined({split: indices[split.name] for split in splits}),
+        plans=plans,
+        source={"options": asdict(options), "splits": sources},
+    )
+
+
+def choose(count: int, split: str, limit: int | None, shuffle: int | None) -> list[int]:
+    """Returns the positions of the images that are written, in the order in which they are.
+
+    The permutation is an argsort of Philox's raw stream, which NumPy guarantees to stay as it is
+    (NEP 19), unlike ``Generator.permutation``; each split has its own.
+
+    Args:
+        count: how many images there are.
+        split: its name.
+        limit: at most so many.
+        shuffle: seed, not negative; None for the order that they have.
+    """
+    if shuffle is None:
+        return list(range(count if limit is None else min(limit, count)))
+    stream = np.random.Philox(np.random.SeedSequence((shuffle, *split.encode())))
+    return np.argsort(stream.random_raw(count), kind="stable")[:limit].tolist()
+
+
+def stamp(index: CocoIndex, plan: ShardPlan) -> str:
+    """A fingerprint of a shard's image files: their sizes and times of change."""
+
+    def known(path: str) -> str:
+        try:
+            status = os.stat(path)  # noqa: PTH116 (a Path takes longer to make)
+        except OSError:
+            return "missing "
+        return f"{status.st_size} {status.st_mtime_ns} "
+
+    return _digest(known(index.image_file(position)) for position, _ in plan.samples)
+
+
+def differences(old: dict[str, Any], job: Job) -> list[str]:
+    """Says what is not the same in an earlier run's identity and a job's, each in a few words."""
+    new = job.identity()
+    found = []
+    for key in ("format", "version", "autotimm"):
+        if key in old and old[key] != new[key]:
+            found.append(f"it was of autotimm's {key} {old[key]}, this is {new[key]}")
+    options, splits = old.get("options"), old.get("splits")
+    if not isinstance(options, dict) or not isinstance(splits, dict):
+        return [*found, "what it was made of is not known"]
+    for name, value in new["options"].items():
+        if options.get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            found.append(f"{flag} was {_given(options.get(name))}, now {_given(value)}")
+    if list(splits) != list(job.splits):
+        found.append(f"the splits were {', '.join(splits)}, now {', '.join(job.splits)}")
+    for name in job.splits:
+        then, now = splits.get(name), new["splits"][name]
+        if not isinstance(then, dict):
+            continue
+        if then.get("annotations") != now["annotations"]:
+            found.append(f"{job.splits[name].annotation_file} has changed since")
+        elif then.get("images") != now["images"] and not found:
+            found.append(f"images of split '{name}' came, went or changed in size since")
+    return found
+
+
+def refuse_problems(split: str, problems: Problems) -> None:
+    """Raises an InputError if there are any: --strict."""
+    if problems.counts:
+        raise InputError(f"--strict: split '{split}': {'; '.join(problems.lines())}")
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def _joined(indices: dict[Split, CocoIndex]) -> list[Category]:
+    categories: dict[int, Category] = {}
+    for split, index in indices.items():
+        for category in index.categories:
+            known = categories.setdefault(category.id, category)
+            if known.name != category.name:
+                raise InputError(
+                    f"{split.annotation_file}: category {category.id} is '{category.name}', "
+                    f"but '{known.name}' in another split"
+                )
+    return [categories[id_] for id_ in sorted(categories)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(words: Any) -> str:
+    digest = hashlib.sha256()
+    for word in words:
+        digest.update(word.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""The journal of an unfinished run: what it is about, and an entry for each shard that is whole.
+
+    .autotimm-shard/             in the destination, until the manifest is there
+      job.json                   source and options (``Job.identity``)
+      train-000000.json          the shard of that name is written: what it holds, what was odd, and
+                                 a fingerprint of the image files that it was made of
+
+Invariants: an entry is written after its shard, so what has one is whole; an entry that is damaged
+counts as none, as writing a shard again is always right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from autotimm.checks import Problems
+from autotimm.sharding.manifest import read_shard_entry, shard_entry
+from autotimm.sharding.writer import Written
+
+WORK = ".autotimm-shard"
+JOB = "job.json"
+
+
+def entry_name(shard: str) -> str:
+    """The name of a shard's entry."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def entry_bytes(written: Written, stamp: str) -> bytes:
+    """The entry of what became of one shard; it may have no shard, where no image was usable."""
+    content = {
+        "sources": stamp,
+        "images": written.images,
+        "instances": written.instances,
+        "crowd": written.crowd,
+        "bytes": written.bytes,
+        "shards": [shard_entry(shard) for shard in written.shards],
+        "problems": written.problems.counts,
+        "examples": written.problems.examples,
+    }
+    return orjson.dumps(content)
+
+
+def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
+    """Reads the entry of the shard of that name: what was written, and the sources' fingerprint."""
+    try:
+        entry = orjson.loads(content)
+        images, instances, crowd, size = counts = [
+            entry[key] for key in ("images", "instances", "crowd", "bytes")
+        ]
+        shards = [read_shard_entry(shard) for shard in entry["shards"]]
+        problems = Problems()
+        for kind, count in entry["problems"].items():
+            problems.counts[kind] = int(count)
+            problems.examples[kind] = [str(example) for example in entry["examples"][kind]]
+        sound = all(type(count) is int and count >= 0 for count in counts)
+        if not sound or len(shards) > 1 or any(shard.name != name for shard in shards):
+            return None
+        return Written(shards, images, instances, crowd, size, problems), str(entry["sources"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def read_job_entry(content: bytes | None) -> dict[str, Any] | None:
+    """Reads ``job.json``; None where there is none, and an empty one where it is damaged."""
+    if content is None:
+        return None
+    try:
+        job = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return {}
+    return job if isinstance(job, dict) else {}
+
+
+def is_ours(name: str, splits: Iterable[str]) -> bool:
+    """Whether a file's name is that of a shard of these splits, of its index, or of a part."""
+    names = "|".join(map(re.escape, splits))
+    return bool(re.fullmatch(rf"\.?({names})-[0-9]{{6,}}\.(tar|idx\.npy)(\..*\.tmp)?", name))

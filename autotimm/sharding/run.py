@@ -1,0 +1,351 @@
+"""A run of ``autotimm-shard``: what is missing is written by some processes, then put in place.
+
+Invariants: the unit of work is a shard, whose bytes follow from the job alone; what is finished is
+in the destination's journal, and stays there when the run is stopped in any way, so that the same
+run goes on where it was. No image data is held here, only what is known of each shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from autotimm.coco import CocoIndex, Split
+from autotimm.sharding.destination import Destination
+from autotimm.sharding.job import Job, Options, differences, read_job, refuse_problems, stamp
+from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
+from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo
+from autotimm.sharding.processes import Progress, crew
+from autotimm.sharding.staging import Claim
+from autotimm.sharding.writer import ShardPlan, Written, write_shard
+from autotimm.structures import InputError
+
+_MOST_WORKERS = 8  # by default: beyond, disks are what limits
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The share of a run that one machine writes: shard k is written by part ``k % of + 1``."""
+
+    which: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """How a run tells what it does; by default not at all.
+
+    Attributes:
+        waiting: wrapped round what takes a while, with a word on what that is.
+        bar: given the number of images, yields what is called with the number done.
+        say: prints a line.
+    """
+
+    waiting: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    bar: Callable[[int], contextlib.AbstractContextManager[Progress]] = lambda _: (
+        contextlib.nullcontext(lambda _: None)
+    )
+    say: Callable[[str], object] = lambda _: None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        state: "written", "complete" (it was already), "part" or "dry run".
+        splits: what was written of each split, by this run or before (with ``part``: of its share).
+        manifest: as it is in place now; None after a part or a dry run.
+        new: shards that this run wrote.
+        kept: shards that an earlier run had written.
+        images: of the new shards.
+        seconds: it took in all.
+        workers: processes that wrote.
+    """
+
+    state: str
+    splits: dict[str, Written]
+    manifest: Manifest | None = None
+    new: int = 0
+    kept: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    workers: int = 0
+
+
+def shard(
+    splits: Sequence[Split],
+    dst: Destination | None,
+    options: Options,
+    *,
+    workers: int | None = 1,
+    overwrite: bool = False,
+    strict: bool = False,
+    part: Part | None = None,
+    display: Display | None = None,
+) -> Outcome:
+    """Writes the shards of some splits, or goes on with it.
+
+    Args:
+        splits: what to write.
+        dst: where the shards go; None for a dry run, in which everything is read and checked.
+        options: how to cut the splits into shards.
+        workers: how many processes write; None for as many as there are usable CPUs, at most 8.
+        overwrite: replace the shards that ``dst`` holds, once the new ones are whole; discard an
+            unfinished run of another source or with other options.
+        strict: anything odd in the source is an error.
+        part: write this share only, without a manifest.
+        display: how to tell what is done.
+
+    Raises:
+        InputError: the input cannot be used, and ``dst`` holds what it held.
+        OSError: it cannot be written, or a worker died. What is finished is kept.
+    """
+    begun = time.perf_counter()
+    display = display or Display()
+    if dst is not None:
+        dst.check([split.name for split in splits], overwrite)
+    job = read_job(splits, options, strict, display.waiting)
+    if dst is None:
+        every = range(len(job.plans))
+        outcome = Outcome("dry run", {}, new=len(every))
+        done = _write(job, None, list(every), {}, workers, strict, display, outcome)
+        outcome.splits = _merged(job, done)
+        _refuse_empty(job, outcome.splits)
+    else:
+        with dst.claim((part.which, part.of) if part else None) as claim:
+            outcome = _run(job, dst, claim, workers, overwrite, strict, part, display)
+    outcome.seconds = time.perf_counter() - begun
+    return outcome
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _run(
+    job: Job,
+    dst: Destination,
+    claim: Claim,
+    workers: int | None,
+    overwrite: bool,
+    strict: bool,
+    part: Part | None,
+    display: Display,
+) -> Outcome:
+    manifest = dst.manifest()
+    if manifest and manifest.source == job.source and not overwrite:
+        return _complete(dst, claim, manifest, strict)
+    _begin(job, dst, claim, overwrite, display)
+    if part:
+        claim.share()
+        if read_job_entry(dst.job()) != job.identity():
+            raise InputError(f"{dst}: another autotimm-shard began to write there; try again")
+    mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
+    names = [job.plans[k][1].name for k in mine]
+    outcome = Outcome("part" if part else "written", {})
+    done: dict[int, Written] = {}
+    try:
+        dst.sweep(names)
+        done.update(_kept(job, dst, mine, display))
+        outcome.kept = len(done)
+        todo = [k for k in mine if k not in done]
+        outcome.new = len(todo)
+        _write(job, dst, todo, done, workers, strict, display, outcome)
+        outcome.splits = _merged(job, done)
+        if part is None:
+            _refuse_empty(job, outcome.splits)
+            outcome.manifest = _manifest(job, outcome.splits)
+            dst.install(outcome.manifest)
+    except InputError:
+        if part is None:  # the source has to change: there is nothing to go on with
+            dst.discard()
+        raise
+    except (KeyboardInterrupt, Terminated, OSError) as error:
+        with contextlib.suppress(OSError):
+            dst.sweep(names)
+        error.add_note(
+            f"{len(done):,} of {len(mine):,} shards are finished and kept: run the same command "
+            "again to go on"
+        )
+        raise
+    return outcome
+
+
+def _complete(dst: Destination, claim: Claim, manifest: Manifest, strict: bool) -> Outcome:
+    """What there is to say where an earlier run has done all of this."""
+    splits = {}
+    for name, split in manifest.splits.items():
+        lost = dst.lacks(split.shards)
+        if lost:
+            raise InputError(
+                f"{dst}: {lost} is missing or of another size; --overwrite writes all anew"
+            )
+        if strict and split.problems:
+            what = "; ".join(f"{kind}: {count:,}" for kind, count in split.problems.items())
+            raise InputError(f"--strict: split '{name}': {what}")
+        written = Written(
+            split.shards,
+            split.images,
+            split.instances,
+            split.crowd,
+            sum(shard.bytes for shard in split.shards),
+        )
+        written.problems.counts.update(split.problems)
+        written.problems.examples.update({kind: [] for kind in split.problems})
+        splits[name] = written
+    if claim.alone and dst.job() is not None:
+        dst.discard()  # an overwriting run of the same that was stopped
+    return Outcome("complete", splits, manifest, kept=sum(len(w.shards) for w in splits.values()))
+
+
+def _begin(job: Job, dst: Destination, claim: Claim, overwrite: bool, display: Display) -> None:
+    """Sees that ``dst`` has the journal of this job, be it a new one, or refuses."""
+    earlier = read_job_entry(dst.job())
+    if earlier is not None and earlier != job.identity():
+        changes = "; ".join(differences(earlier, job))
+        if not overwrite:
+            raise InputError(
+                f"{dst}: holds an unfinished run that cannot go on: {changes}; run it as it was, "
+                "or discard it with --overwrite"
+            )
+        if not claim.alone:
+            raise InputError(f"{dst}: other parts are being written there, but {changes}")
+        display.say(f"{dst}: the unfinished run there is discarded: {changes}")
+        earlier = None
+    _refuse_held(job, dst, overwrite)
+    if earlier is None:
+        if not claim.alone:
+            raise InputError(f"{dst}: another autotimm-shard is about to write there; try again")
+        dst.begin(orjson.dumps(job.identity(), option=orjson.OPT_INDENT_2))
+
+
+def _refuse_held(job: Job, dst: Destination, overwrite: bool) -> None:
+    """Refuses to replace shards that are in place, unless that is asked for and can be done."""
+    held = dst.holds([*job.splits])
+    manifest = dst.manifest()
+    why = "; ".join(differences(manifest.source, job)) if manifest and manifest.source else ""
+    what = f"{dst}: holds {held} already" + (f" ({why})" if why else "")
+    if held == MANIFEST and not dst.replaceable:
+        raise InputError(
+            f"{what}; replacing it would break its readers: give another URL, or delete it with "
+            "the store's own tool"
+        )
+    if held and not overwrite:
+        raise InputError(f"{what}; --overwrite replaces the shards")
+
+
+def _kept(job: Job, dst: Destination, mine: list[int], display: Display) -> dict[int, Written]:
+    """The shards that are written already, and whose images have not changed since."""
+    entries = dst.entries([job.plans[k][1].name for k in mine])
+    found = {}
+    for k in mine:
+        name = job.plans[k][1].name
+        entry = read_entry(entries[name], name) if name in entries else None
+        if entry:
+            found[k] = entry
+    whole = dst.stored([written for written, _ in found.values()])
+    kept, changed = {}, []
+    for (k, (written, sources)), stored in zip(found.items(), whole, strict=True):
+        split, plan = job.plans[k]
+        if sources != stamp(job.indices[split], plan):
+            changed.append(plan.name)
+        elif stored:
+            kept[k] = written
+    if changed:
+        more = ", ..." if len(changed) > 3 else ""
+        display.say(
+            f"{len(changed):,} finished shards are written again, as their images have changed "
+            f"since: {', '.join(changed[:3])}{more}"
+        )
+    return kept
+
+
+def _write(
+    job: Job,
+    dst: Destination | None,
+    todo: list[int],
+    done: dict[int, Written],
+    workers: int | None,
+    strict: bool,
+    display: Display,
+    outcome: Outcome,
+) -> dict[int, Written]:
+    """Writes shards; ``done`` gets what was written, by number."""
+    if strict:
+        for k, written in done.items():
+            refuse_problems(job.plans[k][0], written.problems)
+    if not todo:
+        return done
+    most = min(usable_cpus(), _MOST_WORKERS) if workers is None else workers
+    outcome.workers = min(most, len(todo))
+    work = _Work(job.indices, job.plans, dst)
+    images = sum(len(job.plans[k][1].samples) for k in todo)
+    # The crew first: the bar has a thread, and workers are forked before there is any.
+    with crew(work, outcome.workers) as deal, display.bar(images) as progress:
+        for k, written in deal(todo, progress):
+            done[k] = written
+            outcome.images += written.images
+            if strict:
+                refuse_problems(job.plans[k][0], written.problems)
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Writes the shard of a number; goes to the workers."""
+
+    indices: dict[str, CocoIndex]
+    plans: list[tuple[str, ShardPlan]]
+    dst: Destination | None
+
+    def __call__(self, k: int, progress: Progress) -> Written:
+        split, plan = self.plans[k]
+        index = self.indices[split]
+        if self.dst is None:
+            return write_shard(None, plan, index, progress)
+        sources = stamp(index, plan)  # before they are read: what changes meanwhile is noticed
+        with self.dst.room() as folder:
+            written = write_shard(folder, plan, index, progress)
+            self.dst.keep(folder, written, plan.name, entry_bytes(written, sources))
+        return written
+
+
+def _merged(job: Job, done: dict[int, Written]) -> dict[str, Written]:
+    """What was written of each split, in the plan's order, whatever the order of writing."""
+    splits = {name: Written() for name in job.splits}
+    for name, written in splits.items():
+        written.problems.update(job.indices[name].problems)
+    for k in sorted(done):
+        splits[job.plans[k][0]].add(done[k])
+    return splits
+
+
+def _refuse_empty(job: Job, splits: dict[str, Written]) -> None:
+    for name, written in splits.items():
+        if not written.images:
+            why = "; ".join(written.problems.lines())
+            raise InputError(f"{job.splits[name].annotation_file}: no image can be used: {why}")
+
+
+def _manifest(job: Job, splits: dict[str, Written]) -> Manifest:
+    return Manifest(
+        job.categories,
+        {
+            name: SplitInfo(w.images, w.instances, w.crowd, w.problems.counts, w.shards)
+            for name, w in splits.items()
+        },
+        source=job.source,
+    )

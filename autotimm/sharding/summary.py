@@ -1,0 +1,165 @@
+"""What ``autotimm-shard`` tells: progress on stderr where that is a terminal, a summary on stdout.
+
+rich is imported when there is something to draw: it takes a while to load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from autotimm.sharding.manifest import MANIFEST
+from autotimm.sharding.run import Outcome, Part
+from autotimm.sharding.writer import Written
+
+if TYPE_CHECKING:
+    from autotimm.sharding.verify import Report
+
+
+def waiting(text: str) -> contextlib.AbstractContextManager[Any]:
+    """Says on stderr, if that is a terminal, what takes a while; gives rich's status, or None."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from rich.console import Console
+    from rich.markup import escape
+
+    return Console(stderr=True).status(escape(text))
+
+
+@contextlib.contextmanager
+def bar(total: int) -> Iterator[Callable[[int], object]]:
+    """Shows a progress bar on stderr, if that is a terminal; yields what advances it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("sharding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda images: progress.advance(task, images)
+
+
+def tell(outcome: Outcome, dst: str, part: Part | None = None) -> None:
+    """Prints the summary of a run: a table, what was odd, what became of it."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    dry = outcome.state == "dry run"
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("split")
+    for column in ("images", "instances", "crowd", *(() if dry else ("shards", "MB"))):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, w in outcome.splits.items():
+        row = [escape(name), *(f"{n:,}" for n in (w.images, w.instances, w.crowd))]
+        row += [] if dry else [f"{len(w.shards):,}", f"{w.bytes / 1e6:,.1f}"]
+        table.add_row(*row)
+    console.print(table)
+    for name, w in outcome.splits.items():
+        for problem in _lines(w):
+            line(f"{name}: {problem}")
+        if w.images and w.instances == w.crowd:
+            which = "that is not a crowd " if w.crowd else ""
+            line(
+                f"{name}: no instance {which}has a mask, so this split cannot train masks; "
+                "masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
+            )
+    if outcome.state == "complete":
+        line(f"{dst}: already complete, from the same source and with the same options")
+        return
+    rate = outcome.images / outcome.seconds if outcome.seconds else 0
+    many = f", {outcome.workers} workers" if outcome.workers > 1 else ""
+    took = f"in {outcome.seconds:,.1f} s ({rate:,.0f} images/s{many})"
+    if dry:
+        line(f"dry run: read {took}; {outcome.new:,} shards would be written")
+        return
+    kept = f", kept {outcome.kept:,} of an earlier run" if outcome.kept else ""
+    line(f"wrote {outcome.new:,} shards{kept} {took}")
+    if part is not None:
+        line(
+            f"part {part.which} of {part.of} is done; once all are, the same command without "
+            "--part joins them"
+        )
+    else:
+        line(f"wrote {dst.rstrip('/')}/{MANIFEST}")
+
+
+def as_json(outcome: Outcome) -> str:
+    """The summary of a run as a JSON object."""
+    dry = outcome.state == "dry run"
+    content = {
+        "state": outcome.state,
+        "splits": {name: _split(written, dry) for name, written in outcome.splits.items()},
+        "planned_shards" if dry else "written_shards": outcome.new,
+        "kept_shards": outcome.kept,
+        "read_images" if dry else "written_images": outcome.images,
+        "workers": outcome.workers,
+        "seconds": round(outcome.seconds, 3),
+    }
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2).decode()
+
+
+def tell_report(report: Report, folder: Path, json: bool) -> None:
+    """Prints what --verify found."""
+    counts = {
+        name: getattr(report, name) for name in ("shards", "images", "instances", "crowd", "bytes")
+    }
+    if json:
+        content = {"state": "damaged" if report.faults else "sound", **counts}
+        content["faults"] = report.faults
+        print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+        return
+    for fault in report.faults:
+        print(fault)
+    what = f"{report.shards:,} shards, {report.images:,} images, {report.instances:,} instances"
+    found = f"{len(report.faults):,} faults in" if report.faults else "sound:"
+    print(f"{folder}: {found} {what}, {report.bytes / 1e6:,.1f} MB")
+
+
+def _lines(written: Written) -> list[str]:
+    """One line a kind of problem; of an earlier run's there are no examples."""
+    problems = written.problems
+    return [
+        line if problems.examples[kind] else f"{kind}: {problems.counts[kind]:,}"
+        for kind, line in zip(problems.counts, problems.lines(), strict=True)
+    ]
+
+
+def _split(written: Written, dry: bool) -> dict[str, Any]:
+    problems = written.problems
+    made = {} if dry else {"shards": len(written.shards), "bytes": written.bytes}
+    return {
+        "images": written.images,
+        "instances": written.instances,
+        "crowd": written.crowd,
+        **made,
+        "problems": {
+            kind: {"count": count, "examples": problems.examples[kind]}
+            for kind, count in problems.counts.items()
+        },
+    }

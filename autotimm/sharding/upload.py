@@ -1,0 +1,285 @@
+"""An object store, or what else fsspec writes to, as the destination of shards.
+
+    s3://bucket/shards/
+      train-000000.tar ...       shards, under their own names: nothing reads them yet
+      .autotimm-shard/           the journal (``journal.py``), until the manifest is there
+      manifest.json              comes last
+
+Invariants: a shard is written to this machine first and appears in the store whole, its entry in
+the journal after it, the manifest after all. A manifest that is there is never replaced: readers
+may be at it. Whatever can be a secret in a URL is in no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
+from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, manifest_bytes, read_manifest
+from autotimm.sharding.staging import Claim
+from autotimm.sharding.writer import Written
+from autotimm.structures import InputError
+
+_T = TypeVar("_T")
+
+_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "r2", "memory"}
+"""Stores in which an object appears when it is complete; elsewhere it is renamed then."""
+_PREFIX = "autotimm-shard-"  # of folders for shards that are on their way
+
+
+@dataclass(slots=True)
+class RemoteFolder:
+    """Shards go to the folder that a URL names.
+
+    Attributes:
+        url: with a scheme that fsspec knows.
+        attempts: how often a request is tried.
+        wait: seconds before the second try; they double.
+    """
+
+    url: str
+    attempts: int = 5
+    wait: float = 1.0
+    replaceable: ClassVar[bool] = False
+    _room: str = field(default="", init=False)  # on this machine, for shards that are on their way
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    @property
+    def scheme(self) -> str:
+        """Of the URL."""
+        return urlsplit(self.url).scheme.lower()
+
+    def check(self, splits: Sequence[str], overwrite: bool) -> None:
+        """Sees that the store can be reached, before the source is read.
+
+        Raises:
+            InputError: there is no such store, or its package is missing.
+            OSError: it does not answer.
+        """
+        self._list()
+
+    @contextlib.contextmanager
+    def claim(self, part: tuple[int, int] | None) -> Iterator[Claim]:
+        """Makes a folder on this machine for shards that are on their way.
+
+        Object stores have no locks. Runs of one job beside each other only do work twice; another
+        job is refused by the journal.
+        """
+        scratch = Path(tempfile.gettempdir())
+        _sweep_scratch(scratch)
+        room = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
+        try:
+            with (room / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # so that nobody sweeps it
+                self._room = str(room)
+                yield Claim(alone=True)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest that is in place, or None; a broken one is none."""
+        content = self._read(MANIFEST)
+        with contextlib.suppress(InputError):
+            return read_manifest(content) if content is not None else None
+        return None
+
+    def lacks(self, shards: Sequence[Shard]) -> str | None:
+        """The first file of finished shards that is not there in its size, or None."""
+        there = self._list()
+        for shard in shards:
+            if there.get(shard.name) != shard.bytes:
+                return shard.name
+            if shard.index not in there:
+                return shard.index
+        return None
+
+    def holds(self, splits: Sequence[str]) -> str | None:
+        """The name of an object that a run over these splits would replace, or None.
+
+        The shards of an unfinished run are in their place already, and do not count.
+        """
+        there = self._list()
+        if MANIFEST in there:
+            return MANIFEST
+        if JOB in self._list(WORK):
+            return None
+        return next((name for name in sorted(there) if is_ours(name, splits)), None)
+
+    def job(self) -> bytes | None:
+        """The ``job.json`` of an unfinished run."""
+        return self._read(f"{WORK}/{JOB}")
+
+    def begin(self, job: bytes) -> None:
+        """Makes an empty journal; shards without an entry are written again."""
+        self.discard()
+        self._send(job, f"{WORK}/{JOB}")
+
+    def entries(self, shards: Sequence[str]) -> dict[str, bytes]:
+        """The journal's entries of these shards, by the shards' names."""
+        there = self._list(WORK)
+        wanted = {shard: f"{WORK}/{entry_name(shard)}" for shard in shards}
+        found = {s: self._read(name) for s, name in wanted.items() if entry_name(s) in there}
+        return {shard: content for shard, content in found.items() if content is not None}
+
+    def stored(self, written: Sequence[Written]) -> list[bool]:
+        """Whether the shards that were written are there in their size."""
+        there = self._list()
+        return [
+            all(there.get(s.name) == s.bytes and s.index in there for s in w.shards)
+            for w in written
+        ]
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[Path]:
+        """Yields a folder to write a shard into, which goes when the block ends."""
+        with tempfile.TemporaryDirectory(dir=self._room) as folder:
+            yield Path(folder)
+
+    def keep(self, folder: Path, written: Written, name: str, entry: bytes) -> None:
+        """Sends a shard that was written into that folder, then its entry in the journal."""
+        for shard in written.shards:
+            self._send(folder / shard.name, shard.name)
+            self._send(folder / shard.index, shard.index)
+        self._send(entry, f"{WORK}/{entry_name(name)}")
+
+    def sweep(self, shards: Sequence[str]) -> None:
+        """Removes nothing: what is half sent has no name yet."""
+
+    def discard(self) -> None:
+        """Removes the unfinished run; first what says that it can go on."""
+        journal, there = self._list(WORK), self._list()
+        if JOB in journal:
+            self._remove(f"{WORK}/{JOB}")
+        for entry in journal.keys() - {JOB}:
+            shard = entry.removesuffix(".json")
+            unused = {f"{shard}.tar", f"{shard}.idx.npy"} if MANIFEST not in there else set()
+            for name in unused & there.keys():
+                self._remove(name)
+            self._remove(f"{WORK}/{entry}")
+        if self.scheme not in _WHOLE:  # these have folders
+            with contextlib.suppress(OSError):
+                files, root = self._store()
+                files.rmdir(f"{root}/{WORK}")
+
+    def install(self, manifest: Manifest) -> None:
+        """Sends the manifest, then removes the journal and shards that are not in it."""
+        shards = [shard for split in manifest.splits.values() for shard in split.shards]
+        names = {name for shard in shards for name in (shard.name, shard.index)}
+        for name in self._list():
+            if is_ours(name, manifest.splits) and name not in names:
+                self._remove(name)
+        self._send(manifest_bytes(manifest), MANIFEST)
+        self.discard()
+
+    def _store(self) -> tuple[Any, str]:
+        """The file system, one a process (fsspec keeps it), and the folder's path in it."""
+        import fsspec
+
+        try:
+            files, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            raise InputError(f"{self}: {error}") from None
+        except ValueError as error:
+            raise InputError(f"{self}: cannot be written to: {error}") from None
+        return files, root.rstrip("/")
+
+    def _list(self, folder: str = "") -> dict[str, int]:
+        """Names and sizes of the files in a folder of the destination."""
+
+        def attempt(files: Any, root: str) -> dict[str, int]:
+            try:
+                found = files.ls(f"{root}/{folder}".rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                file["name"].rstrip("/").rpartition("/")[2]: file["size"]
+                for file in found
+                if file["type"] == "file"
+            }
+
+        return self._retried("listed", attempt)
+
+    def _read(self, name: str) -> bytes | None:
+        def attempt(files: Any, root: str) -> bytes | None:
+            try:
+                return files.cat_file(f"{root}/{name}")
+            except FileNotFoundError:
+                return None
+
+        return self._retried("read", attempt)
+
+    def _send(self, source: Path | bytes, name: str) -> None:
+        """Makes a file appear whole under a name."""
+
+        def attempt(files: Any, root: str) -> None:
+            at_once = self.scheme in _WHOLE
+            target = f"{root}/{name}" if at_once else f"{root}/{WORK}/{name.rpartition('/')[2]}.tmp"
+            if not at_once:
+                files.makedirs(f"{root}/{WORK}", exist_ok=True)
+            if isinstance(source, bytes):
+                files.pipe_file(target, source)
+            else:
+                files.put_file(str(source), target)
+            if not at_once:
+                with contextlib.suppress(FileNotFoundError):  # not all rename over another file
+                    files.rm_file(f"{root}/{name}")
+                files.mv(target, f"{root}/{name}")
+
+        self._retried(f"written ({name.rpartition('/')[2]})", attempt)
+
+    def _remove(self, name: str) -> None:
+        def attempt(files: Any, root: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                files.rm_file(f"{root}/{name}")
+
+        self._retried("cleaned up", attempt)
+
+    def _retried(self, what: str, attempt: Callable[[Any, str], _T]) -> _T:
+        store = self._store()
+        for tried in range(1, self.attempts + 1):
+            try:
+                return attempt(*store)
+            # The back ends raise their libraries' own errors, which have no class in common.
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                final = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
+                final = final or type(error).__name__ == "NoCredentialsError"
+                if final or tried == self.attempts:
+                    reason = str(error).split("\n")[0].replace(self.url, str(self))
+                    tries = "" if final else f" after {tried} tries"
+                    reason = reason or type(error).__name__
+                    raise OSError(f"{self}: cannot be {what}{tries}: {reason}") from None
+            time.sleep(self.wait * 2 ** (tried - 1))
+        raise ValueError("at least one attempt is needed")
+
+
+def shown(url: str) -> str:
+    """A URL as messages name it: without user, password, query and fragment, which are secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def _sweep_scratch(scratch: Path) -> None:
+    """Removes what killed runs of this user left on this machine."""
+    for folder in scratch.glob(f"{_PREFIX}*/"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / "lock").open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
