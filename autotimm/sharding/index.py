@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
 import orjson
 import xxhash
 
-from autotimm.sharding.manifest import BLOCK, Shard
+from autotimm.sharding.manifest import Shard
+from autotimm.sharding.tar import members
 from autotimm.structures import InputError
 
 INDEX_DTYPE = np.dtype(
@@ -98,7 +98,7 @@ def build_index(tar: memoryview | bytes) -> np.ndarray:
     rows = []
     waiting: dict[str, tuple[str, int, int]] = {}  # the members of the sample being read
     key = ""
-    for name, offset, size in _members(memoryview(tar)):
+    for name, offset, size in members(memoryview(tar)):
         stem, _, extension = name.rpartition("/")[2].partition(".")
         stem = name[: len(name) - len(extension) - 1]
         if waiting and stem != key:
@@ -125,39 +125,3 @@ def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, 
         raise InputError(f"{text[0]} of the shard is not the record of an image") from None
     sums = [checksum(memoryview(tar)[at : at + size]) for _, at, size in (image, text)]
     return (image[1], image[2], text[1], text[2], *known, *sums)
-
-
-def _members(tar: memoryview) -> Iterator[tuple[str, int, int]]:
-    """Yields name, data offset and size of every file of a ustar archive."""
-    position = 0
-    while True:
-        header = bytes(tar[position : position + BLOCK])
-        if len(header) < BLOCK:
-            raise InputError(f"the shard is cut off at byte {position}")
-        if not any(header):
-            # A lost stretch of a file reads as zeros too: those of the end have nothing behind.
-            if len(tar) < position + 2 * BLOCK:
-                raise InputError(f"the shard is cut off at byte {len(tar)}")
-            if np.frombuffer(tar[position:], np.uint8).any():
-                raise InputError(f"the shard is damaged at byte {position}")
-            return
-        size, written = (field.strip(b"\0 ") for field in (header[124:136], header[148:156]))
-        total = sum(header) - sum(header[148:156]) + 8 * 32
-        # int() would take signs and underscores too, and a negative size lead back.
-        if not all(re.fullmatch(b"[0-7]+", f) for f in (size, written)) or int(written, 8) != total:
-            raise InputError(f"the shard is damaged at byte {position}")
-        start = position + BLOCK
-        position = start + -(-int(size, 8) // BLOCK) * BLOCK
-        if position > len(tar):
-            raise InputError(f"the shard is cut off: byte {position} is not in it")
-        kind = header[156:157]
-        if kind in b"5g":  # a folder, or a header for all: neither is a sample
-            continue
-        if kind not in b"0\0":
-            raise InputError(
-                f"the shard has a tar entry of type {kind.decode('latin-1')!r} at byte "
-                f"{start - BLOCK}, which is not plain ustar"
-            )
-        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
-        prefix = header[345:500].rstrip(b"\0").decode("utf-8", "replace")
-        yield (f"{prefix}/{name}" if prefix else name), start, int(size, 8)

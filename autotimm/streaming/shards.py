@@ -27,7 +27,7 @@ from autotimm import masks
 from autotimm.coco import Category, Problems
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
-from autotimm.streaming import remote
+from autotimm.streaming import foreign, remote
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.order import WINDOW
@@ -66,7 +66,15 @@ class ShardSource:
         self._folder = remote.local_path(location)
         folder = Path(cache_dir) if cache_dir else default_folder()
         self._cache = Cache(folder, cache_limit, retry or remote.Retry())
-        manifest = manifest_of(location, self._folder, self._cache.retry)
+        self._indices, self._record = self._folder, checked_record
+        self._source = MANIFEST  # of what is known of the shards
+        found: dict[str, Problems] = {}
+        if self._folder is not None and foreign.are_tars(self._folder):
+            manifest, found = foreign.manifest_of_tars(self._folder, self._cache)
+            self._indices, self._record = folder / foreign.FOLDER, foreign.foreign_record
+            self._source = "its index"
+        else:
+            manifest = manifest_of(location, self._folder, self._cache.retry)
         if split not in manifest.splits:
             raise InputError(
                 f"{remote.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
@@ -74,7 +82,7 @@ class ShardSource:
         info = manifest.splits[split]
         self._shards = info.shards
         self._instances = info.instances - info.crowd
-        self.problems = Problems()
+        self.problems = found.get(split, Problems())
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
@@ -99,7 +107,7 @@ class ShardSource:
     def read(self, shard: int, index: int) -> tuple[memoryview, Record]:
         """See ``Source``."""
         image, text = self.raw(shard, index)
-        return image, checked_record(text, f"sample {index} of {self.where(shard)}")
+        return image, self._record(text, f"sample {index} of {self.where(shard)}")
 
     def raw(self, shard: int, index: int) -> tuple[memoryview, memoryview]:
         """The bytes of a sample's image and of its record, not parsed, both as their checksums say.
@@ -243,7 +251,7 @@ class ShardSource:
             raise InputError(f"{self.where(shard)}: cannot be read: {error}") from None
         if len(data) != info.bytes:
             raise InputError(
-                f"{self.where(shard)}: has {len(data)} bytes, {MANIFEST} says {info.bytes}"
+                f"{self.where(shard)}: has {len(data)} bytes, {self._source} says {info.bytes}"
             )
         return data
 
@@ -257,8 +265,8 @@ class ShardSource:
         """The index beside the shard, or else one made from the tar."""
         info = self._shards[shard]
         try:
-            if self._folder is not None:
-                file: BinaryIO = (self._folder / info.index).open("rb")
+            if self._indices is not None:
+                file: BinaryIO = (self._indices / info.index).open("rb")
             else:
                 file = self._cache.open(self._files(shard)[1], self._kept)
         except FileNotFoundError:
@@ -305,7 +313,10 @@ def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Mani
     try:
         return read_manifest(remote.read_bytes(url, retry))
     except FileNotFoundError as error:
-        raise InputError(f"{error}: {remote.shown(location)} is not a folder of shards") from None
+        raise InputError(
+            f"{error}: {remote.shown(location)} is not a folder of shards as autotimm-shard makes "
+            "them; copy shards of others to a disk, where they are read without it"
+        ) from None
 
 
 def _fingerprint(info: SplitInfo, categories: list[Category]) -> str:

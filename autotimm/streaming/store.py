@@ -1,4 +1,5 @@
-"""Where samples come from: a COCO folder, a folder of shards or a URL of one, found out by itself.
+"""Where samples come from: a COCO folder, a folder or URL of shards, or a folder of others' tars,
+found out by itself.
 
 A source reads any sample by (shard, index), in any order.
 """
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from autotimm import coco
 from autotimm.coco import Category
 from autotimm.sharding.manifest import MANIFEST
-from autotimm.streaming import remote
+from autotimm.streaming import foreign, remote
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.shards import ShardSource, manifest_of
 from autotimm.structures import InputError, Record
@@ -76,7 +77,7 @@ def open_source(
     """
     location = str(data_dir)
     folder = remote.local_path(location)
-    if folder is None or (folder / MANIFEST).is_file():
+    if folder is None or (folder / MANIFEST).is_file() or foreign.are_tars(folder):
         return ShardSource(location, split, cache_dir, verify, cache_limit=cache_limit)
     return FolderSource(_coco_split(folder, split))
 
@@ -90,6 +91,8 @@ def split_names(data_dir: str | Path) -> list[str]:
     folder = remote.local_path(str(data_dir))
     if folder is None or (folder / MANIFEST).is_file():
         return list(manifest_of(str(data_dir), folder, remote.Retry()).splits)
+    if foreign.are_tars(folder):
+        return list(foreign.split_tars(folder))
     return list(_coco_splits(folder))
 
 

@@ -1,0 +1,306 @@
+"""Shards that others wrote: tars of samples without a manifest, indexed once.
+
+A sample is what follows one another under one key: ``<key>.jpg`` (or another image) and
+``<key>.json`` with ``image_id``, ``width``, ``height`` and ``annotations`` in COCO's fields. A
+split is the tars of one name: ``train-000000.tar`` is of ``train``.
+
+Invariants: a tar is read once, its index and what else is to be known are kept in the cache folder,
+under a name that changes with the tar; one process makes them, the others wait; a tar that is cut
+off or damaged is refused; a sample that cannot be used is left out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from autotimm import images, masks
+from autotimm.checks import Problems, as_id, check_annotation, is_text
+from autotimm.coco import Category
+from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
+from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, whole_file
+from autotimm.sharding.tar import members
+from autotimm.streaming.cache import Cache
+from autotimm.streaming.decode import DataError
+from autotimm.structures import InputError, Record
+
+FOLDER = "foreign"
+"""Where in the cache folder the indices lie."""
+
+_VERSION = 1  # of what is kept there
+_IMAGES = {*images.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
+_LEFT_OUT = "(sample left out)"
+_Member = tuple[str, int, int]  # name, offset and size
+
+
+@dataclass(slots=True)
+class _Scan:
+    """What a tar holds."""
+
+    shard: Shard
+    categories: set[int] = field(default_factory=set)
+    instances: int = 0
+    crowd: int = 0
+    problems: Problems = field(default_factory=Problems)
+
+
+def are_tars(folder: Path) -> bool:
+    """Tells whether these are shards of others: tars, and neither a manifest nor a COCO folder."""
+    return (
+        next(folder.glob("*.tar"), None) is not None
+        and not (folder / MANIFEST).is_file()
+        and next(folder.glob("annotations/instances_*.json"), None) is None
+    )
+
+
+def split_tars(folder: Path) -> dict[str, list[Path]]:
+    """The tars of a folder by split, in the order of their numbers; empty if there is none.
+
+    Raises:
+        InputError: a tar has only a number for a name.
+    """
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        match = re.fullmatch(r"(.*?)[-_.]?([0-9]{0,18})", path.stem)
+        if not match or not match[1]:
+            raise InputError(
+                f"{path}: which split is it of? Give it a name before its number, as in "
+                f"train-{path.name}"
+            )
+        found.setdefault(match[1], []).append((int(match[2] or 0), path))
+    return {name: [path for _, path in sorted(tars)] for name, tars in sorted(found.items())}
+
+
+def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Problems]]:
+    """Makes what such a folder lacks: its manifest, and for each split what was left out.
+
+    The indices that it names lie in ``FOLDER`` of the cache. Categories are the ids that occur in
+    any of the splits, and named by them.
+
+    Raises:
+        InputError: a tar is damaged, or a split has no sample that can be used.
+    """
+    tars = split_tars(folder)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        scans = {name: list(pool.map(lambda t: _known(t, cache), tars[name])) for name in tars}
+    splits, problems = {}, {}
+    for name, parts in scans.items():
+        problems[name] = Problems()
+        for part in parts:
+            problems[name].update(part.problems)
+        shards = [part.shard for part in parts if part.shard.samples]
+        if not shards:
+            why = "; ".join(problems[name].lines()) or "they are empty"
+            raise InputError(f"{folder}: split {name!r}: no sample in its tars can be used: {why}")
+        splits[name] = SplitInfo(
+            images=sum(shard.samples for shard in shards),
+            instances=sum(part.instances for part in parts),
+            crowd=sum(part.crowd for part in parts),
+            problems=problems[name].counts,
+            shards=shards,
+        )
+    ids = sorted(set().union(*(part.categories for parts in scans.values() for part in parts)))
+    return Manifest([Category(id_, str(id_)) for id_ in ids], splits), problems
+
+
+def foreign_record(text: bytes | memoryview, where: str) -> Record:
+    """A record as others write it, checked: what is odd in it is mended or left out as in a COCO
+    file (``checks.py``).
+
+    Raises:
+        DataError: it is no record of an image; the message begins with ``where``.
+    """
+    try:
+        raw = orjson.loads(text)
+        image_id, width, height = _facts(raw)
+    except ValueError as error:
+        raise DataError(f"{where}: its record is damaged: {error}") from error
+    annotations = []
+    for number, entry in enumerate(_entries(raw)):
+        id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
+        if category_id is None:
+            continue  # counted when the tar was indexed
+        polygons = entry.get("polygons")
+        given = entry | {
+            "id": number if id_ is None else id_,
+            "category_id": category_id,
+            "segmentation": entry.get("segmentation") or polygons,
+        }
+        annotation = check_annotation(given, height, width, where, Problems())
+        if annotation is None:
+            continue
+        if "polygons" not in annotation and polygons and _are_polygons(polygons):
+            annotation["polygons"] = polygons
+        annotations.append(annotation)
+    name = raw.get("file_name")
+    return {
+        "image_id": image_id,
+        "file_name": name if is_text(name) else "",
+        "width": width,
+        "height": height,
+        "annotations": annotations,
+    }
+
+
+def _known(tar: Path, cache: Cache) -> _Scan:
+    """What a tar holds, as it was found out before, by whichever process, or else now."""
+    try:
+        status = tar.stat()
+        key = f"{_VERSION}\0{tar.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    except OSError as error:
+        raise InputError(f"{tar}: cannot be read: {error.strerror}") from None
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    path = cache.folder / FOLDER / f"{name}.json"
+    with cache.lock(name):
+        scan = _load(path, tar.name)
+        if scan is None:
+            scan, rows = _scan(tar, f"{name}.npy")
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path.with_suffix(".npy")) as file:
+                file.write(rows)
+            with whole_file(path) as file:
+                file.write(_dump(scan))
+    return scan
+
+
+def _scan(tar: Path, index: str) -> tuple[_Scan, bytes]:
+    try:
+        with tar.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{tar}: cannot be read: {error}") from None
+    scan = _Scan(Shard(tar.name, 0, len(data), "", index, ""))
+    try:
+        rows = [row for key, sample in _samples(data) if (row := _row(data, key, sample, scan))]
+    except InputError as error:
+        raise InputError(f"{tar}: {error}: copy or write it again") from None
+    content = index_bytes(np.array(rows, INDEX_DTYPE))
+    hashes = hashlib.sha256(data).hexdigest(), hashlib.sha256(content).hexdigest()
+    scan.shard = Shard(tar.name, len(rows), len(data), hashes[0], index, hashes[1])
+    return scan, content
+
+
+def _samples(data: memoryview) -> Iterator[tuple[str, dict[str, list[_Member]]]]:
+    """Yields key and members by extension, in lower case, of what follows one another."""
+    named = (
+        (match[1], match[2].lower(), member)
+        for member in members(data, plain=False)
+        # As webdataset has it: the key ends at the first dot; hidden files have none.
+        if (match := re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]*)", member[0], re.DOTALL))
+    )
+    for key, group in itertools.groupby(named, lambda part: part[0]):
+        sample: dict[str, list[_Member]] = {}
+        for _, extension, member in group:
+            sample.setdefault(extension, []).append(member)
+        yield key, sample
+
+
+def _row(
+    data: memoryview, key: str, sample: dict[str, list[_Member]], scan: _Scan
+) -> tuple[int, ...] | None:
+    """The row of a sample in the index; None if it is left out."""
+    pictures = [m for extension in sample if extension in _IMAGES for m in sample[extension]]
+    records = sample.get("json", [])
+    example = f"{key} in {scan.shard.name}"
+    if len(pictures) != 1 or len(records) != 1:
+        lacks = "image" if len(pictures) != 1 else ".json"
+        count = "no" if not (pictures if lacks == "image" else records) else "more than one"
+        scan.problems.add(f"{count} {lacks} {_LEFT_OUT}", example)
+        return None
+    (_, image_at, image_bytes), (_, json_at, json_bytes) = pictures[0], records[0]
+    image, text = data[image_at : image_at + image_bytes], data[json_at : json_at + json_bytes]
+    try:
+        raw = orjson.loads(text)
+        image_id, width, height = _facts(raw)
+        if max(image_bytes, json_bytes) >= 2**32:
+            raise ValueError("it has 4 GiB or more")
+    except orjson.JSONDecodeError:
+        scan.problems.add(f"its .json is not JSON {_LEFT_OUT}", example)
+        return None
+    except ValueError as error:
+        scan.problems.add(f"{error} {_LEFT_OUT}", example)
+        return None
+    for entry in _entries(raw):
+        category_id = as_id(entry.get("category_id"))
+        if category_id is None:
+            scan.problems.add("category_id is not a whole number (instance left out)", example)
+        elif not (entry.get("segmentation") or entry.get("polygons")):
+            scan.problems.add("no segmentation (instance left out)", example)
+        else:
+            scan.categories.add(category_id)
+            scan.instances += 1
+            scan.crowd += entry.get("iscrowd") in (1, "1")
+    at = image_at, image_bytes, json_at, json_bytes
+    return (*at, width, height, image_id, checksum(image), checksum(text))
+
+
+def _facts(raw: Any) -> tuple[int, int, int]:
+    """Image id, width and height of a record; ValueError if it lacks one."""
+    if not isinstance(raw, dict):
+        raise ValueError("its .json is not an object")
+    image_id, width, height = (as_id(raw.get(key)) for key in ("image_id", "width", "height"))
+    if image_id is None:
+        raise ValueError("its .json has no whole number as image_id")
+    if width is None or height is None or not 0 < min(width, height) <= max(width, height) < 2**20:
+        raise ValueError("its .json has no width and height")
+    return image_id, width, height
+
+
+def _entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    annotations = raw.get("annotations")
+    if not isinstance(annotations, list):
+        return []
+    return [entry for entry in annotations if isinstance(entry, dict)]
+
+
+def _are_polygons(value: Any) -> bool:
+    try:
+        for polygon in value:
+            masks.check_polygon(polygon)
+    except (ValueError, TypeError):
+        return False
+    return isinstance(value, list)
+
+
+def _dump(scan: _Scan) -> bytes:
+    return orjson.dumps(
+        {
+            "samples": scan.shard.samples,
+            "bytes": scan.shard.bytes,
+            "sha256": scan.shard.sha256,
+            "index": scan.shard.index,
+            "index_sha256": scan.shard.index_sha256,
+            "categories": sorted(scan.categories),
+            "instances": scan.instances,
+            "crowd": scan.crowd,
+            "problems": scan.problems.counts,
+            "examples": scan.problems.examples,
+        }
+    )
+
+
+def _load(path: Path, name: str) -> _Scan | None:
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):  # not there yet, or not whole: it is made anew
+        return None
+    keys = ("samples", "bytes", "sha256", "index", "index_sha256")
+    shard = Shard(name, *(content[key] for key in keys))
+    if not path.with_name(shard.index).is_file():
+        return None
+    problems = Problems()
+    problems.counts, problems.examples = content["problems"], content["examples"]
+    return _Scan(
+        shard, set(content["categories"]), content["instances"], content["crowd"], problems
+    )
