@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from autotimm.data.synthetic import make_dataset
 
 SQUARE = [[10.0, 8.0, 30.0, 8.0, 30.0, 28.0, 10.0, 28.0]]
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "star", "supercategory": "shape"}]
@@ -62,4 +65,31 @@ def write(
     for name, data in ({"a.jpg": picture()} if files is None else files).items():
         (root / split / name).parent.mkdir(parents=True, exist_ok=True)
         (root / split / name).write_bytes(data)
+    return root
+
+
+def mixed(root: Path, counts: tuple[int, int, int] = (5, 5, 3)) -> Path:
+    """Painted images of 96 x 64 pixels, 64 x 96 and 96 x 96, so many of each to train on; one of
+    each to validate on."""
+    whole: dict[str, dict[str, Any]] = {}
+    for n, (count, size) in enumerate(zip(counts, ((64, 96), (96, 64), 96), strict=True)):
+        part = root.parent / f"{root.name}-{n}"
+        make_dataset(part, train=count, val=1, size=size, seed=n)
+        for split in ("train2017", "val2017"):
+            content = json.loads((part / f"annotations/instances_{split}.json").read_text())
+            (root / split).mkdir(parents=True, exist_ok=True)
+            for entry in content["images"]:
+                name = f"{n}-{entry['file_name']}"
+                shutil.copy(part / split / entry["file_name"], root / split / name)
+                entry |= {"file_name": name, "id": entry["id"] * 3 + n}
+            for entry in content["annotations"]:
+                entry |= {"image_id": entry["image_id"] * 3 + n, "id": entry["id"] * 3 + n}
+            if n:
+                for key in ("images", "annotations"):
+                    whole[split][key] += content[key]
+            else:
+                whole[split] = content
+    (root / "annotations").mkdir()
+    for split, content in whole.items():
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     return root

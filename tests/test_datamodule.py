@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coco_folder import mixed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -34,6 +35,11 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("painted") / "coco"
     make_dataset(folder, train=IMAGES, val=VAL, size=(64, 96))
     return folder
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed(tmp_path_factory.mktemp("mixed") / "coco")
 
 
 @pytest.fixture(scope="module")
@@ -496,6 +502,29 @@ def test_a_split_of_crowds_is_nothing_to_train_on(coco_folder: Path, tmp_path: P
         ({"std": (float("nan"), 1, 1)}, r"std is \(nan, 1, 1\), but must be three finite numbers"),
         ({"mean": (0, float("inf"), 0)}, "mean is .* must be three finite numbers"),
         ({"mean": (float("-inf"), float("inf"), 0)}, "mean is .* must be three finite numbers"),
+        ({"max_corrupt": 1.5}, "max_corrupt is 1.5, but must be a number from 0 to 1"),
+        ({"max_corrupt": float("nan")}, "max_corrupt is nan"),
+        ({"max_corrupt": True}, "max_corrupt is True"),
+        ({"aspect_buckets": "yes"}, "aspect_buckets is 'yes', but must be true, false or a list"),
+        ({"aspect_buckets": []}, "aspect_buckets has no canvas besides that of image_size, 640 x"),
+        ({"aspect_buckets": [[640, 640]]}, "aspect_buckets has no canvas besides"),
+        ({"aspect_buckets": [[512, 512]]}, "aspect_buckets: 512 x 512 must have one side of image"),
+        ({"aspect_buckets": [[512, 800]]}, "aspect_buckets: 512 x 800 must have one side of image"),
+        ({"aspect_buckets": [[512, "640"]]}, "a canvas of aspect_buckets is .512, '640'., but"),
+        (
+            {"aspect_buckets": [[32 * n, 640] for n in range(1, 9)]},
+            "aspect_buckets has 8 canvases besides that of image_size, but fewer than 8",
+        ),
+        ({"aspect_buckets": True, "image_size": 64}, "aspect_buckets has no canvas besides"),
+        (
+            {"aspect_buckets": True, "image_size": (512, 640)},
+            r"aspect_buckets=True needs a square image_size, not 512 x 640: give the list",
+        ),
+        ({"aspect_buckets": True, "resize": "stretch"}, "aspect_buckets needs resize='letterbox'"),
+        (
+            {"aspect_buckets": True, "custom_train_transforms": dict},
+            "custom_train_transforms decide on their images' size themselves: leave out aspect_b",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_at_once(
@@ -503,6 +532,30 @@ def test_bad_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(InputError, match=match):
         InstanceSegmentationDataModule(**({"data_dir": coco_folder} | options))
+
+
+def test_aspect_buckets(mixed_folder: Path) -> None:
+    """Wide, tall and square images come on canvases of their own, each once, unreduced."""
+    options = {"image_size": 96, "aspect_buckets": True, "augmentation_preset": Augmentation()}
+    data = module(mixed_folder, **options)
+    assert data.canvases == ((96, 96), (64, 96), (96, 64))
+    batches = list(data.train_dataloader())
+    seen = [i for batch in batches for i in batch["image_id"].tolist()]
+    assert len(seen) == 14
+    assert len(set(seen[:IMAGES])) == IMAGES
+    shapes = set()
+    for batch in batches:
+        canvas = tuple(batch["image"].shape[2:])
+        shapes.add(canvas)
+        for (height, width), (across, down) in zip(
+            batch["original_size"].tolist(), batch["scale"].tolist(), strict=True
+        ):
+            assert canvas in ((96, 96), (height, width))
+            assert across == down == pytest.approx(96 / max(height, width))
+        inside = batch["boxes"] <= torch.tensor([canvas[1], canvas[0]] * 2)
+        assert inside.all()
+    assert shapes == set(data.canvases)
+    assert {b["image"].shape[2:] for b in data.val_dataloader()} == {(96, 96)}
 
 
 def test_an_augmentation_of_ones_own(coco_folder: Path) -> None:

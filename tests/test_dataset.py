@@ -14,8 +14,9 @@ import webdataset
 
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
-from autotimm.streaming.dataset import SampleStream, StreamLoader
+from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError, decode_image
+from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.order import sample_rng
 from autotimm.streaming.pipeline import webdataset_pipeline
 from autotimm.streaming.store import Source, open_source
@@ -174,8 +175,9 @@ def test_resume_on_another_world(source: Source) -> None:
     for rank in range(2):
         other = loader(source, World(rank, 2), batch_size=2)
         other.load_state_dict(state)
-        assert len(other) == 2 + 2  # six consumed are two batches of four, five are left
+        assert (len(other), other.step) == (3, 1)  # five are left, for two of three batches
         rest.append(list(other))
+        assert other.step == 3
     left = [ids(step) for step in zip(*rest, strict=True)]
     order = ids(loader(source, batch_size=1))
     assert ids(part) == order[:6]
@@ -207,9 +209,11 @@ def test_an_image_that_does_not_decode_is_named(
     folder = shutil.copytree(coco_folder, tmp_path / "coco")
     image = sorted((folder / "train2017").iterdir())[5]
     image.write_bytes(image.read_bytes()[:300])
-    with pytest.raises(DataError) as error:
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError) as error:
         list(loader(open_source(folder, "train"), workers=workers))
-    assert str(error.value).startswith(f"{image.name} (in ")
+    assert f": {image.name} (in " in str(error.value)
+    assert "max_corrupt=0.01 of a rank's 11 in an epoch" in str(error.value)
+    assert "raise max_corrupt" in str(error.value)
     assert "instances_train2017.json" in str(error.value)
     assert "cannot be decoded" in str(error.value)
     assert "\n" not in str(error.value)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 import tracemalloc
 
 import numpy as np
 import pytest
+import webdataset
 
 from autotimm.streaming.order import (
     EpochOrder,
@@ -117,6 +119,27 @@ def test_shards_are_mixed_within_a_window_only() -> None:
     assert order.window_shards(3).size == 0
     first, second = (order.locate(np.arange(288) + start)[1] for start in (0, 288))
     assert first.tolist() != second.tolist()  # each window has a permutation of its own
+
+
+def test_it_mixes_no_worse_than_a_shuffle_buffer_of_10000() -> None:
+    """Samples that follow each other in a shard get as far apart, over a set of COCO's size."""
+    sizes = np.array([1000] * 118 + [287])
+    order = EpochOrder(sizes, seed=0, epoch=0, shuffle=True)
+    shard, index = order.locate(np.arange(order.samples))
+    draw = random.Random(0)
+    shards = draw.sample(range(119), 119)
+    stream = (1000 * s + i for s in shards for i in range(sizes[s]))
+    buffered = list(webdataset.filters.shuffle(10_000, initial=10_000, rng=draw)(stream))
+    distances = []
+    for epoch in (1000 * shard + index, np.array(buffered)):
+        apart = np.abs(np.diff(np.argsort(epoch)))
+        distances.append(np.delete(apart, np.arange(999, len(apart), 1000)))
+    ours, theirs = distances
+    assert len(ours) == len(theirs) == 118_287 - 119
+    assert ours.mean() >= theirs.mean()
+    assert np.median(ours) >= np.median(theirs)
+    for near in (10, 100, 1000):
+        assert (ours <= near).mean() <= (theirs <= near).mean()
 
 
 def test_the_order_is_the_same_for_ever() -> None:

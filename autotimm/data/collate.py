@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from autotimm.data.transforms import Sample, checked_rle, label_of
-from autotimm.streaming.decode import DataError
 from autotimm.structures import MASK_CROP, Record
 
 SMALLEST_BUCKET = 8
@@ -26,15 +25,12 @@ def bucket(instances: int) -> int:
     return max(SMALLEST_BUCKET, 1 << (instances - 1).bit_length()) if instances else SMALLEST_BUCKET
 
 
-def collate(
-    samples: list[Sample], padding: list[bool], labels: dict[int, int] | None = None
-) -> dict[str, Any]:
+def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
     """Makes a batch.
 
     Args:
-        samples: B of them, of one canvas size; all with masks or all without.
+        samples: B of them, of one canvas size; all with masks or all without, and so with targets.
         padding: [B], whether each is a mere repeat.
-        labels: category id -> label; given, the batch carries ``target``, for evaluation.
 
     Returns:
         A ``structures.Batch``, but for the arrays in ``target``, which are NumPy's: each tensor
@@ -69,8 +65,8 @@ def collate(
     }
     if crops is not None:
         batch["masks"] = crops
-    if labels is not None:
-        batch["target"] = [target(record, labels) for record in records]
+    if samples[0].target is not None:
+        batch["target"] = [s.target for s in samples]
     return batch
 
 
@@ -82,11 +78,8 @@ def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
     """
     annotations = record["annotations"]
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
-    try:
-        rles = [checked_rle(a, record) for a in annotations]
-        classes = [label_of(a["category_id"], labels) for a in annotations]
-    except DataError as error:
-        raise DataError(f"{record['file_name']}: {error}") from error
+    rles = [checked_rle(a, record) for a in annotations]
+    classes = [label_of(a["category_id"], labels) for a in annotations]
     return {
         "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
         "labels": np.array(classes, np.int64),

@@ -9,7 +9,6 @@ is, and a fit that goes on from it begins there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
 from autotimm.data.splits import check_categories, check_instances
 from autotimm.streaming import remote
-from autotimm.streaming.dataset import SampleStream, StreamLoader
+from autotimm.streaming.dataset import SampleStream
+from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source, open_source, split_names
 from autotimm.structures import InputError, World
 from autotimm.units import byte_count
@@ -70,6 +70,12 @@ class InstanceSegmentationDataModule(LightningDataModule):
         prefetch_factor: batches that each worker makes ahead.
         custom_train_transforms: an albumentations ``Compose`` to vary training images with, in
             place of the preset; ``data/custom.py`` tells how it is used.
+        aspect_buckets: True has every training step take one of three canvases, that of image_size
+            and two narrower ones, for images of that shape; a list of heights and widths has it
+            choose among these and that of image_size. No image becomes smaller. Not with
+            ``custom_train_transforms``. Evaluation stays on the canvas of image_size.
+        max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
+            be used; with more the run stops and lists them.
 
     Raises:
         InputError: an argument cannot be used.
@@ -97,6 +103,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         pin_memory: bool | None = None,
         prefetch_factor: int = 2,
         custom_train_transforms: Transforms | None = None,
+        aspect_buckets: bool | list[list[int]] = False,
+        max_corrupt: float = 0.01,
     ) -> None:
         super().__init__()
         self.data_dir = str(data_dir)
@@ -116,6 +124,13 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.augmentation = augmentation_of(augmentation_preset)
         self.custom_train_transforms = options.pipeline(custom_train_transforms)
         self.resize = options.one_of("resize", resize, transforms.RESIZES)
+        self.canvases = options.canvases(aspect_buckets, self.image_size, resize)
+        if self.canvases and custom_train_transforms is not None:
+            raise InputError(
+                "custom_train_transforms decide on their images' size themselves: leave out "
+                "aspect_buckets"
+            )
+        self.max_corrupt = options.share("max_corrupt", max_corrupt)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.mean, self.std = options.three("mean", mean), options.three("std", std, above=0)
         self.masks = masks
@@ -298,12 +313,14 @@ class InstanceSegmentationDataModule(LightningDataModule):
         stream = SampleStream(
             self.source(split),
             load,
-            partial(collate.collate, labels=None if train else labels),
+            collate.collate,
             world=world,
             batch_size=batch_size,
             seed=self.seed,
             shuffle=shuffle,
             pad=not train,
+            canvases=self.canvases if train else (),
+            max_corrupt=self.max_corrupt,
         )
         loader = StreamLoader(
             stream,

@@ -9,6 +9,7 @@ import numpy as np
 
 from autotimm.data import transforms
 from autotimm.data.augmentation import Augmentation
+from autotimm.data.collate import target
 from autotimm.data.custom import Transforms, custom_sample
 from autotimm.streaming.decode import decode_image
 from autotimm.structures import Record
@@ -43,14 +44,24 @@ class Load:
     with_masks: bool
 
     def __call__(
-        self, data: bytes | memoryview, record: Record, rng: np.random.Generator
+        self,
+        data: bytes | memoryview,
+        record: Record,
+        rng: np.random.Generator,
+        canvas: tuple[int, int] | None = None,
     ) -> transforms.Sample:
-        """Makes the sample; DataError if the image or an annotation cannot be used."""
+        """Makes the sample, on a canvas of its step if there is one.
+
+        Raises:
+            DataError: the image or an annotation cannot be used.
+        """
         image = decode_image(data, record["width"], record["height"])
-        given = (image, record, self.labels, self.canvas)
+        given = (image, record, self.labels, canvas or self.canvas)
         how = _Options(resize=self.resize, fill=self.fill, with_masks=self.with_masks)
         if self.vary is None:
-            return transforms.evaluation_sample(*given, **how)
+            sample = transforms.evaluation_sample(*given, **how)
+            sample.target = target(record, self.labels)
+            return sample
         if isinstance(self.vary, Augmentation):
             return transforms.training_sample(*given, self.vary, rng, **how)
         return custom_sample(*given, self.vary, rng, **how)

@@ -4,35 +4,104 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from autotimm.data.custom import Transforms
+from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 
 STRIDE = 32
 """Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
+NARROW = 0.8
+"""Of a side, in the canvases of ``aspect_buckets=True``: photographs are 3:4 or narrower."""
+MOST_CANVASES = 8
+"""A compiled model is compiled for each of them."""
 
 
-def canvas(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def canvas(image_size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
     """Height and width of the canvas in pixels, rounded up to multiples of ``STRIDE``.
 
     Args:
         image_size: one side for both, or height and width.
+        name: of the argument.
 
     Raises:
         InputError: it is neither, or out of range.
     """
-    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
+    sides: Any = image_size if isinstance(image_size, list | tuple) else [image_size] * 2
     if (
         len(sides) != 2
         or any(isinstance(s, bool) or not isinstance(s, int) for s in sides)
         or not all(STRIDE <= s <= 16384 for s in sides)
     ):
         raise InputError(
-            f"image_size is {image_size!r}, but must be a number of pixels, or height and width, "
+            f"{name} is {image_size!r}, but must be a number of pixels, or height and width, "
             f"from {STRIDE} to 16384"
         )
     height, width = (-(-s // STRIDE) * STRIDE for s in sides)
     return height, width
+
+
+def canvases(
+    aspect_buckets: bool | Sequence[Sequence[int]], image_size: tuple[int, int], resize: str
+) -> Canvases:
+    """The canvases among which training chooses, that of ``image_size`` first; none without.
+
+    Args:
+        aspect_buckets: True for two narrower ones of a square, a list of heights and widths, or
+            False.
+        image_size: height and width of the largest canvas.
+        resize: one of ``transforms.RESIZES``.
+
+    Raises:
+        InputError: they are no canvases, or such as no image would come to lie on.
+    """
+    if aspect_buckets is False:
+        return ()
+    if resize != "letterbox":
+        raise InputError(
+            f"aspect_buckets needs resize='letterbox': {resize!r} leaves no room that they save"
+        )
+    height, width = image_size
+    if aspect_buckets is True:
+        if height != width:
+            raise InputError(
+                f"aspect_buckets=True needs a square image_size, not {height} x {width}: give the "
+                f"list of canvases, as [[{height}, {width}], ...]"
+            )
+        narrow = round(NARROW * height / STRIDE) * STRIDE
+        found = [(narrow, width), (height, narrow)]
+    elif isinstance(aspect_buckets, list | tuple):
+        found = [canvas(pair, "a canvas of aspect_buckets") for pair in aspect_buckets]
+    else:
+        raise InputError(
+            f"aspect_buckets is {aspect_buckets!r}, but must be true, false or a list of canvases"
+        )
+    found = [c for c in dict.fromkeys(found) if c != image_size]
+    if not found:
+        raise InputError(
+            f"aspect_buckets has no canvas besides that of image_size, {height} x {width}, to "
+            "choose from: leave it out, or take a larger image_size"
+        )
+    for h, w in found:
+        if h > height or w > width or (h < height and w < width):
+            raise InputError(
+                f"aspect_buckets: {h} x {w} must have one side of image_size, {height} x {width}, "
+                "and the other smaller: no image would be as large on it"
+            )
+    if len(found) >= MOST_CANVASES:
+        raise InputError(
+            f"aspect_buckets has {len(found)} canvases besides that of image_size, but fewer than "
+            f"{MOST_CANVASES} are possible"
+        )
+    return image_size, *found
+
+
+def share(name: str, value: float) -> float:
+    """A number from 0 to 1; InputError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{name} is {value!r}, but must be a number from 0 to 1")
+    return float(value)
 
 
 def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -62,6 +63,7 @@ class Sample:
     boxes: np.ndarray  # [N, 4] float32, canvas pixels
     labels: np.ndarray  # [N] int64
     masks: np.ndarray | None  # [N, MASK_CROP, MASK_CROP] uint8
+    target: dict[str, Any] | None = None  # in evaluation: ``collate.target``
 
 
 def fit(width: int, height: int, canvas: tuple[int, int], resize: str) -> Placement:

@@ -15,11 +15,15 @@ Invariants:
 * after ``consumed`` samples any world can go on, with exactly the samples that are left;
 * memory holds a few numbers a shard and one window of samples, however many samples there are.
 
+``streaming/buckets.py`` regroups this order by the shape of the images.
+
 The permutations are argsorts of Philox's raw stream, which NumPy guarantees to stay as it is
 (NEP 19), unlike ``Generator.permutation``: a run can be resumed under another NumPy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +58,38 @@ def batch_positions(
     """
     start = consumed + (step * world.size + world.rank) * batch_size
     return np.arange(start, start + batch_size, dtype=np.int64)
+
+
+class Plan:
+    """The batches of one rank of what is left of an epoch.
+
+    Args:
+        order: of the epoch.
+        world: this rank and the number of ranks.
+        batch_size: of one rank.
+        consumed: samples of this epoch that all ranks together have had before.
+    """
+
+    def __init__(self, order: EpochOrder, world: World, batch_size: int, consumed: int = 0) -> None:
+        self._order, self._world, self._batch_size = order, world, batch_size
+        self._consumed = consumed
+        self.steps = steps_per_epoch(order.samples, world.size, batch_size, consumed)
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Positions [batch_size] in the epoch's order of batch ``step``; see batch_positions."""
+        return batch_positions(step, self._world, self._batch_size, self._consumed)
+
+    def canvas(self, step: int) -> tuple[int, int] | None:
+        """Height and width of the images of a step; None leaves it to who loads them."""
+        return None
+
+    def window(self, step: int) -> int:
+        """The window of the order that this rank has reached at a step."""
+        return self._order.window_of(int(self.positions(step)[0]))
+
+    def substitutes(self, position: int, step: int) -> Iterable[int]:
+        """Positions of the samples that may take the place of one of a step, the best first."""
+        return range(position + 1, position + self._order.samples)
 
 
 class EpochOrder:
@@ -114,6 +150,17 @@ class EpochOrder:
             return self._shards[span]
         return np.arange(len(self._sizes), dtype=np.int64)[span]
 
+    def gather(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Brings one value a sample, given shard after shard, into the epoch's order."""
+        firsts = np.cumsum(self._sizes) - self._sizes
+        out = np.empty_like(values)
+        for k in range(self.windows):
+            shards, _, order = self._window(k)
+            spans = zip(firsts[shards].tolist(), self._sizes[shards].tolist(), strict=True)
+            here = np.concatenate([values[a : a + n] for a, n in spans])
+            out[self._starts[k] : self._starts[k + 1]] = here if order is None else here[order]
+        return out
+
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the samples at these positions lie.
 
@@ -161,4 +208,7 @@ def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> NDArray[np.int
     """A seeded permutation of ``range(n)``."""
     # The spawn key keeps these streams apart from sample_rng's.
     stream = np.random.Philox(np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(1,)))
-    return np.argsort(stream.random_raw(n), kind="stable")
+    keys = stream.random_raw(n)
+    order = np.argsort(keys)  # several times as fast as a stable sort, which differs in ties alone
+    drawn = keys[order]
+    return np.argsort(keys, kind="stable") if (drawn[1:] == drawn[:-1]).any() else order
