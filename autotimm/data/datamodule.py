@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from autotimm import coco
 from autotimm.coco import Category
@@ -24,6 +23,7 @@ from autotimm.data import collate, options, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
+from autotimm.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from autotimm.data.splits import check_categories, check_instances
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream
@@ -33,8 +33,6 @@ from autotimm.structures import InputError, World
 from autotimm.units import byte_count
 
 _LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class InstanceSegmentationDataModule(LightningDataModule):
@@ -142,7 +140,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self._splits: list[str] | None = None
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
         self._pending: dict[str, Any] | None = None  # state for the training loader to come
-        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._normalize = Normalize(self.mean, self.std)
 
     @property
     def categories(self) -> list[Category]:
@@ -230,15 +228,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalises the images, on the device: uint8 to float32, by mean and std."""
-        image = batch["image"]
-        if image.dtype == torch.uint8:
-            if image.device not in self._scale:
-                # Made once: a small copy to a GPU at every step would wait for it every time.
-                std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
-                mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
-                self._scale[image.device] = (1 / (255 * std), mean / std)
-            factor, shift = self._scale[image.device]
-            batch["image"] = image.float().mul_(factor).sub_(shift)
+        if batch["image"].dtype == torch.uint8:
+            batch["image"] = self._normalize(batch["image"])
         return batch
 
     def state_dict(self) -> dict[str, Any]:
