@@ -290,6 +290,10 @@ def _write(
     if not todo:
         return done
     most = min(usable_cpus(), _MOST_WORKERS) if workers is None else workers
+    if dst is not None and dst.one_process:
+        if workers is not None and workers > 1:
+            raise InputError(f"--workers: {dst} is seen by one process only")
+        most = 1
     outcome.workers = min(most, len(todo))
     work = _Work(job.indices, job.plans, dst)
     images = sum(len(job.plans[k][1].samples) for k in todo)

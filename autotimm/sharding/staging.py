@@ -54,6 +54,7 @@ class LocalFolder:
 
     dst: Path
     replaceable: ClassVar[bool] = True
+    one_process: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return str(self.dst)

@@ -62,6 +62,11 @@ class RemoteFolder:
         """Of the URL."""
         return urlsplit(self.url).scheme.lower()
 
+    @property
+    def one_process(self) -> bool:
+        """Whether other processes would not see what this one writes."""
+        return self.scheme == "memory"
+
     def check(self, splits: Sequence[str], overwrite: bool) -> None:
         """Sees that the store can be reached, before the source is read.
 
@@ -248,10 +253,11 @@ class RemoteFolder:
         self._retried("cleaned up", attempt)
 
     def _retried(self, what: str, attempt: Callable[[Any, str], _T]) -> _T:
-        store = self._store()
         for tried in range(1, self.attempts + 1):
             try:
-                return attempt(*store)
+                return attempt(*self._store())
+            except InputError:
+                raise
             # The back ends raise their libraries' own errors, which have no class in common.
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
