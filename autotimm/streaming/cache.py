@@ -10,7 +10,6 @@ one open keeps what it reads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +28,6 @@ _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy))\..*\.tmp")
 _ROOM = "room"  # the lock of whoever counts bytes
 _WAIT = 0.05  # seconds between looks at whether others have finished
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ class Cache:
                     try:
                         _download(file, out, self.retry)
                     except OSError as error:
-                        if error.errno not in _FULL or self.limit is None:
+                        if error.errno not in remote.FULL or self.limit is None:
                             raise
                         with self.lock(_ROOM):
                             if not self._remove(file.at_most, keep, urgent):

@@ -7,6 +7,7 @@ what a message shows of a URL has no secret in it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import re
@@ -14,12 +15,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from autotimm.structures import InputError
 
 _T = TypeVar("_T")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room on a disk, or no more of it for this user."""
 
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
@@ -76,8 +80,11 @@ def join(url: str, name: str) -> str:
 
 
 def shown(location: str) -> str:
-    """A folder or URL as messages name it: without a query, which may be a secret."""
-    return urlunsplit(urlsplit(location)._replace(query="")) if "://" in location else location
+    """A folder or URL as messages name it: without password and query, which may be secrets."""
+    if "://" not in location:
+        return location
+    parts = urlsplit(location)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def read_bytes(url: str, retry: Retry) -> bytes:
@@ -109,34 +116,40 @@ def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
         OSError: nothing, or next to nothing, came for ``stall`` seconds; and what else the
             libraries beneath raise.
     """
-    import fsspec  # here, as it takes a while that local shards need not wait
+    import aiohttp  # here, as both take a while that local shards need not wait
+    import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if url.startswith("s3"):
         options["config_kwargs"] = {"connect_timeout": stall, "read_timeout": stall}
         opening: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
     else:
-        import aiohttp
-
         # aiohttp's own limit of 5 minutes in all would end large shards; a stall is what matters.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
         options["client_kwargs"] = {"timeout": timeout}
         # One stream rather than ranges; the size is given so that it is not asked for before,
         # which signed URLs would refuse.
         opening = {"block_size": 0, "size": 1}
-    files, path = fsspec.url_to_fs(url, **options)
-    with files.open(path, "rb", **opening) as stream:
-        count, since, before = 0, time.monotonic(), 0
-        while count <= at_most and (chunk := stream.read(_CHUNK)):
-            count += len(chunk)
-            yield chunk
-            now = time.monotonic()
-            if now - since > stall:
-                if count - before < _TRICKLE * (now - since):
-                    raise OSError(
-                        f"only {count - before:,} bytes came in {now - since:.0f} seconds"
-                    )
-                since, before = now, count
+    try:
+        files, path = fsspec.url_to_fs(url, **options)
+        with files.open(path, "rb", **opening) as stream:
+            yield from _unless_it_trickles(stream, at_most, stall)
+    except TimeoutError:
+        raise OSError(f"nothing came for {stall:g} seconds") from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # that of a redirect
+        raise _RefusedError(f"{error} is not an http(s) address") from None
+
+
+def _unless_it_trickles(stream: BinaryIO, at_most: int, stall: float) -> Iterator[bytes]:
+    count, before, since = 0, 0, time.monotonic()
+    while count <= at_most and (chunk := stream.read(_CHUNK)):
+        count += len(chunk)
+        yield chunk
+        seconds = time.monotonic() - since
+        if seconds > stall:
+            if count - before < _TRICKLE * seconds:
+                raise OSError(f"only {count - before:,} bytes came in {seconds:.1f} seconds")
+            before, since = count, since + seconds
 
 
 def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
@@ -158,13 +171,19 @@ def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
             final = isinstance(error, _RefusedError | PermissionError) or (
                 400 <= status < 500 and status not in (408, 425, 429)
             )
-            if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise InputError(
                     f"{name}: no space left for it: set cache_limit, or cache_dir to another disk"
                 ) from None
             if final or not left:
-                reason = str(error).split("\n")[0].replace(url, name) or type(error).__name__
+                reason = _without_secrets(str(error).split("\n")[0].replace(url, name))
+                reason = reason or type(error).__name__
                 tries = "" if final else f" after {retry.attempts} tries"
                 raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
             time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
     raise ValueError("at least one attempt is needed")
+
+
+def _without_secrets(text: str) -> str:
+    """A library's message without passwords and queries of URLs, such as a redirect brought."""
+    return re.sub(r"(://)(?:[^/?\s'\"]*@)?([^?\s'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
