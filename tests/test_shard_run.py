@@ -459,6 +459,23 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
 # One at a time, and in parts.
 
 
+def test_what_leads_out_of_the_folder_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source(tmp_path / "coco")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    (tmp_path / "out" / WORK).symlink_to(tmp_path / "mine")
+    for options in ([], ["--overwrite"], ["--part", "1/2"]):
+        assert shard(tmp_path / "coco", tmp_path / "out", *options) == 2
+        assert f"{WORK}: is no folder of an unfinished run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]
+    (tmp_path / "out" / WORK).unlink()
+    (tmp_path / "out" / WORK).write_text("a file")
+    assert shard(tmp_path / "coco", tmp_path / "out") == 2
+
+
 def test_one_run_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

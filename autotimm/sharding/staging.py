@@ -68,10 +68,13 @@ class LocalFolder:
         """Refuses early what can be refused without reading the source.
 
         Raises:
-            InputError: it is a file, or a split would be lost.
+            InputError: it is a file, what is in it leads elsewhere, or a split would be lost.
         """
         if self.dst.exists() and not self.dst.is_dir():
             raise InputError(f"{self}: is a file; give a folder for the shards")
+        if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
+            # What lies behind a link is not ours to write to, let alone to clear.
+            raise InputError(f"{self.work}: is no folder of an unfinished run; remove it")
         manifest = self.manifest()
         lost = [name for name in manifest.splits if name not in splits] if manifest else []
         if overwrite and lost:
