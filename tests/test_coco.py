@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pytest
 from coco_folder import SQUARE, annotation, image, picture, write
 from pycocotools.coco import COCO
 
-from autotimm import coco, masks
+from autotimm import coco, jsontext, masks
+from autotimm.checks import as_id, check_annotations
 from autotimm.structures import InputError, Record
 
 NAN = float("nan")
@@ -312,6 +315,143 @@ def test_images_without_annotations_are_kept(tmp_path: Path) -> None:
         {"image_id": 1, "file_name": "a.jpg", "width": 64, "height": 48, "annotations": []}
     ]
     assert not problems
+
+
+def whole(file: Path, folder: Path) -> tuple[list[list[dict]], coco.Problems]:
+    """What a file says of each of its images, by reading it in one go."""
+    content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    problems = coco.Problems()
+    found, slots = coco._find_images(content["images"], folder, problems)
+    categories = [as_id(category["id"]) for category in content["categories"]]
+    dealt: list[list[dict]] = [[] for _ in found.names]
+    nameless = []
+    used = set()
+    for position, raw in enumerate(content["annotations"]):
+        if not isinstance(raw, dict):
+            problems.add("annotation is not an object (left out)", f"annotations[{position}]")
+            continue
+        id_ = as_id(raw.get("id"))
+        shown = f"annotations[{position}]" if id_ is None else f"annotation {id_}"
+        slot = slots.get(as_id(raw.get("image_id")))
+        category = as_id(raw.get("category_id"))
+        if slot is None:
+            problems.add("annotation of an unknown image (left out)", shown)
+        elif category not in categories:
+            problems.add("annotation of an unknown category (left out)", shown)
+        elif slot < 0:
+            problems.add("annotation of an image that is left out (left out)", shown)
+        else:
+            if id_ is None:
+                problems.add("annotation id missing or not a whole number (numbered anew)", shown)
+            elif id_ in used:
+                problems.add("annotation id occurs twice (numbered anew)", shown)
+                id_ = None
+            dealt[slot].append(raw | {"id": id_, "category_id": category})
+            used.add(id_)
+            if id_ is None:
+                nameless.append(dealt[slot][-1])
+    for new, raw in enumerate(nameless, max(used - {None}, default=0) + 1):
+        raw["id"] = new
+    return dealt, problems
+
+
+def assert_read_in_pieces(file: Path, folder: Path) -> None:
+    """Whatever the size of the pieces, one by one or together: the same as in one go."""
+    dealt, problems = whole(file, folder)
+    for piece in (1 if file.stat().st_size < 10_000 else 1000, 100, 2**20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jsontext.scan, "__defaults__", (piece,))
+            patch.setattr(jsontext.Array.values, "__defaults__", (piece,))
+            index = pickle.loads(pickle.dumps(coco.load(file, folder)))  # noqa: S301
+        assert index.problems.lines() == problems.lines()
+        together, single = coco.Problems(), coco.Problems()
+        records = index.records(range(len(index)), together)
+        for i, (record, raws) in enumerate(zip(records, dealt, strict=True)):
+            one_by_one = [
+                check_annotations([(raw, record["height"], record["width"], index.file_name(i))], p)
+                for raw in raws
+                for p in (single,)
+            ]
+            assert record["annotations"] == [a for (a,) in one_by_one if a is not None]
+            assert record["image_id"] == index.image_id(i)
+            assert index.sizes()[i].tolist() == [record["width"], record["height"]]
+            assert index.record(i) == record
+        assert together.lines() == single.lines()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_file_in_pieces_is_the_file(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    ids = [0, 1, 2, "3", 4.0, -5, None, 2**63, 2**70, "x", True]
+    shapes = [SQUARE, [], [[1, 2, 3]], SQUARE * 2, [[9, 9, 99, 9, 9, 99]], None, [SQUARE], 7]
+    extras = [{}, {"attributes": {"occluded": False}}, {"parts": [{"a": [1]}, {"b": "}, {"}]}]
+    annotations = [
+        annotation(
+            id=rng.choice([n, n, n, *ids]),
+            image_id=rng.choice([1, 2, 3, 4, rng.choice(ids)]),
+            category_id=rng.choice([3, 7, 7.0, rng.choice(ids)]),
+            segmentation=rng.choice([SQUARE, SQUARE, rng.choice(shapes)]),
+            area=rng.choice([400, NAN, ...]),
+            bbox=rng.choice([[1.5, 2, 3, 4], [1, 2], ["1", "2", "3", "4"], [0, 0, 1e16, 1]]),
+            **rng.choice(extras),
+        )
+        for n in range(30)
+    ]
+    annotations = [a if rng.random() < 0.95 else rng.choice([7, [a], None]) for a in annotations]
+    images = [image(id=n, file_name=rng.choice("aab") + ".jpg", note="}],{") for n in range(6)]
+    write(tmp_path, images=images, annotations=annotations)
+    file = tmp_path / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    keys = rng.sample(sorted(content), 3)
+    layout = rng.choice([{}, {"separators": (",", ":")}, {"indent": 4}])
+    bom = rng.choice([b"", b"\xef\xbb\xbf"])
+    text = json.dumps({"info": {"a": [{}]}, **{key: content[key] for key in keys}}, **layout)
+    file.write_bytes(bom + text.encode())
+    assert_read_in_pieces(file, tmp_path / "train")
+
+
+def test_real_files_in_pieces_are_the_files(shared_data: Path) -> None:
+    for name in ("coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"):
+        for split in coco.find_splits(shared_data / name).values():
+            assert_read_in_pieces(split.annotation_file, split.image_folder)
+
+
+def test_odd_files_in_pieces_are_the_files(shared_data: Path, tmp_path: Path) -> None:
+    read_by_both = 0
+    for file in sorted((shared_data / "odd").rglob("*.json")):
+        content = json.loads(file.read_text())
+        if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+            continue
+        folder = tmp_path / str(read_by_both)
+        for entry in filter(lambda entry: isinstance(entry, dict), content["images"]):
+            path = folder / str(entry.get("file_name"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(entry.get("width") or 64, entry.get("height") or 48))
+        try:
+            coco.load(file, folder)
+        except InputError:
+            continue
+        assert_read_in_pieces(file, folder)
+        read_by_both += 1
+    assert read_by_both > 5
+
+
+def test_a_file_cut_short_behind_the_index_is_refused(tmp_path: Path) -> None:
+    index = load(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    os.truncate(file, 10)
+    with pytest.raises(InputError, match=r"instances_train\.json: it changed") as error:
+        index.record(0)
+    assert "\n" not in str(error.value)
+
+
+def test_annotation_bytes_are_about_the_records(shared_data: Path) -> None:
+    for name in ("coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"):
+        for split in coco.find_splits(shared_data / name).values():
+            index = coco.load(split.annotation_file, split.image_folder)
+            expected = sum(index.annotation_bytes(i) for i in range(len(index)))
+            real = sum(len(json.dumps(index.record(i))) for i in range(len(index)))
+            assert 0.6 * real < expected < 1.5 * real
 
 
 def test_labels_are_contiguous_by_id_and_keep_the_unused(tmp_path: Path) -> None:

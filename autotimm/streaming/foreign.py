@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 
 from autotimm import images, masks
-from autotimm.checks import Problems, as_id, check_annotation, is_text
+from autotimm.checks import Problems, as_id, check_annotations, is_text
 from autotimm.coco import Category
 from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, whole_file
@@ -126,20 +126,22 @@ def foreign_record(text: bytes | memoryview, where: str) -> Record:
         image_id, width, height = _facts(raw)
     except ValueError as error:
         raise DataError(f"{where}: its record is damaged: {error}") from error
-    annotations = []
+    given = []
     for number, entry in enumerate(_entries(raw)):
         id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
         if category_id is None:
             continue  # counted when the tar was indexed
-        polygons = entry.get("polygons")
-        given = entry | {
+        whole = entry | {
             "id": number if id_ is None else id_,
             "category_id": category_id,
-            "segmentation": entry.get("segmentation") or polygons,
+            "segmentation": entry.get("segmentation") or entry.get("polygons"),
         }
-        annotation = check_annotation(given, height, width, where, Problems())
+        given.append((whole, height, width, where))
+    annotations = []
+    for annotation, (whole, *_) in zip(check_annotations(given, Problems()), given, strict=True):
         if annotation is None:
             continue
+        polygons = whole.get("polygons")
         if "polygons" not in annotation and polygons and _are_polygons(polygons):
             annotation["polygons"] = polygons
         annotations.append(annotation)
