@@ -262,7 +262,7 @@ def _append(
     tar: _Tar | None, images: list[_Image], index: CocoIndex, written: Written
 ) -> list[tuple[int, ...]]:
     """Appends samples whose images have been read; returns their rows of the index."""
-    records = [index.record(image.position, written.problems) for image in images]
+    records = index.records([image.position for image in images], written.problems)
     rows: list[tuple[int, ...]] = []
     pieces: list[bytes | memoryview] = []
     small = b""  # what lies between two images, in one piece
