@@ -21,7 +21,6 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.tar import members
 from autotimm.streaming import foreign
 from autotimm.streaming.decode import DataError
-from autotimm.streaming.foreign import foreign_record
 from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
 from autotimm.structures import InputError
 
@@ -267,29 +266,6 @@ def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_pa
         open_source(tmp_path, "train", tmp_path / "cache")
 
 
-def test_records_as_others_write_them(samples: dict[str, list[Sample]]) -> None:
-    """Polygons alone, in either field; what shards of ours have is read as it is."""
-    record = next(
-        s[2] for s in samples["train"] if any("polygons" in a for a in s[2]["annotations"])
-    )
-    full = next(a for a in record["annotations"] if "polygons" in a)
-    polygons = full["polygons"]
-    bare = {k: v for k, v in full.items() if k not in ("polygons", "segmentation", "iscrowd", "id")}
-    given = [full, bare | {"polygons": polygons}, bare | {"segmentation": polygons}]
-    given += [full | {"polygons": "none"}, bare | {"segmentation": {"size": [1, 1], "counts": "1"}}]
-    read = foreign_record(dumped({**record, "annotations": given}), "here")
-    assert read["annotations"][0] == full
-    for number in (1, 2):
-        assert read["annotations"][number] == full | {"id": number}
-    assert read["annotations"][3] == {k: v for k, v in full.items() if k != "polygons"}
-    assert len(read["annotations"]) == 4
-    lacking = {k: record[k] for k in ("image_id", "width", "height")}
-    assert foreign_record(dumped(lacking), "here") == lacking | {"file_name": "", "annotations": []}
-    for text in (b"{", b"[]", dumped({**lacking, "height": "tall"})):
-        with pytest.raises(DataError, match=r"^here: its record is damaged"):
-            foreign_record(text, "here")
-
-
 def test_names_of_splits(tmp_path: Path) -> None:
     for name in ("train-10", "train-9", "val_000", "test", "shard.1"):
         (tmp_path / f"{name}.tar").write_bytes(b"")
@@ -334,3 +310,13 @@ def test_a_fit_on_tars_of_others(samples: dict[str, list[Sample]], tmp_path: Pat
         enable_model_summary=False, accelerator="cpu",
     ).fit(model, datamodule=data)  # fmt: skip
     assert model.instances > 0 and model.grey.item() != 0
+
+
+def test_a_cache_that_cannot_be_written_says_so(
+    samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "tars", samples)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / foreign.FOLDER).write_bytes(b"in the way")
+    with pytest.raises(InputError, match=r"the index of .*train-000000\.tar cannot be kept there"):
+        open_source(folder, "train", tmp_path / "cache")

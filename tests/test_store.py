@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from servers import Server, serve
 
+from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.sharding.index import INDEX_DTYPE
 from autotimm.streaming import remote, shards
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.remote import Retry
-from autotimm.streaming.shards import checked_record
 from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
 from autotimm.structures import InputError
 
@@ -160,26 +160,6 @@ def test_a_damaged_record_names_its_sample(copy: Path) -> None:
     (copy / "train-000000.idx.npy").unlink()  # the index made anew has the changed bytes' checksum
     with pytest.raises(DataError, match=r"sample \d of .*train-000000\.tar: .*iscrowd"):
         everything(ShardSource(str(copy), "train"))
-
-
-@pytest.mark.parametrize(
-    ("polygons", "reason"),
-    [
-        ("5", "'int' object is not iterable"),
-        ("[5]", "polygon is not a list of numbers"),
-        ('[["a",1,2,3,4,5]]', "polygon is not a list of numbers"),
-        ("[[1,2,3,4]]", "polygon with fewer than 3 points"),
-        ("null", "'NoneType' object is not iterable"),
-    ],
-)
-def test_damaged_polygons_name_their_sample(shard_folder: Path, polygons: str, reason: str) -> None:
-    _, record = ShardSource(str(shard_folder), "train").read(0, 0)
-    record["annotations"][0]["polygons"] = "POLYGONS"  # type: ignore[typeddict-item]
-    text = json.dumps(record).replace('"POLYGONS"', polygons)
-    with pytest.raises(DataError) as error:
-        checked_record(text.encode(), "sample 0 of a.tar")
-    assert str(error.value) == f"sample 0 of a.tar: its record is damaged: {reason}"
-    assert checked_record(text.replace(polygons, "[[1,2,3,4,5,6.5]]", 1).encode(), "")
 
 
 def test_a_split_without_shards_is_refused(copy: Path) -> None:
@@ -405,3 +385,14 @@ def test_prefetching_keeps_to_the_limit(
         time.sleep(0.01)  # files are told apart by when they were used
     assert len(everything(source)) == 10
     assert sum(path.stat().st_size for path in folder.glob("*.*")) <= source._cache.limit  # type: ignore[operator]
+
+
+def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> None:
+    given = {"cache_dir": tmp_path / "cache", "num_workers": 0}
+    data = InstanceSegmentationDataModule(server.url, cache_limit="1kB", **given)
+    with pytest.raises(InputError, match=r"cache_limit is 1,000 bytes, but .* need [0-9,]+: set"):
+        data.source("train")
+    with pytest.raises(InputError, match=r"cache_limit: 512MiB, 1GB or .* not 'much'"):
+        InstanceSegmentationDataModule(server.url, cache_limit="much", **given)
+    data = InstanceSegmentationDataModule(server.url, cache_limit="1GiB", **given)
+    assert data.source("train")._cache.limit == 2**30  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ from autotimm import masks
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
 from autotimm.sharding.manifest import BLOCK, MANIFEST, Shard, read_manifest
 from autotimm.streaming.decode import decode_image
-from autotimm.streaming.shards import checked_record
+from autotimm.streaming.record import checked_record
 from autotimm.structures import InputError, Record
 
 _MOST = 20  # faults named of a shard, and ids of a split that occur twice

@@ -20,20 +20,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
-from autotimm import images, masks
-from autotimm.checks import Problems, as_id, check_annotations, is_text
+from autotimm import images
+from autotimm.checks import Problems, as_id
 from autotimm.coco import Category
 from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, whole_file
 from autotimm.sharding.tar import members
 from autotimm.streaming.cache import Cache
-from autotimm.streaming.decode import DataError
-from autotimm.structures import InputError, Record
+from autotimm.streaming.record import entries, facts
+from autotimm.structures import InputError
 
 FOLDER = "foreign"
 """Where in the cache folder the indices lie."""
@@ -114,47 +113,6 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
     return Manifest([Category(id_, str(id_)) for id_ in ids], splits), problems
 
 
-def foreign_record(text: bytes | memoryview, where: str) -> Record:
-    """A record as others write it, checked: what is odd in it is mended or left out as in a COCO
-    file (``checks.py``).
-
-    Raises:
-        DataError: it is no record of an image; the message begins with ``where``.
-    """
-    try:
-        raw = orjson.loads(text)
-        image_id, width, height = _facts(raw)
-    except ValueError as error:
-        raise DataError(f"{where}: its record is damaged: {error}") from error
-    given = []
-    for number, entry in enumerate(_entries(raw)):
-        id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
-        if category_id is None:
-            continue  # counted when the tar was indexed
-        whole = entry | {
-            "id": number if id_ is None else id_,
-            "category_id": category_id,
-            "segmentation": entry.get("segmentation") or entry.get("polygons"),
-        }
-        given.append((whole, height, width, where))
-    annotations = []
-    for annotation, (whole, *_) in zip(check_annotations(given, Problems()), given, strict=True):
-        if annotation is None:
-            continue
-        polygons = whole.get("polygons")
-        if "polygons" not in annotation and polygons and _are_polygons(polygons):
-            annotation["polygons"] = polygons
-        annotations.append(annotation)
-    name = raw.get("file_name")
-    return {
-        "image_id": image_id,
-        "file_name": name if is_text(name) else "",
-        "width": width,
-        "height": height,
-        "annotations": annotations,
-    }
-
-
 def _known(tar: Path, cache: Cache) -> _Scan:
     """What a tar holds, as it was found out before, by whichever process, or else now."""
     try:
@@ -168,11 +126,17 @@ def _known(tar: Path, cache: Cache) -> _Scan:
         scan = _load(path, tar.name)
         if scan is None:
             scan, rows = _scan(tar, f"{name}.npy")
-            path.parent.mkdir(exist_ok=True)
-            with whole_file(path.with_suffix(".npy")) as file:
-                file.write(rows)
-            with whole_file(path) as file:
-                file.write(_dump(scan))
+            try:
+                path.parent.mkdir(exist_ok=True)
+                with whole_file(path.with_suffix(".npy")) as file:
+                    file.write(rows)
+                with whole_file(path) as file:
+                    file.write(_dump(scan))
+            except OSError as error:
+                raise InputError(
+                    f"{path.parent}: the index of {tar} cannot be kept there: {error.strerror}: "
+                    "set cache_dir to another folder"
+                ) from None
     return scan
 
 
@@ -224,7 +188,7 @@ def _row(
     image, text = data[image_at : image_at + image_bytes], data[json_at : json_at + json_bytes]
     try:
         raw = orjson.loads(text)
-        image_id, width, height = _facts(raw)
+        image_id, width, height = facts(raw)
         if max(image_bytes, json_bytes) >= 2**32:
             raise ValueError("it has 4 GiB or more")
     except orjson.JSONDecodeError:
@@ -233,7 +197,7 @@ def _row(
     except ValueError as error:
         scan.problems.add(f"{error} {_LEFT_OUT}", example)
         return None
-    for entry in _entries(raw):
+    for entry in entries(raw):
         category_id = as_id(entry.get("category_id"))
         if category_id is None:
             scan.problems.add("category_id is not a whole number (instance left out)", example)
@@ -245,34 +209,6 @@ def _row(
             scan.crowd += entry.get("iscrowd") in (1, "1")
     at = image_at, image_bytes, json_at, json_bytes
     return (*at, width, height, image_id, checksum(image), checksum(text))
-
-
-def _facts(raw: Any) -> tuple[int, int, int]:
-    """Image id, width and height of a record; ValueError if it lacks one."""
-    if not isinstance(raw, dict):
-        raise ValueError("its .json is not an object")
-    image_id, width, height = (as_id(raw.get(key)) for key in ("image_id", "width", "height"))
-    if image_id is None:
-        raise ValueError("its .json has no whole number as image_id")
-    if width is None or height is None or not 0 < min(width, height) <= max(width, height) < 2**20:
-        raise ValueError("its .json has no width and height")
-    return image_id, width, height
-
-
-def _entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    annotations = raw.get("annotations")
-    if not isinstance(annotations, list):
-        return []
-    return [entry for entry in annotations if isinstance(entry, dict)]
-
-
-def _are_polygons(value: Any) -> bool:
-    try:
-        for polygon in value:
-            masks.check_polygon(polygon)
-    except (ValueError, TypeError):
-        return False
-    return isinstance(value, list)
 
 
 def _dump(scan: _Scan) -> bytes:

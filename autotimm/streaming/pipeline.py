@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from autotimm.sharding.manifest import MANIFEST
 from autotimm.streaming import remote
 from autotimm.streaming.decode import DataError, decode_image
-from autotimm.streaming.shards import ShardSource, checked_record
+from autotimm.streaming.record import checked_record
+from autotimm.streaming.shards import ShardSource
 from autotimm.structures import InputError, World
 
 if TYPE_CHECKING:

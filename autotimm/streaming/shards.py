@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import math
 import mmap
 import threading
 from collections import OrderedDict, deque
@@ -23,7 +22,6 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm import masks
 from autotimm.coco import Category, Problems
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
@@ -31,6 +29,7 @@ from autotimm.streaming import foreign, remote
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.order import WINDOW
+from autotimm.streaming.record import checked_record, foreign_record
 from autotimm.structures import InputError, Record
 
 _OPEN = 64  # shards kept mapped: a window, and what workers that lag behind still read
@@ -71,7 +70,7 @@ class ShardSource:
         found: dict[str, Problems] = {}
         if self._folder is not None and foreign.are_tars(self._folder):
             manifest, found = foreign.manifest_of_tars(self._folder, self._cache)
-            self._indices, self._record = folder / foreign.FOLDER, foreign.foreign_record
+            self._indices, self._record = folder / foreign.FOLDER, foreign_record
             self._source = "its index"
         else:
             manifest = manifest_of(location, self._folder, self._cache.retry)
@@ -176,7 +175,7 @@ class ShardSource:
             path = self.path(shard)
             if remote.sha256_of(path) != info.sha256:
                 raise InputError(
-                    f"{path}: its content is not what {MANIFEST} says (sha256 differs): "
+                    f"{path}: its content is not what {self._source} says (sha256 differs): "
                     + ("run autotimm-shard again" if self._folder else "delete it")
                 )
 
@@ -187,12 +186,12 @@ class ShardSource:
                 size = path.stat().st_size
             except OSError as error:
                 raise InputError(
-                    f"{path}: {MANIFEST} names it, but: {error.strerror}: copy it here or run "
+                    f"{path}: {self._source} names it, but: {error.strerror}: copy it here or run "
                     "autotimm-shard again"
                 ) from None
             if size != info.bytes:
                 raise InputError(
-                    f"{path}: has {size} bytes, {MANIFEST} says {info.bytes}: copy it again or "
+                    f"{path}: has {size} bytes, {self._source} says {info.bytes}: copy it again or "
                     "run autotimm-shard again"
                 )
 
@@ -322,37 +321,3 @@ def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Mani
 def _fingerprint(info: SplitInfo, categories: list[Category]) -> str:
     content = [[s.sha256, s.samples] for s in info.shards], [[c.id, c.name] for c in categories]
     return hashlib.sha256(orjson.dumps(content)).hexdigest()
-
-
-def checked_record(text: bytes | memoryview, where: str) -> Record:
-    """A record out of a shard, which may come from anywhere."""
-    try:
-        record = orjson.loads(text)
-        size = [_whole(record["height"], 1), _whole(record["width"], 1)]
-        _whole(record["image_id"])
-        if not isinstance(record["file_name"], str):
-            raise ValueError("file_name is not text")
-        for annotation in record["annotations"]:
-            _whole(annotation["id"])
-            _whole(annotation["category_id"])
-            if annotation["iscrowd"] not in (0, 1):
-                raise ValueError("iscrowd is neither 0 nor 1")
-            x, y, w, h = annotation["bbox"]
-            if not math.isfinite(x + y + w + h + annotation["area"]):
-                raise ValueError("a box or area is not finite")
-            rle = annotation["segmentation"]
-            if rle["size"] != size or not isinstance(rle["counts"], str):
-                raise ValueError("a segmentation is no compressed RLE of the image's size")
-            for polygon in annotation.get("polygons", []):
-                masks.check_polygon(polygon)
-    except KeyError as error:
-        raise DataError(f"{where}: its record lacks {error}") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: its record is damaged: {error}") from error
-    return record
-
-
-def _whole(value: Any, least: int | None = None) -> int:
-    if type(value) is not int or (least is not None and value < least):
-        raise ValueError(f"{value!r} is not a whole number in range")
-    return value
