@@ -214,9 +214,9 @@ class Flaky:
     ("failures", "error", "message"),
     [
         (2, OSError("503 slow down"), None),
-        (9, OSError("503 slow down"), "cannot be listed after 3 tries: 503 slow down"),
-        (9, PermissionError("Forbidden"), "cannot be listed: Forbidden"),
-        (9, RuntimeError("https://a:b@c?sig"), "cannot be listed after 3 tries: "),
+        (9, OSError("503 slow down"), "cannot be read after 3 tries: 503 slow down"),
+        (9, PermissionError("Forbidden"), "cannot be read: Forbidden"),
+        (9, RuntimeError("https://a:b@c?sig"), "cannot be read after 3 tries: "),
     ],
 )
 def test_a_store_that_fails_is_tried_again_some_times(
@@ -253,7 +253,7 @@ def test_a_store_that_fails_is_tried_again_some_times(
     [
         ("s3://user:secret@nowhere/x?secret#secret", "s3://nowhere/x: "),
         ("gs://bucket/x", "gs://bucket/x: "),  # gcsfs is not among the packages
-        ("ftp://user:secret@127.0.0.1:1/x", "ftp://127.0.0.1:1/x: cannot be listed"),
+        ("ftp://user:secret@127.0.0.1:1/x", "ftp://127.0.0.1:1/x: cannot be read"),
     ],
 )
 def test_what_cannot_be_reached_is_one_line_without_secrets(

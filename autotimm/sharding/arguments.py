@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from autotimm import __version__
-from autotimm.sharding.run import Part
+from autotimm.sharding.outcome import Part
 from autotimm.structures import InputError
 from autotimm.units import byte_count
 

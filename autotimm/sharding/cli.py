@@ -20,8 +20,9 @@ from autotimm.sharding.arguments import parse
 from autotimm.sharding.destination import destination, url_kind
 from autotimm.sharding.job import Options
 from autotimm.sharding.manifest import Manifest
-from autotimm.sharding.run import Display, Terminated, usable_cpus
+from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
+from autotimm.sharding.run import usable_cpus
 from autotimm.sharding.staging import LocalFolder
 from autotimm.sharding.summary import as_json, bar, tell, tell_report, waiting
 from autotimm.structures import InputError

@@ -186,17 +186,19 @@ def read_shard_entry(entry: Any) -> Shard:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` that takes its name when the block ends well.
 
-    The data is on the disk before the name is (fsync, then rename); after an error nothing is left.
+    The data is on the disk before the name is (fsync, then rename; ``sync=False`` where a file that
+    a power failure empties does no harm); after an error nothing is left.
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
             yield file
             os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

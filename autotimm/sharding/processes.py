@@ -31,6 +31,7 @@ Work = Callable[[int, Progress], _Result]
 Deal = Callable[[Iterable[int], Progress], Iterator[tuple[int, _Result]]]
 """Gives tasks to the workers; yields (task, result) as they get done, in any order."""
 
+_ENDING = 0.3  # seconds
 _TELL = 0.1  # seconds between a worker's words on its progress
 
 
@@ -51,7 +52,11 @@ def crew(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
     import gc
     import multiprocessing
 
-    # A fork beside a thread (fsspec has one) may find that thread's locks taken for ever.
+    # A fork beside a thread (fsspec has one) may find that thread's locks taken for ever. One
+    # that is about to end (rich's) is waited for.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(_ENDING)
     forks = "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1
     context: Any = multiprocessing.get_context("fork" if forks else "spawn")
     members: list[tuple[BaseProcess, Connection]] = []

@@ -10,76 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
 
-from autotimm.coco import CocoIndex, Split
+from autotimm.coco import Split
 from autotimm.sharding.destination import Destination
 from autotimm.sharding.job import Job, Options, differences, read_job, refuse_problems, stamp
 from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo
-from autotimm.sharding.processes import Progress, crew
+from autotimm.sharding.outcome import Display, Outcome, Part, Terminated
+from autotimm.sharding.processes import Deal, Progress, crew
 from autotimm.sharding.staging import Claim
-from autotimm.sharding.writer import ShardPlan, Written, write_shard
+from autotimm.sharding.writer import Written, write_shard
 from autotimm.structures import InputError
 
 _MOST_WORKERS = 8  # by default: beyond, disks are what limits
-
-
-class Terminated(BaseException):
-    """SIGTERM came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The share of a run that one machine writes: shard k is written by part ``k % of + 1``."""
-
-    which: int
-    of: int
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """How a run tells what it does; by default not at all.
-
-    Attributes:
-        waiting: wrapped round what takes a while, with a word on what that is.
-        bar: given the number of images, yields what is called with the number done.
-        say: prints a line.
-    """
-
-    waiting: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    bar: Callable[[int], contextlib.AbstractContextManager[Progress]] = lambda _: (
-        contextlib.nullcontext(lambda _: None)
-    )
-    say: Callable[[str], object] = lambda _: None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run did.
-
-    Attributes:
-        state: "written", "complete" (it was already), "part" or "dry run".
-        splits: what was written of each split, by this run or before (with ``part``: of its share).
-        manifest: as it is in place now; None after a part or a dry run.
-        new: shards that this run wrote.
-        kept: shards that an earlier run had written.
-        images: of the new shards.
-        seconds: it took in all.
-        workers: processes that wrote.
-    """
-
-    state: str
-    splits: dict[str, Written]
-    manifest: Manifest | None = None
-    new: int = 0
-    kept: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    workers: int = 0
 
 
 def shard(
@@ -115,15 +62,16 @@ def shard(
     if dst is not None:
         dst.check([split.name for split in splits], overwrite)
     job = read_job(splits, options, strict, display.waiting)
+    mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     if dst is None:
-        every = range(len(job.plans))
-        outcome = Outcome("dry run", {}, new=len(every))
-        done = _write(job, None, list(every), {}, workers, strict, display, outcome)
+        with crew(_Work(job, None), _crew_size(workers, mine, dst)) as deal:
+            outcome = Outcome("dry run", {}, workers=_crew_size(workers, mine, dst))
+            done = _write(job, mine, {}, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
     else:
         with dst.claim((part.which, part.of) if part else None) as claim:
-            outcome = _run(job, dst, claim, workers, overwrite, strict, part, display)
+            outcome = _run(job, dst, claim, mine, workers, overwrite, strict, part, display)
     outcome.seconds = time.perf_counter() - begun
     return outcome
 
@@ -139,49 +87,63 @@ def _run(
     job: Job,
     dst: Destination,
     claim: Claim,
+    mine: list[int],
     workers: int | None,
     overwrite: bool,
     strict: bool,
     part: Part | None,
     display: Display,
 ) -> Outcome:
-    manifest = dst.manifest()
-    if manifest and manifest.source == job.source and not overwrite:
-        return _complete(dst, claim, manifest, strict)
-    _begin(job, dst, claim, overwrite, display)
-    if part:
-        claim.share()
-        if read_job_entry(dst.job()) != job.identity():
-            raise InputError(f"{dst}: another autotimm-shard began to write there; try again")
-    mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     names = [job.plans[k][1].name for k in mine]
-    outcome = Outcome("part" if part else "written", {})
+    outcome = Outcome("part" if part else "written", {}, workers=_crew_size(workers, mine, dst))
     done: dict[int, Written] = {}
+    begun = False
     try:
-        dst.sweep(names)
-        done.update(_kept(job, dst, mine, display))
-        outcome.kept = len(done)
-        todo = [k for k in mine if k not in done]
-        outcome.new = len(todo)
-        _write(job, dst, todo, done, workers, strict, display, outcome)
+        # Workers are forked before a store is asked for anything: fsspec then starts a thread.
+        # They have the lock too, so that it is held until the last of a killed run is gone.
+        with crew(_Work(job, dst), outcome.workers) as deal:
+            manifest = dst.manifest()
+            if manifest and manifest.source == job.source and not overwrite:
+                return _complete(dst, claim, manifest, strict)
+            _begin(job, dst, claim, overwrite, display)
+            if part:
+                claim.share()
+                if read_job_entry(dst.job()) != job.identity():
+                    raise InputError(f"{dst}: another autotimm-shard began to write there")
+            begun = True
+            dst.sweep(names)
+            done.update(_kept(job, dst, mine, display))
+            outcome.kept = len(done)
+            _write(job, mine, done, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         if part is None:
             _refuse_empty(job, outcome.splits)
             outcome.manifest = _manifest(job, outcome.splits)
             dst.install(outcome.manifest)
     except InputError:
-        if part is None:  # the source has to change: there is nothing to go on with
+        if begun and part is None:  # the source has to change: there is nothing to go on with
             dst.discard()
         raise
     except (KeyboardInterrupt, Terminated, OSError) as error:
-        with contextlib.suppress(OSError):
-            dst.sweep(names)
-        error.add_note(
-            f"{len(done):,} of {len(mine):,} shards are finished and kept: run the same command "
-            "again to go on"
-        )
+        if begun:
+            with contextlib.suppress(OSError):
+                dst.sweep(names)
+            error.add_note(
+                f"{len(done):,} of {len(mine):,} shards are finished and kept: run the same "
+                "command again to go on"
+            )
         raise
     return outcome
+
+
+def _crew_size(workers: int | None, mine: list[int], dst: Destination | None) -> int:
+    """How many processes write."""
+    most = min(usable_cpus(), _MOST_WORKERS) if workers is None else workers
+    if dst is not None and dst.one_process:
+        if workers is not None and workers > 1:
+            raise InputError(f"--workers: {dst} is seen by one process only")
+        most = 1
+    return max(1, min(most, len(mine)))
 
 
 def _complete(dst: Destination, claim: Claim, manifest: Manifest, strict: bool) -> Outcome:
@@ -275,30 +237,20 @@ def _kept(job: Job, dst: Destination, mine: list[int], display: Display) -> dict
 
 def _write(
     job: Job,
-    dst: Destination | None,
-    todo: list[int],
+    mine: list[int],
     done: dict[int, Written],
-    workers: int | None,
+    deal: Deal[Written],
     strict: bool,
     display: Display,
     outcome: Outcome,
 ) -> dict[int, Written]:
-    """Writes shards; ``done`` gets what was written, by number."""
+    """Writes the shards that are not done; ``done`` gets what was written, by number."""
     if strict:
         for k, written in done.items():
             refuse_problems(job.plans[k][0], written.problems)
-    if not todo:
-        return done
-    most = min(usable_cpus(), _MOST_WORKERS) if workers is None else workers
-    if dst is not None and dst.one_process:
-        if workers is not None and workers > 1:
-            raise InputError(f"--workers: {dst} is seen by one process only")
-        most = 1
-    outcome.workers = min(most, len(todo))
-    work = _Work(job.indices, job.plans, dst)
-    images = sum(len(job.plans[k][1].samples) for k in todo)
-    # The crew first: the bar has a thread, and workers are forked before there is any.
-    with crew(work, outcome.workers) as deal, display.bar(images) as progress:
+    todo = [k for k in mine if k not in done]
+    outcome.new = len(todo)
+    with display.bar(sum(len(job.plans[k][1].samples) for k in todo)) as progress:
         for k, written in deal(todo, progress):
             done[k] = written
             outcome.images += written.images
@@ -311,13 +263,12 @@ def _write(
 class _Work:
     """Writes the shard of a number; goes to the workers."""
 
-    indices: dict[str, CocoIndex]
-    plans: list[tuple[str, ShardPlan]]
+    job: Job
     dst: Destination | None
 
     def __call__(self, k: int, progress: Progress) -> Written:
-        split, plan = self.plans[k]
-        index = self.indices[split]
+        split, plan = self.job.plans[k]
+        index = self.job.indices[split]
         if self.dst is None:
             return write_shard(None, plan, index, progress)
         sources = stamp(index, plan)  # before they are read: what changes meanwhile is noticed

@@ -168,13 +168,15 @@ class LocalFolder:
 
     def keep(self, folder: Path, written: Written, name: str, entry: bytes) -> None:
         """Notes that a shard in that folder is whole."""
-        _write(self.work / entry_name(name), entry)
+        # Not forced to the disk: a shard without an entry is only written again.
+        with whole_file(self.work / entry_name(name), sync=False) as file:
+            file.write(entry)
 
     def sweep(self, shards: Sequence[str]) -> None:
         """Removes what a worker that was ended left half written of these shards."""
         names = {name.removesuffix(".tar") for name in shards}
         for path in self.work.glob(".*.tmp"):
-            if path.name[1:].split(".")[0] in names:
+            if re.sub(r"\.(tar|idx\.npy|json)\.[^.]*\.tmp$", "", path.name[1:]) in names:
                 path.unlink(missing_ok=True)
 
     def discard(self) -> None:

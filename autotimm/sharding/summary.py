@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from autotimm.sharding.manifest import MANIFEST
-from autotimm.sharding.run import Outcome, Part
+from autotimm.sharding.outcome import Outcome, Part
 from autotimm.sharding.writer import Written
 
 if TYPE_CHECKING:

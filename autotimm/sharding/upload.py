@@ -68,13 +68,17 @@ class RemoteFolder:
         return self.scheme == "memory"
 
     def check(self, splits: Sequence[str], overwrite: bool) -> None:
-        """Sees that the store can be reached, before the source is read.
+        """Refuses early what can be refused without reading the source.
+
+        The store is not asked for anything yet: this process has no thread before it forks.
 
         Raises:
-            InputError: there is no such store, or its package is missing.
-            OSError: it does not answer.
+            InputError: nothing here speaks to such a store.
         """
-        self._list()
+        import fsspec
+
+        with self._known():
+            fsspec.get_filesystem_class(self.scheme)
 
     @contextlib.contextmanager
     def claim(self, part: tuple[int, int] | None) -> Iterator[Claim]:
@@ -193,13 +197,18 @@ class RemoteFolder:
         """The file system, one a process (fsspec keeps it), and the folder's path in it."""
         import fsspec
 
-        try:
+        with self._known():
             files, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
-        except ImportError as error:
+        return files, root.rstrip("/")
+
+    @contextlib.contextmanager
+    def _known(self) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:  # which says what to install
             raise InputError(f"{self}: {error}") from None
         except ValueError as error:
             raise InputError(f"{self}: cannot be written to: {error}") from None
-        return files, root.rstrip("/")
 
     def _list(self, folder: str = "") -> dict[str, int]:
         """Names and sizes of the files in a folder of the destination."""
@@ -215,7 +224,7 @@ class RemoteFolder:
                 if file["type"] == "file"
             }
 
-        return self._retried("listed", attempt)
+        return self._retried("read", attempt)
 
     def _read(self, name: str) -> bytes | None:
         def attempt(files: Any, root: str) -> bytes | None:
