@@ -325,13 +325,15 @@ def _find_images(
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     slots: dict[int | None, int] = {}
+    seen: set[str] = set()
     listing = images.ImageFolder(folder)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             problems.add("image entry is not an object (left out)", f"images[{position}]")
             continue
-        name, id_ = entry.get("file_name"), as_id(entry.get("id"))
-        shown = name if isinstance(name, str) else f"images[{position}]"
+        id_ = as_id(entry.get("id"))
+        given = (entry.get("file_name"), entry.get("coco_url"), f"images[{position}]")
+        shown = next(name for name in given if isinstance(name, str))
         if id_ is None:
             problems.add("image id is not a whole number (image left out)", shown)
             continue
@@ -339,21 +341,44 @@ def _find_images(
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {id_})")
             continue
         slots[id_] = _LEFT_OUT
-        if not is_text(name):
-            problems.add("no file_name (image left out)", shown)
-            continue
-        problem = listing.problem(name)
-        if problem:
-            problems.add(f"{problem} (image left out)", shown)
+        try:
+            name, mended = _file_name(entry, listing)
+        except ValueError as error:
+            problems.add(f"{error} (image left out)", shown)
             continue
         size = _size(entry, folder, name, problems)
         if size:
+            if mended:
+                problems.add(mended, shown)
+            if name in seen:
+                problems.add("file_name occurs twice (both images kept)", f"{name} (id {id_})")
+            seen.add(name)
             slots[id_] = len(ids)
             ids.append(id_)
             names.append(name)
             sizes.append(size)
     found = _Found(np.array(ids, np.int64), names, np.array(sizes, np.int64).reshape(-1, 2))
     return found, slots
+
+
+def _file_name(entry: dict[str, Any], listing: images.ImageFolder) -> tuple[str, str | None]:
+    """Returns the name of an image's file in its folder, and what had to be mended for it.
+
+    LVIS has no file names but URLs that end in COCO's folder and file.
+
+    Raises:
+        ValueError: there is none that can be used; the message is a short reason.
+    """
+    name, url = entry.get("file_name"), entry.get("coco_url")
+    if is_text(name):
+        return listing.find(name)
+    if not is_text(url):
+        raise ValueError("no file_name")
+    ends = ["/".join(url.split("/")[-2:]), url.split("/")[-1]]
+    name = next((end for end in ends if listing.problem(end) is None), None)
+    if name is None:
+        raise ValueError("no file_name, and no file as its coco_url has it")
+    return name, "no file_name (coco_url's taken)"
 
 
 def _size(

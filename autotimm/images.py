@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import warnings
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -33,6 +35,7 @@ EXTENSIONS = {
 FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 """What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
 
+_MISSING = "image file missing"
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
 _LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # pixels; PIL refuses what has more
 # What PIL's readers raise when they trip over a broken file.
@@ -100,6 +103,51 @@ class ImageFolder:
         self.root = os.path.realpath(root)
         # folder -> file -> is it a link; None: a folder outside, a file that cannot be looked at
         self.folders: dict[str, dict[str, bool | None] | None] = {}
+        # folder -> name with a small extension -> the file's name, None where there are several
+        self.small: dict[str, dict[str, str | None]] = {}
+
+    def find(self, name: str) -> tuple[str, str | None]:
+        """Finds the file that an image's file name means.
+
+        A name that is not there is read as exporters on other machines mean it: with backslashes
+        between folders, with the image folder's own name in front, with an extension in capitals.
+
+        Returns:
+            The file's name in this folder, and what had to be mended in the one given, if anything.
+
+        Raises:
+            ValueError: no such file can be used; the message is a short reason.
+        """
+        reason = self.problem(name)
+        if reason is None:
+            return name, None
+        for other, mended in self._readings(name):
+            if reason != _MISSING:
+                break
+            reason = self.problem(other)
+            if reason is None:
+                return other, mended
+        raise ValueError(reason)
+
+    def _readings(self, name: str) -> Iterator[tuple[str, str | None]]:
+        """Yields what a name may also mean, likeliest first, and what is mended by that."""
+        readings: list[tuple[str, str | None]] = []
+        slashes = re.sub("^(?=[A-Za-z]:/)", "/", name.replace("\\", "/"))  # a drive: absolute
+        if slashes != name:
+            readings.append((slashes, "file_name has backslashes (taken for slashes)"))
+        own = f"{os.path.basename(self.root)}/"  # noqa: PTH119
+        if slashes.startswith(own):
+            shorter = slashes.removeprefix(own)
+            readings.append((shorter, "file_name has the image folder's own name (left off)"))
+        yield from readings
+        for other, mended in [(name, None), *readings]:
+            folder, base = os.path.split(other)
+            if folder not in self.small:
+                self.small[folder] = _by_small_extension(self.folders.get(folder) or {})
+            found = self.small[folder].get(_small_extension(base))
+            if found:
+                same = os.path.join(folder, found)  # noqa: PTH118
+                yield same, mended or "file_name's extension is in another case (file's taken)"
 
     def problem(self, name: str) -> str | None:
         """Tells what is wrong with an image's file name, if anything is."""
@@ -114,7 +162,7 @@ class ImageFolder:
         if entries is None:
             return "link leaves the image folder"
         if base not in entries:
-            return "image file missing"
+            return _MISSING
         if entries[base] is None:
             return "image cannot be opened"
         if entries[base] and not self._inside(os.path.join(self.root, name)):  # noqa: PTH118
@@ -142,3 +190,16 @@ class ImageFolder:
     def _inside(self, place: str) -> bool:
         real = os.path.realpath(place)
         return real == self.root or real.startswith(self.root.rstrip("/") + "/")
+
+
+def _small_extension(name: str) -> str:
+    stem, extension = os.path.splitext(name)  # noqa: PTH122
+    return stem + extension.lower()
+
+
+def _by_small_extension(names: Iterable[str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in names:
+        small = _small_extension(name)
+        found[small] = None if small in found else name
+    return found

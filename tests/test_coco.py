@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from autotimm import coco, jsontext, masks
 from autotimm.checks import as_id, check_annotations
-from autotimm.structures import InputError, Record
+from autotimm.structures import Annotation, InputError, Record
 
 NAN = float("nan")
 
@@ -281,6 +281,136 @@ def test_images_left_out(tmp_path: Path, changes: dict, kind: str) -> None:
     records, problems = read(tmp_path, images=images, annotations=[], files=files)
     assert [r["image_id"] for r in records] == [7]
     assert problems == {f"{kind} (image left out)": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "kind"),
+    [
+        ({"file_name": "sub\\b.jpg"}, "sub/b.jpg", "has backslashes (taken for slashes)"),
+        ({"file_name": ".\\a.jpg"}, "./a.jpg", "has backslashes (taken for slashes)"),
+        ({"file_name": "train\\a.jpg"}, "a.jpg", "has the image folder's own name (left off)"),
+        (
+            {"file_name": "train/sub/b.jpg"},
+            "sub/b.jpg",
+            "has the image folder's own name (left off)",
+        ),
+        ({"file_name": "c.jpg"}, "c.JPG", "'s extension is in another case (file's taken)"),
+        ({"file_name": "sub/D.PNG"}, "sub/D.png", "'s extension is in another case (file's taken)"),
+        ({"file_name": "train/c.Jpg"}, "c.JPG", "has the image folder's own name (left off)"),
+    ],
+)
+def test_file_names_of_other_machines(tmp_path: Path, changes: dict, found: str, kind: str) -> None:
+    files = {name: picture() for name in ("a.jpg", "c.JPG", "sub/b.jpg", "sub/D.png")}
+    index = load(tmp_path, images=[image(**changes)], files=files)
+    assert (tmp_path / "train" / found).samefile(index.image_path(0))
+    assert index.file_name(0) == index.record(0)["file_name"] == found
+    name = changes["file_name"]
+    space = "" if kind.startswith("'") else " "
+    assert index.problems.lines() == [f"file_name{space}{kind}: 1 ({name})"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("..\\secret.jpg", "file_name leaves the image folder"),
+        ("sub\\..\\..\\secret.jpg", "file_name leaves the image folder"),
+        ("C:\\x\\a.jpg", "file_name leaves the image folder"),
+        ("C:/x/a.jpg", "file_name leaves the image folder"),
+        ("\\\\server\\a.jpg", "file_name leaves the image folder"),
+        ("train/../../secret.jpg", "file_name leaves the image folder"),
+        ("linked\\secret.jpg", "link leaves the image folder"),
+        ("link.JPG", "link leaves the image folder"),
+        ("train/link.jpg", "link leaves the image folder"),
+        ("two.jpg", "image file missing"),
+        ("A.jpg", "image file missing"),
+        ("train/x.jpg", "image file missing"),
+        ("file:///a.jpg", "image file missing"),
+    ],
+)
+def test_file_names_that_nothing_mends(tmp_path: Path, name: str, reason: str) -> None:
+    files = {"a.jpg": picture(), "two.JPG": picture(), "two.Jpg": picture(), "sub/b.jpg": b""}
+    (tmp_path / "secret.jpg").write_bytes(picture())
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "train" / "linked").symlink_to(tmp_path)
+    entries = [image(), image(id=2, file_name=name)]
+    index = load(tmp_path, images=entries, annotations=[], files=files)
+    assert index.problems.lines() == [f"{reason} (image left out): 1 ({name})"]
+
+
+@pytest.mark.parametrize("file", ["train2017/7.jpg", "7.jpg"])
+def test_lvis_has_urls_instead_of_file_names(tmp_path: Path, file: str) -> None:
+    url = "http://images.example.org/train2017/7.jpg"
+    odd = [image(id=n, file_name=..., coco_url=u) for n, u in enumerate(["x/8.jpg", "../a", 5], 2)]
+    lvis = image(file_name=..., coco_url=url, neg_category_ids=[3], not_exhaustive_category_ids=[])
+    index = load(
+        tmp_path,
+        images=[lvis, *odd],
+        annotations=[annotation(iscrowd=...)],
+        files={file: picture()},
+    )
+    problems = coco.Problems()
+    assert index.record(0, problems)["file_name"] == file and len(index) == 1
+    assert index.problems.counts == {
+        "no file_name (coco_url's taken)": 1,
+        "no file_name, and no file as its coco_url has it (image left out)": 2,
+        "no file_name (image left out)": 1,
+    }
+    assert problems.counts == {"iscrowd missing (0 taken)": 1}
+
+
+def test_file_names_that_occur_twice_are_kept_and_counted(tmp_path: Path) -> None:
+    images = [image(), image(id=2), image(id=3, file_name="b.jpg")]
+    records, problems = read(
+        tmp_path,
+        images=images,
+        annotations=[annotation(), annotation(id=2, image_id=2)],
+        files={"a.jpg": picture(), "b.jpg": picture()},
+    )
+    assert [len(record["annotations"]) for record in records] == [1, 1, 0]
+    assert problems == {"file_name occurs twice (both images kept)": 1}
+
+
+# What exporters write besides: nothing of it is odd.
+EXPORTERS = {
+    "cvat": (
+        {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0},
+        {
+            "attributes": {"occluded": False, "parts": [{"a": 1}, {"b": 2}]},
+            "iscrowd": 1,
+            "segmentation": {"counts": [100, 50, 48 * 64 - 150], "size": [48, 64]},
+        },
+    ),
+    "coco-annotator": (
+        {
+            "dataset_id": 1,
+            "path": "/datasets/x/a.jpg",
+            "annotated": False,
+            "deleted": False,
+            "category_ids": [],
+            "annotating": [],
+            "metadata": {},
+            "events": [],
+            "num_annotations": 1,
+        },
+        {"isbbox": False, "color": "#a1b2c3", "metadata": {"name": "}, {"}, "creator": "x"},
+    ),
+    "labelme2coco": ({}, {"bbox": [10, 8, 20, 20], "area": 400}),
+    "roboflow": (
+        {"license": 1, "date_captured": "2020-11-03T00:00:00+00:00", "extra": {"name": "a.png"}},
+        {"segmentation": {"size": [48, 64], "counts": masks.encode(np.eye(48, 64) > 0)["counts"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_what_exporters_write(tmp_path: Path, name: str) -> None:
+    of_image, of_annotation = EXPORTERS[name]
+    records, problems = read(
+        tmp_path, images=[image(**of_image)], annotations=[annotation(**of_annotation)]
+    )
+    assert not problems and len(records[0]["annotations"]) == 1
+    assert records[0]["annotations"][0].keys() <= set(Annotation.__annotations__)
 
 
 def test_links_and_folders_inside_are_fine(tmp_path: Path) -> None:
