@@ -4,8 +4,8 @@ Invariants: nothing in the folder is trusted and nothing stops at the first faul
 one line that names the file, and the sample and annotation where there are any. Memory stays that
 of one sample and a few bytes an instance: files are read in pieces or mapped.
 
-What it cannot tell: names of splits and categories, ids of categories that no instance has, and what
-the source was and had of odd things stand in the manifest alone: nothing contradicts a change there.
+What it cannot tell: names of splits and categories, ids of categories that no instance has, what
+the source was and what was odd in it stand in the manifest alone: nothing contradicts a change.
 """
 
 from __future__ import annotations
