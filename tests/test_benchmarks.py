@@ -1,0 +1,60 @@
+"""The benchmarks run, on a few images; what they measure is nobody's business here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def bench(script: str, *options: object) -> str:
+    words = [sys.executable, BENCHMARKS / script, "--quick", *options]
+    done = subprocess.run(list(map(str, words)), check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """The tables' rows by their first cells."""
+    tables = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in tables}
+
+
+@pytest.mark.slow
+def test_shards() -> None:
+    told = rows(bench("shards.py", "--peers", "webdataset"))
+    assert all(
+        float(cells[0].replace(",", "")) > 0 for name, cells in told.items() if "tar cf" in name
+    )
+    assert {"autotimm alone", "autotimm-shard command", "webdataset ShardWriter"} <= set(told)
+    assert sum(name.startswith("**") for name in told) == 3
+
+
+@pytest.mark.slow
+def test_stream(tmp_path: Path) -> None:
+    told = rows(
+        bench("stream.py", "--peers", "webdataset", "--only", "raw,decode", "--work", tmp_path)
+    )
+    assert {"files", "webdataset", "autotimm", "COCO folder, cv2"} <= set(told)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stream_without_peers() -> None:
+    told = rows(bench("stream.py", "--peers", "none", "--only", "start,order,damage"))
+    assert told["autotimm"] == ["**3**", "**3**", "**3**"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--peers", "tar"), "'tar' is none of"), (("--only", "raw,write"), "'write' is none of")],
+)
+def test_wrong_options_are_refused_in_a_line(options: tuple[str, str], message: str) -> None:
+    words = [sys.executable, BENCHMARKS / "stream.py", *options]
+    done = subprocess.run(list(map(str, words)), check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
