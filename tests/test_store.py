@@ -119,6 +119,31 @@ def test_raw_is_what_read_parses(shard_folder: Path) -> None:
     assert source.read(1, 2) == (image, json.loads(bytes(text)))
 
 
+def test_a_tar_that_shrinks_while_it_is_open_raises(copy: Path) -> None:
+    source = ShardSource(str(copy), "train")
+    source.read(0, 0)
+    with (copy / "train-000000.tar").open("r+b") as file:
+        file.truncate(700)
+    for index in range(4):
+        with pytest.raises(DataError, match=rf"sample {index} of .*its bytes have changed"):
+            source.read(0, index)
+
+
+def test_image_and_record_may_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"image_id": 1, "file_name": "a.jpg", "width": 5, "height": 4, "annotations": []}
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for name, data in (
+            ("a.json", json.dumps(record).encode()), ("a.bin", bytes(200_000)), ("a.jpg", b"x" * 9)
+        ):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    source = ShardSource(str(tmp_path), "train", tmp_path / "cache")
+    assert everything(source) == [(b"x" * 9, record)]
+    monkeypatch.setattr(shards, "_GAP", 1 << 20)
+    assert everything(source) == [(b"x" * 9, record)]
+
+
 def test_a_source_survives_pickling(shard_folder: Path) -> None:
     source = ShardSource(str(shard_folder), "train")
     before = everything(source)
@@ -241,6 +266,22 @@ def test_a_url_is_read_through_the_cache(
     with pytest.raises(InputError) as error:
         ShardSource(server.url + "?key=secret", "test", retry=QUICK)
     assert str(error.value) == f"{server.url}: no split 'test', only train, val"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".npy"])
+def test_a_file_that_changes_in_the_cache_is_fetched_again(
+    suffix: str, server: Server, shard_folder: Path, tmp_path: Path
+) -> None:
+    before = everything(ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK))
+    for file in (tmp_path / "cache").glob(f"*{suffix}"):
+        content = bytearray(file.read_bytes())
+        content[600 if suffix == ".tar" else -1] ^= 1  # of a tar, within the first image
+        file.write_bytes(content)
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    assert everything(source) == before
+    assert set(server.requests.values()) == {1, 2}
+    assert all(server.requests[name] == 2 for name in server.requests if suffix in name)
+    source.verify()
 
 
 def test_without_remote_indices_they_are_made(server: Server, copy: Path, tmp_path: Path) -> None:

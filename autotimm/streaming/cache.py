@@ -107,6 +107,17 @@ class Cache:
         """
         return self._fetch(file, keep, urgent=False) is not None
 
+    def remove_changed(self, file: RemoteFile) -> bool:
+        """Removes a file whose content is no longer what it was when it came, and tells so."""
+        path = self.folder / file.name
+        try:
+            if remote.sha256_of(path) == file.sha256:
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            pass  # another process has found it out, too
+        return True
+
     @contextlib.contextmanager
     def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Holds a lock among this machine's processes and threads, until the block ends.

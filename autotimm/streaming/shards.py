@@ -2,7 +2,12 @@
 
 Invariants: what the manifest says is checked before the first sample is read (a missing or cut-off
 shard is found when the source is opened, not at step 40,000); what came over a network has had its
-sha256 checked; nothing is unpickled, and every record is checked before it is handed on.
+sha256 checked; what lies on the disk is checked by sample, as it is read; nothing is unpickled, and
+every record is checked before it is handed on.
+
+Samples are read with one ``pread`` each. Mapping the files would cost more: page faults take longer
+than the copy where the system has the file in small pages, and a file that shrinks would end the
+process rather than raise an error.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import contextlib
 import hashlib
 import itertools
 import mmap
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -32,12 +38,25 @@ from autotimm.streaming.order import WINDOW
 from autotimm.streaming.record import checked_record, foreign_record
 from autotimm.structures import InputError, Record
 
-_OPEN = 64  # shards kept mapped: a window, and what workers that lag behind still read
+_OPEN = 64  # shards kept open: a window, and what workers that lag behind still read
+_GAP = 1 << 16  # bytes between image and record that are read rather than skipped
 _FETCHERS = 8  # indices that are fetched at a time: small files, where the way there takes longest
 
 
+class _OpenShard:
+    """A tar and its index, open until nobody has it any more."""
+
+    __slots__ = ("fd", "rows")
+
+    def __init__(self, file: BinaryIO, rows: np.ndarray) -> None:
+        self.fd, self.rows = os.dup(file.fileno()), rows
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class ShardSource:
-    """A split of a shard folder, memory-mapped; from a URL, its shards are cached first.
+    """A split of a shard folder, read by index; from a URL, its shards are cached first.
 
     Args:
         location: the folder or its URL.
@@ -85,7 +104,7 @@ class ShardSource:
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
-        self._open: OrderedDict[int, tuple[memoryview, np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._ahead: deque[tuple[int, frozenset[str]]] = deque()  # and what is not removed for it
         self._kept: frozenset[str] = frozenset()  # what the cache keeps for the present window
         self._thread: threading.Thread | None = None
@@ -114,16 +133,18 @@ class ShardSource:
         Raises:
             DataError: a checksum differs.
         """
-        data, rows = self._mapped(shard)
-        # All fields at once as plain numbers: one by one they would cost more than the reading.
-        start, size, at, length, _, _, _, image_sum, text_sum = rows[index].item()
-        image, text = data[start : start + size], data[at : at + length]
-        if checksum(image) != image_sum or checksum(text) != text_sum:
+        found = self._checked(shard, index)
+        if found is None and self._folder is None:
+            tar, _ = self._files(shard)
+            if self._cache.remove_changed(tar):  # a fault of this disk: the server's copy is whole
+                self._open.pop(shard, None)
+                found = self._checked(shard, index)
+        if found is None:
             raise DataError(
                 f"sample {index} of {self.where(shard)}: its bytes have changed since it was "
                 "written"
             )
-        return image, text
+        return found
 
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``; of a URL, all indices are fetched for it, several at a time."""
@@ -228,59 +249,88 @@ class ShardSource:
         except FileNotFoundError as error:
             raise InputError(f"{error}, but {MANIFEST} names it") from None
 
-    def _mapped(self, shard: int) -> tuple[memoryview, np.ndarray]:
-        """The bytes of a shard and its index."""
+    def _checked(self, shard: int, index: int) -> tuple[memoryview, memoryview] | None:
+        """Image and record of a sample; None if they are not what they were."""
+        opened = self._opened(shard)
+        # All fields at once as plain numbers: one by one they would cost more than the reading.
+        start, size, at, length, _, _, _, image_sum, text_sum = opened.rows[index].item()
+        first, last = min(start, at), max(start + size, at + length)
+        try:
+            if last - first <= size + length + _GAP:
+                both = memoryview(os.pread(opened.fd, last - first, first))
+                image = both[start - first : start - first + size]
+                text = both[at - first : at - first + length]
+            else:
+                image = memoryview(os.pread(opened.fd, size, start))
+                text = memoryview(os.pread(opened.fd, length, at))
+        except OSError as error:
+            raise DataError(
+                f"sample {index} of {self.where(shard)}: cannot be read: {error.strerror}"
+            ) from None
+        same = checksum(image) == image_sum and checksum(text) == text_sum
+        return (image, text) if same else None
+
+    def _opened(self, shard: int) -> _OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        self._open[shard] = self._map(shard), self._index(shard)
+        with self._file(shard) as file:
+            self._open[shard] = _OpenShard(file, self._index(shard))
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return self._open[shard]
 
-    def _map(self, shard: int) -> memoryview:
+    def _file(self, shard: int) -> BinaryIO:
+        """Opens the tar, of which the size is right."""
         info = self._shards[shard]
         try:
-            with self._opened(shard) as file:
-                # What is handed out keeps the mapping alive after it has left the table.
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.where(shard)}: cannot be read: {error}") from None
-        if len(data) != info.bytes:
+            if self._folder is not None:
+                file: BinaryIO = self.path(shard).open("rb")
+            else:
+                with self._known(shard):
+                    file = self._cache.open(self._files(shard)[0], self._kept)
+        except OSError as error:
+            raise InputError(f"{self.where(shard)}: cannot be read: {error.strerror}") from None
+        size = os.fstat(file.fileno()).st_size
+        if size != info.bytes:
+            file.close()
             raise InputError(
-                f"{self.where(shard)}: has {len(data)} bytes, {self._source} says {info.bytes}"
+                f"{self.where(shard)}: has {size} bytes, {self._source} says {info.bytes}"
             )
-        return data
-
-    def _opened(self, shard: int) -> BinaryIO:
-        if self._folder is not None:
-            return self.path(shard).open("rb")
-        with self._known(shard):
-            return self._cache.open(self._files(shard)[0], self._kept)
+        return file
 
     def _index(self, shard: int) -> np.ndarray:
         """The index beside the shard, or else one made from the tar."""
         info = self._shards[shard]
+        path = (self._indices or self._cache.folder) / info.index
         try:
             if self._indices is not None:
-                file: BinaryIO = (self._indices / info.index).open("rb")
+                content = path.read_bytes()
             else:
-                file = self._cache.open(self._files(shard)[1], self._kept)
+                content = self._cached_index(shard)
         except FileNotFoundError:
             return self._index_of_tar(shard)
         except OSError as error:
-            raise InputError(f"{info.index}: cannot be read: {error}") from None
-        with file:
-            content = file.read()
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != info.index_sha256:
-            raise InputError(f"{file.name}: its content is not what {MANIFEST} says: delete it")
+            raise InputError(f"{path}: its content is not what {self._source} says: delete it")
         return read_index(content, info)
 
+    def _cached_index(self, shard: int) -> bytes:
+        _, index = self._files(shard)
+        with self._cache.open(index, self._kept) as file:
+            content = file.read()
+        if hashlib.sha256(content).hexdigest() == index.sha256:
+            return content
+        self._cache.remove_changed(index)
+        with self._cache.open(index, self._kept) as file:
+            return file.read()
+
     def _index_of_tar(self, shard: int) -> np.ndarray:
+        with self._file(shard) as file:
+            tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         try:
-            index = build_index(self._map(shard))
+            index = build_index(tar)
         except InputError as error:
             raise InputError(f"{self.where(shard)}: {error}") from None
         samples = self._shards[shard].samples
