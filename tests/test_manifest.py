@@ -107,6 +107,7 @@ SHARD_AT = "splits.train.shards.0"
         ("categories.0", {"id": "x", "name": "a", "supercategory": ""}),
         ("categories.0.name", ""),
         ("splits", []),
+        ("splits", {}),
         ("splits.train", []),
         ("splits.train.images", 3),
         ("splits.train.shards", []),

@@ -231,7 +231,8 @@ def test_exif_rotation_is_understood_and_bytes_stay(tmp_path: Path) -> None:
     manifest = cli.shard(tmp_path / "coco", tmp_path / "out")
     assert manifest.splits["train"].images == 4
     assert manifest.splits["train"].problems == {
-        "width and height are not the picture's (image left out)": 1
+        "file_name occurs twice (both images kept)": 2,
+        "width and height are not the picture's (image left out)": 1,
     }
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as archive:
         assert archive.extractfile("jpg.jpg").read() == files["jpg.jpg"]  # type: ignore[union-attr]

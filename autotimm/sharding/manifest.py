@@ -117,6 +117,8 @@ def read_manifest(source: bytes | str | Path) -> Manifest:
         if not categories or len({c.id for c in categories}) != len(categories):
             raise ValueError("its categories are empty or share an id")
         splits = {_name(name): _split(split) for name, split in content["splits"].items()}
+        if not splits:
+            raise ValueError("it has no splits")
         names = [s.name for split in splits.values() for s in split.shards]
         if len(set(names)) != len(names):
             raise ValueError("it names a shard twice")

@@ -4,20 +4,16 @@ Invariants: nothing in the folder is trusted and nothing stops at the first faul
 one line that names the file, and the sample and annotation where there are any. Memory stays that
 of one sample and a few bytes an instance: files are read in pieces or mapped.
 
-What it cannot tell: names of categories, ids of categories that no instance has, and the counts of
-what was odd in the source stand in the manifest alone, so that nothing contradicts a change there.
+What it cannot tell: names of splits and categories, ids of categories that no instance has, what
+the source was and what was odd in it stand in the manifest alone: nothing contradicts a change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-import multiprocessing
-import signal
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +22,7 @@ import numpy as np
 from autotimm import masks
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
 from autotimm.sharding.manifest import BLOCK, MANIFEST, Shard, read_manifest
+from autotimm.sharding.processes import Progress, crew
 from autotimm.streaming.decode import decode_image
 from autotimm.streaming.record import checked_record
 from autotimm.structures import InputError, Record
@@ -69,6 +66,7 @@ def verify(
 
     Raises:
         InputError: this is not a folder of shards.
+        OSError: the folder cannot be listed, or a worker died.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -88,8 +86,10 @@ def verify(
         done += images
         progress(done, total)
 
-    results = _check_all(folder, shards, categories, workers, advance)
-    found = dict(zip((shard.name for shard in shards), results, strict=True))
+    found: dict[str, _Found] = {}
+    with crew(_Work(folder, shards, categories), min(workers, len(shards))) as deal:
+        for number, part in deal(range(len(shards)), advance):
+            found[shards[number].name] = part
 
     faults = []
     for name, split in manifest.splits.items():
@@ -141,66 +141,35 @@ class _Found:
             self.more += 1
 
 
-def _check_all(
-    folder: Path,
-    shards: Sequence[Shard],
-    categories: frozenset[int],
-    workers: int,
-    advance: Callable[[int], object],
-) -> Iterator[_Found]:
-    """Yields what each shard holds, in order."""
-    if workers == 1 or len(shards) < 2:
-        for shard in shards:
-            yield _check_shard(folder, shard, categories, advance)
-        return
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy the progress bar's thread
-    pool = ProcessPoolExecutor(min(workers, len(shards)), spawn, _die_silently)
-    try:
-        futures = [pool.submit(_check_shard, folder, shard, categories) for shard in shards]
-        for shard, future in zip(shards, futures, strict=True):
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Checks the shard of a number; goes to the workers."""
+
+    folder: Path
+    shards: Sequence[Shard]
+    categories: frozenset[int]
+
+    def __call__(self, number: int, progress: Progress) -> _Found:
+        shard, found = self.shards[number], _Found()
+        tar = _tar(self.folder / shard.name, shard, found)
+        index = _index(self.folder / shard.index, shard, found)
+        rows = index
+        if tar is not None:
             try:
-                yield future.result()
-            except BrokenProcessPool:
-                yield _Found(faults=["not checked: the process that should was killed"])
-            advance(shard.samples)
-    except BaseException:  # Ctrl-C: nobody waits for the shards that are under way
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _die_silently() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what there is to say
-
-
-def _check_shard(
-    folder: Path,
-    shard: Shard,
-    categories: frozenset[int],
-    advance: Callable[[int], object] = lambda _: None,
-) -> _Found:
-    found = _Found()
-    tar = _tar(folder / shard.name, shard, found)
-    index = _index(folder / shard.index, shard, found)
-    rows = index
-    if tar is not None:
-        try:
-            built = build_index(tar)
-        except InputError as error:
-            found.fault(str(error))
-        else:
-            if len(built) != shard.samples:
-                found.fault(f"has {len(built):,} samples, {MANIFEST} says {shard.samples:,}")
-            if index is None:
-                rows = built
-            elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
-                found.fault(f"{shard.index} says that its samples lie elsewhere")
-        for number, row in enumerate(() if rows is None else rows):
-            _check_sample(tar, number, row, categories, found)
-            advance(1)
-    return found
+                built = build_index(tar)
+            except InputError as error:
+                found.fault(str(error))
+            else:
+                if len(built) != shard.samples:
+                    found.fault(f"has {len(built):,} samples, {MANIFEST} says {shard.samples:,}")
+                if index is None:
+                    rows = built
+                elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
+                    found.fault(f"{shard.index} says that its samples lie elsewhere")
+            for sample, row in enumerate(() if rows is None else rows):
+                _check_sample(tar, sample, row, self.categories, found)
+                progress(1)
+        return found
 
 
 def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
