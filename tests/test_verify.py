@@ -222,6 +222,15 @@ def test_what_is_missing_or_no_file(shards: Path) -> None:
     assert verify(shards).faults == missing
 
 
+def test_a_name_that_no_file_can_have_is_a_fault(shards: Path) -> None:
+    manifest = read_manifest(shards)
+    split = manifest.splits["train"]
+    split.shards[0] = replace(split.shards[0], name="n" * 300 + ".tar", index="i" * 300)
+    write_manifest(shards / MANIFEST, manifest)
+    faults = verify(shards).faults
+    assert len([f for f in faults if f.endswith("cannot be read: File name too long")]) == 2
+
+
 def test_strangers_are_named(shards: Path) -> None:
     for name in ("old-000000.tar", "train-000001.idx.npy", "README.md", ".hidden.tar"):
         (shards / name).write_bytes(b"")

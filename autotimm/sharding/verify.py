@@ -174,10 +174,10 @@ class _Work:
 
 def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
     """Maps a tar that could be read to its end; None if it could not."""
-    if not path.is_file():
-        found.fault(f"{MANIFEST} names it, but there is no such file")
-        return None
     try:
+        if not path.is_file():
+            found.fault(f"{MANIFEST} names it, but there is no such file")
+            return None
         with path.open("rb") as file:
             # Read before it is mapped: what the disk cannot read would kill who looks at a map.
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -190,16 +190,16 @@ def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # ValueError: emptied in between
-        found.fault(f"cannot be read: {error}")
+        found.fault(f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
 
 
 def _index(path: Path, shard: Shard, found: _Found) -> np.ndarray | None:
     """Reads the index of a shard; None if it is not what the manifest says."""
-    if not path.is_file():
-        found.fault(f"its index {shard.index} is not there")
-        return None
     try:
+        if not path.is_file():
+            found.fault(f"its index {shard.index} is not there")
+            return None
         with path.open("rb") as file:
             content = file.read(shard.samples * INDEX_DTYPE.itemsize + 4096)
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
