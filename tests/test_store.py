@@ -10,6 +10,7 @@ import pickle
 import shutil
 import tarfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +25,13 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.sharding.index import INDEX_DTYPE
 from autotimm.streaming import remote, shards
+from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError
+from autotimm.streaming.loader import StreamLoader
+from autotimm.streaming.order import EpochOrder
 from autotimm.streaming.remote import Retry
 from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
-from autotimm.structures import InputError
+from autotimm.structures import InputError, World
 
 QUICK = Retry(attempts=3, wait=0.01)
 
@@ -437,3 +441,41 @@ def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> N
         InstanceSegmentationDataModule(server.url, cache_limit="much", **given)
     data = InstanceSegmentationDataModule(server.url, cache_limit="1GiB", **given)
     assert data.source("train")._cache.limit == 2**30  # type: ignore[attr-defined]
+
+
+def _key(data: Any, record: Any, rng: np.random.Generator) -> tuple[int, int, float]:
+    return record["image_id"], zlib.crc32(data), rng.random()
+
+
+def _same(samples: list[Any], padding: list[bool]) -> list[Any]:
+    return samples
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
+    workers: int, coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten shards, windows of two, room for little more than one window."""
+    folder, cache = tmp_path / "shards", tmp_path / "cache"
+    shard(coco_folder, folder, samples_per_shard=1)
+    monkeypatch.setattr(shards, "WINDOW", 2)
+    defaults = EpochOrder.__init__.__defaults__
+    monkeypatch.setattr(EpochOrder.__init__, "__defaults__", (*defaults[:-1], 2))  # type: ignore[index]
+    largest = sorted(tar.stat().st_size + 5000 for tar in folder.glob("train-*.tar"))[-3:]
+
+    def epochs(source: Any) -> list[Any]:
+        stream = SampleStream(
+            source, _key, _same, world=World(), batch_size=2, seed=4, shuffle=True
+        )
+        loader = StreamLoader(
+            stream, num_workers=workers, multiprocessing_context="fork" if workers else None
+        )
+        batches = [list(loader) for _ in range(3)]
+        loader.close()
+        return batches
+
+    with serve(folder) as server:
+        source = ShardSource(server.url, "train", cache, retry=QUICK, cache_limit=sum(largest))
+        assert epochs(source) == epochs(ShardSource(str(folder), "train"))
+        assert sum(server.requests[name] for name in server.requests if ".tar" in name) > 10
+    assert sum(path.stat().st_size for path in cache.glob("*.*")) <= sum(largest)

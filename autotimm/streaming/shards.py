@@ -304,10 +304,7 @@ class ShardSource:
         info = self._shards[shard]
         path = (self._indices or self._cache.folder) / info.index
         try:
-            if self._indices is not None:
-                content = path.read_bytes()
-            else:
-                content = self._cached_index(shard)
+            content = path.read_bytes() if self._indices else self._cached_index(shard)
         except FileNotFoundError:
             return self._index_of_tar(shard)
         except OSError as error:
