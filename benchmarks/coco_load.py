@@ -57,9 +57,13 @@ def main() -> None:
 def bench(out: Path, options: argparse.Namespace) -> None:
     """Makes the data where it is missing, runs the sides in turns, prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    size = [f"--images={options.images}", f"--instances={options.instances}"]
-    if not (out / "done").is_file():
-        child("make", out, *size, f"--seed={options.seed}")
+    done = out / "made.json"
+    what = {key: getattr(options, key) for key in ("images", "instances", "seed")}
+    if not done.exists():
+        child("make", out, *(f"--{key}={value}" for key, value in what.items()))
+        done.write_text(json.dumps(what))
+    elif json.loads(done.read_text()) != what:
+        raise SystemExit(f"{out}: holds other data ({done.read_text()}): name another folder")
     megabytes = (out / "annotations.json").stat().st_size / 1e6
     print(f"{options.images:,} images, {options.instances:,} instances, {megabytes:.0f} MB of JSON")
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -138,7 +142,6 @@ def make(out: Path, images: int, instances: int, seed: int) -> None:
             file.write("," * bool(number) + json.dumps(entry, separators=(",", ":")))
         categories = [{"supercategory": "thing", "id": n, "name": f"c{n}"} for n in CATEGORIES]
         file.write(f'],"categories":{json.dumps(categories)}}}')
-    (out / "done").touch()
 
 
 def annotations(images: int, instances: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ import pytest
 from coco_folder import SQUARE, annotation, image, picture, write
 from pycocotools.coco import COCO
 
-from autotimm import coco, jsontext, masks
+from autotimm import coco, cocofile, jsontext, masks
 from autotimm.checks import as_id, check_annotations
 from autotimm.structures import Annotation, InputError, Record
 
@@ -451,7 +451,7 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], coco.Problems]:
     """What a file says of each of its images, by reading it in one go."""
     content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     problems = coco.Problems()
-    found, slots = coco._find_images(content["images"], folder, problems)
+    found, slots = cocofile.find_images(content["images"], folder, problems)
     categories = [as_id(category["id"]) for category in content["categories"]]
     dealt: list[list[dict]] = [[] for _ in found.names]
     nameless = []
@@ -573,6 +573,15 @@ def test_a_file_cut_short_behind_the_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"instances_train\.json: it changed") as error:
         index.record(0)
     assert "\n" not in str(error.value)
+
+
+def test_an_index_is_small(tmp_path: Path) -> None:
+    """It goes to every worker: places in the file, not what is there."""
+    long = [[10.25, 8.5, 30.125, 8.5, 30.125, 28.75] * 20]
+    annotations = [annotation(id=n, segmentation=long) for n in range(2000)]
+    index = load(tmp_path, annotations=annotations)
+    file = tmp_path / "annotations" / "instances_train.json"
+    assert len(pickle.dumps(index)) < file.stat().st_size / 20
 
 
 def test_annotation_bytes_are_about_the_records(shared_data: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     {"structures"},
-    {"checks", "images", "jsontext", "coco", "masks", "rasterize", "units"},
+    {"checks", "images", "jsontext", "coco", "cocofile", "masks", "rasterize", "units"},
     {"sharding", "streaming", "models", "visualize"},
     {"data"},
     {"evaluation", "tasks"},
