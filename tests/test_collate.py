@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from autotimm import masks
 from autotimm.data.collate import bucket, collate, finish, target
+from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.transforms import Sample
 from autotimm.streaming.decode import DataError
 from autotimm.structures import MASK_CROP, Annotation, Batch, Record, Target
@@ -100,9 +105,40 @@ def test_a_batch_holds_its_samples() -> None:
 
 
 def test_training_and_detection_leave_out_what_they_do_not_need() -> None:
-    batch = collate([sample(1, 2, with_masks=False)], [False])
-    assert "masks" not in batch
-    assert "target" not in batch
+    batch = finish(collate([sample(1, 2, with_masks=False)], [False]))
+    assert set(batch) == set(Batch.__annotations__) - {"masks", "target"}
+
+
+def test_a_worker_hands_over_one_block_without_dense_masks(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes through the pipe is small text; the block is images, crops and a few numbers."""
+    sent: list[bytes] = []
+    data = InstanceSegmentationDataModule(
+        shared_data / "coco_mini", image_size=640, batch_size=8, num_workers=1, masks=True
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    monkeypatch.setattr(loader, "_finish", None)  # as it comes out of the worker
+    for batch in itertools.islice(loader, 3):
+        assert set(batch) == {"block", "layout", "file_name"}
+        assert all(isinstance(name, str) for name in batch["file_name"])
+        block, layout = batch["block"], batch["layout"]
+        assert block.is_shared()
+        assert block.is_contiguous()
+        slots = layout["labels"][1][1]
+        dense = 8 * slots * 640 * 640
+        assert block.nbytes < 8 * 640 * 640 * 3 + 8 * slots * (MASK_CROP**2 + 64) + 1024 < dense
+        sent.append(bytes(ForkingPickler.dumps(batch)))
+        assert len(sent[-1]) < 4096
+        print(f"{block.nbytes} bytes a batch, {len(sent[-1])} through the pipe")
+        whole = finish(batch)
+        assert whole["masks"].shape == (8, slots, MASK_CROP, MASK_CROP)
+        assert {t.untyped_storage().data_ptr() for t in whole.values() if torch.is_tensor(t)} == {
+            block.untyped_storage().data_ptr()
+        }
+    assert len(sent) == 3
+    loader.close()
 
 
 def test_targets_are_the_annotations_crowd_included() -> None:

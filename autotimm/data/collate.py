@@ -1,12 +1,15 @@
 """Samples -> a batch, as ``structures.Batch`` documents it.
 
-Instances are padded to a bucket, so that a compiled step meets few shapes. The image keeps the
+Instances are padded to a bucket, so that a compiled step meets few shapes. All arrays of a batch
+lie in one block of memory, which is all that a worker hands over: each tensor of its own would cost
+a file descriptor and a mapping. ``finish`` cuts it up, where the batch is used. The image keeps the
 layout in which it was decoded, [B, H, W, 3], and is handed on as a [B, 3, H, W] view of it
 (channels last): no copy, and what convolutions on a GPU like best.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ from autotimm.data.transforms import Sample, checked_rle, label_of
 from autotimm.structures import MASK_CROP, Record
 
 SMALLEST_BUCKET = 8
+_ALIGNED = 64  # bytes: arrays begin at multiples of this
+_Layout = dict[str, tuple[str, tuple[int, ...], int]]  # key -> type, shape, first byte
 
 
 def bucket(instances: int) -> int:
@@ -26,47 +31,60 @@ def bucket(instances: int) -> int:
 
 
 def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
-    """Makes a batch.
+    """Makes a batch, to be finished by ``finish``.
 
     Args:
         samples: B of them, of one canvas size; all with masks or all without, and so with targets.
         padding: [B], whether each is a mere repeat.
 
     Returns:
-        A ``structures.Batch``, but for the arrays in ``target``, which are NumPy's: each tensor
-        that leaves a worker costs a file descriptor. ``finish`` turns them into tensors.
+        ``block``, a tensor [bytes] uint8, in shared memory if this is a worker; ``layout``, of each
+        array in it the type, the shape and the first byte; and of a ``structures.Batch`` what is no
+        array: ``file_name`` and, where samples have it, ``target`` with arrays for tensors.
     """
     count, slots = len(samples), bucket(max(len(s.labels) for s in samples))
-    image = _empty((count, *samples[0].image.shape), torch.from_numpy(samples[0].image[:0]).dtype)
-    boxes = torch.zeros(count, slots, 4)
-    classes = torch.full((count, slots), -1)
-    crops = None
+    records = [s.record for s in samples]
+    given: dict[str, np.ndarray] = {
+        "image_id": np.array([r["image_id"] for r in records], np.int64),
+        "original_size": np.array([[r["height"], r["width"]] for r in records], np.int64),
+        "scale": np.array([s.scale for s in samples], np.float32),
+        "offset": np.array([s.offset for s in samples], np.float32),
+        "padding": np.array(padding, np.bool_),
+    }
+    shapes = {key: (value.dtype.name, value.shape) for key, value in given.items()} | {
+        "image": (samples[0].image.dtype.name, (count, *samples[0].image.shape)),
+        "boxes": ("float32", (count, slots, 4)),
+        "labels": ("int64", (count, slots)),
+    }
     if samples[0].masks is not None:
-        crops = _empty((count, slots, MASK_CROP, MASK_CROP), torch.uint8)
+        shapes["masks"] = ("uint8", (count, slots, MASK_CROP, MASK_CROP))
+    layout, size = _layout(shapes)
+    block = _empty(size)
+    # Through NumPy: PyTorch would share each small copy among threads that wait at full speed.
+    arrays = {key: view.numpy() for key, view in _cut(block, layout).items()}
+    for key, value in given.items():
+        arrays[key][...] = value
     for b, sample in enumerate(samples):
         n = len(sample.labels)
-        image[b] = torch.from_numpy(sample.image)
-        boxes[b, :n] = torch.from_numpy(sample.boxes)
-        classes[b, :n] = torch.from_numpy(sample.labels)
-        if crops is not None and sample.masks is not None:
-            crops[b, :n] = torch.from_numpy(sample.masks)
-            crops[b, n:] = 0
-    records = [s.record for s in samples]
-    batch = {
-        "image": image.permute(0, 3, 1, 2),
-        "image_id": torch.tensor([r["image_id"] for r in records]),
-        "file_name": [r["file_name"] for r in records],
-        "original_size": torch.tensor([[r["height"], r["width"]] for r in records]),
-        "scale": torch.tensor([s.scale for s in samples], dtype=torch.float32),
-        "offset": torch.tensor([s.offset for s in samples], dtype=torch.float32),
-        "padding": torch.tensor(padding),
-        "boxes": boxes,
-        "labels": classes,
-    }
-    if crops is not None:
-        batch["masks"] = crops
+        arrays["image"][b] = sample.image
+        arrays["boxes"][b, :n], arrays["boxes"][b, n:] = sample.boxes, 0
+        arrays["labels"][b, :n], arrays["labels"][b, n:] = sample.labels, -1
+        if sample.masks is not None:
+            arrays["masks"][b, :n], arrays["masks"][b, n:] = sample.masks, 0
+    batch = {"block": block, "layout": layout, "file_name": [r["file_name"] for r in records]}
     if samples[0].target is not None:
         batch["target"] = [s.target for s in samples]
+    return batch
+
+
+def finish(batch: dict[str, Any]) -> dict[str, Any]:
+    """The ``structures.Batch``, in the process that uses it; its tensors are views of the block."""
+    batch |= _cut(batch.pop("block"), batch.pop("layout"))
+    batch["image"] = batch["image"].permute(0, 3, 1, 2)
+    for truth in batch.get("target", []):
+        for key, value in truth.items():
+            if isinstance(value, np.ndarray):
+                truth[key] = torch.from_numpy(value)
     return batch
 
 
@@ -89,18 +107,29 @@ def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def finish(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turns the arrays of ``target`` into tensors, in the process that uses them."""
-    for truth in batch.get("target", []):
-        for key, value in truth.items():
-            if isinstance(value, np.ndarray):
-                truth[key] = torch.from_numpy(value)
-    return batch
+def _layout(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[_Layout, int]:
+    """Where in a block arrays of these types and shapes come to lie, and how large it is."""
+    layout, size = _Layout(), 0
+    for key, (kind, shape) in shapes.items():
+        layout[key] = kind, shape, size
+        length = math.prod(shape) * np.dtype(kind).itemsize
+        size += -(-length // _ALIGNED) * _ALIGNED
+    return layout, size
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor; inside a worker in shared memory, so that sending it copies nothing."""
+def _cut(block: Tensor, layout: _Layout) -> dict[str, Tensor]:
+    """The arrays of a block, as views of it."""
+    return {
+        key: block[start : start + math.prod(shape) * np.dtype(kind).itemsize]
+        .view(getattr(torch, kind))
+        .view(shape)
+        for key, (kind, shape, start) in layout.items()
+    }
+
+
+def _empty(size: int) -> Tensor:
+    """[size] uint8; inside a worker in shared memory, so that sending it copies nothing."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+        return torch.from_numpy(np.empty(size, np.uint8))  # NumPy asks for large pages
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
