@@ -133,8 +133,9 @@ def _ended(code: int) -> str:
 
 def _serve(work: Work[Any], pipe: Connection) -> None:
     """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Terminals and SLURM send these to all processes. The parent says what came, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     done, told = 0, time.monotonic()

@@ -197,8 +197,11 @@ class RemoteFolder:
         """The file system, one a process (fsspec keeps it), and the folder's path in it."""
         import fsspec
 
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self.scheme in ("s3", "s3a"):  # its own patience is many minutes, times ours
+            options["config_kwargs"] = {"connect_timeout": 20, "retries": {"max_attempts": 2}}
         with self._known():
-            files, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+            files, root = fsspec.url_to_fs(self.url, **options)
         return files, root.rstrip("/")
 
     @contextlib.contextmanager
