@@ -50,6 +50,7 @@ def fit(folder: Path, out: Path, *, backbone: str = "resnet10t", **options: Any)
         fpn_channels=32,
         head_convs=1,
         mask_size=12,
+        mask_rois=2,  # fewer than there are candidates: chance chooses
         num_classes=4,
         compile_model=False,
     )
