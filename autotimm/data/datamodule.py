@@ -43,7 +43,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
     together in shards, where autotimm-shard has joined them.
 
     Args:
-        data_dir: the folder or URL; which of the three it is, is found out.
+        data_dir: the folder or URL; what it is, is found out. Tars that others wrote are shards
+            too; they are indexed once, in ``cache_dir``.
         image_size: side of the canvas in pixels, or height and width; rounded up to multiples of
             32.
         batch_size: images a step on each rank.
