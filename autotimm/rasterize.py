@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +106,9 @@ def _places(
     np.floor(row, out=row)
     if len(near):  # rounding decides, and has to be C's
         line = np.searchsorted(np.cumsum(passes), near, side="right")
-        lines = (part[line] for part in (x, y, dx, dy, steep, left))
-        row[near] = (_lower(*lines, 5 * nth[near]) + 2) // 5
+        x, y, dx, dy, column = x[line], y[line], dx[line], dy[line], left[line] + 5 * nth[near]
+        lower = np.where(steep[line], _steep(x, y, dx, dy, column), _flat(y, dx, dy, column))
+        row[near] = (lower + 2) // 5
     height = heights[polygon].astype(np.float64)
     tall = np.repeat(height, passes)
     np.maximum(row, 0, out=row)
@@ -117,30 +119,31 @@ def _places(
     return row
 
 
-def _lower(
-    x: _Ints, y: _Ints, dx: _Ints, dy: _Ints, steep: NDArray[np.bool_], left: _Ints, more: _Floats
-) -> _Floats:
-    """The smaller y, in fifths, of the points beside a column, by the sums that C computes.
+def _flat(y: _Ints, dx: _Ints, dy: _Ints, column: _Floats) -> _Floats:
+    """The smaller y, in fifths, of the points beside a column of a line that steps along x.
+
+    Computed by the sums that C computes, so that rounding falls the same way.
 
     Args:
-        x: [n] of the lines' first points; ``y`` likewise.
+        y: [n] of the lines' first points.
         dx: [n] of the lines; ``dy`` likewise.
-        steep: [n] whether a line steps along y rather than x.
-        left: [n] steps in x from the first point to the first column's 5c + 2.
-        more: [n] steps in x from there to the column's.
+        column: [n] steps in x from the first point to the column's 5c + 2.
     """
     with np.errstate(divide="ignore", invalid="ignore"):  # of the lines of the other kind
-        rise, run = dy / dx, dx / dy
-    column = left + more
-    flat = np.floor(y + rise * (column + (rise < 0)) + 0.5)  # below 0 is clipped, however rounded
-    # Steep: the first step beyond (or, falling, no more beyond) the line between two fifths.
-    guess = np.rint((column + 0.5) * rise)
-    beyond = x + run * guess + 0.5 >= x + column + 1
-    step = np.where(beyond == (run > 0), guess, guess + 1)
-    return np.where(steep, y + step - 1, flat)
+        return np.floor(y + dy / dx * (column + (dy < 0)) + 0.5)  # below 0 all is clipped
 
 
-def _encode(places: _Floats, ends: _Ints, stride: int) -> tuple[list[str], list[int]]:
+def _steep(x: _Ints, y: _Ints, dx: _Ints, dy: _Ints, column: _Floats) -> _Floats:
+    """The same of a line that steps along y; ``x`` is like ``y``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = dx / dy
+        guess = np.rint((column + 0.5) / slope)
+    # The first step beyond (or, falling, no more beyond) the column's line at 5c + 2.5.
+    beyond = x + slope * guess + 0.5 >= x + column + 1
+    return np.where(beyond == (dx > 0), guess, guess + 1.0) + (y - 1)
+
+
+def _encode(places: NDArray[Any], ends: _Ints, stride: int) -> tuple[list[str], list[int]]:
     """Turns the places of all polygons into compressed counts and areas.
 
     Args:
@@ -149,7 +152,8 @@ def _encode(places: _Floats, ends: _Ints, stride: int) -> tuple[list[str], list[
         stride: as given to ``_places``.
     """
     first = np.arange(len(ends)) * stride
-    kind = np.int32 if stride * len(ends) < 2**31 else np.int64  # half the size, twice as fast
+    # Half the size where it suffices, and twice as fast to sort.
+    kind = np.dtype(np.int32 if stride * len(ends) < 2**31 else np.int64)
     last = (first + ends).astype(kind)
     places = np.concatenate([places.astype(kind), last])
     places.sort()
@@ -165,11 +169,8 @@ def _encode(places: _Floats, ends: _Ints, stride: int) -> tuple[list[str], list[
     runs = places.copy()
     runs[1:] -= places[:-1]
     runs[start] = places[start] - first
-    inside = np.arange(len(runs), dtype=kind)
-    inside ^= np.repeat((start & 1).astype(kind), stop - start)
-    inside &= 1
-    inside *= runs
-    areas = np.add.reduceat(inside, start, dtype=np.int64)
+    odd = (np.arange(len(runs)) ^ np.repeat(start, stop - start)) & 1
+    areas = np.add.reduceat(runs * odd, start)
 
     # Each run less the one before the last.
     value = runs.copy()
@@ -182,7 +183,7 @@ def _encode(places: _Floats, ends: _Ints, stride: int) -> tuple[list[str], list[
     return words.tobytes().translate(None, b"\0").decode("ascii").split(), areas.tolist()
 
 
-def _characters(values: _Ints) -> NDArray[np.uint64]:
+def _characters(values: NDArray[Any]) -> NDArray[np.uint64]:
     """Numbers as text in groups of 5 bits (cocoapi's ``rleToString``), in words of 8 bytes.
 
     The last byte is 0, and so are those that a number does not need.
