@@ -1,4 +1,4 @@
-"""Synthetic photos with COCO's statistics, in COCO's layout, for the benchmarks.
+"""What the benchmarks read: a COCO folder given, or synthetic photos with COCO's statistics.
 
 640 x 480 JPEGs of about 146 KB, 7.3 instances an image, polygons of about 22 points, and sides of
 objects spread as in COCO, of whose objects 41 % are smaller than 32 x 32 pixels and 24 % larger
@@ -9,12 +9,16 @@ rasteriser have the work that COCO gives them.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
+
+from autotimm import coco
+from autotimm.structures import InputError
 
 WIDTH, HEIGHT = 640, 480
 _QUALITY = 92
@@ -23,6 +27,23 @@ _INSTANCES = 7.3
 _SIDE = (3.73, 1.18)  # mean and deviation of the logarithm of an object's side in pixels
 _POINTS = 22
 _CATEGORIES = 80
+
+
+def split_of(data: Path | None, name: str, work: Path, images: int, seed: int) -> coco.Split:
+    """The split of a COCO folder; without one, that of synthetic photos made below ``work``.
+
+    Exits with one line where there is no such split.
+    """
+    if data is None:
+        data, name = work / "photos", "train"
+        make(data, images, seed)
+    try:
+        splits = coco.find_splits(data)
+    except InputError as error:
+        sys.exit(f"--data: {error}")
+    if name not in splits:
+        sys.exit(f"--split: {data} has no {name!r}, only {', '.join(splits)}")
+    return splits[name]
 
 
 def make(root: Path, images: int, seed: int) -> None:

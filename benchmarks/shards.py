@@ -46,13 +46,8 @@ def main() -> None:
     print(machine(found, given.peers_python), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(dir=given.work) as temporary:
         work = Path(temporary)
-        data = given.data or work / "coco"
-        if given.data is None:
-            photos.make(data, given.images, given.seed)
-        splits = coco.find_splits(data)
-        if given.split not in splits:
-            sys.exit(f"--split: {data} has no {given.split!r}, only {', '.join(splits)}")
-        split = splits[given.split]
+        split = photos.split_of(given.data, given.split, work, given.images, given.seed)
+        data = given.data or work / "photos"
         paths = list_images(split, work / "images.txt")
         bench(data, split, paths, found, given, work)
 
@@ -91,7 +86,7 @@ def bench(
                              images=count))  # fmt: skip
 
     listing = work / "images.txt"
-    ours = (SHARDER, data, out, "--splits", given.split)
+    ours = (SHARDER, data, out, "--splits", split.name)
     ours = (*ours, "--samples-per-shard", given.samples_per_shard)
     halves = f"split -n l/2 {listing} {work}/half-"
     contestants = {

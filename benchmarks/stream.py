@@ -10,7 +10,6 @@ resuming, planning), order (how well it mixes), damage (is it noticed?).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from autotimm import coco
 HERE = Path(__file__).parent
 SHARDER = Path(sys.executable).with_name("autotimm-shard")
 SECTIONS = ("raw", "cold", "decode", "start", "order", "damage")
+_COLD = 0.95  # of the files: a few may be busy
 _OWN_FILES = ("mosaicml", "mosaicml-hashes", "litdata")  # the others read autotimm-shard's tars
 _NAMES = {
     "jpeg": "JPEG decoding alone (simplejpeg, one core)",
@@ -60,11 +60,8 @@ def main() -> None:
     print(machine(found, given.peers_python), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(dir=given.work) as temporary:
         work = Path(temporary)
-        data, name = given.data, given.split
-        if data is None:
-            data, name = work / "photos", "train"
-            photos.make(data, max(given.images, given.decode_images), given.seed)
-        split = coco.find_splits(data)[name]
+        most = max(given.images, given.decode_images)
+        split = photos.split_of(given.data, given.split, work, most, given.seed)
         if {"raw", "cold"} & set(sections):
             containers(split, work / "raw", found, given, given.images)
             raw(work / "raw", found, given, sections)
@@ -146,7 +143,7 @@ def raw(root: Path, found: list[str], given: Any, sections: list[str]) -> None:
         table(f"Raw samples, {count:,} in the page cache", limit | warm)
     if "cold" in sections:
         files = [path for path in root.rglob("*") if path.is_file()]
-        if not evict(files):
+        if not hasattr(os, "RWF_NOWAIT") or forgotten(files) < _COLD:
             print("Cold files: left out, as this file system keeps them in memory.\n")
             return
         cold = {
@@ -172,16 +169,28 @@ def emptied(run: Callable[[bool], Run], root: Path) -> Callable[[bool], Run]:
     return cold
 
 
-def evict(files: list[Path]) -> bool:
-    """Has the kernel forget files; tells whether it did."""
-    gone = True
+def evict(files: list[Path]) -> None:
+    """Has the kernel forget files."""
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # what is not yet written stays
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            with contextlib.suppress(BlockingIOError):  # what a read that may not wait raises
-                gone &= not os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
-    return gone
+
+
+def forgotten(files: list[Path]) -> float:
+    """The share of files that the kernel can be made to forget.
+
+    They are those that a read without waiting does not get; it has the kernel begin to read them.
+    """
+    evict(files)
+    away = 0
+    for path in files:
+        with path.open("rb") as file:
+            try:
+                os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+            except OSError as error:  # others: a file system that cannot tell
+                away += isinstance(error, BlockingIOError)
+    return away / len(files)
 
 
 def decode(root: Path, found: list[str], given: Any) -> None:

@@ -50,7 +50,11 @@ def test_stream_without_peers() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--peers", "tar"), "'tar' is none of"), (("--only", "raw,write"), "'write' is none of")],
+    [
+        (("--peers", "tar"), "'tar' is none of"),
+        (("--only", "raw,write"), "'write' is none of"),
+        (("--peers", "none", "--data", "nowhere"), "--data: nowhere"),
+    ],
 )
 def test_wrong_options_are_refused_in_a_line(options: tuple[str, str], message: str) -> None:
     words = [sys.executable, BENCHMARKS / "stream.py", *options]
