@@ -149,7 +149,10 @@ class CocoIndex:
         pieces = self._text.read_all(
             dealt.starts[first:last].tolist(), dealt.lengths[first:last].tolist()
         )
-        raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]")
+        try:
+            raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]")
+        except NotJSONError:
+            raise self._text.fault() from None
         for place, raw in enumerate(raws, first):
             new = dealt.renumbered.get(place)
             raw["id"] = as_id(raw["id"]) if new is None else new

@@ -229,12 +229,12 @@ def deal(
             lost = "an image that is left out"
         elif id_ is None or id_ in used:
             kind = "id missing or not a whole number" if id_ is None else "id occurs twice"
-            problems.add(f"annotation {kind} (numbered anew)", _shown(id_, position))
+            problems.add(f"annotation {kind} (numbered anew)", _shown(id_, image_id, position))
             unnumbered.append(len(owners))
         else:
             used.add(id_)
         if lost:
-            problems.add(f"annotation of {lost} (left out)", _shown(id_, position))
+            problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
         owners.append(_LEFT_OUT if slot is None or lost else slot)
     sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
     owner = np.frombuffer(owners, np.int64)
@@ -254,5 +254,6 @@ def deal(
     )
 
 
-def _shown(id_: int | None, position: int) -> str:
-    return f"annotations[{position}]" if id_ is None else f"annotation {id_}"
+def _shown(id_: int | None, image_id: Any, position: int) -> str:
+    annotation = f"annotations[{position}]" if id_ is None else f"annotation {id_}"
+    return annotation if as_id(image_id) is None else f"{annotation} of image {image_id}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,8 @@ from autotimm.structures import RLE
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
-_SHIFT = 32  # bits: a place is below 2 ** 31, the polygon's number goes above it
-_PLACE = (1 << _SHIFT) - 1
 _HALF = 1 << 14
-_NEAR = 1e-4  # steps; what is further from a whole number is on the same side however it is summed
+_NEAR = 1e-5  # rows; what is further from a whole one is on the same side however it is summed
 
 
 def rasterize(shapes: Sequence[tuple[Sequence[list[float]], int, int]]) -> list[tuple[RLE, int]]:
@@ -48,7 +47,9 @@ def rasterize(shapes: Sequence[tuple[Sequence[list[float]], int, int]]) -> list[
     every = [polygon for polygons, _, _ in shapes for polygon in polygons]
     heights = np.repeat(np.array([height for _, height, _ in shapes]), parts)
     widths = np.repeat(np.array([width for _, _, width in shapes]), parts)
-    counts, areas = _encode(_places(every, heights, widths), heights * widths)
+    ends = heights * widths
+    stride = int(ends.max()) + 1
+    counts, areas = _encode(_places(every, heights, widths, stride), ends, stride)
     made: list[tuple[RLE, int]] = []
     first = 0
     for (_, height, width), n in zip(shapes, parts, strict=True):
@@ -64,8 +65,10 @@ def rasterize(shapes: Sequence[tuple[Sequence[list[float]], int, int]]) -> list[
     return made
 
 
-def _places(polygons: Sequence[list[float]], heights: _Ints, widths: _Ints) -> _Ints:
-    """Where masks begin and end: polygon << 32 | x * height + y, unordered, repeats included."""
+def _places(
+    polygons: Sequence[list[float]], heights: _Ints, widths: _Ints, stride: int
+) -> NDArray[np.float64]:
+    """Where masks begin and end: polygon * stride + x * height + y, unordered, with repeats."""
     numbers = np.fromiter(map(len, polygons), np.int64, len(polygons))
     flat = np.fromiter(chain.from_iterable(polygons), np.float64, int(numbers.sum()))
     fifths = (5 * flat + 0.5).astype(np.int64)  # towards zero, as C does it
@@ -79,77 +82,80 @@ def _places(polygons: Sequence[list[float]], heights: _Ints, widths: _Ints) -> _
     # Columns that an edge passes: those c with both 5c + 2 and 5c + 3 between its ends.
     low = np.maximum((np.minimum(x1, x2) + 2) // 5, 0)
     passes = np.minimum((np.maximum(x1, x2) - 3) // 5, widths[polygon] - 1) - low + 1
+    e = np.flatnonzero(passes > 0)
+    x1, y1, x2, y2, low, passes, polygon = (
+        part[e] for part in (x1, y1, x2, y2, low, passes, polygon)
+    )
     steep = np.abs(y2 - y1) > np.abs(x2 - x1)
     # Every line runs towards larger x, or larger y if it is steep.
     turned = np.where(steep, y2 < y1, x2 < x1)
     x, y = np.where(turned, x2, x1), np.where(turned, y2, y1)
     dx, dy = np.where(turned, x1 - x2, x2 - x1), np.where(turned, y1 - y2, y2 - y1)
+    slope = dy / dx
     left = 5 * low + 2 - x  # steps in x to the first such 5c + 2
 
-    found = []
-    for upright in (False, True):
-        e = np.flatnonzero((passes > 0) & (steep == upright))
-        n = passes[e]
-        nth = np.arange(float(n.sum()))  # of a line's columns; floats, as NumPy's loops over them
-        nth -= np.repeat(np.cumsum(n) - n, n)  # are the quicker ones, and exact up to 2 ** 53
-        if upright:
-            row = _steep(x[e], y[e], dx[e] / dy[e], left[e], n, 5 * nth)
-        else:
-            row = _flat(y[e], dy[e] / dx[e], left[e], n, 5 * nth)
-        row += 2
-        row /= 5
-        np.floor(row, out=row)
-        of_edge = heights[polygon[e]].astype(np.float64)
-        height = np.repeat(of_edge, n)
-        np.clip(row, 0, height, out=row)
-        nth *= height
-        row += nth
-        row += np.repeat((polygon[e] << _SHIFT) + low[e] * of_edge, n)
-        found.append(row)
-    return np.concatenate(found).astype(np.int64)
+    # The row is that of the lower point beside the column's line at 5c + 2.5, in pixels; where both
+    # are steps in x, that is the line's y at one of them, rounded, else the y before the line.
+    at = np.where(steep, y + slope * (left + 0.5), y + slope * (left + (slope < 0)) + 0.5)
+    nth = np.arange(float(passes.sum()))  # of a line's columns; floats, as NumPy's loops over them
+    nth -= np.repeat(np.cumsum(passes) - passes, passes)  # are quicker, and exact up to 2 ** 53
+    row = np.repeat(slope, passes)
+    row *= nth
+    row += np.repeat((at + 2) / 5, passes)
+    near = np.flatnonzero(np.abs(row - np.rint(row)) < _NEAR)
+    np.floor(row, out=row)
+    if len(near):  # rounding decides, and has to be C's
+        line = np.searchsorted(np.cumsum(passes), near, side="right")
+        x, y, dx, dy, column = x[line], y[line], dx[line], dy[line], left[line] + 5 * nth[near]
+        lower = np.where(steep[line], _steep(x, y, dx, dy, column), _flat(y, dx, dy, column))
+        row[near] = (lower + 2) // 5
+    height = heights[polygon].astype(np.float64)
+    tall = np.repeat(height, passes)
+    np.maximum(row, 0, out=row)
+    np.minimum(row, tall, out=row)
+    nth *= tall
+    row += nth
+    row += np.repeat(polygon * stride + low * height, passes)
+    return row
 
 
-def _flat(y: _Ints, slope: _Floats, left: _Ints, n: _Ints, more: _Floats) -> _Floats:
-    """The smaller y of the two points beside each column, where lines step along x.
+def _flat(y: _Ints, dx: _Ints, dy: _Ints, column: _Floats) -> _Floats:
+    """The smaller y, in fifths, of the points beside a column of a line that steps along x.
+
+    Computed by the sums that C computes, so that rounding falls the same way.
 
     Args:
-        y: [E] of the lines' first points.
-        slope: [E] of y over x.
-        left: [E] steps to the point at the first column's 5c + 2.
-        n: [E] columns of each line.
-        more: [sum(n)] steps from the first column's to each column's.
+        y: [n] of the lines' first points.
+        dx: [n] of the lines; ``dy`` likewise.
+        column: [n] steps in x from the first point to the column's 5c + 2.
     """
-    at = more + np.repeat((left + (slope < 0)).astype(np.float64), n)  # the one further up
-    at *= np.repeat(slope, n)
-    at += np.repeat(y.astype(np.float64), n)
-    at += 0.5
-    return np.floor(at, out=at)  # C cuts towards zero, but what is below 0 is clipped anyway
+    with np.errstate(divide="ignore", invalid="ignore"):  # of the lines of the other kind
+        return np.floor(y + dy / dx * (column + (dy < 0)) + 0.5)  # below 0 all is clipped
 
 
-def _steep(x: _Ints, y: _Ints, slope: _Floats, left: _Ints, n: _Ints, more: _Floats) -> _Floats:
-    """The same where lines step along y; ``x`` is like ``y``, ``slope`` of x over y, and not 0."""
-    exact = more * np.repeat(1 / slope, n)
-    exact += np.repeat((left + 0.5) / slope, n)
-    step = np.ceil(exact)  # the first one on the other side of the column's line
-    # A point that falls on that line goes where rounding takes it: by the sum that C computes.
-    near = np.flatnonzero(np.abs(exact - np.rint(exact)) < _NEAR)
-    line = np.repeat(np.arange(len(n)), n)[near]
-    guess = np.rint(exact[near])
-    beyond = x[line] + slope[line] * guess + 0.5 >= x[line] + left[line] + more[near] + 1
-    step[near] = np.where(beyond == (slope[line] > 0), guess, guess + 1)
-    step += np.repeat(y - 1.0, n)
-    return step
+def _steep(x: _Ints, y: _Ints, dx: _Ints, dy: _Ints, column: _Floats) -> _Floats:
+    """The same of a line that steps along y; ``x`` is like ``y``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = dx / dy
+        guess = np.rint((column + 0.5) / slope)
+    # The first step beyond (or, falling, no more beyond) the column's line at 5c + 2.5.
+    beyond = x + slope * guess + 0.5 >= x + column + 1
+    return np.where(beyond == (dx > 0), guess, guess + 1.0) + (y - 1)
 
 
-def _encode(places: _Ints, ends: _Ints) -> tuple[list[str], list[int]]:
+def _encode(places: NDArray[Any], ends: _Ints, stride: int) -> tuple[list[str], list[int]]:
     """Turns the places of all polygons into compressed counts and areas.
 
     Args:
         places: from ``_places``.
         ends: [polygons] height * width.
+        stride: as given to ``_places``.
     """
-    last = (np.arange(len(ends)) << _SHIFT) + ends
-    places = np.concatenate([places, last])
+    first = np.arange(len(ends)) * stride
+    # Half the size where it suffices, and twice as fast to sort.
+    kind = np.dtype(np.int32 if stride * len(ends) < 2**31 else np.int64)
+    last = (first + ends).astype(kind)
+    places = np.concatenate([places.astype(kind), last])
     places.sort()
     again = places[1:] == places[:-1]
     if again.any():
@@ -160,10 +166,11 @@ def _encode(places: _Ints, ends: _Ints) -> tuple[list[str], list[int]]:
         places = places[kept]
     stop = np.searchsorted(places, last) + 1
     start = np.concatenate([[0], stop[:-1]])
-    runs = np.diff(places, prepend=0)
-    runs[start] = places[start] & _PLACE
-    inside = runs * ((np.arange(len(runs)) - np.repeat(start, stop - start)) & 1)
-    areas = np.add.reduceat(inside, start)
+    runs = places.copy()
+    runs[1:] -= places[:-1]
+    runs[start] = places[start] - first
+    odd = (np.arange(len(runs)) ^ np.repeat(start, stop - start)) & 1
+    areas = np.add.reduceat(runs * odd, start)
 
     # Each run less the one before the last.
     value = runs.copy()
@@ -176,7 +183,7 @@ def _encode(places: _Ints, ends: _Ints) -> tuple[list[str], list[int]]:
     return words.tobytes().translate(None, b"\0").decode("ascii").split(), areas.tolist()
 
 
-def _characters(values: _Ints) -> NDArray[np.uint64]:
+def _characters(values: NDArray[Any]) -> NDArray[np.uint64]:
     """Numbers as text in groups of 5 bits (cocoapi's ``rleToString``), in words of 8 bytes.
 
     The last byte is 0, and so are those that a number does not need.

@@ -154,7 +154,7 @@ def annotations(images: int, instances: int, seed: int) -> Iterator[dict[str, An
     points = np.clip(rng.lognormal(2.95, 0.6, instances), 4, 200).astype(int)
     for number in range(instances):
         count = int(points[number])
-        angle = np.sort(rng.random(count)) * 2 * np.pi
+        angle = (np.arange(count) + rng.random(count)) / count * 2 * np.pi
         radius = rng.uniform(6, 90) * (1 + 0.3 * rng.random(count))
         centre = rng.uniform([130, 130], [510, 350])[:, None]
         outline = (centre + radius * np.stack([np.cos(angle), np.sin(angle)])).T.round(2)

@@ -462,7 +462,9 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], coco.Problems]:
             continue
         id_ = as_id(raw.get("id"))
         shown = f"annotations[{position}]" if id_ is None else f"annotation {id_}"
-        slot = slots.get(as_id(raw.get("image_id")))
+        image_id = as_id(raw.get("image_id"))
+        shown += "" if image_id is None else f" of image {image_id}"
+        slot = slots.get(image_id)
         category = as_id(raw.get("category_id"))
         if slot is None:
             problems.add("annotation of an unknown image (left out)", shown)

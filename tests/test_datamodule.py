@@ -62,6 +62,7 @@ class Recorder(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[list[int]] = []
         self.batches: list[list[int]] = []
+        self.shapes: list[list[int]] = []
         self.evaluated: list[int] = []
         self.predicted: list[int] = []
         self.image: torch.Tensor | None = None
@@ -75,6 +76,7 @@ class Recorder(LightningModule):
         self.seen[-1] += batch["image_id"].tolist()
         self.batches.append(batch["image_id"].tolist())
         self.image = batch["image"]
+        self.shapes.append(list(self.image.shape[2:]))
         return (self.weight - batch["image"].mean()).square().sum()
 
     def validation_step(self, batch: dict[str, Any]) -> None:
@@ -296,6 +298,21 @@ def test_overfitting_keeps_to_its_batches(shard_folder: Path, tmp_path: Path) ->
     assert len(model.batches) == 4
 
 
+def run_ranks(code: str, out: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Runs code on two ranks, each of which leaves ``<rank>.json`` in a folder: their content."""
+    script = out / "rank.py"
+    script.write_text(textwrap.dedent(code))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
 RANK = """
     import json, sys
     sys.path.insert(0, sys.argv[3])
@@ -315,18 +332,8 @@ RANK = """
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["0", "1"])
 def test_two_ranks_share_an_epoch(shard_folder: Path, tmp_path: Path, sampler: str) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(textwrap.dedent(RANK))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [script, shard_folder, tmp_path, Path(__file__).parent, sampler]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
+    arguments = [shard_folder, tmp_path, Path(__file__).parent, sampler]
+    ranks = run_ranks(RANK, tmp_path, *arguments)
     one = Recorder()
     trainer(tmp_path, limit_val_batches=0).fit(one, datamodule=module(shard_folder, batch_size=4))
     for epoch, truth in enumerate(one.seen):

@@ -56,7 +56,7 @@ def test_targets_equal_roialign_of_the_dense_mask() -> None:
     dense = torch.from_numpy(masks.decode(rle)).float()
     ys, xs = np.nonzero(masks.decode(rle))
     box = torch.tensor([xs.min(), ys.min(), xs.max() + 1.0, ys.max() + 1.0]).float()
-    crop = masks.crop(rle, [star], np.eye(3)[:2], box.tolist())
+    crop = masks.crop(rle, np.eye(3)[:2], box.tolist())
     shifts = torch.tensor([[0, 0, 0, 0], [-20, -11, 13, 30], [25, 10, -14, 5], [-9, 22, 31, -8.0]])
     rois = RoIs(
         (box + shifts)[None],
@@ -82,7 +82,7 @@ def test_soft_targets_paste_back_to_the_mask_better_than_rounded_ones() -> None:
     rle = masks.to_rle([polygon_of_a_star(150.3, 120.8, 90.0)], height, width)
     truth = torch.from_numpy(masks.decode(rle)).bool()
     box = torch.tensor(masks.box(rle), dtype=torch.float32)
-    crop = torch.from_numpy(masks.crop(rle, None, np.eye(3)[:2], box.tolist()))
+    crop = torch.from_numpy(masks.crop(rle, np.eye(3)[:2], box.tolist()))
     rois = RoIs(
         box[None, None], torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
     )

@@ -60,7 +60,7 @@ def test_random_polygons(seed: int) -> None:
 
 
 def test_ties_fall_as_rounding_has_it() -> None:
-    """Steep lines through points that lie exactly between two fifths, rising and falling."""
+    """Lines through points that lie exactly between two fifths: steep and flat, up and down."""
     rng = np.random.default_rng(7)
     shapes: list[Shape] = []
     for _ in range(400):
@@ -68,7 +68,8 @@ def test_ties_fall_as_rounding_has_it() -> None:
         x, y = int(rng.integers(0, 100)), int(rng.integers(0, 100))
         far = x + dx * int(rng.choice([-1, 1]))
         polygon = [v / 5 for v in (x, y, far, y + dy, far + 300, y + dy, x + 300, y)]
-        shapes.append(([polygon], 64, 128))
+        mirrored = [v for point in zip(polygon[1::2], polygon[::2], strict=True) for v in point]
+        shapes += [([polygon], 64, 128), ([mirrored], 128, 64)]
     check(shapes)
 
 
@@ -76,7 +77,8 @@ def test_large_images_need_long_numbers() -> None:
     for side in (5_000, 46_000):
         high, low = side - 3.5, 2.25
         check([([[low, low, high, low + 1, high, high, low + 1, high]], side, side)])
-        check([([[high, low, high + 2, low, high + 1, high]], side, side)])
+        corner = [high, low, high + 2, low, high + 1, high]
+        check([([corner], side, side), ([corner], 9, 9), ([corner], side, side)])
 
 
 def test_masks_without_a_pixel_and_whole_images() -> None:

@@ -115,37 +115,48 @@ def test_an_array_and_a_join_write_what_one_machine_writes(
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.slow
-def test_killed_and_cancelled_tasks_go_on_when_the_array_is_submitted_again(
-    cluster: Environment, source: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    """Part 2 is killed half-way, part 3 stopped there and then cancelled."""
-    out = tmp_path / "out"
-    python = tmp_path / "python"
+def hindered(folder: Path, out: Path, killed: str, stopped: str) -> Path:
+    """A Python that writes these parts only half-way, until there is a file ``folder/free``.
+
+    The process of the part ``killed`` gets SIGKILL, that of ``stopped`` hangs.
+    """
+    python = folder / "python"
     python.write_text(
         f"""#!/usr/bin/env bash
-        if [[ $* != *--part\\ [23]/3* ]] || [ -e {tmp_path}/second ]; then
+        all=$*
+        part=${{all##*--part }} part=${{part%% *}}
+        if [ -e {folder}/free ] || [[ $part != {killed} && $part != {stopped} ]]; then
             exec {sys.executable} "$@"
         fi
         {sys.executable} "$@" &
         until [ -n "$(find {out} -name "*.tar" 2>/dev/null)" ]; do sleep 0.01; done
         kill -STOP $!
-        [[ $* == *--part\\ 3/3* ]] || kill -KILL $!
+        touch {folder}/half-way
+        [ $part == {stopped} ] || kill -KILL $!
         wait $!
         """
     )
     python.chmod(0o755)
-    env = cluster | {"AUTOTIMM_PYTHON": str(python)}
+    return python
+
+
+@pytest.mark.slow
+def test_killed_and_cancelled_tasks_go_on_when_the_array_is_submitted_again(
+    cluster: Environment, source: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    env = cluster | {"AUTOTIMM_PYTHON": str(hindered(tmp_path, out, "2/3", "3/3"))}
     parts, join = submit(env, tmp_path / "logs", "--array=0-2", source, out, *OPTIONS)
-    while states(env, parts).get("2") != "RUNNING":
+    going = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+    while sum(state in going for state in states(env, parts).values()) > 1:
         time.sleep(0.1)
-    time.sleep(1)
+    assert states(env, parts) == {"0": "COMPLETED", "1": "FAILED", "2": "RUNNING"}
     command("scancel", f"{parts}_2", env=env)
     wait(env, parts, join)
-    assert states(env, parts)["1"] == "FAILED" and states(env, parts)["2"] == "CANCELLED"
+    assert states(env, parts)["2"] == "CANCELLED"
     assert not (out / "manifest.json").exists(), "the joining job must not have run"
 
-    (tmp_path / "second").touch()
+    (tmp_path / "free").touch()
     wait(env, *submit(env, tmp_path / "logs", "--array=0-2", source, out, *OPTIONS))
     assert content(out) == expected
 
@@ -155,14 +166,16 @@ def test_a_requeued_task_goes_on(
     cluster: Environment, source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    parts, join = submit(cluster, tmp_path / "logs", "--array=1-2", source, out, *OPTIONS)
-    while states(cluster, parts).get("1") != "RUNNING":
-        time.sleep(0.05)
-    command("scontrol", "requeue", f"{parts}_1", env=cluster)
-    while states(cluster, parts).get("1") not in ("PENDING", "COMPLETED"):
-        time.sleep(0.05)
-    command("scontrol", "update", f"JobId={parts}_1", "StartTime=now", env=cluster)
-    wait(cluster, parts, join)
+    env = cluster | {"AUTOTIMM_PYTHON": str(hindered(tmp_path, out, "none", "1/2"))}
+    parts, join = submit(env, tmp_path / "logs", "--array=1-2", source, out, *OPTIONS)
+    while not (tmp_path / "half-way").exists():
+        time.sleep(0.1)
+    (tmp_path / "free").touch()
+    command("scontrol", "requeue", f"{parts}_1", env=env)
+    while states(env, parts)["1"] != "PENDING":
+        time.sleep(0.1)
+    command("scontrol", "update", f"JobId={parts}_1", "StartTime=now", env=env)
+    wait(env, parts, join)
     assert content(out) == expected
 
 

@@ -24,7 +24,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.sharding.index import INDEX_DTYPE
-from autotimm.streaming import remote, shards
+from autotimm.streaming import opened, remote, shards
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.loader import StreamLoader
@@ -144,7 +144,7 @@ def test_image_and_record_may_lie_apart(tmp_path: Path, monkeypatch: pytest.Monk
             archive.addfile(info, io.BytesIO(data))
     source = ShardSource(str(tmp_path), "train", tmp_path / "cache")
     assert everything(source) == [(b"x" * 9, record)]
-    monkeypatch.setattr(shards, "_GAP", 1 << 20)
+    monkeypatch.setattr(opened, "_GAP", 1 << 20)
     assert everything(source) == [(b"x" * 9, record)]
 
 

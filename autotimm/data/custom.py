@@ -75,7 +75,7 @@ def custom_sample(
         for n, (annotation, mask) in enumerate(zip(annotations, dense, strict=True))
         if n in numbers(out) and (box := _box(mask)) is not None
     ]
-    crops = [masks.crop(masks.encode(m), None, np.eye(2, 3), box) for box, _, m in kept]
+    crops = [masks.crop(masks.encode(m), np.eye(2, 3), box) for box, _, m in kept]
     count = len(kept)
     return Sample(
         image=pixels,

@@ -25,6 +25,7 @@ from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
 from autotimm.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from autotimm.data.splits import check_categories, check_instances
+from autotimm.data.watch import StreamWatch
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
@@ -42,7 +43,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
     together in shards, where autotimm-shard has joined them.
 
     Args:
-        data_dir: the folder or URL; which of the three it is, is found out.
+        data_dir: the folder or URL; what it is, is found out. Tars that others wrote are shards
+            too; they are indexed once, in ``cache_dir``.
         image_size: side of the canvas in pixels, or height and width; rounded up to multiples of
             32.
         batch_size: images a step on each rank.
@@ -179,6 +181,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
             InputError: a split is missing or damaged, has categories that training has not, or has
                 nothing to train on.
         """
+        if self.trainer is not None:
+            trainer: Any = self.trainer
+            others = [c for c in trainer.callbacks if not isinstance(c, StreamWatch)]
+            trainer.callbacks = [StreamWatch(self._loaders), *others]
         splits = []
         if stage in ("fit", None):
             # A fit of its own: where an earlier one was does not concern it.

@@ -256,9 +256,8 @@ def checked_rle(annotation: Annotation, record: Record) -> RLE:
 
 
 def _crops(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    instances = [(a["segmentation"], a.get("polygons")) for a in annotations]
     try:
-        return masks.crops(instances, matrix, boxes)
+        return masks.crops([a["segmentation"] for a in annotations], matrix, boxes)
     except ValueError as error:
         raise DataError(f"the mask of an annotation: {error}") from error
 

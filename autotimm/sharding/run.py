@@ -64,8 +64,8 @@ def shard(
     job = read_job(splits, options, strict, display.waiting)
     mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     if dst is None:
-        with crew(_Work(job, None), _crew_size(workers, mine, dst)) as deal:
-            outcome = Outcome("dry run", {}, workers=_crew_size(workers, mine, dst))
+        outcome = Outcome("dry run", {}, workers=_crew_size(workers, mine, dst))
+        with crew(_Work(job, None), outcome.workers) as deal:
             done = _write(job, mine, {}, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
@@ -229,8 +229,8 @@ def _kept(job: Job, dst: Destination, mine: list[int], display: Display) -> dict
     if changed:
         more = ", ..." if len(changed) > 3 else ""
         display.say(
-            f"{len(changed):,} finished shards are written again, as their images have changed "
-            f"since: {', '.join(changed[:3])}{more}"
+            f"images have changed since; written again: {', '.join(changed[:3])}{more} "
+            f"({len(changed):,} of {len(found):,} finished shards)"
         )
     return kept
 

@@ -268,7 +268,7 @@ def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:
             yield f"{which}: {error}"
             continue
         polygons = annotation.get("polygons")
-        # Training cuts its targets out of the polygons, evaluation out of the mask.
+        # The two are one and the same to whoever reads the shard.
         if polygons and masks.from_polygons(polygons, height, width) != rle:
             yield f"{which}: its polygons are not its mask"
 

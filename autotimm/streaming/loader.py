@@ -45,6 +45,9 @@ class StreamLoader:
 
     skipped: Skipped
     """Of this rank, in the batches that were taken."""
+    recounted: bool
+    """Whether ``step`` is not that of the state which was loaded, made under another global batch;
+    a trainer's own count of batches has to be set to it then."""
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class StreamLoader:
         self._step = 0  # batches taken in the epoch, before a resume included
         self._consumed = 0  # samples that all ranks together took in the epoch
         self._resumed = False
+        self.recounted = False
         self.skipped = {}
 
     @property
@@ -111,6 +115,7 @@ class StreamLoader:
         if self._consumed >= self.stream.samples or (self._consumed and not self._resumed):
             self._epoch += 1
             self._step = self._consumed = 0
+            self.recounted = False
         self._resumed = False
         self._start, self.skipped = self._consumed, {}
         self.stream.progress[0], self.stream.progress[1] = self._epoch, self._start
@@ -173,6 +178,7 @@ class StreamLoader:
             )
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         self._step = len(self) - self._steps_from(self._consumed)
+        self.recounted = state["global_batch"] != self.global_batch
         self._start = self._consumed if self._consumed < self.stream.samples else 0
         self._resumed = True
         parts = [

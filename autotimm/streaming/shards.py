@@ -4,10 +4,6 @@ Invariants: what the manifest says is checked before the first sample is read (a
 shard is found when the source is opened, not at step 40,000); what came over a network has had its
 sha256 checked; what lies on the disk is checked by sample, as it is read; nothing is unpickled, and
 every record is checked before it is handed on.
-
-Samples are read with one ``pread`` each. Mapping the files would cost more: page faults take longer
-than the copy where the system has the file in small pages, and a file that shrinks would end the
-process rather than raise an error.
 """
 
 from __future__ import annotations
@@ -29,30 +25,18 @@ import orjson
 from numpy.typing import NDArray
 
 from autotimm.coco import Category, Problems
-from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.sharding.index import INDEX_DTYPE, build_index, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
 from autotimm.streaming import foreign, remote
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
+from autotimm.streaming.opened import OpenShard
 from autotimm.streaming.order import WINDOW
 from autotimm.streaming.record import checked_record, foreign_record
 from autotimm.structures import InputError, Record
 
 _OPEN = 64  # shards kept open: a window, and what workers that lag behind still read
-_GAP = 1 << 16  # bytes between image and record that are read rather than skipped
 _FETCHERS = 8  # indices that are fetched at a time: small files, where the way there takes longest
-
-
-class _OpenShard:
-    """A tar and its index, open until nobody has it any more."""
-
-    __slots__ = ("fd", "rows")
-
-    def __init__(self, file: BinaryIO, rows: np.ndarray) -> None:
-        self.fd, self.rows = os.dup(file.fileno()), rows
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 class ShardSource:
@@ -104,7 +88,7 @@ class ShardSource:
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._ahead: deque[tuple[int, frozenset[str]]] = deque()  # and what is not removed for it
         self._kept: frozenset[str] = frozenset()  # what the cache keeps for the present window
         self._thread: threading.Thread | None = None
@@ -149,7 +133,7 @@ class ShardSource:
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``; of a URL, all indices are fetched for it, several at a time."""
         shards = range(len(self._shards))
-        if self._folder is not None:
+        if self._folder is not None:  # where threads would wait for each other
             indices = [self._index(shard) for shard in shards]
         else:
             with ThreadPoolExecutor(_FETCHERS) as pool:
@@ -251,31 +235,19 @@ class ShardSource:
 
     def _checked(self, shard: int, index: int) -> tuple[memoryview, memoryview] | None:
         """Image and record of a sample; None if they are not what they were."""
-        opened = self._opened(shard)
-        # All fields at once as plain numbers: one by one they would cost more than the reading.
-        start, size, at, length, _, _, _, image_sum, text_sum = opened.rows[index].item()
-        first, last = min(start, at), max(start + size, at + length)
         try:
-            if last - first <= size + length + _GAP:
-                both = memoryview(os.pread(opened.fd, last - first, first))
-                image = both[start - first : start - first + size]
-                text = both[at - first : at - first + length]
-            else:
-                image = memoryview(os.pread(opened.fd, size, start))
-                text = memoryview(os.pread(opened.fd, length, at))
+            return self._opened(shard).sample(index)
         except OSError as error:
             raise DataError(
                 f"sample {index} of {self.where(shard)}: cannot be read: {error.strerror}"
             ) from None
-        same = checksum(image) == image_sum and checksum(text) == text_sum
-        return (image, text) if same else None
 
-    def _opened(self, shard: int) -> _OpenShard:
+    def _opened(self, shard: int) -> OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         with self._file(shard) as file:
-            self._open[shard] = _OpenShard(file, self._index(shard))
+            self._open[shard] = OpenShard(file, self._index(shard))
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return self._open[shard]

@@ -1,0 +1,93 @@
+"""Runs that are stopped and go on, with the real model; runs over damaged data, on two ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coco_folder import mixed
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
+from autotimm.sharding.cli import shard
+
+IMAGES = 13
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
+    return folder / "shards"
+
+
+class Record(Callback):
+    """Image ids, canvas and exact loss of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[list[int], tuple[int, int], float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        canvas = tuple(batch["image"].shape[2:])
+        self.steps.append((batch["image_id"].tolist(), canvas, outputs["loss"].item()))
+
+
+def fit(folder: Path, out: Path, *, backbone: str = "resnet10t", **options: Any) -> Record:
+    keys = ("aspect_buckets", "num_workers", "batch_size")
+    data = {key: options.pop(key) for key in keys if key in options}
+    ckpt_path = options.pop("ckpt_path", None)
+    module = InstanceSegmentationDataModule(
+        folder, **({"image_size": 96, "batch_size": 2, "num_workers": 2} | data)
+    )
+    torch.manual_seed(1)
+    model = InstanceSegmentor(
+        backbone,
+        pretrained=False,
+        fpn_channels=32,
+        head_convs=1,
+        mask_size=12,
+        mask_rois=2,  # fewer than there are candidates: chance chooses
+        num_classes=4,
+        compile_model=False,
+    )
+    record = Record()
+    trainer = AutoTrainer(
+        accelerator="cpu",
+        default_root_dir=out,
+        callbacks=[record, *options.pop("callbacks", [])],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        **({"max_epochs": 2} | options),
+    )
+    trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("aspect_buckets", "backbone", "stops"),
+    [(False, "resnet10t", (1, 7, 10)), (True, "resnet18", (4, 9))],
+)
+def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
+    aspect_buckets: bool, backbone: str, stops: tuple[int, ...], shard_folder: Path, tmp_path: Path
+) -> None:
+    options = {"aspect_buckets": aspect_buckets, "backbone": backbone}
+    # At every save, batches that two workers made ahead are under way.
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    truth = fit(shard_folder, tmp_path, callbacks=[saving], **options).steps
+    assert len(truth) == 14
+    canvases = {(96, 96), (64, 96), (96, 64)} if aspect_buckets else {(96, 96)}
+    assert {canvas for _, canvas, _ in truth} == canvases
+    for stop in stops:
+        checkpoint = tmp_path / f"step={stop}.ckpt"
+        rest = fit(
+            shard_folder, tmp_path, ckpt_path=checkpoint, num_workers=2 * (stop % 2), **options
+        )
+        assert rest.steps == truth[stop:], stop

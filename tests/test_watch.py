@@ -1,0 +1,198 @@
+"""What the data module tells its trainer: when an epoch ends after a resume, what was skipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from coco_folder import mixed
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_datamodule import Recorder, Scheduled, module, run_ranks, trainer
+
+from autotimm.data.synthetic import make_dataset
+from autotimm.sharding.cli import shard
+from autotimm.streaming.loader import StreamLoader
+from autotimm.structures import InputError, World
+
+IMAGES = 13
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed(tmp_path_factory.mktemp("mixed") / "coco")
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painted") / "coco"
+    make_dataset(folder, train=IMAGES, val=5, size=(64, 96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shard_folder(coco_folder: Path) -> Path:
+    shard(coco_folder, coco_folder.parent / "shards", samples_per_shard=4)
+    return coco_folder.parent / "shards"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "buckets"), [("Recorder", False), ("Recorder", True), ("Scheduled", False)]
+)
+def test_a_resume_with_another_batch_size_ends_the_epoch_in_time(
+    mixed_folder: Path, tmp_path: Path, kind: str, buckets: bool
+) -> None:
+    """Also at the end of an epoch, and where the batch grows so that fewer are an epoch."""
+    options = {"image_size": 96, "aspect_buckets": buckets}
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    first = Recorder()
+    trainer(tmp_path, callbacks=[saving], enable_checkpointing=True).fit(
+        first, datamodule=module(mixed_folder, **options)
+    )
+    for taken, batch_size in ((1, 5), (6, 5), (7, 5), (3, 1), (7, 1), (9, 13)):
+        model = {"Recorder": Recorder, "Scheduled": Scheduled}[kind]()
+        run = trainer(tmp_path, max_epochs=4)
+        run.fit(
+            model,
+            datamodule=module(mixed_folder, batch_size=batch_size, **options),
+            ckpt_path=tmp_path / f"step={taken}.ckpt",
+        )
+        case = (taken, batch_size)
+        in_epoch = taken % 7
+        had = {i for batch in first.batches[taken - in_epoch : taken] for i in batch}
+        rest = IMAGES - 2 * in_epoch if in_epoch else 0
+        steps = -(-rest // batch_size)
+        seen = [i for batch in model.batches[:steps] for i in batch][:rest]
+        assert len(set(seen)) == rest, case
+        assert not had & set(seen), case
+        whole = -(-IMAGES // batch_size)
+        epochs = 4 - -(-taken // 7)
+        assert len(model.batches) == steps + epochs * whole, case
+        for n in range(epochs):
+            start = steps + n * whole
+            epoch = [i for batch in model.batches[start : start + whole] for i in batch]
+            assert len(set(epoch[:IMAGES])) == IMAGES, case
+        assert len(model.evaluated) == 3 * (epochs + (steps > 0)), case  # after each of them
+        assert run.current_epoch == 4
+
+
+def damage(folder: Path, ids: set[int]) -> set[str]:
+    """Changes a byte in the middle of these images, in a COCO folder or in shards."""
+    names = set()
+    for path in sorted(folder.rglob("*.tar")) or sorted(folder.rglob("*.jpg")):
+        content = bytearray(path.read_bytes())
+        if path.suffix == ".jpg":
+            if int(path.stem) in ids:
+                path.write_bytes(content[:200])
+                names.add(path.name)
+            continue
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            for image, record in zip(members[::2], members[1::2], strict=True):
+                known = json.loads(tar.extractfile(record).read())
+                if known["image_id"] in ids:
+                    content[image.offset_data + image.size // 2] ^= 1
+                    names.add(known["file_name"])
+        path.write_bytes(content)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["coco", "shards"])
+def test_damaged_samples_are_left_out_and_told(
+    coco_folder: Path, shard_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    source = {"coco": coco_folder, "shards": shard_folder}[kind]
+    clean = Recorder()
+    trainer(tmp_path).fit(clean, datamodule=module(source))
+    bad = {clean.seen[0][3], clean.seen[0][8], clean.evaluated[1]}
+    folder = shutil.copytree(source, tmp_path / "damaged")
+    names = damage(folder, bad)
+    assert len(names) == 3
+
+    model = Recorder()
+    with pytest.warns(UserWarning) as told:
+        trainer(tmp_path).fit(model, datamodule=module(folder, max_corrupt=0.5, num_workers=1))
+    for was, now in zip(clean.batches, model.batches, strict=True):
+        assert all(w == n or w in bad for w, n in zip(was, now, strict=True))
+    assert not bad & {i for batch in model.batches for i in batch}
+    assert sorted(model.evaluated[-4:]) == sorted(set(clean.evaluated) - bad)
+    lines = [str(w.message) for w in told if "were skipped" in str(w.message)]
+    assert [line.partition(" were ")[0] for line in lines] == [
+        "validation: 1 of 5 samples",
+        "epoch 1: 2 of 13 samples",
+        "validation: 1 of 5 samples",
+        "epoch 2: 2 of 13 samples",
+    ]
+    assert "cannot be used, and are not evaluated: " in lines[0]
+    if kind == "coco":  # a damaged sample of shards goes by its place: nothing in it is trusted
+        assert all(any(name in line for line in lines) for name in names)
+
+    model = Recorder()
+    with pytest.raises(InputError, match=r"max_corrupt=0\.01 of a rank's 13 .*max_corrupt$"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(model, datamodule=module(folder))
+    model = Recorder()
+    run = trainer(tmp_path)
+    run.validate(model, datamodule=module(folder, max_corrupt=0.2), verbose=False)
+    assert sorted(model.evaluated) == sorted(set(clean.evaluated) - bad)
+    model = Recorder()
+    run.predict(model, datamodule=module(folder, max_corrupt=0.2))
+    assert sorted(model.predicted) == sorted(set(clean.evaluated) - bad)
+
+
+DAMAGED_RANK = """
+    import json, sys, warnings
+    sys.path.insert(0, sys.argv[3])
+    from test_datamodule import Recorder, module, trainer
+    from pathlib import Path
+
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    options = {"image_size": 96, "max_corrupt": 0.9, "aspect_buckets": True}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = Recorder()
+        run = trainer(out, devices=2, strategy="ddp", max_epochs=1)
+        run.fit(model, datamodule=module(folder, num_workers=2, **options))
+        one = Recorder()
+        run.validate(one, datamodule=module(folder, val_batch_size=1, **options), verbose=False)
+    lines = [str(w.message) for w in told if "were skipped" in str(w.message)]
+    found = {"batches": model.batches, "shapes": model.shapes, "evaluated": one.evaluated,
+             "lines": lines}
+    (out / f"{run.global_rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_in_step_over_damaged_samples(mixed_folder: Path, tmp_path: Path) -> None:
+    """Three damaged samples on rank 1 and none on rank 0; canvases change from step to step."""
+    folder = tmp_path / "shards"
+    shard(mixed_folder, folder, samples_per_shard=4)
+    data = module(folder, image_size=96, aspect_buckets=True)
+    stream = data.train_dataloader().stream
+    clean = []
+    for rank in range(2):
+        stream.world = World(rank, 2)
+        clean.append([b["image_id"].tolist() for b in StreamLoader(stream)])
+    first, second = ({i for batch in part for i in batch} for part in clean)
+    bad = set(sorted(second - first)[:3])
+    val = [i for b in data.val_dataloader() for i in b["image_id"][~b["padding"]].tolist()]
+    damage(folder, bad | {val[1]})
+
+    ranks = run_ranks(DAMAGED_RANK, tmp_path, folder, tmp_path, Path(__file__).parent)
+    assert ranks[0]["shapes"] == ranks[1]["shapes"]
+    assert len(set(map(tuple, ranks[0]["shapes"]))) > 1
+    assert ranks[0]["batches"] == clean[0]
+    for was, now in zip(clean[1], ranks[1]["batches"], strict=True):
+        assert all((w == n) != (w in bad) for w, n in zip(was, now, strict=True))
+    evaluated = ranks[0]["evaluated"] + ranks[1]["evaluated"]
+    assert sorted(evaluated) == sorted(set(val) - {val[1]})
+    assert [line.partition(" were ")[0] for line in ranks[0]["lines"]] == [
+        "validation: 1 of 3 samples",
+        "epoch 1: 3 of 13 samples",
+        "validation: 1 of 3 samples",
+    ]
+    assert ranks[1]["lines"] == []  # the first rank speaks for all
