@@ -111,19 +111,61 @@ def test_deep_pixels_are_refused() -> None:
         decode_image(encoded(deep, "TIFF"), 4, 4)
 
 
-def test_odd_real_images(shared_data: Path) -> None:
+def in_rgb(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"))
+
+
+# Every file there that can be read, and the mode in which PIL opens it.
+ODD_IMAGES = {
+    "mmcv/color.jpg": "RGB",
+    "mmcv/color_exif.jpg": "RGB",
+    "mmcv/gray_alpha.png": "LA",
+    "mmcv/grayscale.jpg": "L",
+    "mmcv/grayscale_dim3.jpg": "L",
+    "pillow/hopper_bw_500.png": "1",
+    "pillow/hopper_orientation_2.jpg": "RGB",
+    "pillow/hopper_orientation_3.jpg": "RGB",
+    "pillow/hopper_orientation_5.jpg": "RGB",
+    "pillow/hopper_orientation_6.jpg": "RGB",
+    "pillow/hopper_orientation_8.jpg": "RGB",
+    "pillow/i_trns.png": "I;16",  # its values fit into 8 bits
+    "pillow/pil_sample_cmyk.jpg": "CMYK",
+    "pillow/uncompressed_la.png": "LA",
+    "pillow/xmp_tags_orientation.png": "RGBA",
+}
+REFUSED = {"mmcv/uint16-5channel.tif": "the image cannot be decoded"}
+
+
+def test_the_table_of_odd_images_is_whole(shared_data: Path) -> None:
     folder = shared_data / "odd" / "image_modes"
-    decoded = []
-    for path in sorted(p for p in folder.rglob("*.*") if p.suffix in (".jpg", ".png")):
-        with Image.open(path) as image:
-            width, height = image.size
-        found = decode_image(path.read_bytes(), width, height)
-        assert found.shape == (height, width, 3)
-        assert found.std() > 1
-        decoded.append(path.name)
-    assert len(decoded) > 10
-    with pytest.raises(DataError):
-        decode_image((folder / "mmcv" / "uint16-5channel.tif").read_bytes(), 100, 100)
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
+    assert files == set(ODD_IMAGES) | set(REFUSED)
+
+
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_an_odd_image_is_what_pil_makes_of_it_as_stored(shared_data: Path, name: str) -> None:
+    path = shared_data / "odd" / "image_modes" / name
+    with Image.open(path) as image:
+        assert image.mode == ODD_IMAGES[name]
+        truth = in_rgb(image)
+    found = decode_image(path.read_bytes(), *truth.shape[1::-1])
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, truth)
+    assert found.std() > 1
+
+
+def test_an_odd_image_is_turned_where_the_record_is(shared_data: Path) -> None:
+    path = shared_data / "odd/image_modes/mmcv/color_exif.jpg"
+    with Image.open(path) as image:
+        truth = in_rgb(ImageOps.exif_transpose(image))
+    assert truth.shape == (400, 300, 3)
+    assert np.array_equal(decode_image(path.read_bytes(), 300, 400), truth)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_odd_image_that_cannot_be_read_is_refused(shared_data: Path, name: str) -> None:
+    with pytest.raises(DataError, match=REFUSED[name]):
+        decode_image((shared_data / "odd/image_modes" / name).read_bytes(), 100, 100)
 
 
 # --- geometry

@@ -4,6 +4,14 @@ JPEG, nearly everything there is, goes through simplejpeg; the rest, and JPEGs t
 not take, through those of PIL's readers that run no other program. The size is compared with the
 record's before any pixel is decoded, so that no file can unfold into more memory than its record
 says.
+
+EXIF orientation: annotations are in the pixels of the image as their tool saw it, and the record's
+size says which that was. COCO's own tools never turn an image: pycocotools takes sizes from the
+file of annotations, torchvision's CocoDetection leaves pixels as PIL opens them. So an image whose
+stored size is the record's stays as stored. Tools that show photos upright write the turned size:
+such an image is turned, mirrored too if its tag says so. Where sizes cannot tell (a square, or tags
+2 to 4, which keep the size), the image stays as stored, as for COCO's tools; who annotated such
+photos upright has to store them upright.
 """
 
 from __future__ import annotations
@@ -30,9 +38,8 @@ def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarra
     """Decodes an image of any common format and mode.
 
     An alpha channel is dropped; 16-bit values keep their upper 8 bits, unless the whole image fits
-    into the lower 8, as label tools write them. EXIF rotation is applied
-    where the record's size asks for it: an image whose stored size is the record's stays as stored,
-    which is how most annotation tools see it.
+    into the lower 8, as label tools write them. EXIF rotation is applied where the record's size
+    asks for it, and nowhere else.
 
     Args:
         data: the file's bytes.
