@@ -12,6 +12,7 @@ from coco_folder import mixed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_datamodule import Recorder, Scheduled, module, run_ranks, trainer
 
+from autotimm.data.collate import finish
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.streaming.loader import StreamLoader
@@ -176,7 +177,7 @@ def test_two_ranks_keep_in_step_over_damaged_samples(mixed_folder: Path, tmp_pat
     clean = []
     for rank in range(2):
         stream.world = World(rank, 2)
-        clean.append([b["image_id"].tolist() for b in StreamLoader(stream)])
+        clean.append([b["image_id"].tolist() for b in StreamLoader(stream, finish=finish)])
     first, second = ({i for batch in part for i in batch} for part in clean)
     bad = set(sorted(second - first)[:3])
     val = [i for b in data.val_dataloader() for i in b["image_id"][~b["padding"]].tolist()]
