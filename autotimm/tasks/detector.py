@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import restore
@@ -24,6 +25,8 @@ from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
 from autotimm.tasks.checkpoint import read_checkpoint
+
+_MOST_SHAPES = 64  # of batches that the network is compiled for
 
 
 class ObjectDetector(LightningModule):
@@ -97,6 +100,9 @@ class ObjectDetector(LightningModule):
             freeze_backbone=freeze_backbone,
         )
         if compile_model:
+            # Canvases times slots for instances: beyond the usual 8 shapes, torch gives up and
+            # goes on uncompiled.
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
             # In place: the keys of the state dict stay what they are.
             self.network.compile(**{"dynamic": False, **(compile_kwargs or {})})
         self.stage_metrics = torch.nn.ModuleDict(
