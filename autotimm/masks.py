@@ -168,15 +168,15 @@ def _look_up(
     np.not_equal(columns[1:], columns[:-1], out=first[1:])
     different = columns[first]
     # Where in the columns, one after the other, each run but the first begins.
-    x, y = np.divmod(np.cumsum(runs[:-1]), height)
-    column = np.searchsorted(different, x)
+    x, y = np.divmod(runs[:-1].cumsum(), height)
+    column = different.searchsorted(x)
     here = different[np.minimum(column, len(different) - 1)] == x
     edges = np.zeros(len(runs) + 1, np.int64)
-    edges[1:-1] = column * len(rows) + np.where(here, np.searchsorted(rows, y), 0)
+    edges[1:-1] = column * len(rows) + here * rows.searchsorted(y)
     edges[-1] = len(different) * len(rows)
     inside = np.arange(len(runs), dtype=np.uint8) & 1  # runs of 0 and of 1 take turns
-    covered = np.repeat(inside, edges[1:] - edges[:-1]).reshape(-1, len(rows))
-    out[...] = covered[np.cumsum(first) - 1]
+    covered = inside.repeat(edges[1:] - edges[:-1]).reshape(-1, len(rows))
+    out[...] = covered[first.cumsum() - 1]
 
 
 def _runs(counts: Sequence[str]) -> list[np.ndarray]:
@@ -201,8 +201,8 @@ def _runs(counts: Sequence[str]) -> list[np.ndarray]:
     values -= np.where(codes[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
     every = np.split(values, np.searchsorted(last, ends[:-1]))
     for runs in every:
-        runs[1::2] = np.cumsum(runs[1::2])
-        runs[2::2] = np.cumsum(runs[2::2])
+        runs[1::2].cumsum(out=runs[1::2])
+        runs[2::2].cumsum(out=runs[2::2])
     return every
 
 

@@ -17,6 +17,16 @@ from autotimm.structures import InputError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+# A turn in YIQ, as seen in RGB: what stays, what goes with the cosine, what with the sine.
+_STAYS, _COSINE, _SINE = (
+    _FROM_YIQ @ np.array(part, np.float64) @ _TO_YIQ
+    for part in (
+        [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
+    )
+)
 _MID_GREY = 114.0  # what contrast is stretched around
 
 
@@ -133,10 +143,11 @@ def color_matrix(
     """[3, 4] float64 that takes R, G, B, 1 (0 to 255) to the new R, G, B; 1, 1, 1, 0 is none."""
     linear = np.eye(3)
     if turn:
-        cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-        rotation = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-        linear = np.linalg.inv(_TO_YIQ) @ rotation @ _TO_YIQ
+        angle = 2 * math.pi * turn
+        linear = _STAYS + math.cos(angle) * _COSINE + math.sin(angle) * _SINE
     if saturation != 1:
-        linear = ((1 - saturation) * _LUMA + saturation * np.eye(3)) @ linear
-    shift = np.full((3, 1), brightness * (1 - contrast) * _MID_GREY)
-    return np.hstack([brightness * contrast * linear, shift])
+        linear = (1 - saturation) * (_LUMA @ linear) + saturation * linear
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = brightness * contrast * linear
+    matrix[:, 3] = brightness * (1 - contrast) * _MID_GREY
+    return matrix

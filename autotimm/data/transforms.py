@@ -106,7 +106,10 @@ def render(
     px1, py1, px2, py2 = placement.place
     part = image[wy1:wy2, wx1:wx2]
     size = (px2 - px1, py2 - py1)
-    out = _blank(canvas, fill).copy() if size != canvas[::-1] else np.empty((*canvas, 3), np.uint8)
+    out = np.empty((*canvas, 3), np.uint8)
+    row = _row(canvas[1], fill)
+    out[:py1], out[py2:] = row, row  # only what the image leaves free
+    out[py1:py2, :px1], out[py1:py2, px2:] = row[:px1], row[px2:]
     place = out[py1:py2, px1:px2]
     if size == (wx2 - wx1, wy2 - wy1):
         np.copyto(place, part)
@@ -291,6 +294,6 @@ def _span(length: int, canvas: int, scale: float, chance: float) -> tuple[int, i
     return start, start + seen, 0, canvas
 
 
-@lru_cache(maxsize=4)
-def _blank(canvas: tuple[int, int], fill: tuple[int, int, int]) -> np.ndarray:
-    return np.full((*canvas, 3), fill, np.uint8)
+@lru_cache(maxsize=8)
+def _row(width: int, fill: tuple[int, int, int]) -> np.ndarray:
+    return np.full((width, 3), fill, np.uint8)
