@@ -3,7 +3,8 @@
 JPEG, nearly everything there is, goes through simplejpeg; the rest, and JPEGs that simplejpeg does
 not take, through those of PIL's readers that run no other program. The size is compared with the
 record's before any pixel is decoded, so that no file can unfold into more memory than its record
-says.
+says. Images are decoded at their full size: libjpeg's half size is up to 10 grey values, 0.4 in the
+mean, off what the area average makes of the whole.
 
 EXIF orientation: annotations are in the pixels of the image as their tool saw it, and the record's
 size says which that was. COCO's own tools never turn an image: pycocotools takes sizes from the
