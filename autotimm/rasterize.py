@@ -28,6 +28,7 @@ from autotimm.structures import RLE
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 _HALF = 1 << 14
+_AT_ONCE = 64  # polygons: with more, arrays outgrow what malloc reuses without asking the system
 _NEAR = 1e-5  # rows; what is further from a whole one is on the same side however it is summed
 
 
@@ -42,14 +43,19 @@ def rasterize(shapes: Sequence[tuple[Sequence[list[float]], int, int]]) -> list[
         For each instance its mask, and the number of pixels inside.
     """
     parts = [len(polygons) for polygons, _, _ in shapes]
-    if not sum(parts):
-        return []
     every = [polygon for polygons, _, _ in shapes for polygon in polygons]
-    heights = np.repeat(np.array([height for _, height, _ in shapes]), parts)
-    widths = np.repeat(np.array([width for _, _, width in shapes]), parts)
-    ends = heights * widths
-    stride = int(ends.max()) + 1
-    counts, areas = _encode(_places(every, heights, widths, stride), ends, stride)
+    heights = np.repeat(np.array([height for _, height, _ in shapes], np.int64), parts)
+    widths = np.repeat(np.array([width for _, _, width in shapes], np.int64), parts)
+    counts: list[str] = []
+    areas: list[int] = []
+    for start in range(0, len(every), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        ends = heights[some] * widths[some]
+        stride = int(ends.max()) + 1
+        places = _places(every[some], heights[some], widths[some], stride)
+        texts, insides = _encode(places, ends, stride)
+        counts += texts
+        areas += insides
     made: list[tuple[RLE, int]] = []
     first = 0
     for (_, height, width), n in zip(shapes, parts, strict=True):

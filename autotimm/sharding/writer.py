@@ -8,10 +8,12 @@ shows. The image bytes are the source's own. An image that cannot be used is lef
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +28,7 @@ from autotimm.sharding.manifest import BLOCK, Shard, whole_file
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
-_AT_ONCE = 4 << 20  # bytes of images that are read before their samples are written
+_AT_ONCE = 2 << 20  # bytes of images that are read before their samples are written
 _PIECES = 1000  # of one system call; Linux takes 1,024
 
 # The ustar header of a file, but for name, size and checksum.
@@ -148,12 +150,16 @@ def write_shard(
         rows = _write_samples(None, plan, index, progress, written)
         written.images = len(rows)
         return written
-    with contextlib.suppress(_NothingToWriteError), whole_file(folder / plan.name) as file:
-        tar = _Tar(file)
+    with (
+        contextlib.suppress(_NothingToWriteError),
+        whole_file(folder / plan.name) as file,
+        _Tar(file) as tar,
+    ):
         rows = _write_samples(tar, plan, index, progress, written)
         if not rows:
             raise _NothingToWriteError
         tar.append([b"\0" * (2 * BLOCK + -(tar.bytes + 2 * BLOCK) % _RECORD)])
+        tar.finish()
     if not rows:
         return written
     written.images, written.bytes = len(rows), tar.bytes
@@ -179,19 +185,38 @@ class _NothingToWriteError(Exception):
 
 
 class _Tar:
-    """A tar that is being written, its length and its checksum so far."""
+    """A tar that is being written, by a thread of its own: hashing and writing keep no lock of the
+    interpreter's, so that meanwhile the next samples are made.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file.fileno()
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
         self.bytes = 0
         self.sha256 = hashlib.sha256()
 
+    def __enter__(self) -> _Tar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+
     def append(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Writes the pieces with as few system calls as can be."""
-        for piece in pieces:
-            self.sha256.update(piece)
+        """Has the pieces written, once those before are: these may be overwritten then."""
+        self.finish()
         start = self.bytes
         self.bytes += sum(map(len, pieces))
+        self._pending = self._thread.submit(self._write, pieces, start)
+
+    def finish(self) -> None:
+        """Waits until all is written."""
+        if self._pending:
+            self._pending.result()
+
+    def _write(self, pieces: Sequence[bytes | memoryview], start: int) -> None:
+        for piece in pieces:
+            self.sha256.update(piece)
         left = [memoryview(piece) for piece in pieces]
         while left:
             done = os.writev(self._file, left[:_PIECES])
@@ -223,13 +248,21 @@ def _write_samples(
 ) -> list[tuple[int, ...]]:
     """Appends the samples of a plan, some at a time; returns their rows of the index."""
     rows: list[tuple[int, ...]] = []
-    buffer = memoryview(bytearray(_AT_ONCE))
+    # One is filled while the other is written.
+    buffer, other = memoryview(bytearray(_AT_ONCE)), memoryview(bytearray(_AT_ONCE))
     done = 0
-    while done < len(plan.samples):
-        images, tried = _read_images(plan.samples[done:], index, buffer, written.problems)
-        rows += _append(tar, images, index, written)
-        done += tried
-        progress(tried)
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of small objects a second, none of them in a cycle
+    try:
+        while done < len(plan.samples):
+            images, tried = _read_images(plan.samples[done:], index, buffer, written.problems)
+            rows += _append(tar, images, index, written)
+            buffer, other = other, buffer
+            done += tried
+            progress(tried)
+    finally:
+        if collecting:
+            gc.enable()
     return rows
 
 
