@@ -41,6 +41,10 @@ lint: install
 	$(BIN)/codespell
 
 bench: install
+	$(BIN)/python benchmarks/order.py
+	$(BIN)/python benchmarks/coco_load.py
+	$(BIN)/python benchmarks/shards.py
+	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/fruits_nuts.py --data $(BENCH_DATA)
 
 clean:
