@@ -320,6 +320,55 @@ def test_killed_again_and_again_at_random(tmp_path: Path) -> None:
         assert kills and files_of(out) == truth and not (out / WORK).exists()
 
 
+# What is in the way.
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "val-000070.idx.npy"])
+@pytest.mark.parametrize("moment", ["before", "meanwhile", "installing"])
+def test_a_folder_in_a_files_place_leaves_the_old_set_whole(
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    name: str,
+) -> None:
+    coco, out = tmp_path / "coco", tmp_path / "out"
+    flags = [*PAIRS, "--overwrite", "--workers", 1]
+    assert shard(coco, out, "--samples-per-shard", 9) == 0
+    old = files_of(out)
+
+    def meanwhile(*args: object) -> object:
+        (out / name).mkdir(exist_ok=True)
+        return write_shard(*args)  # type: ignore[arg-type]
+
+    if moment == "before":
+        (out / name).mkdir()
+    elif moment == "installing":  # an earlier run was killed when all was ready
+
+        def killed() -> None:
+            staging.LocalFolder._move_up = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            shard(coco, out, *flags)
+
+        assert in_child(killed) == -9
+        assert (out / WORK / "manifest.json").exists() and files_of(out) == old
+        (out / name).mkdir()
+    write_shard = run.write_shard
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        if moment == "meanwhile":
+            patched.setattr(run, "write_shard", meanwhile)
+        for _ in range(2):
+            assert shard(coco, out, *flags) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and f"{out / name}: is no file, but has the name" in err
+            there = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+            assert there == old
+    (out / name).rmdir()
+    assert shard(coco, out, *flags) == 0
+    assert files_of(out) == undisturbed and not (out / WORK).exists()
+
+
 # What changed in between.
 
 

@@ -7,14 +7,16 @@
         manifest.json            everything is finished: what is left is to move it up
 
 Invariants: the destination holds what it held until all shards and their manifest are whole. Moving
-up is done in steps that can be done again: it ends, if need be, with the next run, and meanwhile
-there is no manifest, without which nothing reads a folder. One run at a time, or several parts of
-one. Files that are no shards of the splits in question are never touched.
+up begins when nothing is in its way (what has a shard's name and is no file), and is done in steps
+that can be done again: it ends, if need be, with the next run, and meanwhile there is no manifest,
+without which nothing reads a folder. One run at a time, or several parts of one. Files that are no
+shards of the splits in question are never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -37,6 +39,7 @@ from autotimm.sharding.manifest import (
 from autotimm.sharding.writer import Written
 from autotimm.structures import InputError
 
+_IN_THE_WAY = "is no file, but has the name of one that is to be replaced; move it away"
 _PATIENCE = 5.0  # seconds: the workers of a run that was killed need a moment to notice it
 
 
@@ -68,13 +71,17 @@ class LocalFolder:
         """Refuses early what can be refused without reading the source.
 
         Raises:
-            InputError: it is a file, what is in it leads elsewhere, or a split would be lost.
+            InputError: it is a file, what is in it leads elsewhere or is in the way, or a split
+                would be lost.
         """
         if self.dst.exists() and not self.dst.is_dir():
             raise InputError(f"{self}: is a file; give a folder for the shards")
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             # What lies behind a link is not ours to write to, let alone to clear.
             raise InputError(f"{self.work}: is no folder of an unfinished run; remove it")
+        obstacle = self._obstacle(splits)
+        if obstacle is not None:
+            raise InputError(f"{obstacle}: {_IN_THE_WAY}")
         manifest = self.manifest()
         lost = [name for name in manifest.splits if name not in splits] if manifest else []
         if overwrite and lost:
@@ -188,6 +195,7 @@ class LocalFolder:
 
     def install(self, manifest: Manifest) -> None:
         """Puts finished shards in their place, and removes what they replace."""
+        self._refuse_obstacle(manifest)
         write_manifest(self.work / MANIFEST, manifest)
         self._move_up()
 
@@ -199,6 +207,7 @@ class LocalFolder:
         gone = [n for n in names if not ((self.work / n).exists() or (self.dst / n).exists())]
         if gone:
             raise InputError(f"{self.work}: has lost {min(gone)}; remove that folder and run again")
+        self._refuse_obstacle(manifest)  # while the old ones can still be read
         (self.dst / MANIFEST).unlink(missing_ok=True)  # without it nothing reads the old ones
         for name in names:
             if (self.work / name).exists():
@@ -208,6 +217,20 @@ class LocalFolder:
                 path.unlink(missing_ok=True)
         (self.work / JOB).unlink(missing_ok=True)
         (self.work / MANIFEST).replace(self.dst / MANIFEST)
+
+    def _refuse_obstacle(self, manifest: Manifest) -> None:
+        obstacle = self._obstacle([*manifest.splits])
+        if obstacle is not None:  # an OSError: what is finished is kept
+            raise OSError(errno.EEXIST, _IN_THE_WAY, str(obstacle))
+
+    def _obstacle(self, splits: Sequence[str]) -> Path | None:
+        """What has the name of a shard of these splits, or of the manifest, and is no file."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.dst) as entries:
+            for entry in entries:
+                ours = entry.name == MANIFEST or is_ours(entry.name, splits)
+                if ours and not (entry.is_symlink() or entry.is_file()):
+                    return Path(entry.path)
+        return None
 
     def _lock(
         self, stack: contextlib.ExitStack, part: tuple[int, int] | None
