@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -242,16 +242,24 @@ def deal(
     order = order[np.count_nonzero(owner == _LEFT_OUT) :]
     place = np.empty(len(owner), np.int64)
     place[order] = np.arange(len(order))
-    free = max(used, default=0) + 1
+    free = _free_ids(used, len(unnumbered))
     count = sum(slot != _LEFT_OUT for slot in slots.values())
     first = np.searchsorted(owner[order], np.arange(count + 1))
     return Dealt(
         first=first,
         starts=listed.starts[order],
         lengths=listed.lengths[order],
-        renumbered={int(place[i]): new for new, i in enumerate(unnumbered, free)},
+        renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
         dense=len(b"".join(sample.split())) / max(len(sample), 1),
     )
+
+
+def _free_ids(used: set[int], count: int) -> list[int]:
+    """Returns ids that are not used, of 64 bits: those above the largest, or else the first."""
+    above = max(used, default=0) + 1
+    if above + count <= 2**63:
+        return list(range(above, above + count))
+    return list(islice((id_ for id_ in range(1, 2**63) if id_ not in used), count))
 
 
 def _shown(id_: int | None, image_id: Any, position: int) -> str:

@@ -47,20 +47,16 @@ class Text:
         self.begin, self.end = 0, 0
         self._stamp: tuple[int, int] | None = None  # size and time of the file
         self._fd: int | None = None
-        self._held: bytes | None = None  # the text itself, where it is no plain file of UTF-8
+        self._held: bytes | None = None  # the text itself, where the file has another encoding
         try:
             fd = self._open()
-            plain = stat.S_ISREG(os.fstat(fd).st_mode)
-            head = os.pread(fd, 4, 0) if plain else b""
+            head = os.pread(fd, 4, 0)
             encoding = json.detect_encoding(head)
-            if not plain or encoding not in ("utf-8", "utf-8-sig"):  # a pipe; Windows' tools
+            if encoding not in ("utf-8", "utf-8-sig"):  # Windows' tools
                 with open(fd, "rb", closefd=False) as file:
                     data = file.read()
-                encoding, head = json.detect_encoding(data), data[:4]
-                if encoding not in ("utf-8", "utf-8-sig"):
-                    data = data.decode(encoding).encode("utf-8", "surrogatepass")
-                    head = b""
-                self._held = data
+                self._held = data.decode(encoding).encode("utf-8", "surrogatepass")
+                head = b""
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -111,8 +107,14 @@ class Text:
         return InputError(f"{self.path}: it changed while it was in use; start again")
 
     def _open(self) -> int:
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, a pipe that nobody writes to would be waited for.
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         weakref.finalize(self, os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InputError(
+                f"{self.path}: is no plain file (a folder, pipe or device); it is read more than "
+                "once: write it to a file first"
+            )
         stamp = _stamp(fd)
         if self._stamp not in (None, stamp):
             raise self._changed()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,6 @@ def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ["val", "1", "1", "0", "1"],
     ]
     assert set(read_manifest(tmp_path / "deep" / "out").splits) == {"train", "val"}
-    assert (tmp_path / "deep" / "out" / "manifest.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +188,37 @@ def test_strict_refuses_anything_odd(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     write(tmp_path / "sound")
     assert run(tmp_path / "sound", tmp_path / "out", "--strict", capsys=capsys)[0] == 0
+
+
+def test_what_is_no_plain_annotation_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "coco")
+    file = tmp_path / "coco" / "annotations" / "instances_train.json"
+    file.unlink()
+    os.mkfifo(file)
+    named = ["--annotations", "/dev/zero", "--images", tmp_path / "coco" / "train"]
+    for arguments in ([tmp_path / "coco"], named):
+        code, out, err = run(*arguments, tmp_path / "out", capsys=capsys)
+        assert code == 2 and not out and err.count("\n") == 1 and "is no plain file" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_new_ids_have_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    least, most = -(2**63), 2**63 - 1
+    images = [image(id=least), image(id=most, file_name="b.jpg")]
+    ids = [most, 1, most, 3, most]
+    annotations = [annotation(id=id_, image_id=least) for id_ in ids]
+    files = {"a.jpg": picture(), "b.jpg": picture()}
+    write(tmp_path / "coco", images, annotations, files=files)
+    code, out, _ = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
+    assert code == 0 and "annotation id occurs twice (numbered anew): 2" in out
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        member = tar.extractfile("a.json")
+        record = json.loads(member.read() if member else b"")
+    assert [a["id"] for a in record["annotations"]] == [most, 1, 2, 3, 4]
+    code, out, _ = run("--verify", tmp_path / "out", capsys=capsys)
+    assert code == 0, out
 
 
 def test_a_split_of_no_usable_image_is_refused(
