@@ -189,6 +189,18 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"new"
 
 
+def test_the_umask_says_who_may_read(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for mask in (0o022, 0o077, 0o002):
+            os.umask(mask)
+            with whole_file(tmp_path / "file"):
+                pass
+            assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
 def test_data_reaches_the_disk_before_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,13 +171,16 @@ def test_keys_are_unique_safe_and_as_near_the_name_as_can_be() -> None:
         "same.jpg",
         "same.jpg",
         "same-10.jpg",
+        "--rf.jpg",
+        "_-.jpg",
     ]
     keys = writer.make_keys((name, n) for n, name in enumerate(names))
     assert keys[:4] == ["000000000139", "a_b_c", "a_b_c-2", "a_b_c-3"]
-    assert keys[9:] == ["same", "same-10", "same-10-11"]
+    assert keys[9:] == ["same", "same-10", "same-10-11", "rf", "image-13"]
     assert len(set(keys)) == len(keys) == len(names)
     assert all(0 < len(key) < 95 and key.isascii() and "." not in key for key in keys)
     assert all(key.replace("_", "").replace("-", "").isalnum() for key in keys)
+    assert all(key[0].isalnum() for key in keys), "'-' begins an option of tar's"
 
 
 # Images that cannot be used, and those that only look so.

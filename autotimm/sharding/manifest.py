@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -192,18 +192,19 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` that takes its name when the block ends well.
 
     The data is on the disk before the name is (fsync, then rename; ``sync=False`` where a file that
-    a power failure empties does no harm); after an error nothing is left.
+    a power failure empties does no harm); after an error nothing is left. Who may read it is for
+    the umask to say.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    file = temporary.open("xb", buffering=0)
     try:
-        with open(handle, "wb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+        with file:
             yield file
-            os.fchmod(file.fileno(), 0o644)
             if sync:
                 os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -72,12 +72,13 @@ def make_keys(names: Iterable[tuple[str, int]]) -> list[str]:
     """Makes the WebDataset keys of (file name, image id) pairs: unique, without dots, not long.
 
     A key is the name without its extension, odd characters and folders' slashes as "_"; where
-    that is taken already, the image id is put behind it.
+    that is taken already, the image id is put behind it. It begins with a letter or digit: tar's
+    command line would take what begins with "-" for an option.
     """
     keys: dict[str, None] = {}  # ordered
     for name, image_id in names:
         stem = os.path.splitext(name)[0]  # noqa: PTH122 (a name, not a path of this machine)
-        base = key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:_KEY].strip("_") or "image"
+        base = key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:_KEY].strip("_-") or "image"
         if key in keys:
             base = key = f"{key[: _KEY - 21]}-{image_id}"
         again = 1
