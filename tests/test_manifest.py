@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,35 @@ def test_round_trip(tmp_path: Path) -> None:
             }
         ],
     }
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    made_from = {"options": {"limit": None, "shuffle": 2**64 - 1}, "splits": {"train": {"x": "é"}}}
+    write_manifest(tmp_path / "manifest.json", replace(MANIFEST, source=made_from))
+    sound = (tmp_path / "manifest.json").read_bytes()
+    read_manifest(sound)
+    for at in range(len(sound)):
+        for bit in range(8):
+            data = bytearray(sound)
+            data[at] ^= 1 << bit
+            with pytest.raises(InputError, match=r"manifest\.json: "):
+                read_manifest(bytes(data))
+
+
+def test_an_edited_manifest_says_how_to_go_on(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "manifest.json", MANIFEST)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    sha256 = content.pop("sha256")
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert sha256 == hashlib.sha256(plain.encode()).hexdigest()
+    assert read_manifest(json.dumps({"sha256": sha256} | content).encode()) == MANIFEST
+    text = (tmp_path / "manifest.json").read_text().replace('"b"', '"bird"')
+    with pytest.raises(InputError, match=r"^manifest\.json: was changed or damaged .*; if the cha"):
+        read_manifest(text.encode())
+    lines = [line for line in text.splitlines() if not line.startswith('  "sha256":')]
+    assert read_manifest("\n".join(lines).encode()).categories[1].name == "bird"
+    with pytest.raises(InputError, match="'sha257' is nothing that a manifest has"):
+        read_manifest(json.dumps({"sha257": sha256} | content).encode())
 
 
 def changed(keys: str, value: object) -> bytes:

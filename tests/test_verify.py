@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -120,27 +119,16 @@ def test_a_flipped_byte_is_found_100_times_of_100(shards: Path, name: str) -> No
     assert found == 100 and not verify(shards).faults
 
 
-def test_a_flipped_byte_of_a_manifest_is_found_or_changes_nothing_that_is_read(
-    shards: Path,
-) -> None:
-    """Names, white space and the version that wrote it stand nowhere else."""
-
-    def checkable(folder: Path) -> Any:
-        manifest = read_manifest(folder)
-        splits = [replace(split, problems={}) for split in manifest.splits.values()]
-        return [c.id for c in manifest.categories], [dataclasses.asdict(s) for s in splits]
-
+def test_100_of_100_flipped_bits_of_a_manifest_are_found(shards: Path) -> None:
+    """Names, what was odd and the version that wrote it stand nowhere else."""
     rng = random.Random(8)
-    sound, meant = (shards / MANIFEST).read_bytes(), checkable(shards)
+    sound = (shards / MANIFEST).read_bytes()
     found = 0
-    for _ in range(200):
+    for _ in range(100):
         flip(shards / MANIFEST, rng.randrange(len(sound)), 1 << rng.randrange(8))
-        if verify(shards).faults:
-            found += 1
-        else:
-            assert checkable(shards) == meant
+        found += bool(verify(shards).faults)
         (shards / MANIFEST).write_bytes(sound)
-    assert found > 100
+    assert found == 100 and not verify(shards).faults
 
 
 def test_every_cut_at_a_block_is_found(shards: Path) -> None:

@@ -6,12 +6,14 @@
       train-000000.idx.npy     where each sample lies in it (``index.py``)
 
 Invariants: a file appears under its own name whole or not at all; the manifest is written last, so
-a folder that has one is complete. Nothing read here is trusted: names are plain file names.
+a folder that has one is complete. Nothing read here is trusted: names are plain file names, and
+what a manifest says is checked against the sha256 in it, so that no change goes unnoticed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -29,6 +31,7 @@ from autotimm.structures import InputError
 MANIFEST = "manifest.json"
 FORMAT = "autotimm-shards"
 VERSION = 2
+_KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "source"}
 
 BLOCK = 512  # bytes: the tar format's unit
 _SAMPLE = 2 * BLOCK  # bytes: no sample takes less, its two members have a header each
@@ -86,6 +89,8 @@ class Manifest:
 def read_manifest(source: bytes | str | Path) -> Manifest:
     """Reads and checks a manifest.
 
+    One without ``sha256`` is read too: versions wrote none, and who edits a manifest takes it out.
+
     Args:
         source: its content as bytes, or the path of the file or of the folder that holds it.
 
@@ -103,6 +108,7 @@ def read_manifest(source: bytes | str | Path) -> Manifest:
             raise InputError(f"{where}: cannot be read: {error.strerror}") from None
     try:
         content = orjson.loads(source)
+        digest = content.pop("sha256", None)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
         if content["version"] != VERSION:
@@ -110,6 +116,15 @@ def read_manifest(source: bytes | str | Path) -> Manifest:
                 f"its version is {content['version']}, this autotimm reads {VERSION}: update it "
                 "or run autotimm-shard again"
             )
+        if digest is not None and digest != _digest(content):
+            raise InputError(
+                f"{where}: was changed or damaged after it was written (its sha256 differs): write "
+                'the shards again; if the change is yours, remove its line "sha256"'
+            )
+        # One flipped bit in the name of a key must not take the check, or a value, away.
+        unknown = content.keys() - _KNOWN
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is nothing that a manifest has")
         categories = [
             Category(_whole(c["id"], None), _text(c["name"]), _text(c["supercategory"], empty=True))
             for c in content["categories"]
@@ -126,6 +141,8 @@ def read_manifest(source: bytes | str | Path) -> Manifest:
         if not isinstance(made_from, dict | None):
             raise ValueError("its source is not an object")
         return Manifest(categories, splits, _text(content["autotimm"]), made_from)
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{where}: not a manifest of shards: {error} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -144,16 +161,17 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         }
         for name, split in manifest.splits.items()
     }
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
+    start = {"format": FORMAT, "version": VERSION}
+    content = start | {
         "autotimm": manifest.autotimm,
         "categories": [asdict(c) for c in manifest.categories],
         "splits": splits,
     }
     if manifest.source is not None:
         content["source"] = manifest.source
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    # Near the top, so that taking its line out leaves JSON.
+    sealed = start | {"sha256": _digest(content)} | content
+    return orjson.dumps(sealed, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -206,6 +224,11 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """The sha256 of a manifest's content as JSON: keys sorted, UTF-8, nothing between values."""
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _split(content: dict[str, Any]) -> SplitInfo:

@@ -5,7 +5,8 @@ one line that names the file, and the sample and annotation where there are any.
 of one sample and a few bytes an instance: files are read in pieces or mapped.
 
 What it cannot tell: names of splits and categories, ids of categories that no instance has, what
-the source was and what was odd in it stand in the manifest alone: nothing contradicts a change.
+the source was and what was odd in it stand in the manifest alone. Where that has no checksum of its
+own (an older version wrote it, or somebody edited it), nothing contradicts a change of these.
 """
 
 from __future__ import annotations
