@@ -78,6 +78,9 @@ BAD_FLAGS = [
     (["--part", "3/2"], "--part"),
     (["--part", "0/2"], "--part"),
     (["--split", "train"], "--split"),  # no abbreviations: a later flag could make them another
+    (["--splits", "train", "--splits", "val"], "--splits: is given more than once"),
+    (["--limit", "3", "--strict", "--limit=4"], "--limit: is given more than once"),
+    (["--strict", "--strict"], "--strict: is given more than once"),
     (["third"], "third: one argument too many"),
     (["--verify"], "--verify: takes one folder"),
     (["--verify", "--limit", "3"], "--limit: not with --verify"),
@@ -202,6 +205,25 @@ def test_what_is_no_plain_annotation_file_is_refused(
         code, out, err = run(*arguments, tmp_path / "out", capsys=capsys)
         assert code == 2 and not out and err.count("\n") == 1 and "is no plain file" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_without_a_usable_image_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [image(id=n, file_name=f"{n}.jpg") for n in range(9)]
+    files = {f"{n}.jpg": b"broken" if n in (0, 3, 4, 5) else picture() for n in range(9)}
+    write(tmp_path / "coco", images, [], files=files)
+    out, flags = tmp_path / "out", ["--samples-per-shard", 3]
+    for arguments in (["--dry-run"], [tmp_path / "all"], [out, "--part", "2/3"], [out]):
+        code, told, _ = run(tmp_path / "coco", *arguments, *flags, capsys=capsys)
+        words = {"--dry-run": "; 2 shards would", "--part": "wrote 0 shards"}
+        expected = next((words[a] for a in arguments if a in words), "wrote 2 shards in")
+        assert code == 0 and expected in told
+    shards = read_manifest(out).splits["train"].shards
+    assert [shard.name for shard in shards] == ["train-000000.tar", "train-000002.tar"]
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "all/manifest.json").read_bytes()
+    code, told, _ = run("--verify", out, capsys=capsys)
+    assert code == 0 and "2 shards, 5 images" in told
 
 
 def test_new_ids_have_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,13 +364,13 @@ def test_a_dry_run_reads_all_and_writes_nothing(
     code, dry, err = run(tmp_path / "coco", "--dry-run", "--json", *flags, capsys=capsys)
     assert code == 0 and not err and [path.name for path in tmp_path.iterdir()] == ["coco"]
     code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--dry-run", *flags, capsys=capsys)
-    assert code == 0 and "; 2 shards would be written" in out and not (tmp_path / "out").exists()
+    assert code == 0 and "; 1 shards would be written" in out and not (tmp_path / "out").exists()
     code, wet, _ = run(tmp_path / "coco", tmp_path / "out", "--json", *flags, capsys=capsys)
     told, expected = json.loads(dry), json.loads(wet)
     assert told["state"] == "dry run" and expected["state"] == "written"
     ours = expected["splits"]["train"]
     sizes = {"shards": ours["shards"], "bytes": ours["bytes"]}
-    assert told["splits"]["train"] | sizes == ours and told["planned_shards"] == 2
+    assert told["splits"]["train"] | sizes == ours and told["planned_shards"] == 1
     assert {name: ours[name] for name in ("images", "instances", "crowd", "shards")} == {
         "images": 1,
         "instances": 1,

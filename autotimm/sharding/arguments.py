@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NoReturn
 
 from autotimm import __version__
@@ -36,13 +38,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     Raises:
         InputError: a flag is unknown, has a value that it cannot have, or one that makes no sense
-            with another.
+            with another, or is given twice.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments)
+    _refuse_repeated(arguments)
     if args.max_shard_size is not None:
         args.max_shard_size = byte_count("--max-shard-size", args.max_shard_size)
     _refuse_combinations(args)
     return args
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """Refuses a flag that is there twice: the later one would win without a word."""
+    seen = set()
+    for word in takewhile(lambda word: word != "--", arguments):
+        flag = re.match("--[a-z-]+(?==|$)", word)
+        if flag and flag[0] in seen:
+            raise InputError(f"{flag[0]}: is given more than once")
+        if flag and flag[0] not in ("--annotations", "--images"):
+            seen.add(flag[0])
 
 
 def _refuse_combinations(args: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ def _run(
             begun = True
             dst.sweep(names)
             done.update(_kept(job, dst, mine, display))
-            outcome.kept = len(done)
+            outcome.kept = sum(len(written.shards) for written in done.values())
             _write(job, mine, done, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         if part is None:
@@ -249,10 +249,10 @@ def _write(
         for k, written in done.items():
             refuse_problems(job.plans[k][0], written.problems)
     todo = [k for k in mine if k not in done]
-    outcome.new = len(todo)
     with display.bar(sum(len(job.plans[k][1].samples) for k in todo)) as progress:
         for k, written in deal(todo, progress):
             done[k] = written
+            outcome.new += bool(written.images)  # else none can be used, and it is no shard
             outcome.images += written.images
             if strict:
                 refuse_problems(job.plans[k][0], written.problems)
