@@ -254,7 +254,13 @@ def test_a_split_of_no_usable_image_is_refused(
 
 @pytest.mark.parametrize(
     "address",
-    ["https://a.example/b?secret", "simplecache::s3://user:secret@b/c", "nonsense://a/b", ""],
+    [
+        "https://a.example/b?secret",
+        "simplecache::s3://user:secret@b/c",
+        "nonsense://a/b",
+        "memory://x",
+        "",
+    ],
 )
 def test_what_cannot_be_written_to_is_refused(
     tmp_path: Path,

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from test_shard_run import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
 
+from autotimm.sharding import cli
 from autotimm.sharding.journal import entry_name
 from autotimm.sharding.upload import RemoteFolder, shown
 
@@ -36,7 +37,12 @@ fsspec.register_implementation("disk", Disk, clobber=True)
 
 
 @pytest.fixture
-def memory() -> Iterator[str]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A store of this process. The command line refuses it, whose shards nobody would see."""
+    real = cli.destination
+    monkeypatch.setattr(
+        cli, "destination", lambda text: RemoteFolder(text) if "memory:" in text else real(text)
+    )
     yield "memory://bucket/shards"
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]

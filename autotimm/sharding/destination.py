@@ -17,7 +17,7 @@ Destination: TypeAlias = "LocalFolder | RemoteFolder"
 
 
 def destination(text: str) -> Destination:
-    """The destination that a folder's name or a URL means.
+    """The destination that a folder's name or a URL on the command line means.
 
     Raises:
         InputError: nothing can be written there.
@@ -31,6 +31,10 @@ def destination(text: str) -> Destination:
         raise InputError(
             f"DST: {kind} URLs cannot be written to; give a folder, or the URL of a store such as "
             "s3://bucket/folder"
+        )
+    if kind == "memory":
+        raise InputError(
+            "DST: memory URLs are gone with the process; give a folder, or the URL of a store"
         )
     if kind == "file":
         parts = urlsplit(text)
