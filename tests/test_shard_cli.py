@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from coco_folder import SQUARE, annotation, image, picture, write
@@ -466,3 +467,42 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "bytes": (tmp_path / "out" / "val-000000.tar").stat().st_size,
         "problems": {},
     }
+
+
+def process(*arguments: object, stdout: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def test_who_stops_reading_changes_no_exit_code(tmp_path: Path) -> None:
+    write(tmp_path / "coco")
+    out = tmp_path / "out"
+    runs: list[tuple[int, list[object]]] = [
+        (0, [tmp_path / "coco", out]),
+        (0, [tmp_path / "coco", tmp_path / "other", "--json"]),
+        (0, ["--verify", out]),
+        (0, ["--help"]),
+        (0, ["--version"]),
+        (1, ["--verify", out]),
+        (1, ["--verify", out, "--json"]),
+    ]
+    for code, arguments in runs:
+        if code:
+            os.truncate(out / "train-000000.tar", 512)
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = process(*arguments, stdout=writing)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (code, ""), arguments
+    assert set(read_manifest(tmp_path / "other").splits) == {"train"}
+    with Path("/dev/full").open("w") as full:
+        done = process("--verify", out, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr == "autotimm-shard: <stdout>: No space left on device\n"

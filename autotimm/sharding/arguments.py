@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from autotimm import __version__
 from autotimm.sharding.outcome import Part
+from autotimm.sharding.summary import put
 from autotimm.structures import InputError
 from autotimm.units import byte_count
 
@@ -27,7 +28,8 @@ Many machines: each runs the command with its own --part, 1/8 to 8/8; the same c
 --part then writes what is missing and the manifest.
 
 Exit codes: 0 done, 1 --verify found damage, 2 the input cannot be used or DST not be written (one
-line on stderr), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."""
+line on stderr), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM); the same where nobody reads
+stdout to its end."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -171,6 +173,9 @@ def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message.removeprefix("argument "))
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        put(message.removesuffix("\n"), sys.stdout)  # help and version
 
 
 def _names(text: str) -> list[str]:

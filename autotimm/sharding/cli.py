@@ -24,7 +24,7 @@ from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus
 from autotimm.sharding.staging import LocalFolder
-from autotimm.sharding.summary import as_json, bar, tell, tell_report, waiting
+from autotimm.sharding.summary import as_json, bar, put, tell, tell_report, waiting
 from autotimm.structures import InputError
 
 
@@ -120,7 +120,7 @@ def _main(args: argparse.Namespace) -> int:
         display=Display(waiting, bar, _say),
     )
     if args.json:
-        print(as_json(outcome))
+        put(as_json(outcome), sys.stdout)
     else:
         tell(outcome, str(where), args.part)
     return 0
@@ -202,7 +202,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    print("autotimm-shard:", " ".join(line.split()), file=sys.stderr)
+    put(f"autotimm-shard: {' '.join(line.split())}", sys.stderr)
 
 
 def _fail(code: int, message: str, error: BaseException | None = None) -> NoReturn:

@@ -6,10 +6,11 @@ rich is imported when there is something to draw: it takes a while to load.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
@@ -18,6 +19,8 @@ from autotimm.sharding.outcome import Outcome, Part
 from autotimm.sharding.writer import Written
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autotimm.sharding.verify import Report
 
 
@@ -58,14 +61,44 @@ def bar(total: int) -> Iterator[Callable[[int], object]]:
         yield lambda images: progress.advance(task, images)
 
 
+def put(text: str, stream: TextIO | None) -> None:
+    """Prints lines on stdout or stderr; as escapes what their encoding lacks.
+
+    Who stops reading (``| head``) changes nothing of what was done, and is no error.
+
+    Raises:
+        OSError: it cannot be written, as the disk is full for instance.
+    """
+    if stream is None:  # closed (``>&-``)
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as error:
+        # What is left in the buffer would fail once more when this process ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):
+            error.filename = stream.name
+            raise
+
+
 def tell(outcome: Outcome, dst: str, part: Part | None = None) -> None:
     """Prints the summary of a run: a table, what was odd, what became of it."""
-    from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     console = Console(highlight=False)
+    with console.capture() as captured:  # rich itself exits where a pipe is closed
+        _draw(console, outcome, dst, part)
+    put(captured.get().removesuffix("\n"), sys.stdout)
+
+
+def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -132,13 +165,12 @@ def tell_report(report: Report, folder: Path, json: bool) -> None:
     if json:
         content = {"state": "damaged" if report.faults else "sound", **counts}
         content["faults"] = report.faults
-        print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+        put(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(), sys.stdout)
         return
-    for fault in report.faults:
-        print(fault)
     what = f"{report.shards:,} shards, {report.images:,} images, {report.instances:,} instances"
     found = f"{len(report.faults):,} faults in" if report.faults else "sound:"
-    print(f"{folder}: {found} {what}, {report.bytes / 1e6:,.1f} MB")
+    last = f"{folder}: {found} {what}, {report.bytes / 1e6:,.1f} MB"
+    put("\n".join([*report.faults, last]), sys.stdout)
 
 
 def _lines(written: Written) -> list[str]:
