@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from autotimm.checks import Problems, as_id, check_annotations
+from autotimm.checks import Problems, as_id, check_annotations, is_text
 from autotimm.cocofile import Category, Dealt, Found, deal, find_images, find_lists, read_categories
 from autotimm.jsontext import NotJSONError, Text, parse
 from autotimm.structures import InputError, Record
@@ -168,7 +169,8 @@ def find_splits(root: Path) -> dict[str, Split]:
     ``images/train2017/``, ``train/``, ``images/train/`` and ``images/``.
 
     Raises:
-        InputError: there is no such folder, or no annotation file in it.
+        InputError: there is no such folder, or no annotation file in it, or one whose name is no
+            text.
     """
     root = Path(root)
     if not root.is_dir():
@@ -186,6 +188,12 @@ def find_splits(root: Path) -> dict[str, Split]:
             f"{root}: no annotations/instances_*.json in it; a COCO folder holds "
             "annotations/instances_train.json and the images in train/, the same for val"
         )
+    for file in files:
+        if not is_text(file.name):
+            raise InputError(
+                f"{file}: its name is no text in the locale's encoding, "
+                f"{sys.getfilesystemencoding()}; rename it, or set PYTHONUTF8=1"
+            )
     splits = {}
     for file, name in zip(files, split_names([file.stem for file in files]), strict=True):
         long_name = file.stem.removeprefix("instances_")

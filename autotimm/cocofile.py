@@ -7,6 +7,7 @@ read in pieces (``jsontext.py``), and what is kept of an annotation is its place
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,7 +108,11 @@ def read_categories(entries: Iterable[Any], file: Path) -> list[Category]:
 def find_images(
     entries: Iterable[Any], folder: Path, problems: Problems
 ) -> tuple[Found, dict[int | None, int]]:
-    """Returns what can be used, and for each id its position in that, negative if left out."""
+    """Returns what can be used, and for each id its position in that, negative if left out.
+
+    Raises:
+        InputError: the encoding of the locale lacks a character of a file's name.
+    """
     ids: list[int] = []
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -130,6 +135,11 @@ def find_images(
         slots[id_] = _LEFT_OUT
         try:
             name, mended = _file_name(entry, listing)
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{folder}: no file can be called {error.object!a} where the locale's encoding is "
+                f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1, or a locale of UTF-8"
+            ) from None
         except ValueError as error:
             problems.add(f"{error} (image left out)", shown)
             continue

@@ -117,6 +117,7 @@ class ImageFolder:
 
         Raises:
             ValueError: no such file can be used; the message is a short reason.
+            UnicodeEncodeError: as from ``problem``.
         """
         reason = self.problem(name)
         if reason is None:
@@ -150,7 +151,12 @@ class ImageFolder:
                 yield same, mended or "file_name's extension is in another case (file's taken)"
 
     def problem(self, name: str) -> str | None:
-        """Tells what is wrong with an image's file name, if anything is."""
+        """Tells what is wrong with an image's file name, if anything is.
+
+        Raises:
+            UnicodeEncodeError: the locale's encoding lacks a character of it.
+        """
+        os.fsencode(name)
         folder, base = os.path.split(name)
         if "\0" in name:
             return "file_name holds a NUL character"

@@ -506,3 +506,24 @@ def test_who_stops_reading_changes_no_exit_code(tmp_path: Path) -> None:
         done = process("--verify", out, stdout=full)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr == "autotimm-shard: <stdout>: No space left on device\n"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_that_the_locale_lacks_are_one_line(tmp_path: Path) -> None:
+    for number, name in enumerate(("é.jpg", "é/a.jpg", "a/日.jpg")):
+        coco = tmp_path / f"é{number}"  # the folder's own name comes in the locale's way
+        write(coco, [image(), image(id=2, file_name=name)], files={"a.jpg": picture(), name: b""})
+        done = process(coco, tmp_path / "out", stdout=subprocess.PIPE, env=os.environ | ASCII)
+        assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+        assert f"{name!a} where the locale's encoding is ascii; set PYTHONUTF8=1" in done.stderr
+    write(tmp_path / "odd", split="tr\udcff")
+    done = process(tmp_path / "odd", tmp_path / "out", stdout=subprocess.PIPE)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert "instances_tr\\udcff.json: its name is no text" in done.stderr
+    sound = write(tmp_path / "sound é", [image(), image(id=2, file_name="b.jpg")], [])
+    content = sound / "annotations" / "instances_train.json"
+    content.write_text(content.read_text().replace('"id": 2', '"id": "é"'))
+    done = process(sound, tmp_path / "é", stdout=subprocess.PIPE, env=os.environ | ASCII)
+    assert done.returncode == 0 and not done.stderr and "manifest.json" in done.stdout
