@@ -56,7 +56,7 @@ def assign(image_sizes: NDArray[np.int64], canvases: Canvases) -> NDArray[np.uin
     Returns:
         [samples] positions in ``canvases``.
     """
-    width, height = image_sizes.T
+    width, height = np.ascontiguousarray(image_sizes.T, np.float64)  # exact, and divides faster
     chosen = np.zeros(len(image_sizes), np.uint8)
     by_area = sorted(range(1, len(canvases)), key=lambda c: -canvases[c][0] * canvases[c][1])
     best = np.minimum(canvases[0][1] / width, canvases[0][0] / height) if canvases else None
