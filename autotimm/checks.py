@@ -20,6 +20,8 @@ from autotimm.rasterize import rasterize
 from autotimm.structures import RLE, Annotation
 
 _EXAMPLES = 3
+_MAX_SIDE = 2**20
+_MAX_PIXELS = 2**28
 
 
 class Problems:
@@ -65,6 +67,16 @@ def as_id(value: Any) -> int | None:
     else:
         return None
     return number if -(2**63) <= number < 2**63 else None
+
+
+def as_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Returns an image's width and height as integers; None if no image has them.
+
+    The largest that PIL opens have two thirds of 2^28 pixels. Well above, pycocotools, which counts
+    pixels in 32 bits, no longer comes to an end on some polygons.
+    """
+    w, h = as_id(width) or 0, as_id(height) or 0
+    return (w, h) if 0 < w <= _MAX_SIDE and 0 < h <= _MAX_SIDE and w * h <= _MAX_PIXELS else None
 
 
 def is_text(value: Any) -> TypeGuard[str]:

@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 
 from autotimm import images
-from autotimm.checks import Problems, as_id, is_text
+from autotimm.checks import Problems, as_id, as_size, is_text
 from autotimm.jsontext import Array, Text, scan
 from autotimm.structures import InputError
 
 _LEFT_OUT = -1
-_MAX_SIDE = 2**20  # pixels
-_MAX_PIXELS = 2**31 - 1  # run lengths are C ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +191,10 @@ def _size(
             return None
         problems.add("width or height missing (picture's taken)", name)
         return width, height
-    width, height = as_id(entry["width"]) or 0, as_id(entry["height"]) or 0
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and width * height <= _MAX_PIXELS):
+    size = as_size(entry["width"], entry["height"])
+    if size is None:
         problems.add("width or height is not a sane whole number (image left out)", name)
-        return None
-    return width, height
+    return size
 
 
 def deal(

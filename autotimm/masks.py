@@ -19,6 +19,7 @@ from pycocotools import mask as _coco
 from autotimm.structures import MASK_CROP, RLE
 
 _FAR = 1e6  # pixels; pycocotools walks along edges in steps of 1/5 pixel and keeps them as C ints
+_LONGEST = 2**32 - 1  # pixels of a run; pycocotools counts them in 32 bits
 _LONG = 4e6  # pixels of outline; each costs pycocotools some 100 bytes
 
 
@@ -132,7 +133,7 @@ def crops(
         box.
 
     Raises:
-        ValueError: a box has no area, or counts are broken.
+        ValueError: a box has no area, or counts are broken or do not fill the image.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     if not (sides > 0).all():
@@ -151,7 +152,10 @@ def crops(
     within = (pixels >= 0) & (pixels < [[width], [height]])
     first, last = within.argmax(axis=2).tolist(), within.sum(axis=2).tolist()
     columns, rows = pixels.astype(np.int64).transpose(1, 0, 2)
-    for n, runs in enumerate(_runs([rle["counts"] for rle in rles])):
+    every, pixels_in_all = _runs([rle["counts"] for rle in rles])
+    if (pixels_in_all != height * width).any():
+        raise ValueError("RLE counts do not fill the image")
+    for n, runs in enumerate(every):
         (j, i), (wide, high) = first[n], last[n]
         if wide and high:
             square = upward[n, j : j + wide, i : i + high]
@@ -179,8 +183,8 @@ def _look_up(
     out[...] = covered[first.cumsum() - 1]
 
 
-def _runs(counts: Sequence[str]) -> list[np.ndarray]:
-    """Reads the run lengths, int64, from compressed counts (cocoapi's ``rleFrString``).
+def _runs(counts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Reads the run lengths, int64, from compressed counts (cocoapi's ``rleFrString``); their sums.
 
     A number is 5 bits a character, lowest first, from "0" on; 32 means that more follow, 16 in the
     last one a negative number. From the fourth on, a number is the difference to the one before the
@@ -199,11 +203,14 @@ def _runs(counts: Sequence[str]) -> list[np.ndarray]:
         raise ValueError("RLE counts are broken")
     values = np.add.reduceat((codes & 31) << (5 * place), first)
     values -= np.where(codes[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
-    every = np.split(values, np.searchsorted(last, ends[:-1]))
+    starts = np.searchsorted(last, ends[:-1])
+    every = np.split(values, starts)  # views
     for runs in every:
         runs[1::2].cumsum(out=runs[1::2])
         runs[2::2].cumsum(out=runs[2::2])
-    return every
+    if values.min() < 0:
+        raise ValueError("RLE counts are broken")
+    return every, np.add.reduceat(values, np.concatenate(([0], starts)))
 
 
 def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
@@ -211,7 +218,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
     if not isinstance(size, list) or len(size) != 2 or size != [height, width]:
         raise ValueError("RLE of another size than the image")
     if isinstance(counts, str):
-        (runs,) = _runs([counts])
+        (runs,), _ = _runs([counts])
     elif isinstance(counts, list):
         try:
             runs = np.asarray(counts)
@@ -221,7 +228,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
             raise ValueError("RLE counts are broken")
     else:
         raise ValueError("RLE without counts")
-    if runs.size == 0 or runs.min() < 0 or runs.max() > height * width:
+    if runs.size == 0 or runs.min() < 0 or runs.max() > min(height * width, _LONGEST):
         raise ValueError("RLE counts are broken")
     if runs.sum() != height * width:
         raise ValueError("RLE counts do not fill the image")

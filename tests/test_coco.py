@@ -267,6 +267,8 @@ def test_annotations_that_belong_nowhere(tmp_path: Path) -> None:
         ({"width": -64}, "width or height is not a sane whole number"),
         ({"height": 48.5}, "width or height is not a sane whole number"),
         ({"height": 10**12}, "width or height is not a sane whole number"),
+        ({"width": 214747, "height": 10000}, "width or height is not a sane whole number"),
+        ({"width": 2**20 + 1, "height": 1}, "width or height is not a sane whole number"),
         ({"file_name": "broken.jpg", "width": ...}, "image cannot be opened"),
     ],
 )

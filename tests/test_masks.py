@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_real_annotations_equal_pycocotools(shared_data: Path, name: str) -> Non
             expected = truth.annToMask(annotation)
             assert np.array_equal(masks.decode(rle), expected)
             assert masks.area(rle) == np.count_nonzero(expected)
-            (runs,) = masks._runs([rle["counts"]])
+            (runs,), _ = masks._runs([rle["counts"]])
             dense = np.repeat(np.arange(runs.size) & 1, runs).reshape(expected.shape[::-1]).T
             assert np.array_equal(dense, expected)
             seen += 1
@@ -54,7 +55,7 @@ def test_encodings_of_one_mask_agree(seed: int) -> None:
     uncompressed = {"size": list(mask.shape), "counts": counts}
     assert masks.to_rle(uncompressed, *mask.shape) == rle
     assert masks.to_rle(rle, *mask.shape) == rle
-    assert masks._runs([rle["counts"]])[0].tolist() == counts
+    assert masks._runs([rle["counts"]])[0][0].tolist() == counts
     np.testing.assert_array_equal(masks.decode(rle), mask)
     assert masks.decode(rle).flags.c_contiguous and masks.decode(rle).dtype == np.uint8
     ys, xs = np.nonzero(mask)
@@ -67,7 +68,7 @@ def test_runs_of_a_large_image_survive() -> None:
     mask[4321, 6543] = 1  # runs of 26 bits, and differences that are negative
     rle = masks.encode(mask)
     position = 6543 * 5000 + 4321
-    assert masks._runs([rle["counts"]])[0].tolist() == [position, 1, mask.size - position - 1]
+    assert masks._runs([rle["counts"]])[0][0].tolist() == [position, 1, mask.size - position - 1]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,13 @@ def test_runs_of_a_large_image_survive() -> None:
 def test_what_is_no_mask_is_refused(segmentation: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         masks.to_rle(segmentation, 4, 5)
+
+
+@pytest.mark.parametrize("counts", [[2**32], [0, 2**32], [2**40 - 2**20, 2**20]])
+def test_a_run_that_pycocotools_cannot_count_is_refused(counts: list[int]) -> None:
+    size = [sum(counts) // 2**10, 2**10]
+    with pytest.raises(ValueError, match="broken"):
+        masks.to_rle({"size": size, "counts": counts}, *size)
 
 
 def test_polygon_beside_the_image_is_clipped_as_by_pycocotools() -> None:
@@ -188,12 +196,26 @@ def test_crop_of_a_box_beside_the_image_is_empty() -> None:
 def test_crop_of_broken_counts_reads_nothing_beyond_them(counts: str) -> None:
     rles = [masks.encode(np.ones((9, 9))), {"size": [9, 9], "counts": counts}]
     boxes = np.array([[1.0, 1, 8, 8]] * 2)
-    try:
-        found = masks.crops(rles, np.eye(2, 3), boxes, 8)
-    except ValueError:
-        return
-    assert found[0].all()
-    assert found.max() <= 1
+    with pytest.raises(ValueError, match=r"broken|do not fill"):
+        masks.crops(rles, np.eye(2, 3), boxes, 8)
+
+
+@pytest.mark.parametrize("runs", [[80], [82], [9, 71], [0, 82], [9, 9, 62], [1, 9, 72]])
+def test_crop_of_runs_that_do_not_fill_the_image_is_refused(runs: list[int]) -> None:
+    """Wherever in the image the box is, and wherever among the masks the mask."""
+    counts = coco_mask.frPyObjects({"size": [9, 9], "counts": runs}, 9, 9)["counts"].decode()
+    rles = [masks.encode(np.ones((9, 9))), {"size": [9, 9], "counts": counts}]
+    for box in ([0.0, 0, 1, 1], [20.0, 20, 30, 30]):
+        for both in (rles, rles[::-1]):
+            with pytest.raises(ValueError, match="do not fill"):
+                masks.crops(both, np.eye(2, 3), np.array([box] * 2), 8)
+
+
+def test_crop_of_runs_below_zero_is_refused() -> None:
+    # 90, then -9: the sum is that of the image.
+    rle: Any = {"size": [9, 9], "counts": "j2G"}
+    with pytest.raises(ValueError, match="broken"):
+        masks.crop(rle, np.eye(2, 3), (0, 0, 9, 9), 8)
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (0, 0, np.nan, 9)])

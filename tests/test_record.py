@@ -68,3 +68,16 @@ def test_records_as_others_write_them(record: dict[str, Any]) -> None:
     for text in (b"{", b"[]", encoded({**lacking, "height": "tall"})):
         with pytest.raises(DataError, match=r"^here: its record is damaged"):
             foreign_record(text, "here")
+
+
+@pytest.mark.parametrize(("width", "height"), [(10**6, 10**6), (214747, 10000), (2**21, 1)])
+def test_a_size_that_no_image_has_is_refused(
+    record: dict[str, Any], width: int, height: int
+) -> None:
+    rle = {"size": [height, width], "counts": [width * height]}
+    given = record["annotations"][0] | {"segmentation": rle, "iscrowd": 0}
+    huge = record | {"width": width, "height": height, "annotations": [given]}
+    with pytest.raises(DataError, match=r"^here: .* no width and height of an image"):
+        foreign_record(encoded(huge), "here")
+    with pytest.raises(DataError, match=r"^here: .* no image has its width and height"):
+        checked_record(encoded(huge), "here")

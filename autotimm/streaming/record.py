@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from autotimm import masks
-from autotimm.checks import Problems, as_id, check_annotations, is_text
+from autotimm.checks import Problems, as_id, as_size, check_annotations, is_text
 from autotimm.streaming.decode import DataError
 from autotimm.structures import Record
 
@@ -22,6 +22,8 @@ def checked_record(text: bytes | memoryview, where: str) -> Record:
     try:
         record = orjson.loads(text)
         size = [_whole(record["height"], 1), _whole(record["width"], 1)]
+        if as_size(*size) is None:
+            raise ValueError("no image has its width and height")
         _whole(record["image_id"])
         if not isinstance(record["file_name"], str):
             raise ValueError("file_name is not text")
@@ -90,12 +92,12 @@ def facts(raw: Any) -> tuple[int, int, int]:
     """Image id, width and height of a record; ValueError if it lacks one."""
     if not isinstance(raw, dict):
         raise ValueError("its .json is not an object")
-    image_id, width, height = (as_id(raw.get(key)) for key in ("image_id", "width", "height"))
+    image_id, size = as_id(raw.get("image_id")), as_size(raw.get("width"), raw.get("height"))
     if image_id is None:
         raise ValueError("its .json has no whole number as image_id")
-    if width is None or height is None or not 0 < min(width, height) <= max(width, height) < 2**20:
-        raise ValueError("its .json has no width and height")
-    return image_id, width, height
+    if size is None:
+        raise ValueError("its .json has no width and height of an image")
+    return image_id, *size
 
 
 def entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
