@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from autotimm import urls
 from autotimm.coco import Split, find_splits, split_names
 from autotimm.sharding.arguments import parse
-from autotimm.sharding.destination import destination, url_kind
+from autotimm.sharding.destination import destination
 from autotimm.sharding.job import Options
 from autotimm.sharding.manifest import Manifest
 from autotimm.sharding.outcome import Display, Terminated
@@ -192,8 +193,8 @@ def _of_files(
 def _folder(name: str, text: str) -> Path:
     if not text:
         raise InputError(f"{name}: empty; give a folder")
-    if url_kind(text):
-        raise InputError(f"{name}: {url_kind(text)} URLs are not read; give a folder")
+    if urls.kind(text):
+        raise InputError(f"{name}: {urls.kind(text)} URLs are not read; give a folder")
     return Path(text)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import unquote, urlsplit
 
+from autotimm import urls
 from autotimm.sharding.staging import LocalFolder
 from autotimm.structures import InputError
 
@@ -24,7 +23,7 @@ def destination(text: str) -> Destination:
     """
     if not text:
         raise InputError("DST: empty; give a folder or a URL")
-    kind = url_kind(text)
+    kind = urls.kind(text)
     if not kind:
         return LocalFolder(Path(text))
     if kind in ("chained", "http", "https"):
@@ -37,18 +36,7 @@ def destination(text: str) -> Destination:
             "DST: memory URLs are gone with the process; give a folder, or the URL of a store"
         )
     if kind == "file":
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise InputError("DST: a file URL has three slashes: file:///folder")
-        return LocalFolder(Path(unquote(parts.path)))
+        return LocalFolder(urls.file_path(text))
     from autotimm.sharding.upload import RemoteFolder
 
     return RemoteFolder(text)
-
-
-def url_kind(text: str) -> str:
-    """The scheme of a URL, "chained" for one of fsspec's with ``::``; empty for a folder's name."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)", text)
-    if match is None:
-        return ""
-    return "chained" if "::" in text else match[1].lower()

@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
+from autotimm import urls
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
 from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, manifest_bytes, read_manifest
 from autotimm.sharding.staging import Claim
@@ -55,7 +56,7 @@ class RemoteFolder:
     _room: str = field(default="", init=False)  # on this machine, for shards that are on their way
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return urls.shown(self.url)
 
     @property
     def scheme(self) -> str:
@@ -89,10 +90,9 @@ class RemoteFolder:
         """
         scratch = Path(tempfile.gettempdir())
         _sweep_scratch(scratch)
-        room = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
+        room, lock = _make_room(scratch)
         try:
-            with (room / "lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # so that nobody sweeps it
+            with lock:
                 self._room = str(room)
                 yield Claim(alone=True)
         finally:
@@ -184,7 +184,7 @@ class RemoteFolder:
                 files.rmdir(f"{root}/{WORK}")
 
     def install(self, manifest: Manifest) -> None:
-        """Sends the manifest, then removes the journal and shards that are not in it."""
+        """Removes shards that are not in the manifest, sends it, then removes the journal."""
         shards = [shard for split in manifest.splits.values() for shard in split.shards]
         names = {name for shard in shards for name in (shard.name, shard.index)}
         for name in self._list():
@@ -209,9 +209,10 @@ class RemoteFolder:
         try:
             yield
         except ImportError as error:  # which says what to install
-            raise InputError(f"{self}: {error}") from None
+            raise InputError(f"{self}: {urls.reason(error, self.url)}") from None
         except ValueError as error:
-            raise InputError(f"{self}: cannot be written to: {error}") from None
+            reason = urls.reason(error, self.url)
+            raise InputError(f"{self}: cannot be written to: {reason}") from None
 
     def _list(self, folder: str = "") -> dict[str, int]:
         """Names and sizes of the files in a folder of the destination."""
@@ -277,19 +278,23 @@ class RemoteFolder:
                 final = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
                 final = final or type(error).__name__ == "NoCredentialsError"
                 if final or tried == self.attempts:
-                    reason = str(error).split("\n")[0].replace(self.url, str(self))
+                    reason = urls.reason(error, self.url)
                     tries = "" if final else f" after {tried} tries"
-                    reason = reason or type(error).__name__
                     raise OSError(f"{self}: cannot be {what}{tries}: {reason}") from None
             time.sleep(self.wait * 2 ** (tried - 1))
         raise ValueError("at least one attempt is needed")
 
 
-def shown(url: str) -> str:
-    """A URL as messages name it: without user, password, query and fragment, which are secrets."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+def _make_room(scratch: Path) -> tuple[Path, BinaryIO]:
+    """Makes a folder that nobody sweeps while the file that is returned with it is open."""
+    while True:
+        room = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
+        lock = (room / "lock").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (room / "lock").stat()):
+                return room, lock
+        lock.close()  # before it was locked, another run took it for a killed one's
 
 
 def _sweep_scratch(scratch: Path) -> None:
