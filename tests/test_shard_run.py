@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from coco_folder import annotation, image, picture, write
+from servers import wait_until
 
 from autotimm.coco import find_splits
 from autotimm.sharding import cli, job, run, staging
@@ -152,6 +153,7 @@ def kill_at(moment: int, after: bool) -> None:
         setattr(Path, name, patched(getattr(Path, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_at_every_change_of_the_folder_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], overwrite: bool
@@ -216,6 +218,11 @@ def test_what_is_finished_is_not_written_again(
 def started(*arguments: object, shards: int = 1) -> Iterator[subprocess.Popen]:
     """A real run in a process group of its own, once it has finished some shards."""
     out = Path(str(arguments[1]))
+
+    def under_way() -> bool:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        return len(list(out.glob(f"{WORK}/train-*.json"))) >= shards
+
     with subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -224,9 +231,7 @@ def started(*arguments: object, shards: int = 1) -> Iterator[subprocess.Popen]:
         start_new_session=True,
     ) as process:
         try:
-            while len(list(out.glob(f"{WORK}/train-*.json"))) < shards:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                time.sleep(0.002)
+            wait_until(under_way)
             yield process
         finally:
             process.kill()
@@ -254,8 +259,7 @@ def test_workers_end_with_a_killed_parent_and_the_lock_goes(tmp_path: Path) -> N
         workers = children(process)
         assert len(workers) == 3
         process.kill()
-    while any(runs(pid) for pid in workers):
-        time.sleep(0.002)
+    wait_until(lambda: not any(runs(pid) for pid in workers))
     assert shard(coco, out, *flags) == 0
     assert read_manifest(out).splits["train"].images == 400
     assert not list(out.glob(".*"))
@@ -274,13 +278,18 @@ def test_a_killed_worker_is_one_line_and_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("sent", "workers"),
+    [
+        (signal.SIGINT, 2),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_and_sigterm_are_one_line(
-    tmp_path: Path, sent: signal.Signals, code: int, word: str, workers: int
+    tmp_path: Path, sent: signal.Signals, workers: int
 ) -> None:
+    code, word = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}[sent]
     coco, out = big_source(tmp_path / "coco"), tmp_path / "out"
     flags = ["--samples-per-shard", 5, "--workers", workers]
     with started(coco, out, *flags) as process:

@@ -62,7 +62,7 @@ def test_shown(location: str, shown: str) -> None:
         ("at 's3://b/x?k=SECRET': s://SECRET@h/y", "at 's3://b/x': s://h/y"),
         ("proxy https://key:SECRET@p/x?X-Amz-Signature=SECRET no", "proxy https://p/x no"),
         ('"https://h/x#SECRET"', '"https://h/x"'),
-        ("pool(host='h'): url: /x?sig=SECRET (why?)", "pool(host='h'): url: /x (why?)"),
+        ("pool(host='h'): url: /x?sig=SECRET (why)", "pool(host='h'): url: /x (why)"),
         ("503 slow down", "503 slow down"),
     ],
 )
