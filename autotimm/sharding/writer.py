@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -151,16 +150,12 @@ def write_shard(
         rows = _write_samples(None, plan, index, progress, written)
         written.images = len(rows)
         return written
-    with (
-        contextlib.suppress(_NothingToWriteError),
-        whole_file(folder / plan.name) as file,
-        _Tar(file) as tar,
-    ):
+    with contextlib.suppress(_NothingToWriteError), whole_file(folder / plan.name) as file:
+        tar = _Tar(file)
         rows = _write_samples(tar, plan, index, progress, written)
         if not rows:
             raise _NothingToWriteError
         tar.append([b"\0" * (2 * BLOCK + -(tar.bytes + 2 * BLOCK) % _RECORD)])
-        tar.finish()
     if not rows:
         return written
     written.images, written.bytes = len(rows), tar.bytes
@@ -186,38 +181,19 @@ class _NothingToWriteError(Exception):
 
 
 class _Tar:
-    """A tar that is being written, by a thread of its own: hashing and writing keep no lock of the
-    interpreter's, so that meanwhile the next samples are made.
-    """
+    """A tar that is being written, its length and its checksum so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file.fileno()
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
         self.bytes = 0
         self.sha256 = hashlib.sha256()
 
-    def __enter__(self) -> _Tar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown()
-
     def append(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Has the pieces written, once those before are: these may be overwritten then."""
-        self.finish()
-        start = self.bytes
-        self.bytes += sum(map(len, pieces))
-        self._pending = self._thread.submit(self._write, pieces, start)
-
-    def finish(self) -> None:
-        """Waits until all is written."""
-        if self._pending:
-            self._pending.result()
-
-    def _write(self, pieces: Sequence[bytes | memoryview], start: int) -> None:
+        """Writes the pieces with as few system calls as can be."""
         for piece in pieces:
             self.sha256.update(piece)
+        start = self.bytes
+        self.bytes += sum(map(len, pieces))
         left = [memoryview(piece) for piece in pieces]
         while left:
             done = os.writev(self._file, left[:_PIECES])
@@ -249,8 +225,7 @@ def _write_samples(
 ) -> list[tuple[int, ...]]:
     """Appends the samples of a plan, some at a time; returns their rows of the index."""
     rows: list[tuple[int, ...]] = []
-    # One is filled while the other is written.
-    buffer, other = memoryview(bytearray(_AT_ONCE)), memoryview(bytearray(_AT_ONCE))
+    buffer = memoryview(bytearray(_AT_ONCE))
     done = 0
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects a second, none of them in a cycle
@@ -258,7 +233,6 @@ def _write_samples(
         while done < len(plan.samples):
             images, tried = _read_images(plan.samples[done:], index, buffer, written.problems)
             rows += _append(tar, images, index, written)
-            buffer, other = other, buffer
             done += tried
             progress(tried)
     finally:
