@@ -30,6 +30,8 @@ if [[ ${1:-} == --array=* ]]; then
     shift
   done
   (($# >= 2)) || fail "SRC and DST of autotimm-shard are missing behind sbatch's flags (write these as --flag=value)"
+  [ -e "$1" ] || fail "SRC: no such file or folder: $1 (write sbatch's flags as --flag=value)"
+  [[ $array =~ ^--array=[01]-[0-9]+(%[0-9]+)?$ ]] || fail "$array: it has to be 1-N or 0-N, without gaps or steps"
   parts=$(sbatch --parsable "$array" "${flags[@]}" "$0" "$@")
   parts=${parts%%;*} # a federation puts the cluster's name behind it
   if ! join=$(sbatch --parsable --dependency="afterok:$parts" --kill-on-invalid-dep=yes "${flags[@]}" "$0" "$@"); then
@@ -40,7 +42,8 @@ if [[ ${1:-} == --array=* ]]; then
   exit
 fi
 
-cd "${SLURM_SUBMIT_DIR:?start this with bash slurm/shard.sh --array=1-8 SRC DST, or with sbatch}"
+[ -n "${SLURM_SUBMIT_DIR:-}" ] || fail "usage: bash slurm/shard.sh --array=1-8 [sbatch's --flag=value ...] SRC DST [flags]"
+cd "$SLURM_SUBMIT_DIR"
 python=${AUTOTIMM_PYTHON:-.venv/bin/python}
 if ! [ -x "$python" ]; then
   fail "$PWD/$python is missing: run make install, or set AUTOTIMM_PYTHON to a Python that has autotimm"

@@ -236,7 +236,12 @@ def test_what_the_tasks_run(tmp_path: Path, first: int) -> None:
 
 def test_one_line_says_what_is_wrong(tmp_path: Path) -> None:
     code, error = outside(tmp_path, "coco", "out")
-    assert code != 0 and "start this with bash slurm/shard.sh --array=1-8 SRC DST" in error
+    assert code == 2 and error.startswith("error: usage: bash slurm/shard.sh --array=1-8 ")
+    for wrong in ("--array=3", "--array=1-8:2"):
+        code, error = outside(tmp_path, wrong, str(tmp_path), "out")
+        assert code == 2 and "1-N or 0-N" in error
+    code, error = outside(tmp_path, "--array=1-8", "--time=9", "none", "out")
+    assert code == 2 and error.startswith("error: SRC: no such file or folder: none")
     code, error = outside(tmp_path, "--array=1-8", "--time", "60")
     assert code == 2 and error.startswith("error: SRC and DST of autotimm-shard are missing")
     code, error = outside(tmp_path, "coco", "out", **JOB | {"AUTOTIMM_PYTHON": "none/python"})
@@ -253,5 +258,6 @@ def test_a_join_that_cannot_be_submitted_takes_the_array_back(tmp_path: Path) ->
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
+    (tmp_path / "coco").mkdir()
     assert outside(tmp_path, "--array=1-8", "coco", "out", PATH=path)[0] == 2
     assert (tmp_path / "cancelled").read_text() == "5\n"
