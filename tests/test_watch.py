@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from coco_folder import mixed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_datamodule import Recorder, Scheduled, module, run_ranks, trainer
@@ -79,6 +82,119 @@ def test_a_resume_with_another_batch_size_ends_the_epoch_in_time(
             assert len(set(epoch[:IMAGES])) == IMAGES, case
         assert len(model.evaluated) == 3 * (epochs + (steps > 0)), case  # after each of them
         assert run.current_epoch == 4
+
+
+class Told(Scheduled):
+    """Notes batches, validations and ends of epochs in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Any] = []
+        self.stop_after = 0  # batches; 0 for never
+
+    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        loss = super().training_step(batch)
+        self.events.append(self.batches[-1])
+        if len(self.batches) == self.stop_after:
+            self.trainer.should_stop = True  # as max_time does
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.events.append("validated")
+
+    def on_train_epoch_end(self) -> None:
+        self.events.append(self.trainer.current_epoch)
+
+
+def stopped_at(folder: Path, out: Path, *, should_stop: bool = False, **options: Any) -> Told:
+    """A run that ends at ``max_steps``, and leaves its ``last.ckpt`` in a folder."""
+    saving = ModelCheckpoint(out, save_last=True, save_on_train_epoch_end=True)
+    model = Told()
+    if should_stop:
+        model.stop_after = options.pop("max_steps")
+    how = {"callbacks": [saving], "enable_checkpointing": True} | options
+    trainer(out, **how).fit(model, datamodule=module(folder))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        ({}, (1, 5, 7, 9)),
+        ({"should_stop": True}, (2, 7, 12)),
+        ({"limit_train_batches": 3}, (2, 3, 4)),
+        ({"val_check_interval": 3}, (2, 3, 10)),
+        ({"accumulate_grad_batches": 2}, (1, 3, 4, 6)),  # 4 steps an epoch
+    ],
+)
+def test_the_rest_of_an_epoch_that_max_steps_cut_is_trained(
+    shard_folder: Path, tmp_path: Path, options: dict[str, Any], stops: tuple[int, ...]
+) -> None:
+    limits = {key: value for key, value in options.items() if key != "should_stop"}
+    truth, whole = Told(), trainer(tmp_path, **limits)
+    whole.fit(truth, datamodule=module(shard_folder))
+    for stop in stops:
+        out = tmp_path / str(stop)
+        first = stopped_at(shard_folder, out, max_steps=stop, **options)
+        assert first.batches == truth.batches[: len(first.batches)]
+        # A stop looks like the end of an epoch, and max_time validates there too.
+        both = zip(first.events, truth.events, strict=False)
+        done = [event for event, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
+        model, run = Told(), trainer(tmp_path, **limits)
+        run.fit(model, datamodule=module(shard_folder), ckpt_path=out / "last.ckpt")
+        assert done + model.events == truth.events, stop
+        assert (run.current_epoch, run.global_step) == (2, whole.global_step)
+        assert torch.equal(model.weight, truth.weight)
+        # What a logger is told as the step.
+        steps = (r.fit_loop.epoch_loop._batches_that_stepped for r in (run, whole))
+        assert len(set(steps)) == 1, stop
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_max_steps_may_cut_an_epoch_again_and_again(shard_folder: Path, tmp_path: Path) -> None:
+    truth = Told()
+    trainer(tmp_path).fit(truth, datamodule=module(shard_folder))
+    saving = {"save_last": True, "save_on_train_epoch_end": True}
+    batches, events, checkpoint = [], [], None
+    for leg, stop in enumerate((1, 3, 7, 9, -1)):
+        callbacks = [ModelCheckpoint(tmp_path / str(leg), **saving)]
+        model = Told()
+        run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, max_steps=stop)
+        run.fit(model, datamodule=module(shard_folder), ckpt_path=checkpoint)
+        checkpoint = tmp_path / str(leg) / "last.ckpt"
+        batches += model.batches
+        assert len(batches) == (14 if stop == -1 else stop)
+        closed = stop % 7 and stop != -1  # by the stop alone
+        events += model.events[:-1] if closed else model.events
+    assert events == truth.events
+    assert run.current_epoch == 2
+
+
+CUT_RANK = """
+    import json, sys
+    sys.path.insert(0, sys.argv[3])
+    from test_watch import Told, module, stopped_at, trainer
+    from pathlib import Path
+
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    ranks = {"devices": 2, "strategy": "ddp"}
+    first = stopped_at(folder, out, max_steps=2, **ranks)
+    second, whole = Told(), Told()
+    run = trainer(out, **ranks)
+    run.fit(second, datamodule=module(folder), ckpt_path=out / "last.ckpt")
+    trainer(out, **ranks).fit(whole, datamodule=module(folder))
+    found = {"first": first.events, "second": second.events, "whole": whole.events}
+    (out / f"{run.global_rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_rest_of_an_epoch(shard_folder: Path, tmp_path: Path) -> None:
+    for found in run_ranks(CUT_RANK, tmp_path, shard_folder, tmp_path, Path(__file__).parent):
+        assert len(found["first"]) == 3
+        assert found["first"][:2] + found["second"] == found["whole"]
 
 
 def damage(folder: Path, ids: set[int]) -> set[str]:

@@ -31,6 +31,9 @@ class StreamWatch(Callback):
     What a model draws in a step follows from the data's seed, the step and the rank, so that a
     resumed run draws what the undisturbed one would have drawn.
 
+    A run that ``max_steps`` or ``max_time`` stopped in mid-epoch goes on with the rest of it, which
+    Lightning alone would have counted as done.
+
     A run that goes on with another batch size or world gets Lightning's count of the epoch's
     batches set to where the loader is, so that the epoch ends with its last sample. After every
     epoch, and every evaluation, one line tells how many samples of all ranks were skipped because
@@ -43,11 +46,21 @@ class StreamWatch(Callback):
     def __init__(self, loaders: Mapping[str, StreamLoader]) -> None:
         self._loaders = loaders
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loader = self._loaders.get("train")
+        if loader is not None and loader.state_dict()["consumed"] < loader.stream.samples:
+            progress = checkpoint["loops"]["fit_loop"]
+            _reopen(progress, loader.epoch, trainer.accumulate_grad_batches)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader = self._loaders.get("train")
         if loader is not None and loader.recounted:
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
             batches.increment_by(loader.step - batches.ready)
+        if loader is not None:
+            _begin_next(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -85,3 +98,44 @@ class StreamWatch(Callback):
                 f"{what}: {len(skipped)} of {loader.stream.samples} samples were skipped, as they "
                 f"cannot be used{rest}: {'; '.join(skipped[:_NAMED])}{more}"
             )
+
+
+def _begin_next(trainer: Trainer) -> None:
+    """Has a fit with ``max_steps`` that goes on from an epoch's end begin the next epoch, where
+    Lightning would count that end once more, and so an epoch too many."""
+    fit = trainer.fit_loop
+    total: Any = fit.epoch_progress.total
+    current: Any = fit.epoch_progress.current
+    done = current.processed == current.ready
+    if done and fit.restarting and not fit.epoch_loop.restarted_on_train_batch_end:
+        for count in (total, current):
+            count.completed = count.processed
+        fit.reset_restart_stage()
+        # Not by the fit loop's own setter, to which every fit with max_steps is restarting.
+        fit._restarting = fit.epoch_loop.restarting = False
+
+
+def _reopen(progress: dict[str, Any], epoch: int, accumulated: int) -> None:
+    """Makes a fit's progress, saved once it had stopped in mid-epoch, what it was after the last
+    step; that of a fit which has not closed the epoch stays as it is.
+
+    Args:
+        progress: of the fit loop, as a checkpoint has it; changed in place.
+        epoch: the one that the training loader is in.
+        accumulated: batches to an optimizer's step.
+    """
+    epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
+    closed = epochs["current"]["processed"] - epoch
+    if closed <= 0:
+        return
+    for count in (epochs["total"], epochs["current"]):
+        count["processed"] -= closed
+        count["completed"] = count["processed"]
+        count["ready"] = count["started"] = count["processed"] + 1
+    if batches["current"]["completed"] == batches["current"]["ready"]:
+        # Lightning takes a batch that is complete for the epoch's last. One that is only processed
+        # it completes on its own, and counts the logger's step where an optimizer's step ended.
+        for count in (batches["total"], batches["current"]):
+            count["completed"] -= 1
+        if batches["current"]["ready"] % accumulated == 0:
+            progress["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
