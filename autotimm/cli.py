@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training.trainer import AutoTrainer
@@ -69,7 +70,8 @@ def train(args: list[str] | None = None) -> None:
         cause: Any = error
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
-        cause = cause or error
+        # A worker's end is told in whatever code runs just then, a training step's too.
+        cause = cause or killed_worker(error) or error
         if not isinstance(cause, _SAYS_ENOUGH):
             raise
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)

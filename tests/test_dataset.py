@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError, decode_image
-from autotimm.streaming.loader import StreamLoader
+from autotimm.streaming.loader import StreamLoader, killed_worker
 from autotimm.streaming.order import sample_rng
 from autotimm.streaming.pipeline import webdataset_pipeline
 from autotimm.streaming.store import Source, open_source
@@ -234,6 +236,20 @@ def test_other_errors_keep_their_traceback_and_name_the_sample(
     assert "a bug in a transform" in said
     name = source.read(0, 0)[1]["file_name"]
     assert f"while sample {name} (in {source.where(0)}) was made" in said
+
+
+def killed(data: Any, record: Record, rng: np.random.Generator) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_says_what_needs_less_memory(source: Source) -> None:
+    stream = SampleStream(source, killed, collate, world=World(), batch_size=1)
+    with pytest.raises(InputError, match=r"^a data worker was killed \(out of memory\?\): lower"):
+        list(StreamLoader(stream, num_workers=2))
+    # One that ended by itself did not for want of memory.
+    gone = "DataLoader worker (pid(s) 7) exited unexpectedly"
+    assert killed_worker(RuntimeError(gone))
+    assert not killed_worker(RuntimeError(f"{gone} with exit code 3."))
 
 
 def test_webdataset_pipeline_gives_the_same_samples(source: Source, shard_folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotimm import InstanceSegmentor
+from autotimm import InstanceSegmentor, cli
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
 
@@ -212,6 +212,46 @@ def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(said, last), last
+
+
+def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from autotimm.cli import train\n"
+        "from autotimm.data.load import Load\n"
+        "Load.__call__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train()\n"
+    )
+    given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
+    words = [sys.executable, script, "fit", "--config", SMALL, *TINY_MODEL, *given]
+    done = subprocess.run(
+        [*map(str, words), "--data.num_workers=1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: a data worker was killed (out of memory?): lower data.num_workers, "
+        "data.prefetch_factor or data.batch_size"
+    )
+
+
+def test_a_worker_may_be_killed_during_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal of its end interrupts whatever code runs."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(cli, "TrainCLI", fail)
+    said = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    with pytest.raises(SystemExit, match="2"):
+        cli.train([])
+    assert capsys.readouterr().err.startswith("error: a data worker was killed (out of memory?)")
+    said = "of another kind"
+    with pytest.raises(RuntimeError, match=said):
+        cli.train([])
 
 
 def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(painted: Path) -> None:

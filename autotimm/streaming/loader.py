@@ -121,7 +121,7 @@ class StreamLoader:
         self.stream.progress[0], self.stream.progress[1] = self._epoch, self._start
         if self._loader is None:
             self._loader = DataLoader(self.stream, **self._options)
-        for item in self._loader:
+        for item in self._received(self._loader):
             if isinstance(item, Failure):
                 self.close()
                 raise InputError(item.message)
@@ -195,6 +195,16 @@ class StreamLoader:
         self.close()
         self.stream.resume(self._epoch, parts)
 
+    def _received(self, loader: DataLoader) -> Iterator[Any]:
+        try:
+            yield from loader
+        except RuntimeError as error:
+            killed = killed_worker(error)
+            if killed is None:
+                raise
+            self.close()
+            raise killed from error
+
     def _steps_from(self, consumed: int) -> int:
         stream = self.stream
         return steps_per_epoch(stream.samples, stream.world.size, stream.batch_size, consumed)
@@ -221,6 +231,22 @@ class StreamLoader:
             f"{named}{more}: repair them (autotimm-shard --verify lists what is damaged in "
             "shards), or raise max_corrupt"
         )
+
+def killed_worker(error: BaseException) -> InputError | None:
+    """What there is to do where DataLoader says that a worker was killed; None if it does not.
+
+    It says so where the next batch is waited for, or from the signal of the worker's end, which
+    may come anywhere in the main thread. A worker that ended by itself, where DataLoader tells its
+    exit code, is a fault of another kind.
+    """
+    told = f"{error} {error.__cause__ or ''}"
+    if not told.startswith("DataLoader worker (pid") or "exit code" in told:
+        return None
+    return InputError(
+        "a data worker was killed (out of memory?): lower data.num_workers, data.prefetch_factor "
+        "or data.batch_size"
+    )
+
 
 
 def _as_it_is(batch: Any) -> Any:
