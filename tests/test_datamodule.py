@@ -449,6 +449,23 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     assert joined.class_names == ["disc", "ellipse", "square", "triangle", "star"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_category_that_the_manifest_lacks_is_no_damage(
+    shard_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    folder = shutil.copytree(shard_folder, tmp_path / "shards")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    manifest["categories"] = [c for c in manifest["categories"] if c["id"] != 7]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    data = module(folder, num_workers=workers, max_corrupt=1.0, augmentation_preset="light")
+    match = r"\(in .*shards/.*\.tar\): .* has category id 7, which .*manifest\.json"
+    with warnings.catch_warnings(), pytest.raises(InputError, match=match) as error:
+        warnings.simplefilter("error")  # nothing is skipped
+        list(data.train_dataloader())
+    assert "max_corrupt" not in str(error.value)
+
+
 def test_what_a_folder_leaves_out_is_told(
     coco_folder: Path, shard_folder: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from autotimm import masks
 from autotimm.data.augmentation import Augmentation, recolor
 from autotimm.streaming.decode import DataError
-from autotimm.structures import RLE, Annotation, Record
+from autotimm.structures import RLE, Annotation, InputError, Record
 
 RESIZES = ("letterbox", "stretch")
 _LEAST_SIDE = 1.0  # canvas pixels: instances smaller than this, or of which less than this
@@ -237,10 +237,13 @@ def label_of(category_id: int, labels: dict[int, int]) -> int:
     """The label of a category.
 
     Raises:
-        DataError: there is no such category.
+        InputError: there is no such category; the sample is sound, so it is none to skip.
     """
     if category_id not in labels:
-        raise DataError(f"an annotation has category id {category_id}, which is not defined")
+        raise InputError(
+            f"an annotation has category id {category_id}, which is not among the data's "
+            "categories: add it to them (in shards: manifest.json), or run autotimm-shard again"
+        )
     return labels[category_id]
 
 

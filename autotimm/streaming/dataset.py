@@ -180,8 +180,8 @@ class SampleStream(IterableDataset):
         given = (data, record, sample_rng(self.seed, epoch, position))
         try:
             return self.load(*given) if canvas is None else self.load(*given, canvas)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+        except InputError as error:
+            raise type(error)(f"{name}: {error}") from error
         except Exception as error:
             error.add_note(f"while sample {name} was made")
             raise
