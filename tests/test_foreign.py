@@ -312,6 +312,22 @@ def test_a_fit_on_tars_of_others(samples: dict[str, list[Sample]], tmp_path: Pat
     assert model.instances > 0 and model.grey.item() != 0
 
 
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_too_many_damaged_samples_are_to_be_repaired_or_removed(
+    samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    """autotimm-shard does not look into tars of others."""
+    key, image, record = samples["train"][2]
+    cut = [*samples["train"][:2], (key, image[:200], record), *samples["train"][3:]]
+    folder = write(tmp_path / "tars", samples | {"train": cut})
+    data = InstanceSegmentationDataModule(
+        folder, image_size=64, num_workers=0, val_split=None, cache_dir=tmp_path / "cache"
+    )
+    with pytest.raises(InputError, match="or remove them from the tars, or raise") as e:
+        list(data.train_dataloader())
+    assert "autotimm-shard" not in str(e.value)
+
+
 def test_a_cache_that_cannot_be_written_says_so(
     samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:

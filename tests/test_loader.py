@@ -27,6 +27,7 @@ class Numbers:
     """A source whose samples are numbers, some of them damaged."""
 
     fingerprint = "numbers"
+    remedy = "mend the numbers"
 
     def __init__(self, sizes: list[int], damaged: Iterable[int] = ()) -> None:
         self.categories: list[Any] = []
@@ -305,7 +306,7 @@ def test_too_many_damaged_samples_end_the_run_with_their_list(workers: int) -> N
     assert all(f"number {n} is odd" in str(error.value) for n in damaged)
     assert "\n" not in str(error.value)
     many = Numbers([50] * 4, range(60))
-    with pytest.raises(InputError, match=r"; and \d+ more: repair .*--verify.* raise max_corrupt"):
+    with pytest.raises(InputError, match=r"; and \d+ more: mend the numbers, or raise max_corrupt"):
         list(make(many, leg, 0, max_corrupt=0.2))
     with pytest.raises(InputError, match="number 0 is odd"):
         list(make(Numbers([3], range(3)), Leg(1, 2), 0))

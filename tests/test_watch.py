@@ -250,7 +250,9 @@ def test_damaged_samples_are_left_out_and_told(
         assert all(any(name in line for line in lines) for name in names)
 
     model = Recorder()
-    with pytest.raises(InputError, match=r"max_corrupt=0\.01 of a rank's 13 .*max_corrupt$"):
+    way = {"coco": f"autotimm-shard {folder} --dry-run", "shards": "autotimm-shard --verify"}[kind]
+    match = rf"max_corrupt=0\.01 of a rank's 13 .*: repair them \({way} .*max_corrupt$"
+    with pytest.raises(InputError, match=match):
         trainer(tmp_path, num_sanity_val_steps=0).fit(model, datamodule=module(folder))
     model = Recorder()
     run = trainer(tmp_path)

@@ -29,7 +29,7 @@ from autotimm.data.watch import StreamWatch
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
-from autotimm.streaming.store import Source, open_source, split_names
+from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError, World
 from autotimm.units import byte_count
 
@@ -169,8 +169,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
             source = open_source(self.data_dir, split, self.cache_dir, cache_limit=self.cache_limit)
             if source.problems.counts:
                 found = "; ".join(source.problems.lines())
-                hint = "autotimm-shard counts odd annotations too"
-                rank_zero_warn(f"{remote.shown(self.data_dir)}, split {split!r}: {found}. {hint}")
+                if isinstance(source, FolderSource):
+                    found += ". autotimm-shard counts odd annotations too"
+                rank_zero_warn(f"{remote.shown(self.data_dir)}, split {split!r}: {found}")
             self._sources[split] = source
         return self._sources[split]
 

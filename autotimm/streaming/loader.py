@@ -228,9 +228,9 @@ class StreamLoader:
         return (
             f"too many samples cannot be used, {len(self.skipped)}, where max_corrupt="
             f"{self.stream.max_corrupt:g} of a rank's {samples:.0f} in an epoch may be skipped: "
-            f"{named}{more}: repair them (autotimm-shard --verify lists what is damaged in "
-            "shards), or raise max_corrupt"
+            f"{named}{more}: {self.stream.source.remedy}, or raise max_corrupt"
         )
+
 
 def killed_worker(error: BaseException) -> InputError | None:
     """What there is to do where DataLoader says that a worker was killed; None if it does not.
@@ -246,7 +246,6 @@ def killed_worker(error: BaseException) -> InputError | None:
         "a data worker was killed (out of memory?): lower data.num_workers, data.prefetch_factor "
         "or data.batch_size"
     )
-
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -70,11 +70,13 @@ class ShardSource:
         self._cache = Cache(folder, cache_limit, retry or remote.Retry())
         self._indices, self._record = self._folder, checked_record
         self._source = MANIFEST  # of what is known of the shards
+        self.remedy = "repair them (autotimm-shard --verify lists what is damaged in shards)"
         found: dict[str, Problems] = {}
         if self._folder is not None and foreign.are_tars(self._folder):
             manifest, found = foreign.manifest_of_tars(self._folder, self._cache)
             self._indices, self._record = folder / foreign.FOLDER, foreign_record
             self._source = "its index"
+            self.remedy = "repair these samples, or remove them from the tars"
         else:
             manifest = manifest_of(location, self._folder, self._cache.retry)
         if split not in manifest.splits:

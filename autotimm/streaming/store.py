@@ -6,6 +6,7 @@ A source reads any sample by (shard, index), in any order.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -33,12 +34,14 @@ class Source(Protocol):
         fingerprint: of the content; equal only where the same samples come in the same order.
         problems: what was left out or mended on opening; of shards nothing, as those who made them
             were told.
+        remedy: what there is to do about samples that cannot be used.
     """
 
     categories: list[Category]
     shard_sizes: NDArray[np.int64]
     fingerprint: str
     problems: coco.Problems
+    remedy: str
 
     def has_instances(self) -> bool:
         """Tells whether there is anything to train on: an instance that is not a crowd."""
@@ -106,6 +109,8 @@ class FolderSource:
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
+        folder = shlex.quote(str(split.annotation_file.parent.parent))
+        self.remedy = f"repair them (autotimm-shard {folder} --dry-run looks through them all)"
 
     def has_instances(self) -> bool:
         """See ``Source``; looks no further than the first one."""
