@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 
 from autotimm import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
+from autotimm.sharding.cli import shard
 from autotimm.sharding.tar import members
 from autotimm.streaming import foreign
 from autotimm.streaming.decode import DataError
@@ -282,6 +283,33 @@ def test_a_coco_folder_with_a_tar_in_it_stays_one(coco_folder: Path) -> None:
     assert isinstance(open_source(coco_folder, "train"), FolderSource)
 
 
+@pytest.mark.parametrize("what", ["nothing", "folder", "link", "fifo"])
+def test_shards_that_lack_their_manifest_are_not_taken_for_those_of_others(
+    what: str, coco_folder: Path, samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "shards"
+    if what == "nothing":  # as a copy that was interrupted leaves it
+        shard(coco_folder, folder, samples_per_shard=4)
+        (folder / "manifest.json").unlink()
+        (folder / "train-000001.tar").unlink()
+    else:
+        write(folder, samples)
+        {"folder": Path.mkdir, "link": lambda p: p.symlink_to("gone"), "fifo": os.mkfifo}[what](
+            folder / "manifest.json"
+        )
+    message = (
+        f"{folder}: shards of autotimm-shard whose manifest.json is missing (or no file): copy it "
+        "too, or run autotimm-shard again"
+    )
+    for attempt in (
+        lambda: open_source(folder, "train", tmp_path / "c"),
+        lambda: split_names(folder),
+    ):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == message
+
+
 class Grey(LightningModule):
     """Learns a grey value."""
 
@@ -305,10 +333,12 @@ def test_a_fit_on_tars_of_others(samples: dict[str, list[Sample]], tmp_path: Pat
         cache_dir=tmp_path / "cache",
     )  # fmt: skip
     model = Grey()
-    Trainer(
+    trainer = Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accelerator="cpu",
-    ).fit(model, datamodule=data)  # fmt: skip
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="tars of others, .*: 2 tars with 7 samples and [1-9]"):
+        trainer.fit(model, datamodule=data)
     assert model.instances > 0 and model.grey.item() != 0
 
 

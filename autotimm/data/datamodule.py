@@ -167,11 +167,15 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """
         if split not in self._sources:
             source = open_source(self.data_dir, split, self.cache_dir, cache_limit=self.cache_limit)
+            told = [source.remark] if source.remark else []
             if source.problems.counts:
                 found = "; ".join(source.problems.lines())
                 if isinstance(source, FolderSource):
                     found += ". autotimm-shard counts odd annotations too"
-                rank_zero_warn(f"{remote.shown(self.data_dir)}, split {split!r}: {found}")
+                told.append(found)
+            if told:
+                where = remote.shown(self.data_dir)
+                rank_zero_warn(f"{where}, split {split!r}: {'; '.join(told)}")
             self._sources[split] = source
         return self._sources[split]
 

@@ -55,12 +55,23 @@ class _Scan:
 
 
 def are_tars(folder: Path) -> bool:
-    """Tells whether these are shards of others: tars, and neither a manifest nor a COCO folder."""
-    return (
-        next(folder.glob("*.tar"), None) is not None
-        and not (folder / MANIFEST).is_file()
-        and next(folder.glob("annotations/instances_*.json"), None) is None
-    )
+    """Tells whether these are shards of others: tars, and neither a manifest nor a COCO folder.
+
+    Raises:
+        InputError: they are shards of autotimm-shard without their manifest, as a copy that was
+            interrupted leaves them: read as those of others they would lack their classes' names,
+            and nobody would miss a shard.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return False
+    coco = next(folder.glob("annotations/instances_*.json"), None) is not None
+    if os.path.lexists(manifest) or (not coco and next(folder.glob("*.idx.npy"), None) is not None):
+        raise InputError(
+            f"{folder}: shards of autotimm-shard whose {MANIFEST} is missing (or no file): copy it "
+            "too, or run autotimm-shard again"
+        )
+    return not coco and next(folder.glob("*.tar"), None) is not None
 
 
 def split_tars(folder: Path) -> dict[str, list[Path]]:
@@ -111,6 +122,14 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
         )
     ids = sorted(set().union(*(part.categories for parts in scans.values() for part in parts)))
     return Manifest([Category(id_, str(id_)) for id_ in ids], splits), problems
+
+
+def remark(split: SplitInfo, categories: list[Category]) -> str:
+    """What was taken for a split, for people: a shard that is missing shows nowhere else."""
+    return (
+        f"tars of others, without a {MANIFEST}: {len(split.shards):,} tars with {split.images:,} "
+        f"samples and {len(categories):,} categories, which are named by their ids"
+    )
 
 
 def _known(tar: Path, cache: Cache) -> _Scan:

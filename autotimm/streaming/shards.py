@@ -87,6 +87,7 @@ class ShardSource:
         self._shards = info.shards
         self._instances = info.instances - info.crowd
         self.problems = found.get(split, Problems())
+        self.remark = foreign.remark(info, manifest.categories) if found else ""
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)

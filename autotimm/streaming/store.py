@@ -35,6 +35,7 @@ class Source(Protocol):
         problems: what was left out or mended on opening; of shards nothing, as those who made them
             were told.
         remedy: what there is to do about samples that cannot be used.
+        remark: what else who opens it should be told; mostly empty.
     """
 
     categories: list[Category]
@@ -42,6 +43,7 @@ class Source(Protocol):
     fingerprint: str
     problems: coco.Problems
     remedy: str
+    remark: str
 
     def has_instances(self) -> bool:
         """Tells whether there is anything to train on: an instance that is not a crowd."""
@@ -92,10 +94,10 @@ def split_names(data_dir: str | Path) -> list[str]:
         InputError: it is none of them.
     """
     folder = remote.local_path(str(data_dir))
+    if folder is not None and foreign.are_tars(folder):
+        return list(foreign.split_tars(folder))
     if folder is None or (folder / MANIFEST).is_file():
         return list(manifest_of(str(data_dir), folder, remote.Retry()).splits)
-    if foreign.are_tars(folder):
-        return list(foreign.split_tars(folder))
     return list(_coco_splits(folder))
 
 
@@ -105,7 +107,7 @@ class FolderSource:
     def __init__(self, split: coco.Split) -> None:
         self._index = coco.load(split.annotation_file, split.image_folder)
         self._file = split.annotation_file
-        self.problems = self._index.problems
+        self.problems, self.remark = self._index.problems, ""
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
