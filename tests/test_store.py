@@ -186,9 +186,46 @@ def test_a_damaged_record_names_its_sample(copy: Path) -> None:
     tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
     with pytest.raises(DataError, match=r"sample \d of .*000000\.tar: its bytes have changed"):
         everything(ShardSource(str(copy), "train"))
-    (copy / "train-000000.idx.npy").unlink()  # the index made anew has the changed bytes' checksum
-    with pytest.raises(DataError, match=r"sample \d of .*train-000000\.tar: .*iscrowd"):
-        everything(ShardSource(str(copy), "train"))
+    (copy / "train-000000.idx.npy").unlink()  # one made anew would have the changed bytes' checksum
+    with pytest.raises(InputError, match=r"train-000000\.tar: .*\(sha256 differs\): copy it again"):
+        ShardSource(str(copy), "train").read(0, 0)
+
+
+def test_shards_that_changed_places_are_refused_without_their_indices_too(
+    coco_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shards"
+    shard(coco_folder, folder, samples_per_shard=1)
+    by_size: dict[int, Path] = {}
+    for tar in sorted(folder.glob("train-*.tar")):
+        other = by_size.setdefault(tar.stat().st_size, tar)
+        if other != tar:
+            break
+    else:
+        pytest.fail("no two shards of one size")
+    number = int(tar.stem[-6:])
+    content = tar.read_bytes()
+    tar.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    tar.with_suffix(".idx.npy").unlink()
+    source = ShardSource(str(folder), "train")
+    for attempt in (lambda: source.read(number, 0), source.image_sizes):
+        with pytest.raises(InputError, match=rf"{tar.name}: .*sha256 differs"):
+            attempt()
+
+
+def test_a_cached_tar_that_changed_is_fetched_again_where_there_is_no_index(
+    server: Server, copy: Path, tmp_path: Path
+) -> None:
+    before = everything(ShardSource(str(copy), "train"))
+    for index in copy.glob("*.npy"):
+        index.unlink()
+    everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK))
+    for file in (tmp_path / "c").glob("*.tar"):
+        content = bytearray(file.read_bytes())
+        content[600] ^= 1  # within the first image
+        file.write_bytes(content)
+    assert everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK)) == before
 
 
 def test_a_split_without_shards_is_refused(copy: Path) -> None:
@@ -387,15 +424,18 @@ def test_a_cache_that_cannot_be_written_says_so(server: Server, tmp_path: Path) 
 
 def test_a_tar_with_something_else_in_it(copy: Path) -> None:
     """The manifest is believed about bytes only as far as they go: offsets stay in the shard."""
-    source = ShardSource(str(copy), "train")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         file.addfile(tarfile.TarInfo("a.txt"))
     content = (copy / "train-000002.tar").read_bytes()
-    (copy / "train-000002.tar").write_bytes(
-        buffer.getvalue()[: len(content)].ljust(len(content), b"\0")
-    )
+    other = buffer.getvalue()[: len(content)].ljust(len(content), b"\0")
+    (copy / "train-000002.tar").write_bytes(other)
     (copy / "train-000002.idx.npy").unlink()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["splits"]["train"]["shards"][2]["sha256"] = hashlib.sha256(other).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    source = ShardSource(str(copy), "train")
     with pytest.raises(InputError, match=r"train-000002\.tar: .*not one image and one"):
         source.read(2, 0)
 

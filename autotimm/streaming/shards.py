@@ -182,10 +182,13 @@ class ShardSource:
         for shard, info in enumerate(self._shards):
             path = self.path(shard)
             if remote.sha256_of(path) != info.sha256:
-                raise InputError(
-                    f"{path}: its content is not what {self._source} says (sha256 differs): "
-                    + ("run autotimm-shard again" if self._folder else "delete it")
-                )
+                raise self._changed(path)
+
+    def _changed(self, path: Path) -> InputError:
+        return InputError(
+            f"{path}: its content is not what {self._source} says (sha256 differs): "
+            + ("copy it again or run autotimm-shard again" if self._folder else "delete it")
+        )
 
     def _check_sizes(self) -> None:
         for shard, info in enumerate(self._shards):
@@ -249,8 +252,9 @@ class ShardSource:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        rows = self._index(shard)  # first: it may fetch a tar anew that has changed in the cache
         with self._file(shard) as file:
-            self._open[shard] = OpenShard(file, self._index(shard))
+            self._open[shard] = OpenShard(file, rows)
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return self._open[shard]
@@ -299,8 +303,17 @@ class ShardSource:
             return file.read()
 
     def _index_of_tar(self, shard: int) -> np.ndarray:
-        with self._file(shard) as file:
-            tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        # Its checksums would be those of whatever bytes are there: these have to be the right ones.
+        if self._folder is None:
+            self._cache.remove_changed(self._files(shard)[0])
+        try:
+            with self._file(shard) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise InputError(f"{self.where(shard)}: cannot be read: {error.strerror}") from None
+        if digest != self._shards[shard].sha256:
+            raise self._changed(self.path(shard))
         try:
             index = build_index(tar)
         except InputError as error:
