@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,23 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with whole_file(path) as file:
         file.write(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"new"
+
+
+def test_a_write_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> None:
+    """As a full disk does: the first write() takes what there is room for, and says how much."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (900, 90_000):  # less and more than a buffer
+        for sync in (True, False):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, before[1]))
+            try:
+                with (
+                    pytest.raises(OSError, match="File too large"),
+                    whole_file(tmp_path / "file", sync) as file,
+                ):
+                    file.write(bytes(size))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert not list(tmp_path.iterdir())
 
 
 def test_the_umask_says_who_may_read(tmp_path: Path) -> None:

@@ -211,13 +211,15 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
     The data is on the disk before the name is (fsync, then rename; ``sync=False`` where a file that
     a power failure empties does no harm); after an error nothing is left. Who may read it is for
-    the umask to say.
+    the umask to say. What is written is written whole, or OSError raised: at the latest at the end.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    file = temporary.open("xb", buffering=0)
+    # With a buffer: without one, write() may write less than it is given, and only return how much.
+    file = temporary.open("xb")
     try:
         with file:
             yield file
+            file.flush()
             if sync:
                 os.fsync(file.fileno())
         temporary.replace(path)

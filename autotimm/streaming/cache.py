@@ -10,10 +10,12 @@ one open keeps what it reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from autotimm.structures import InputError
 
 _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy))\..*\.tmp")
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or no more of it for this user
 _ROOM = "room"  # the lock of whoever counts bytes
 _WAIT = 0.05  # seconds between looks at whether others have finished
 
@@ -153,22 +156,29 @@ class Cache:
                 left.unlink(missing_ok=True)
 
             def attempt() -> bool:
-                with contextlib.ExitStack() as stack:
-                    out = self._reserve(stack, path, file, keep, urgent)
-                    if out is None:
-                        return False
-                    try:
+                try:
+                    with contextlib.ExitStack() as stack:
+                        out = self._reserve(stack, path, file, keep, urgent)
+                        if out is None:
+                            return False
                         _download(file, out, self.retry)
-                    except OSError as error:
-                        if error.errno not in remote.FULL or self.limit is None:
-                            raise
-                        with self.lock(_ROOM):
-                            if not self._remove(file.at_most, keep, urgent):
-                                raise
-                        raise OSError("the disk is full, below cache_limit") from None
+                except OSError as error:  # also of its end, where it is brought to the disk
+                    if error.errno not in _FULL:
+                        raise
+                    self._make_room(file, keep, urgent)
+                    raise OSError("the disk is full, below cache_limit") from None
                 return True
 
             return path if remote.retried(file.url, attempt, self.retry) else None
+
+    def _make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
+        """Removes files because the disk is full, which no limit foresaw."""
+        full = f"{self.folder}: no space left for {remote.shown(file.url)}: "
+        if self.limit is None:
+            raise InputError(f"{full}set cache_limit, or cache_dir to another disk")
+        with self.lock(_ROOM):
+            if not self._remove(file.at_most, keep, urgent):
+                raise InputError(f"{full}free some, or set cache_dir to another disk")
 
     def _reserve(
         self,
@@ -254,11 +264,14 @@ def _size(path: Path) -> int:
 def _use(path: Path, size: int | None) -> bool:
     """Tells whether a file is there, and notes that it is in use."""
     try:
-        if size is not None and path.stat().st_size != size:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: cannot be used as a cache: it is no file: move it away")
+        if size is not None and status.st_size != size:
             return False
         with contextlib.suppress(PermissionError):  # another user's cache: their affair
             os.utime(path)
-        return path.is_file()
+        return True
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -7,7 +7,6 @@ what a message shows of a URL has no secret in it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import re
@@ -21,9 +20,6 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from autotimm.structures import InputError
 
 _T = TypeVar("_T")
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where there is no room on a disk, or no more of it for this user."""
 
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
@@ -165,16 +161,14 @@ def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
             return attempt()
         except FileNotFoundError:
             raise FileNotFoundError(f"{name}: the server has no such file") from None
+        except InputError:  # something of this machine, which the server cannot mend
+            raise
         # The back ends raise their libraries' own errors, and there is no base class for them.
         except Exception as error:
             status = getattr(error, "status", None) or 500
             final = isinstance(error, _RefusedError | PermissionError) or (
                 400 <= status < 500 and status not in (408, 425, 429)
             )
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise InputError(
-                    f"{name}: no space left for it: set cache_limit, or cache_dir to another disk"
-                ) from None
             if final or not left:
                 reason = _without_secrets(str(error).split("\n")[0].replace(url, name))
                 reason = reason or type(error).__name__

@@ -304,9 +304,9 @@ class ShardSource:
 
     def _index_of_tar(self, shard: int) -> np.ndarray:
         # Its checksums would be those of whatever bytes are there: these have to be the right ones.
-        if self._folder is None:
-            self._cache.remove_changed(self._files(shard)[0])
         try:
+            if self._folder is None:
+                self._cache.remove_changed(self._files(shard)[0])
             with self._file(shard) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
