@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_an_edited_manifest_says_how_to_go_on(tmp_path: Path) -> None:
         read_manifest(text.encode())
     lines = [line for line in text.splitlines() if not line.startswith('  "sha256":')]
     assert read_manifest("\n".join(lines).encode()).categories[1].name == "bird"
-    with pytest.raises(InputError, match="'sha257' is nothing that a manifest has"):
+    with pytest.raises(InputError, match='"sha257" is nothing that a manifest has'):
         read_manifest(json.dumps({"sha257": sha256} | content).encode())
 
 
@@ -173,9 +174,61 @@ def test_what_is_no_manifest_is_refused(content: bytes) -> None:
         read_manifest(content)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "reason"),
+    [
+        ("splits", [], "its splits is not an object"),
+        ("splits", 0, "its splits is not an object"),
+        ("splits.train", [], "[] is not an object"),
+        ("splits.train.shards", {}, "its shards is not a list"),
+        ("splits.train.problems", [], "its problems is not an object"),
+        (f"{SHARD_AT}.index", "x", "its index is not an object"),
+        (SHARD_AT, False, "false is not an object"),
+        ("categories", "abc", "its categories is not a list"),
+        ("categories.0", ["id"], '["id"] is not an object'),
+        ("categories.0.name", True, "true is not a name"),
+        ("source", [], "its source is not an object"),
+        ("splits.train.images", None, "'images' is missing"),
+        ("splits.train.images", "9" * 999, f'"{"9" * 79}... is not a count or an id'),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_way_out(keys: str, value: object, reason: str) -> None:
+    again = "run autotimm-shard again, or copy it again"
+    with pytest.raises(InputError) as error:
+        read_manifest(changed(keys, value), "https://h/manifest.json")
+    start = "https://h/manifest.json: not a manifest of shards: "
+    assert str(error.value) == f"{start}{reason}: {again}"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[]", "[] is not an object"),
+        (b"null", "null is not an object"),
+        (text()[:-1], "it is not JSON, or cut off"),
+        (text().replace(b'"categories": [', b'"categories": null, "source": ['),
+         "its categories is not a list"),
+        (b'{"format": "autotimm-shards", "version": 2, "sha256": "x", "source": '
+         + b"[" * 500 + b"]" * 500 + b"}", "it is not laid out as one"),
+    ],
+)  # fmt: skip
+def test_no_word_of_pythons_is_shown(content: bytes, reason: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_manifest(content)
+    assert str(error.value).endswith(f": {reason}: run autotimm-shard again, or copy it again")
+
+
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
         read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("kind", [Path.mkdir, os.mkfifo])
+def test_a_manifest_that_is_no_file_is_refused(kind: Callable, tmp_path: Path) -> None:
+    kind(tmp_path / "manifest.json")
+    for source in (tmp_path, tmp_path / "manifest.json"):
+        with pytest.raises(InputError, match=r"manifest\.json: cannot be read: .*: run autotimm"):
+            read_manifest(source)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import tarfile
@@ -179,6 +180,14 @@ def test_a_damaged_index_is_refused(copy: Path) -> None:
     index.write_bytes(index.read_bytes()[:-1] + b"\x07")
     with pytest.raises(InputError, match=r"train-000000\.idx\.npy"):
         ShardSource(str(copy), "train").read(0, 0)
+
+
+def test_an_index_that_is_no_file_is_refused(copy: Path) -> None:
+    index = copy / "train-000000.idx.npy"
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(InputError, match=r"000000\.idx\.npy: cannot be read: it is no file"):
+        ShardSource(str(copy), "train").image_sizes()
 
 
 def test_a_damaged_record_names_its_sample(copy: Path) -> None:
@@ -377,8 +386,9 @@ def test_no_manifest_is_no_source(server: Server, copy: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json: the server has no such file"):
         open_source(server.url, "train")
     (copy / "manifest.json").write_bytes(b"{}")
-    with pytest.raises(InputError, match="not a manifest"):
-        open_source(server.url, "train")
+    for attempt in (lambda: open_source(server.url, "train"), lambda: split_names(server.url)):
+        with pytest.raises(InputError, match=f"^{server.url}/manifest.json: not a man.*: run"):
+            attempt()
 
 
 def _read_all(url: str, cache: Path, together: Any, found: Any) -> None:

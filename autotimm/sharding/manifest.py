@@ -13,6 +13,7 @@ what a manifest says is checked against the sha256 in it, so that no change goes
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -20,13 +21,15 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import orjson
 
 from autotimm import __version__
 from autotimm.coco import Category
 from autotimm.structures import InputError
+
+_T = TypeVar("_T")
 
 MANIFEST = "manifest.json"
 FORMAT = "autotimm-shards"
@@ -35,6 +38,8 @@ _KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "so
 
 BLOCK = 512  # bytes: the tar format's unit
 _SAMPLE = 2 * BLOCK  # bytes: no sample takes less, its two members have a header each
+
+_AGAIN = "run autotimm-shard again, or copy it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,67 +91,73 @@ class Manifest:
     source: dict[str, Any] | None = None
 
 
-def read_manifest(source: bytes | str | Path) -> Manifest:
+def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest:
     """Reads and checks a manifest.
 
     One without ``sha256`` is read too: versions wrote none, and who edits a manifest takes it out.
 
     Args:
         source: its content as bytes, or the path of the file or of the folder that holds it.
+        where: what messages call it, if its content is given.
 
     Raises:
         InputError: it is missing, damaged, or not one that this version reads.
     """
-    where = MANIFEST
     if not isinstance(source, bytes):
         path = Path(source)
         path = path / MANIFEST if path.is_dir() else path
         where = str(path)
         try:
-            source = path.read_bytes()
+            source = read_file(path)
         except OSError as error:
-            raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+            raise InputError(f"{where}: cannot be read: {error.strerror}: {_AGAIN}") from None
     try:
-        content = orjson.loads(source)
+        content = _kind(orjson.loads(source), dict)
         digest = content.pop("sha256", None)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
         if content["version"] != VERSION:
-            raise ValueError(
-                f"its version is {content['version']}, this autotimm reads {VERSION}: update it "
-                "or run autotimm-shard again"
+            raise InputError(
+                f"{where}: not a manifest of shards: its version is {_brief(content['version'])}, "
+                f"this autotimm reads {VERSION}: update autotimm or run autotimm-shard again"
             )
         if digest is not None and digest != _digest(content):
             raise InputError(
-                f"{where}: was changed or damaged after it was written (its sha256 differs): write "
-                'the shards again; if the change is yours, remove its line "sha256"'
+                f"{where}: was changed or damaged after it was written (its sha256 differs): "
+                f'{_AGAIN}; if the change is yours, remove its line "sha256"'
             )
         # One flipped bit in the name of a key must not take the check, or a value, away.
         unknown = content.keys() - _KNOWN
         if unknown:
-            raise ValueError(f"{min(unknown)!r} is nothing that a manifest has")
+            raise ValueError(f"{_brief(min(unknown))} is nothing that a manifest has")
         categories = [
             Category(_whole(c["id"], None), _text(c["name"]), _text(c["supercategory"], empty=True))
-            for c in content["categories"]
+            for c in (_kind(c, dict) for c in _kind(content["categories"], list, "categories"))
         ]
         if not categories or len({c.id for c in categories}) != len(categories):
             raise ValueError("its categories are empty or share an id")
-        splits = {_name(name): _split(split) for name, split in content["splits"].items()}
+        named = _kind(content["splits"], dict, "splits")
+        splits = {_name(name): _split(_kind(split, dict)) for name, split in named.items()}
         if not splits:
             raise ValueError("it has no splits")
         names = [s.name for split in splits.values() for s in split.shards]
         if len(set(names)) != len(names):
             raise ValueError("it names a shard twice")
         made_from = content.get("source")
-        if not isinstance(made_from, dict | None):
-            raise ValueError("its source is not an object")
+        if made_from is not None:
+            _kind(made_from, dict, "source")
         return Manifest(categories, splits, _text(content["autotimm"]), made_from)
     except InputError:
         raise
+    except orjson.JSONDecodeError:
+        reason = "it is not JSON, or cut off"
     except KeyError as error:
-        raise InputError(f"{where}: not a manifest of shards: {error} is missing") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: not a manifest of shards: {error}") from None
+        reason = f"{error} is missing"
+    except TypeError:  # what is nested too deep has no digest
+        reason = "it is not laid out as one"
+    except ValueError as error:
+        reason = str(error)
+    raise InputError(f"{where}: not a manifest of shards: {reason}: {_AGAIN}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -197,12 +208,24 @@ def read_shard_entry(entry: Any) -> Shard:
     Raises:
         ValueError, TypeError, KeyError: it is damaged.
     """
-    names = _name(entry["name"]), _name(entry["index"]["name"])
-    hashes = _hash(entry["sha256"]), _hash(entry["index"]["sha256"])
+    index = _kind(_kind(entry, dict)["index"], dict, "index")
+    names = _name(entry["name"]), _name(index["name"])
+    hashes = _hash(entry["sha256"]), _hash(index["sha256"])
     samples, size = _whole(entry["samples"]), _whole(entry["bytes"])
     if not 0 < samples * _SAMPLE <= size:
         raise ValueError(f"{names[0]} of {size:,} bytes cannot hold {samples:,} samples")
     return Shard(names[0], samples, size, hashes[0], names[1], hashes[1])
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that should be a plain one.
+
+    Raises:
+        OSError: it cannot be read, or is something else, of which some never come to an end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -234,38 +257,52 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _split(content: dict[str, Any]) -> SplitInfo:
-    shards = [read_shard_entry(entry) for entry in content["shards"]]
+    shards = [read_shard_entry(entry) for entry in _kind(content["shards"], list, "shards")]
     images = _whole(content["images"])
     if not images:
         raise ValueError("a split has no images")
     if images != sum(s.samples for s in shards):
         raise ValueError("its shards do not add up to its images")
-    problems = {_text(kind): _whole(count) for kind, count in content["problems"].items()}
+    counts = _kind(content["problems"], dict, "problems")
+    problems = {_text(kind): _whole(count) for kind, count in counts.items()}
     return SplitInfo(
         images, _whole(content["instances"]), _whole(content["crowd"]), problems, shards
     )
 
 
+def _kind(value: Any, kind: type[_T], name: str | None = None) -> _T:
+    if not isinstance(value, kind):
+        what = "an object" if kind is dict else "a list"
+        raise ValueError(f"its {name} is not {what}" if name else f"{_brief(value)} is not {what}")
+    return value
+
+
+def _brief(value: Any) -> str:
+    """A value as JSON has it, for a message: not pages of it."""
+    text = "".join(c if c.isprintable() else "?" for c in orjson.dumps(value).decode())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _whole(value: Any, least: int | None = 0) -> int:
     if type(value) is not int or (least is not None and value < least):
-        raise ValueError(f"{value!r} is not a count or an id")
+        raise ValueError(f"{_brief(value)} is not a count or an id")
     return value
 
 
 def _text(value: Any, empty: bool = False) -> str:
     if not isinstance(value, str) or not (value or empty):
-        raise ValueError(f"{value!r} is not a name")
+        raise ValueError(f"{_brief(value)} is not a name")
     return value
 
 
 def _name(value: Any) -> str:
     """Checks a plain file name: a manifest from elsewhere must not reach outside its folder."""
     if not re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", _text(value)):
-        raise ValueError(f"{value!r} is not a plain file name")
+        raise ValueError(f"{_brief(value)} is not a plain file name")
     return value
 
 
 def _hash(value: Any) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", _text(value)):
-        raise ValueError(f"{value!r} is not a sha256")
+        raise ValueError(f"{_brief(value)} is not a sha256")
     return value

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from autotimm.coco import Category, Problems
 from autotimm.sharding.index import INDEX_DTYPE, build_index, read_index
-from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
+from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_file, read_manifest
 from autotimm.streaming import foreign, remote
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
@@ -283,7 +283,7 @@ class ShardSource:
         info = self._shards[shard]
         path = (self._indices or self._cache.folder) / info.index
         try:
-            content = path.read_bytes() if self._indices else self._cached_index(shard)
+            content = read_file(path) if self._indices else self._cached_index(shard)
         except FileNotFoundError:
             return self._index_of_tar(shard)
         except OSError as error:
@@ -345,7 +345,7 @@ def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Mani
         return read_manifest(folder)
     url = remote.join(location, MANIFEST)
     try:
-        return read_manifest(remote.read_bytes(url, retry))
+        return read_manifest(remote.read_bytes(url, retry), remote.shown(url))
     except FileNotFoundError as error:
         raise InputError(
             f"{error}: {remote.shown(location)} is not a folder of shards as autotimm-shard makes "
