@@ -44,6 +44,13 @@ def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert set(read_manifest(tmp_path / "deep" / "out").splits) == {"train", "val"}
 
 
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    two_splits(tmp_path / "coco")
+    command = [sys.executable, "-m", "autotimm.sharding.cli", tmp_path / "coco", tmp_path / "out"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert set(read_manifest(tmp_path / "out").splits) == {"train", "val"}
+
+
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [image(id=n, file_name=f"{n}.jpg") for n in range(9)]
     files = {f"{n}.jpg": picture() for n in range(9)}

@@ -210,3 +210,7 @@ def _fail(code: int, message: str, error: BaseException | None = None) -> NoRetu
     """Prints one line on stderr and exits."""
     _say("; ".join([message, *getattr(error, "__notes__", [])]))
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
