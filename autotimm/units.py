@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from autotimm.structures import InputError
 
 
 def byte_count(name: str, value: int | str) -> int:
-    """Reads a number of bytes: 1000000, "512MiB", "1 GB", "200G".
+    """Reads a number of bytes: 1000000, "512MiB", "1 GB", "1.5G", "100kb".
 
     Args:
         name: the option, for the message.
@@ -17,8 +18,12 @@ def byte_count(name: str, value: int | str) -> int:
     Raises:
         InputError: it is no such number.
     """
-    match = re.fullmatch(r"([0-9]{1,15}) *(?:([kKMGT])(i?))?B?", str(value).strip())
-    if isinstance(value, bool) or not match or not int(match[1]):
+    amount = r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *(?:([kMGT])(i?))?B?"
+    match = re.fullmatch(amount, str(value).strip(), re.ASCII | re.IGNORECASE)
+    count = 0
+    if match and not isinstance(value, bool | float):
+        power = " KMGT".index((match[2] or " ").upper())
+        count = int(Fraction(match[1]) * (1024 if match[3] else 1000) ** power)
+    if not count:
         raise InputError(f"{name}: 512MiB, 1GB or a number of bytes, not {value!r}")
-    power = " KMGT".index((match[2] or " ").upper())
-    return int(match[1]) * (1024 if match[3] else 1000) ** power
+    return count

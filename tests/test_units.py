@@ -21,13 +21,19 @@ from autotimm.units import byte_count
         ("200k", 200000),
         ("3KB", 3000),
         ("2TB", 2000000000000),
+        ("1.5GB", 1500000000),
+        ("0.5 kib", 512),
+        ("100kb", 100000),
+        ("999999999999999TiB", 999999999999999 * 2**40),
     ],
 )
 def test_bytes(value: int | str, expected: int) -> None:
     assert byte_count("--size", value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "0", 0, -1, "-5", "1.5GB", "GB", "1PB", "9" * 16, True, 1.0])
+@pytest.mark.parametrize(
+    "value", ["", "0", 0, -1, "-5", "1.GB", ".5G", "0.0001k", "GB", "1PB", "9" * 16, True, 1.0]
+)
 def test_what_is_no_number_of_bytes(value: Any) -> None:
     with pytest.raises(InputError, match=r"^--size: 512MiB, 1GB or a number of bytes, not "):
         byte_count("--size", value)
