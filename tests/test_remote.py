@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from servers import Fault, Server, serve
 
+from autotimm import InstanceSegmentationDataModule
+from autotimm.data.synthetic import make_dataset
+from autotimm.sharding.cli import shard
 from autotimm.streaming import remote
 from autotimm.streaming.cache import Cache, RemoteFile
-from autotimm.streaming.remote import Retry
+from autotimm.streaming.remote import Retry, local_path
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
 
@@ -166,9 +169,52 @@ def test_an_endless_manifest_is_broken_off(server: Server, monkeypatch: pytest.M
     [
         "ftp://h/x", "pipe:cat x", "gs://b/x", "hdfs://h/x", "ssh://h/x", "github://o:r@main/x",
         "data:text/plain,x", "memory://x", "simplecache::http://h/x", "zip://*::http://h/x.zip",
-        "http:x", "file://host/x",
+        "file://host/x",
     ],
 )  # fmt: skip
 def test_only_four_schemes_are_read(location: str) -> None:
     with pytest.raises(InputError, match=r"are not read|three slashes"):
         open_source(location, "train")
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http:x", "not a whole URL, which is as in http://host/folder"),
+        ("http:/x", "not a whole URL, which is as in http://host/folder"),
+        ("HTTPS:///x", "not a whole URL, which is as in https://host/folder"),
+        ("s3:bucket/x", "not a whole URL, which is as in s3://bucket/folder"),
+        ("http://[::1", "addresses in brackets are not read: give the server's name"),
+        ("http://[::1]:80/x", "addresses in brackets are not read: give the server's name"),
+        ("~nobody-has-this-name/x", "there is no such home folder: write the path out"),
+    ],
+)
+def test_half_a_url_is_called_so(location: str, reason: str) -> None:
+    for attempt in (lambda: open_source(location, "train"), lambda: local_path(location)):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == f"{location}: {reason}"
+
+
+def test_home_is_expanded_in_local_paths(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/shards") == tmp_path / "shards"
+    assert local_path("a~/~b") == Path("a~/~b")
+    make_dataset(tmp_path / "coco", train=3, val=2, size=32)
+    shard(tmp_path / "coco", tmp_path / "server")
+    assert open_source("~/server", "train").shard_sizes.tolist() == [3]
+    assert InstanceSegmentationDataModule("~/coco", num_workers=0).class_names
+    open_source(server.url, "train", "~/cache").read(0, 0)
+    assert list((tmp_path / "cache").glob("*.tar"))
+    assert local_path(f"{server.url}/~user") is None
+
+
+def test_a_nul_byte_is_refused_in_one_line(server: Server) -> None:
+    make_dataset(server.folder.parent / "coco", train=3, val=2, size=32)
+    shard(server.folder.parent / "coco", server.folder)
+    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+        open_source(server.url, "train", "a\0b")
+    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+        open_source("a\0b", "train")

@@ -52,21 +52,42 @@ def local_path(location: str) -> Path | None:
         InputError: the URL is of a kind that is not read, or needs a package that is missing.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", location)
+    if re.match(r"https?://(?:[^/?#]*@)?\[", location, re.IGNORECASE):
+        name = _without_secrets(location)
+        raise InputError(f"{name}: addresses in brackets are not read: give the server's name")
     if "::" not in location and (scheme is None or Path(location).exists()):
-        return Path(location)
+        return home_expanded(location)
     kind = scheme[1].lower() if scheme and "::" not in location else "chained"
+    if kind in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", location):
+        host = "bucket" if kind == "s3" else "host"
+        name = _without_secrets(location.partition("?")[0])
+        raise InputError(f"{name}: not a whole URL, which is as in {kind}://{host}/folder")
     if kind == "file":
         parts = urlsplit(location)
         if parts.netloc not in ("", "localhost"):
             raise InputError(f"{location}: a file URL has three slashes: file:///folder")
         return Path(unquote(parts.path))
-    if kind not in ("http", "https", "s3") or "://" not in location:
+    if kind not in ("http", "https", "s3"):
         raise InputError(
             f"{location}: {kind} URLs are not read: give a folder, or a file, http, https or s3 URL"
         )
     if kind == "s3" and importlib.util.find_spec("s3fs") is None:
         raise InputError(f"{location}: S3 needs s3fs: pip install autotimm[s3]")
     return None
+
+
+def home_expanded(path: str | Path) -> Path:
+    """A local path, of which a ``~`` at the beginning is the user's home folder.
+
+    Raises:
+        InputError: there is no such home, or no path can be so.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: no path has a NUL byte in it")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such home folder: write the path out") from None
 
 
 def join(url: str, name: str) -> str:

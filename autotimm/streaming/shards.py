@@ -66,7 +66,7 @@ class ShardSource:
     ) -> None:
         self._location = location
         self._folder = remote.local_path(location)
-        folder = Path(cache_dir) if cache_dir else default_folder()
+        folder = remote.home_expanded(cache_dir) if cache_dir else default_folder()
         self._cache = Cache(folder, cache_limit, retry or remote.Retry())
         self._indices, self._record = self._folder, checked_record
         self._source = MANIFEST  # of what is known of the shards
