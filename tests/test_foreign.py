@@ -244,6 +244,7 @@ def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_pa
         ("f.jpg", image), ("f.json", dumped({**record, "image_id": None})),
         ("g.jpg", image), ("g.json", dumped({**record, "annotations": odd})),
         ("h.seg.png", b"?"), ("h.jpeg", other[1]), ("h.json", dumped(other[2])),
+        ("g.jpg", image), ("g.json", dumped({**record, "image_id": 999, "annotations": []})),
     ]  # fmt: skip
     (tmp_path / "train-0.tar").write_bytes(tar(parts))
     (tmp_path / "train-1.tar").write_bytes(tar([]))
@@ -258,12 +259,56 @@ def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_pa
         "its .json has no whole number as image_id (sample left out)": 1,
         "category_id is not a whole number (instance left out)": 1,
         "no segmentation (instance left out)": 1,
+        "key of an earlier sample (both kept)": 1,
     }
     assert "lonely in train-0.tar" in source.problems.lines()[0]
     read = everything(source)
-    assert read == [(image, {**record, "annotations": []}), (other[1], other[2])]
+    assert read == [
+        (image, {**record, "annotations": []}),
+        (other[1], other[2]),
+        (image, {**record, "image_id": 999, "annotations": []}),
+    ]
+    assert everything(open_source(tmp_path, "train", tmp_path / "cache")) == read
     (tmp_path / "val.tar").write_bytes(tar(parts[:3]))
     with pytest.raises(InputError, match="split 'val': no sample in its tars can be used: they"):
+        open_source(tmp_path, "train", tmp_path / "cache")
+
+
+def test_image_ids_that_repeat_are_refused(
+    samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    """Also those of different tars, and where the indices are known already."""
+    train = samples["train"]
+    again = [(f"again-{key}", image, record) for key, image, record in train[1:3]]
+    folder, cache = tmp_path / "tars", tmp_path / "cache"
+    write(folder, {"train": train[:4], "val": [*samples["val"], train[0]]})
+    open_source(folder, "train", cache)  # what other splits have does not matter
+    (folder / "train-7.tar").write_bytes(tar(parts_of([*train[4:], *again])))
+    for _ in range(2):
+        with pytest.raises(InputError) as error:
+            open_source(folder, "train", cache)
+        assert str(error.value) == (
+            f"{folder}: split 'train': 2 image_id are of several samples each, such as "
+            f"{train[1][2]['image_id']} (train-000000.tar, train-7.tar), and evaluation goes by "
+            "it: give every image its own"
+        )
+    (folder / "train-7.tar").write_bytes(tar(parts_of(train[4:])))
+    open_source(folder, "train", cache)
+
+
+def test_an_index_that_changes_in_the_cache_is_made_anew(
+    samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "tars", samples)
+    before = everything(open_source(folder, "train", tmp_path / "cache"))
+    for index in (tmp_path / "cache" / foreign.FOLDER).glob("*.npy"):
+        index.write_bytes(index.read_bytes()[:-1] + b"?")
+    assert everything(open_source(folder, "train", tmp_path / "cache")) == before
+
+
+def test_a_tar_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train-0.tar")
+    with pytest.raises(InputError, match=r"train-0\.tar: is no file: move it away"):
         open_source(tmp_path, "train", tmp_path / "cache")
 
 

@@ -6,7 +6,8 @@ split is the tars of one name: ``train-000000.tar`` is of ``train``.
 
 Invariants: a tar is read once, its index and what else is to be known are kept in the cache folder,
 under a name that changes with the tar; one process makes them, the others wait; a tar that is cut
-off or damaged is refused; a sample that cannot be used is left out and counted.
+off or damaged is refused; a sample that cannot be used is left out and counted; no image id occurs
+twice in a split, as evaluation goes by it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import mmap
 import os
 import re
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from autotimm import images
 from autotimm.checks import Problems, as_id
 from autotimm.coco import Category
-from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
+from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, whole_file
 from autotimm.sharding.tar import members
 from autotimm.streaming.cache import Cache
@@ -37,7 +40,7 @@ from autotimm.structures import InputError
 FOLDER = "foreign"
 """Where in the cache folder the indices lie."""
 
-_VERSION = 1  # of what is kept there
+_VERSION = 2  # of what is kept there
 _IMAGES = {*images.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
 _Member = tuple[str, int, int]  # name, offset and size
@@ -52,6 +55,7 @@ class _Scan:
     instances: int = 0
     crowd: int = 0
     problems: Problems = field(default_factory=Problems)
+    image_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def are_tars(folder: Path) -> bool:
@@ -99,7 +103,8 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
     any of the splits, and named by them.
 
     Raises:
-        InputError: a tar is damaged, or a split has no sample that can be used.
+        InputError: a tar is damaged, or a split has no sample that can be used, or an image id
+            twice.
     """
     tars = split_tars(folder)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -113,6 +118,7 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
         if not shards:
             why = "; ".join(problems[name].lines()) or "they are empty"
             raise InputError(f"{folder}: split {name!r}: no sample in its tars can be used: {why}")
+        _refuse_repeats(f"{folder}: split {name!r}", parts)
         splits[name] = SplitInfo(
             images=sum(shard.samples for shard in shards),
             instances=sum(part.instances for part in parts),
@@ -132,10 +138,24 @@ def remark(split: SplitInfo, categories: list[Category]) -> str:
     )
 
 
+def _refuse_repeats(where: str, parts: list[_Scan]) -> None:
+    ids, counts = np.unique(np.concatenate([p.image_ids for p in parts]), return_counts=True)
+    repeated = ids[counts > 1]
+    if len(repeated):
+        holders = (p.shard.name for p in parts for _ in range((p.image_ids == repeated[0]).sum()))
+        raise InputError(
+            f"{where}: {len(repeated):,} image_id are of several samples each, such as "
+            f"{repeated[0]} ({', '.join(itertools.islice(holders, 3))}), and evaluation goes by "
+            "it: give every image its own"
+        )
+
+
 def _known(tar: Path, cache: Cache) -> _Scan:
     """What a tar holds, as it was found out before, by whichever process, or else now."""
     try:
         status = tar.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{tar}: is no file: move it away")
         key = f"{_VERSION}\0{tar.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     except OSError as error:
         raise InputError(f"{tar}: cannot be read: {error.strerror}") from None
@@ -166,11 +186,22 @@ def _scan(tar: Path, index: str) -> tuple[_Scan, bytes]:
     except (OSError, ValueError) as error:
         raise InputError(f"{tar}: cannot be read: {error}") from None
     scan = _Scan(Shard(tar.name, 0, len(data), "", index, ""))
+    rows: list[tuple[int, ...]] = []
+    keys: set[str] = set()
+    repeated = "key of an earlier sample (both kept)"
     try:
-        rows = [row for key, sample in _samples(data) if (row := _row(data, key, sample, scan))]
+        for key, sample in _samples(data):
+            row = _row(data, key, sample, scan)
+            if row is None:
+                continue
+            if key in keys:
+                scan.problems.add(repeated, f"{key} in {tar.name}")
+            keys.add(key)
+            rows.append(row)
     except InputError as error:
         raise InputError(f"{tar}: {error}: copy or write it again") from None
-    content = index_bytes(np.array(rows, INDEX_DTYPE))
+    index_rows = np.array(rows, INDEX_DTYPE)
+    content, scan.image_ids = index_bytes(index_rows), index_rows["image_id"]
     hashes = hashlib.sha256(data).hexdigest(), hashlib.sha256(content).hexdigest()
     scan.shard = Shard(tar.name, len(rows), len(data), hashes[0], index, hashes[1])
     return scan, content
@@ -254,10 +285,17 @@ def _load(path: Path, name: str) -> _Scan | None:
         return None
     keys = ("samples", "bytes", "sha256", "index", "index_sha256")
     shard = Shard(name, *(content[key] for key in keys))
-    if not path.with_name(shard.index).is_file():
+    try:
+        index = path.with_name(shard.index).read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(index).hexdigest() != shard.index_sha256:
         return None
     problems = Problems()
     problems.counts, problems.examples = content["problems"], content["examples"]
-    return _Scan(
+    scan = _Scan(
         shard, set(content["categories"]), content["instances"], content["crowd"], problems
     )
+    if shard.samples:
+        scan.image_ids = read_index(index, shard)["image_id"]
+    return scan
