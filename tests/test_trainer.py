@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert files.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
+
+
+def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    files = PlainCheckpointIO()
+    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (70, 50_000, 300_000):  # within the header, the tensor, and what is behind it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt: "):
+                files.save_checkpoint({"state_dict": {"a": torch.zeros(74_900)}}, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+        assert files.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
 
 
 def test_a_line_an_epoch_goes_where_no_bar_shows(
