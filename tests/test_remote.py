@@ -202,7 +202,7 @@ def test_home_is_expanded_in_local_paths(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert local_path("~/shards") == tmp_path / "shards"
     assert local_path("a~/~b") == Path("a~/~b")
-    make_dataset(tmp_path / "coco", train=3, val=2, size=32)
+    make_dataset(tmp_path / "coco", train=3, val=2, size=64)
     shard(tmp_path / "coco", tmp_path / "server")
     assert open_source("~/server", "train").shard_sizes.tolist() == [3]
     assert InstanceSegmentationDataModule("~/coco", num_workers=0).class_names
@@ -212,7 +212,7 @@ def test_home_is_expanded_in_local_paths(
 
 
 def test_a_nul_byte_is_refused_in_one_line(server: Server) -> None:
-    make_dataset(server.folder.parent / "coco", train=3, val=2, size=32)
+    make_dataset(server.folder.parent / "coco", train=3, val=2, size=64)
     shard(server.folder.parent / "coco", server.folder)
     with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
         open_source(server.url, "train", "a\0b")

@@ -307,13 +307,12 @@ class ShardSource:
         try:
             if self._folder is None:
                 self._cache.remove_changed(self._files(shard)[0])
+            elif remote.sha256_of(self.path(shard)) != self._shards[shard].sha256:
+                raise self._changed(self.path(shard))
             with self._file(shard) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
                 tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise InputError(f"{self.where(shard)}: cannot be read: {error.strerror}") from None
-        if digest != self._shards[shard].sha256:
-            raise self._changed(self.path(shard))
         try:
             index = build_index(tar)
         except InputError as error:
