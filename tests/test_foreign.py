@@ -255,7 +255,7 @@ def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_pa
         "more than one image (sample left out)": 1,
         "its .json is not JSON (sample left out)": 1,
         "its .json is not an object (sample left out)": 1,
-        "its .json has no width and height (sample left out)": 1,
+        "its .json has no width and height of an image (sample left out)": 1,
         "its .json has no whole number as image_id (sample left out)": 1,
         "category_id is not a whole number (instance left out)": 1,
         "no segmentation (instance left out)": 1,
