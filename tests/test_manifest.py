@@ -308,8 +308,8 @@ def test_data_reaches_the_disk_before_the_name(
 ) -> None:
     order = []
     fsync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(os.fstat(fd).st_size), fsync(fd)))
     monkeypatch.setattr(Path, "replace", lambda a, b: (order.append("rename"), rename(a, b)))
     with whole_file(tmp_path / "file") as file:
         file.write(b"data")
-    assert order == ["fsync", "rename"]
+    assert order == [4, "rename"]
