@@ -29,7 +29,6 @@ from autotimm.structures import InputError, Record
 __all__ = [
     "Category",
     "CocoIndex",
-    "Problems",
     "Split",
     "find_splits",
     "label_of",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from autotimm import coco, images
+from autotimm.checks import Problems
 from autotimm.sharding.index import checksum
 from autotimm.sharding.writer import tar_header
 
@@ -41,7 +42,7 @@ def stages(
                 part = range(at, min(at + _CHUNK, first + samples_per_shard, count))
                 data = timed("image files read", _read, [index.image_file(i) for i in part])
                 timed("image headers inspected", _each, images.inspect, data)
-                problems = coco.Problems()
+                problems = Problems()
                 records = timed("records checked, polygons to RLE", index.records, part, problems)
                 texts = timed("JSON made", _each, orjson.dumps, records)
                 pieces = timed("tar headers", _pieces, data, texts)

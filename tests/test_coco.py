@@ -18,7 +18,7 @@ from coco_folder import SQUARE, annotation, image, picture, write
 from pycocotools.coco import COCO
 
 from autotimm import coco, cocofile, jsontext, masks
-from autotimm.checks import as_id, check_annotations
+from autotimm.checks import Problems, as_id, check_annotations
 from autotimm.structures import Annotation, InputError, Record
 
 NAN = float("nan")
@@ -32,7 +32,7 @@ def load(root: Path, **content: Any) -> coco.CocoIndex:
 def read(root: Path, **content: Any) -> tuple[list[Record], dict[str, int]]:
     """Loads a folder made of ``content``: all records, and what was odd."""
     index = load(root, **content)
-    problems = coco.Problems()
+    problems = Problems()
     problems.update(index.problems)
     records = [index.record(i, problems) for i in range(len(index))]
     assert [index.record(i) for i in range(len(index))] == records, "a second look changes nothing"
@@ -351,7 +351,7 @@ def test_lvis_has_urls_instead_of_file_names(tmp_path: Path, file: str) -> None:
         annotations=[annotation(iscrowd=...)],
         files={file: picture()},
     )
-    problems = coco.Problems()
+    problems = Problems()
     assert index.record(0, problems)["file_name"] == file and len(index) == 1
     assert index.problems.counts == {
         "no file_name (coco_url's taken)": 1,
@@ -449,10 +449,10 @@ def test_images_without_annotations_are_kept(tmp_path: Path) -> None:
     assert not problems
 
 
-def whole(file: Path, folder: Path) -> tuple[list[list[dict]], coco.Problems]:
+def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
     """What a file says of each of its images, by reading it in one go."""
     content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    problems = coco.Problems()
+    problems = Problems()
     found, slots = cocofile.find_images(content["images"], folder, problems)
     categories = [as_id(category["id"]) for category in content["categories"]]
     dealt: list[list[dict]] = [[] for _ in found.names]
@@ -498,7 +498,7 @@ def assert_read_in_pieces(file: Path, folder: Path) -> None:
             patch.setattr(jsontext.Array.values, "__defaults__", (piece,))
             index = pickle.loads(pickle.dumps(coco.load(file, folder)))  # noqa: S301
         assert index.problems.lines() == problems.lines()
-        together, single = coco.Problems(), coco.Problems()
+        together, single = Problems(), Problems()
         records = index.records(range(len(index)), together)
         for i, (record, raws) in enumerate(zip(records, dealt, strict=True)):
             one_by_one = [
@@ -718,7 +718,7 @@ def test_deliberately_invalid_files(shared_data: Path, tmp_path: Path, number: i
     except InputError as refusal:
         assert str(file) in str(refusal) and "\n" not in str(refusal)
         return
-    problems = coco.Problems()
+    problems = Problems()
     problems.update(index.problems)
     kept = sum(len(index.record(i, problems)["annotations"]) for i in range(len(index)))
     usual = {"width or height missing (picture's taken)", "iscrowd missing (0 taken)"}
@@ -730,13 +730,13 @@ def test_deliberately_invalid_files(shared_data: Path, tmp_path: Path, number: i
 def test_boxes_only_data_says_so(shared_data: Path) -> None:
     folder = shared_data / "odd" / "roboflow_boxes_only"
     index = coco.load(folder / "_annotations.coco.json", folder)
-    problems = coco.Problems()
+    problems = Problems()
     assert not any(index.record(i, problems)["annotations"] for i in range(len(index)))
     assert problems.counts == {"no segmentation (instance left out)": 52}
 
 
 def test_problems_count_all_and_name_three() -> None:
-    first, second = coco.Problems(), coco.Problems()
+    first, second = Problems(), Problems()
     for name in ("a", "b\n\x1b[31m"):
         first.add("odd", name)
     for name in ("c" * 500, "d"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotimm.coco import Problems
+from autotimm.checks import Problems
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.loader import StreamLoader

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm import coco
+from autotimm import coco, urls
 from autotimm.coco import Category
 from autotimm.data import collate, options, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
@@ -174,7 +174,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
                     found += ". autotimm-shard counts odd annotations too"
                 told.append(found)
             if told:
-                where = remote.shown(self.data_dir)
+                where = urls.shown(self.data_dir)
                 rank_zero_warn(f"{where}, split {split!r}: {'; '.join(told)}")
             self._sources[split] = source
         return self._sources[split]
@@ -205,7 +205,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             if split not in self._split_names():
                 hint = "; val_split=None validates nothing" if split == self.val_split else ""
                 raise InputError(
-                    f"{remote.shown(self.data_dir)}: no split {split!r}, only "
+                    f"{urls.shown(self.data_dir)}: no split {split!r}, only "
                     f"{', '.join(self._split_names())}{hint}"
                 )
         if stage in ("fit", None):
@@ -282,7 +282,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         if self.val_split is None:
             raise InputError(
                 "there is nothing to evaluate on: val_split is None, and "
-                f"{remote.shown(self.data_dir)} has no "
+                f"{urls.shown(self.data_dir)} has no "
                 "'test' split: set val_split or test_split"
             )
         return self.val_split

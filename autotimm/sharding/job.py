@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from autotimm import __version__
-from autotimm.coco import Category, CocoIndex, Problems, Split, load
+from autotimm.checks import Problems
+from autotimm.coco import Category, CocoIndex, Split, load
 from autotimm.sharding.manifest import FORMAT, VERSION
 from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
 from autotimm.structures import InputError

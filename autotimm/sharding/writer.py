@@ -21,7 +21,8 @@ import numpy as np
 import orjson
 
 from autotimm import images
-from autotimm.coco import CocoIndex, Problems
+from autotimm.checks import Problems
+from autotimm.coco import CocoIndex
 from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.sharding.manifest import BLOCK, Shard, whole_file
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from autotimm import urls
 from autotimm.sharding.manifest import whole_file
 from autotimm.streaming import remote
 from autotimm.structures import InputError
@@ -173,7 +174,7 @@ class Cache:
 
     def _make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
         """Removes files because the disk is full, which no limit foresaw."""
-        full = f"{self.folder}: no space left for {remote.shown(file.url)}: "
+        full = f"{self.folder}: no space left for {urls.shown(file.url)}: "
         if self.limit is None:
             raise InputError(f"{full}set cache_limit, or cache_dir to another disk")
         with self.lock(_ROOM):

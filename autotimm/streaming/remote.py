@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
+from autotimm import urls
 from autotimm.structures import InputError
 
 _T = TypeVar("_T")
@@ -51,28 +52,26 @@ def local_path(location: str) -> Path | None:
     Raises:
         InputError: the URL is of a kind that is not read, or needs a package that is missing.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", location)
+    kind = urls.kind(location)
+    name = urls.shown(location)
+    if not kind:
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", location)
+        if scheme is None or Path(location).exists():
+            return home_expanded(location)
+        kind, name = scheme[1].lower(), urls.without_secrets(location)
     if re.match(r"https?://(?:[^/?#]*@)?\[", location, re.IGNORECASE):
-        name = _without_secrets(location)
         raise InputError(f"{name}: addresses in brackets are not read: give the server's name")
-    if "::" not in location and (scheme is None or Path(location).exists()):
-        return home_expanded(location)
-    kind = scheme[1].lower() if scheme and "::" not in location else "chained"
     if kind in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", location):
         host = "bucket" if kind == "s3" else "host"
-        name = _without_secrets(location.partition("?")[0])
         raise InputError(f"{name}: not a whole URL, which is as in {kind}://{host}/folder")
     if kind == "file":
-        parts = urlsplit(location)
-        if parts.netloc not in ("", "localhost"):
-            raise InputError(f"{location}: a file URL has three slashes: file:///folder")
-        return Path(unquote(parts.path))
+        return urls.file_path(location)
     if kind not in ("http", "https", "s3"):
         raise InputError(
-            f"{location}: {kind} URLs are not read: give a folder, or a file, http, https or s3 URL"
+            f"{name}: {kind} URLs are not read: give a folder, or a file, http, https or s3 URL"
         )
     if kind == "s3" and importlib.util.find_spec("s3fs") is None:
-        raise InputError(f"{location}: S3 needs s3fs: pip install autotimm[s3]")
+        raise InputError(f"{name}: S3 needs s3fs: pip install autotimm[s3]")
     return None
 
 
@@ -94,14 +93,6 @@ def join(url: str, name: str) -> str:
     """The URL of a file in the folder that a URL names; a query (a signature) stays in place."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-
-
-def shown(location: str) -> str:
-    """A folder or URL as messages name it: without password and query, which may be secrets."""
-    if "://" not in location:
-        return location
-    parts = urlsplit(location)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def read_bytes(url: str, retry: Retry) -> bytes:
@@ -176,7 +167,7 @@ def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
         InputError: it cannot be had; one line that names the URL.
         FileNotFoundError: the server does not have it.
     """
-    name = shown(url)
+    name = urls.shown(url)
     for left in reversed(range(retry.attempts)):
         try:
             return attempt()
@@ -191,14 +182,8 @@ def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
                 400 <= status < 500 and status not in (408, 425, 429)
             )
             if final or not left:
-                reason = _without_secrets(str(error).split("\n")[0].replace(url, name))
-                reason = reason or type(error).__name__
+                reason = urls.reason(error, url)
                 tries = "" if final else f" after {retry.attempts} tries"
                 raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
             time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
     raise ValueError("at least one attempt is needed")
-
-
-def _without_secrets(text: str) -> str:
-    """A library's message without passwords and queries of URLs, such as a redirect brought."""
-    return re.sub(r"(://)(?:[^/?\s'\"]*@)?([^?\s'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)

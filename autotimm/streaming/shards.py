@@ -24,7 +24,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm.coco import Category, Problems
+from autotimm import urls
+from autotimm.checks import Problems
+from autotimm.coco import Category
 from autotimm.sharding.index import INDEX_DTYPE, build_index, read_index
 from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_file, read_manifest
 from autotimm.streaming import foreign, remote
@@ -81,7 +83,7 @@ class ShardSource:
             manifest = manifest_of(location, self._folder, self._cache.retry)
         if split not in manifest.splits:
             raise InputError(
-                f"{remote.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
+                f"{urls.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
             )
         info = manifest.splits[split]
         self._shards = info.shards
@@ -163,7 +165,7 @@ class ShardSource:
 
     def where(self, shard: int) -> str:
         """See ``Source``."""
-        folder = remote.shown(self._location).rstrip("/")
+        folder = urls.shown(self._location).rstrip("/")
         return f"{folder}/{self._shards[shard].name}"
 
     def path(self, shard: int) -> Path:
@@ -216,7 +218,7 @@ class ShardSource:
         if self._cache.limit < needed:
             raise InputError(
                 f"cache_limit is {self._cache.limit:,} bytes, but the shards of "
-                f"{remote.shown(self._location)} that are read at a time need {needed:,}: set it "
+                f"{urls.shown(self._location)} that are read at a time need {needed:,}: set it "
                 "to that or more, or make smaller shards (autotimm-shard --max-shard-size)"
             )
 
@@ -344,10 +346,10 @@ def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Mani
         return read_manifest(folder)
     url = remote.join(location, MANIFEST)
     try:
-        return read_manifest(remote.read_bytes(url, retry), remote.shown(url))
+        return read_manifest(remote.read_bytes(url, retry), urls.shown(url))
     except FileNotFoundError as error:
         raise InputError(
-            f"{error}: {remote.shown(location)} is not a folder of shards as autotimm-shard makes "
+            f"{error}: {urls.shown(location)} is not a folder of shards as autotimm-shard makes "
             "them; copy shards of others to a disk, where they are read without it"
         ) from None
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm import coco
+from autotimm.checks import Problems
 from autotimm.coco import Category
 from autotimm.sharding.manifest import MANIFEST
 from autotimm.streaming import foreign, remote
@@ -41,7 +42,7 @@ class Source(Protocol):
     categories: list[Category]
     shard_sizes: NDArray[np.int64]
     fingerprint: str
-    problems: coco.Problems
+    problems: Problems
     remedy: str
     remark: str
 
@@ -121,7 +122,7 @@ class FolderSource:
 
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``."""
-        return np.array([self._index.size(i) for i in range(len(self._index))], dtype=np.int64)
+        return self._index.sizes()
 
     def read(self, shard: int, index: int) -> tuple[bytes, Record]:
         """See ``Source``."""
