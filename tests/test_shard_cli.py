@@ -135,6 +135,22 @@ def test_bad_folders_are_one_line_and_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["", ".", ".hid", "a\\b"])
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_file_that_names_no_split_is_refused_before_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, flags: tuple[str, ...]
+) -> None:
+    coco, out = two_splits(tmp_path / "coco"), tmp_path / "out"
+    (coco / "train").rename(coco / "images")
+    file = coco / f"annotations/instances_{name}.json"
+    file.write_text("not read")
+    code, _, err = run(coco, *([] if flags else [out]), *flags, capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and f"{file}: names a split" in err
+    assert not out.exists()
+    assert run(coco, out, "--splits", "train", capsys=capsys)[0] == 0
+    assert list(read_manifest(out).splits) == ["train"]
+
+
 def test_shards_are_not_overwritten_unasked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

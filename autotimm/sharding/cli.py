@@ -20,7 +20,7 @@ from autotimm.coco import Split, find_splits, split_names
 from autotimm.sharding.arguments import parse
 from autotimm.sharding.destination import destination
 from autotimm.sharding.job import Options
-from autotimm.sharding.manifest import Manifest
+from autotimm.sharding.manifest import Manifest, plain_name
 from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus
@@ -148,6 +148,13 @@ def _of_folder(src: Path, names: Sequence[str] | None, dst: Path | None) -> list
         raise InputError(f"--splits: {src} has no '{missing[0]}', but {', '.join(found)}")
     splits = [found[name] for name in dict.fromkeys(names or found)]
     for split in splits:
+        try:
+            plain_name(split.name)
+        except ValueError as error:
+            raise InputError(
+                f"{split.annotation_file}: names a split and its shards, but {error}; rename it, "
+                "or choose others with --splits"
+            ) from None
         if not split.image_folder.is_dir():
             raise InputError(
                 f"{split.image_folder}: no such folder, and the images of split '{split.name}' "

@@ -36,6 +36,9 @@ FORMAT = "autotimm-shards"
 VERSION = 2
 _KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "source"}
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room on a disk, or no more of it for this user."""
+
 BLOCK = 512  # bytes: the tar format's unit
 _SAMPLE = 2 * BLOCK  # bytes: no sample takes less, its two members have a header each
 
@@ -137,7 +140,7 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         if not categories or len({c.id for c in categories}) != len(categories):
             raise ValueError("its categories are empty or share an id")
         named = _kind(content["splits"], dict, "splits")
-        splits = {_name(name): _split(_kind(split, dict)) for name, split in named.items()}
+        splits = {plain_name(name): _split(_kind(split, dict)) for name, split in named.items()}
         if not splits:
             raise ValueError("it has no splits")
         names = [s.name for split in splits.values() for s in split.shards]
@@ -209,7 +212,7 @@ def read_shard_entry(entry: Any) -> Shard:
         ValueError, TypeError, KeyError: it is damaged.
     """
     index = _kind(_kind(entry, dict)["index"], dict, "index")
-    names = _name(entry["name"]), _name(index["name"])
+    names = plain_name(entry["name"]), plain_name(index["name"])
     hashes = _hash(entry["sha256"]), _hash(index["sha256"])
     samples, size = _whole(entry["samples"]), _whole(entry["bytes"])
     if not 0 < samples * _SAMPLE <= size:
@@ -295,8 +298,12 @@ def _text(value: Any, empty: bool = False) -> str:
     return value
 
 
-def _name(value: Any) -> str:
-    """Checks a plain file name: a manifest from elsewhere must not reach outside its folder."""
+def plain_name(value: Any) -> str:
+    """Checks that this is a plain file name: one from elsewhere must not lead out of its folder.
+
+    Raises:
+        ValueError: it is not; the message is a short reason.
+    """
     if not re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", _text(value)):
         raise ValueError(f"{_brief(value)} is not a plain file name")
     return value

@@ -13,7 +13,6 @@ may be at it. Whatever can be a secret in a URL is in no message.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -27,7 +26,14 @@ from urllib.parse import urlsplit
 
 from autotimm import urls
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
-from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, manifest_bytes, read_manifest
+from autotimm.sharding.manifest import (
+    FULL,
+    MANIFEST,
+    Manifest,
+    Shard,
+    manifest_bytes,
+    read_manifest,
+)
 from autotimm.sharding.staging import Claim
 from autotimm.sharding.writer import Written
 from autotimm.structures import InputError
@@ -273,7 +279,7 @@ class RemoteFolder:
                 raise
             # The back ends raise their libraries' own errors, which have no class in common.
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if isinstance(error, OSError) and error.errno in FULL:
                     raise
                 final = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
                 final = final or type(error).__name__ == "NoCredentialsError"

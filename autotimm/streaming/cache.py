@@ -10,7 +10,6 @@ one open keeps what it reads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -23,13 +22,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from autotimm import urls
-from autotimm.sharding.manifest import whole_file
+from autotimm.sharding.manifest import FULL, whole_file
 from autotimm.streaming import remote
 from autotimm.structures import InputError
 
 _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy))\..*\.tmp")
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or no more of it for this user
 _ROOM = "room"  # the lock of whoever counts bytes
 _WAIT = 0.05  # seconds between looks at whether others have finished
 
@@ -164,7 +162,7 @@ class Cache:
                             return False
                         _download(file, out, self.retry)
                 except OSError as error:  # also of its end, where it is brought to the disk
-                    if error.errno not in _FULL:
+                    if error.errno not in FULL:
                         raise
                     self._make_room(file, keep, urgent)
                     raise OSError("the disk is full, below cache_limit") from None
