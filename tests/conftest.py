@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real COCO data (set AUTOTIMM_SHARED_DATA to its folder)")
     return SHARED_DATA
+
+
+@pytest.fixture
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the threads that other tests left behind (fsspec's, a DataLoader's).
+
+    Beside a thread workers are spawned rather than forked, and what a test defines for them inside
+    itself cannot be sent to those.
+    """
+    others = {*threading.enumerate()} - {threading.current_thread()}
+    every = threading.enumerate
+    monkeypatch.setattr(threading, "enumerate", lambda: [t for t in every() if t not in others])
+    monkeypatch.setattr(threading, "active_count", lambda: len(threading.enumerate()))

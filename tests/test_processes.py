@@ -14,6 +14,8 @@ import pytest
 from autotimm.sharding.processes import Progress, crew
 from autotimm.structures import InputError
 
+pytestmark = pytest.mark.usefixtures("own_threads")
+
 
 def square(task: int, progress: Progress) -> tuple[int, int]:
     """A task of several steps; tells who did it."""

@@ -31,6 +31,8 @@ COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()
 WORK = ".autotimm-shard"
 FORK = multiprocessing.get_context("fork")
 
+pytestmark = pytest.mark.usefixtures("own_threads")
+
 
 def source(root: Path, train: int = 7, val: int = 2) -> Path:
     """Two splits of differing images, some with annotations, one that cannot be used."""
