@@ -111,6 +111,23 @@ def test_bad_flags_are_one_line_and_2(
     assert err.startswith("autotimm-shard: ") and not (tmp_path / "out").exists()
 
 
+def test_what_leads_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words that a newcomer needs next: other layouts, a split by its file's name, what to do
+    with an unfinished folder, what a finished one was compared by."""
+    write(tmp_path / "coco", split="train2017")
+    (tmp_path / "other").mkdir()
+    _, _, err = run(tmp_path / "other", tmp_path / "out", capsys=capsys)
+    assert err.endswith("another layout takes --annotations and --images\n")
+    named = (tmp_path / "coco", tmp_path / "out", "--splits", "train2017")
+    code, out, _ = run(*named, capsys=capsys)
+    assert code == 0 and "wrote 1 shard in" in out and (tmp_path / "out/train-000000.tar").exists()
+    code, out, _ = run(*named, capsys=capsys)
+    assert code == 0 and "same options, annotations and sizes of images; --overwrite" in out
+    (tmp_path / "begun/.autotimm-shard").mkdir(parents=True)
+    code, _, err = run("--verify", tmp_path / "begun", capsys=capsys)
+    assert code == 2 and "holds an unfinished run: run autotimm-shard again as it was" in err
+
+
 def test_bad_folders_are_one_line_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two_splits(tmp_path / "coco")
     (tmp_path / "empty").mkdir()

@@ -141,8 +141,15 @@ def _verify(folder: Path, workers: int | None, json: bool) -> int:
 
 
 def _of_folder(src: Path, names: Sequence[str] | None, dst: Path | None) -> list[Split]:
-    """The splits of a COCO folder that are wanted."""
-    found = find_splits(src)
+    """The splits of a COCO folder that are wanted, by their names or those of their files."""
+    try:
+        found = find_splits(src)
+    except InputError as error:
+        if not src.is_dir():
+            raise
+        raise InputError(f"{error}; another layout takes --annotations and --images") from None
+    of_file = {s.annotation_file.stem.removeprefix("instances_"): s.name for s in found.values()}
+    names = names and [of_file.get(name, name) for name in names]  # train2017 is train
     missing = [name for name in names or () if name not in found]
     if missing:
         raise InputError(f"--splits: {src} has no '{missing[0]}', but {', '.join(found)}")

@@ -123,7 +123,11 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
                 "masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
             )
     if outcome.state == "complete":
-        line(f"{dst}: already complete, from the same source and with the same options")
+        # Nobody has read the images again: one that was edited to its very size is not noticed.
+        line(
+            f"{dst}: already complete, with the same options, annotations and sizes of images; "
+            "--overwrite writes anew"
+        )
         return
     rate = outcome.images / outcome.seconds if outcome.seconds else 0
     many = f", {outcome.workers} workers" if outcome.workers > 1 else ""
@@ -132,7 +136,7 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         line(f"dry run: read {took}; {outcome.new:,} shards would be written")
         return
     kept = f", kept {outcome.kept:,} of an earlier run" if outcome.kept else ""
-    line(f"wrote {outcome.new:,} shards{kept} {took}")
+    line(f"wrote {outcome.new:,} shard{'' if outcome.new == 1 else 's'}{kept} {took}")
     if part is not None:
         line(
             f"part {part.which} of {part.of} is done; once all are, the same command without "

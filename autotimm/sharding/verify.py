@@ -22,6 +22,7 @@ import numpy as np
 
 from autotimm import masks
 from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.sharding.journal import WORK
 from autotimm.sharding.manifest import BLOCK, MANIFEST, Shard, read_manifest
 from autotimm.sharding.processes import Progress, crew
 from autotimm.streaming.decode import decode_image
@@ -73,6 +74,10 @@ def verify(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not (folder / MANIFEST).is_file():
+        if (folder / WORK).is_dir():
+            raise InputError(
+                f"{folder}: holds an unfinished run: run autotimm-shard again as it was"
+            )
         raise InputError(f"{folder}: has no {MANIFEST}, so it is not a folder of shards")
     try:
         manifest = read_manifest(folder)
