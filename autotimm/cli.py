@@ -63,7 +63,11 @@ def train(args: list[str] | None = None) -> None:
             args=args,
         )
     except SIGTERMException as error:  # Lightning's exit, with a code of 0
-        print("error: ended by SIGTERM; go on with --ckpt_path .../last.ckpt", file=sys.stderr)
+        print(
+            "error: ended by SIGTERM; if an epoch was finished, --ckpt_path goes on from the run's "
+            "checkpoints/last.ckpt",
+            file=sys.stderr,
+        )
         raise SystemExit(143) from error
     except Exception as error:
         # jsonargparse and Lightning wrap what a constructor or a hook raised.
