@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,18 @@ def test_workers_change_nothing(source: Source) -> None:
         persistent = loader(source, workers=workers)
         assert [same(list(persistent), epoch) for epoch in epochs] == [True, True]
         persistent.close()
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_threads_change_nothing(source: Source) -> None:
+    truth, threaded = loader(source, batch_size=5), loader(source, batch_size=5)
+    threaded.stream.threads = 3
+    for _ in range(2):
+        assert same(list(threaded), list(truth))
+        assert threading.active_count() == 1  # they end with the epoch
+    next(iter(threaded))
+    gc.collect()
+    assert threading.active_count() == 1
 
 
 def test_spawned_workers_too(source: Source) -> None:

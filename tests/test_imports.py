@@ -13,7 +13,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     {"structures"},
-    {"checks", "images", "jsontext", "coco", "cocofile", "masks", "rasterize", "units", "urls"},
+    {
+        "buffers",
+        "checks",
+        "images",
+        "jsontext",
+        "coco",
+        "cocofile",
+        "masks",
+        "rasterize",
+        "units",
+        "urls",
+    },
     {"sharding", "streaming", "models", "visualize"},
     {"data"},
     {"evaluation", "tasks"},

@@ -82,7 +82,10 @@ class Dealt(SampleStream):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, consumed = self.progress.tolist()
-        parts = [self._batches(epoch, consumed, w, self.workers) for w in range(self.workers)]
+        parts = [
+            self._batches(epoch, consumed, w, self.workers, self.threads)
+            for w in range(self.workers)
+        ]
         for turn in itertools.count():
             try:
                 yield next(parts[turn % self.workers])
@@ -107,7 +110,7 @@ def make(source: Numbers, leg: Leg, rank: int, **options: Any) -> StreamLoader:
     stream = Dealt(
         source, load, collate, world=world, batch_size=leg.batch, canvases=leg.canvases, **options
     )
-    stream.workers = max(leg.workers, 1)
+    stream.workers, stream.threads = max(leg.workers, 1), 1 if leg.workers else 3
     return StreamLoader(stream)
 
 
@@ -255,7 +258,7 @@ def test_a_resume_at_another_batch_size_keeps_step_and_length_together() -> None
 
 
 @pytest.mark.parametrize("canvases", [(), SQUARE])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_damaged_samples_are_replaced_and_counted(canvases: Any, workers: int) -> None:
     sizes, damaged = [25] * 8, {3, 4, 5, 77, 150}
     truth, _ = play(Numbers(sizes), [Leg(3, 4, workers, canvases)])
@@ -295,7 +298,7 @@ def test_what_replaces_a_damaged_sample_is_not_evaluated(ranks: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [0, 1, 4])
 def test_too_many_damaged_samples_end_the_run_with_their_list(workers: int) -> None:
     damaged = {10, 20, 30, 40, 50}
     source = Numbers([50] * 4, damaged)

@@ -9,20 +9,16 @@ layout in which it was decoded, [B, H, W, 3], and is handed on as a [B, 3, H, W]
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from autotimm.data.block import Block
 from autotimm.data.transforms import Sample, checked_rle, label_of
 from autotimm.structures import MASK_CROP, Record
 
 SMALLEST_BUCKET = 8
-_ALIGNED = 64  # bytes: arrays begin at multiples of this
-_Layout = dict[str, tuple[str, tuple[int, ...], int]]  # key -> type, shape, first byte
 
 
 def bucket(instances: int) -> int:
@@ -38,8 +34,7 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         padding: [B], whether each is a mere repeat.
 
     Returns:
-        ``block``, a tensor [bytes] uint8, in shared memory if this is a worker; ``layout``, of each
-        array in it the type, the shape and the first byte; and of a ``structures.Batch`` what is no
+        ``block``, a ``Block`` with the arrays; and of a ``structures.Batch`` what is no
         array: ``file_name`` and, where samples have it, ``target`` with arrays for tensors.
     """
     count, slots = len(samples), bucket(max(len(s.labels) for s in samples))
@@ -58,10 +53,9 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
     }
     if samples[0].masks is not None:
         shapes["masks"] = ("uint8", (count, slots, MASK_CROP, MASK_CROP))
-    layout, size = _layout(shapes)
-    block = _empty(size)
+    block = Block.of(shapes)
     # Through NumPy: PyTorch would share each small copy among threads that wait at full speed.
-    arrays = {key: view.numpy() for key, view in _cut(block, layout).items()}
+    arrays = {key: tensor.numpy() for key, tensor in block.tensors().items()}
     for key, value in given.items():
         arrays[key][...] = value
     for b, sample in enumerate(samples):
@@ -71,7 +65,7 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         arrays["labels"][b, :n], arrays["labels"][b, n:] = sample.labels, -1
         if sample.masks is not None:
             arrays["masks"][b, :n], arrays["masks"][b, n:] = sample.masks, 0
-    batch = {"block": block, "layout": layout, "file_name": [r["file_name"] for r in records]}
+    batch = {"block": block, "file_name": [r["file_name"] for r in records]}
     if samples[0].target is not None:
         batch["target"] = [s.target for s in samples]
     return batch
@@ -79,7 +73,7 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
 
 def finish(batch: dict[str, Any]) -> dict[str, Any]:
     """The ``structures.Batch``, in the process that uses it; its tensors are views of the block."""
-    batch |= _cut(batch.pop("block"), batch.pop("layout"))
+    batch |= batch.pop("block").tensors()
     batch["image"] = batch["image"].permute(0, 3, 1, 2)
     for truth in batch.get("target", []):
         for key, value in truth.items():
@@ -105,31 +99,3 @@ def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
         "area": np.array([a["area"] for a in annotations], np.float32),
         "rles": rles,
     }
-
-
-def _layout(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[_Layout, int]:
-    """Where in a block arrays of these types and shapes come to lie, and how large it is."""
-    layout, size = _Layout(), 0
-    for key, (kind, shape) in shapes.items():
-        layout[key] = kind, shape, size
-        length = math.prod(shape) * np.dtype(kind).itemsize
-        size += -(-length // _ALIGNED) * _ALIGNED
-    return layout, size
-
-
-def _cut(block: Tensor, layout: _Layout) -> dict[str, Tensor]:
-    """The arrays of a block, as views of it."""
-    return {
-        key: block[start : start + math.prod(shape) * np.dtype(kind).itemsize]
-        .view(getattr(torch, kind))
-        .view(shape)
-        for key, (kind, shape, start) in layout.items()
-    }
-
-
-def _empty(size: int) -> Tensor:
-    """[size] uint8; inside a worker in shared memory, so that sending it copies nothing."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(size, np.uint8))  # NumPy asks for large pages
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)

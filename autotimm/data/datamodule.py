@@ -323,6 +323,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
             pad=not train,
             canvases=self.canvases if train else (),
             max_corrupt=self.max_corrupt,
+            # A pipeline of the user's own may keep its randomness to itself.
+            threads=torch.get_num_threads() if isinstance(vary, Augmentation | None) else 1,
         )
         loader = StreamLoader(
             stream,

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autotimm import buffers
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -42,8 +44,7 @@ class Normalize:
             return self._compute(image)
         pixels = image.permute(0, 2, 3, 1).contiguous().numpy()
         count, height, width, _ = pixels.shape
-        # NumPy's large arrays are of large pages: not a fault every 4 KiB of them.
-        out = np.empty((count * height, width, 3), np.float32)
+        out = buffers.empty((count * height, width, 3), np.float32)
         cv2.LUT(pixels.reshape(out.shape), self._table, dst=out)
         return torch.from_numpy(out).view(count, height, width, 3).permute(0, 3, 1, 2)
 

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from autotimm import masks
+from autotimm import buffers, masks
 from autotimm.data.augmentation import Augmentation, recolor
 from autotimm.streaming.decode import DataError
 from autotimm.structures import RLE, Annotation, InputError, Record
@@ -106,7 +106,7 @@ def render(
     px1, py1, px2, py2 = placement.place
     part = image[wy1:wy2, wx1:wx2]
     size = (px2 - px1, py2 - py1)
-    out = np.empty((*canvas, 3), np.uint8)
+    out = buffers.empty((*canvas, 3))
     row = _row(canvas[1], fill)
     out[:py1], out[py2:] = row, row  # only what the image leaves free
     out[py1:py2, :px1], out[py1:py2, px2:] = row[:px1], row[px2:]

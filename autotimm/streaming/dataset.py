@@ -12,8 +12,12 @@ travels, with the batch in which it had its place, to the loader, which counts i
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -36,6 +40,9 @@ Collate = Callable[[list[Any], list[bool]], Any]
 """(samples, for each whether it is padding) -> batch."""
 Skipped = dict[tuple[int, int], str]
 """(shard, index within the shard) -> what is wrong with the sample, by name."""
+_Start = Callable[[Callable[[], Any]], Callable[[], Any]]
+"""Work -> what gives its result: the work itself, or one that waits for a thread."""
+_READING = threading.Lock()  # sources are not made for two threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class SampleStream(IterableDataset):
             the size to ``load``.
         max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
             be used.
+        threads: that make the samples of a batch where no workers do; more than one needs a
+            ``load`` that can be called by several.
 
     Raises:
         InputError: the source has no images.
@@ -80,6 +89,7 @@ class SampleStream(IterableDataset):
         pad: bool = False,
         canvases: Canvases = (),
         max_corrupt: float = 0.01,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         self.source, self.load, self.collate = source, load, collate
@@ -90,7 +100,7 @@ class SampleStream(IterableDataset):
             raise InputError(f"{source.where(0)}: there are no images in this split")
         # Epoch and samples consumed before its first batch, seen by workers that live on.
         self.progress = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self.max_corrupt = max_corrupt
+        self.max_corrupt, self.threads = max_corrupt, threads
         self.history: tuple[int, list[Segment]] = (0, [])  # of which epoch, its earlier parts
         self._buckets: dict[Canvases, NDArray[np.uint8]] = {}
         if canvases:
@@ -116,9 +126,9 @@ class SampleStream(IterableDataset):
         epoch, consumed = self.progress.tolist()
         info = get_worker_info()
         if info is None:
-            return self._batches(epoch, consumed, 0, 1)
+            return self._batches(epoch, consumed, 0, 1, self.threads)
         cv2.setNumThreads(0)  # the workers are the threads
-        return self._batches(epoch, consumed, info.id, info.num_workers)
+        return self._batches(epoch, consumed, info.id, info.num_workers, 1)
 
     def _plan(self, order: EpochOrder, epoch: int, consumed: int) -> Plan | BucketPlan:
         history = self.history[1] if epoch == self.history[0] else []
@@ -127,39 +137,58 @@ class SampleStream(IterableDataset):
             return Plan(*given)
         return BucketPlan(*given, self.canvases, self._buckets, history)
 
-    def _batches(self, epoch: int, consumed: int, worker: int, workers: int) -> Iterator[Any]:
+    def _batches(
+        self, epoch: int, consumed: int, worker: int, workers: int, threads: int = 1
+    ) -> Iterator[Any]:
         """Each batch with what was skipped for it; None for one that could not be filled."""
         order = EpochOrder(self.source.shard_sizes, self.seed, epoch, self.shuffle)
         plan = self._plan(order, epoch, consumed)
         window, damaged = -1, Skipped()
-        for step in range(worker, plan.steps, workers):
-            if (now := plan.window(step)) != window:
-                window = now
-                ahead = order.window_shards(now), order.window_shards(now + 1)
-                self.source.prefetch(np.concatenate(ahead).tolist())
-            try:
-                batch, skipped = self._batch(plan, order, step, epoch, damaged)
-            except InputError as error:
-                yield Failure(str(error))
-                return
-            yield batch, [(*place, text) for place, text in skipped.items()]
-            if batch is None:
-                return
+        # Threads end with the epoch: a process that is forked should have none.
+        with _starting(threads) as start:
+            for step in range(worker, plan.steps, workers):
+                if (now := plan.window(step)) != window:
+                    window = now
+                    ahead = order.window_shards(now), order.window_shards(now + 1)
+                    self.source.prefetch(np.concatenate(ahead).tolist())
+                try:
+                    batch, skipped = self._batch(plan, order, step, epoch, damaged, start)
+                except InputError as error:
+                    yield Failure(str(error))
+                    return
+                yield batch, [(*place, text) for place, text in skipped.items()]
+                if batch is None:
+                    return
 
     def _batch(
-        self, plan: Plan | BucketPlan, order: EpochOrder, step: int, epoch: int, damaged: Skipped
+        self,
+        plan: Plan | BucketPlan,
+        order: EpochOrder,
+        step: int,
+        epoch: int,
+        damaged: Skipped,
+        start: _Start,
     ) -> tuple[Any | None, Skipped]:
         """A batch, and what was skipped of its own places; ``damaged`` also has what was tried in
         their stead, which is another batch's to tell. No batch, and all of it, if it is too much.
         """
         positions, canvas = plan.positions(step), plan.canvas(step)
         samples, padding, skipped = [], [], Skipped()
-        for position, first in zip(positions.tolist(), _places(order, positions), strict=True):
+        firsts = [*zip(positions.tolist(), _places(order, positions), strict=True)]
+        begun = {
+            (position, place): start(partial(self._sample, *place, epoch, position, canvas))
+            for position, place in firsts
+            if place not in damaged
+        }
+        for position, first in firsts:
             others = (p for n in plan.substitutes(position, step) for p in _places(order, n))
             for place in chain([first], others):
                 if place not in damaged:
+                    made = begun.get((position, place))
                     try:
-                        samples.append(self._sample(*place, epoch, position, canvas))
+                        samples.append(
+                            made() if made else self._sample(*place, epoch, position, canvas)
+                        )
                         break
                     except DataError as error:
                         damaged[place] = str(error)
@@ -175,7 +204,8 @@ class SampleStream(IterableDataset):
     def _sample(
         self, shard: int, index: int, epoch: int, position: int, canvas: tuple[int, int] | None
     ) -> Any:
-        data, record = self.source.read(shard, index)
+        with _READING:
+            data, record = self.source.read(shard, index)
         name = f"{record['file_name']} (in {self.source.where(shard)})"
         given = (data, record, sample_rng(self.seed, epoch, position))
         try:
@@ -185,6 +215,15 @@ class SampleStream(IterableDataset):
         except Exception as error:
             error.add_note(f"while sample {name} was made")
             raise
+
+
+@contextlib.contextmanager
+def _starting(threads: int) -> Iterator[_Start]:
+    if threads == 1:
+        yield lambda work: work
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            yield lambda work: pool.submit(work).result
 
 
 def _places(order: EpochOrder, positions: NDArray[np.int64] | int) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from autotimm import buffers
 from autotimm.images import FORMATS
 from autotimm.structures import InputError
 
@@ -57,7 +58,9 @@ def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarra
         try:
             stored_height, stored_width, space, _ = simplejpeg.decode_jpeg_header(data)
             if (stored_width, stored_height) == (width, height) and space in _SIMPLE:
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+                pixels = buffers.empty((height, width, 3))
+                simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
+                return pixels
         except ValueError:
             pass  # some flaw, which PIL either copes with or reports
     return _decode_with_pil(data, width, height)

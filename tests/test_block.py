@@ -1,0 +1,132 @@
+"""A worker fills its blocks again, but none of which anything is still held."""
+
+import gc
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from autotimm.data import block
+from autotimm.data.block import Block
+
+SHAPES = {"number": ("int64", (3,)), "image": ("uint8", (2, 300, 300, 3)), "flag": ("bool", (5,))}
+BATCHES = 40
+pytestmark = pytest.mark.usefixtures("own_threads")
+
+
+class Numbered(IterableDataset):
+    """Blocks in which every value follows from their number, and how many their worker has made."""
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.grows = grows
+
+    def __iter__(self) -> Iterator[tuple[Block, int]]:
+        for number in range(BATCHES):
+            shapes = SHAPES | {"more": ("float32", (100_000 * number,))} if self.grows else SHAPES
+            made = Block.of(shapes)
+            for value in made.tensors().values():
+                value[...] = number
+            yield made, len(block._made)
+
+
+def loader(workers: int = 1, context: str | None = "fork", **given) -> DataLoader:
+    return DataLoader(
+        Numbered(**given),
+        batch_size=None,
+        collate_fn=lambda item: item,
+        num_workers=workers,
+        multiprocessing_context=context,
+    )
+
+
+def intact(arrays: dict[str, torch.Tensor], number: int) -> bool:
+    expected = {"number": number, "image": number, "flag": bool(number)}
+    return all((arrays[key] == value).all() for key, value in expected.items())
+
+
+def test_arrays_lie_one_after_another_aligned() -> None:
+    arrays = Block.of(SHAPES).tensors()
+    assert {k: (str(v.dtype), tuple(v.shape)) for k, v in arrays.items()} == {
+        key: (f"torch.{kind}", shape) for key, (kind, shape) in SHAPES.items()
+    }
+    first = arrays["number"].data_ptr()
+    starts = [v.data_ptr() - first for v in arrays.values()]
+    assert starts == [0, 64, 64 + 540_032]
+
+
+def test_few_blocks_do_where_none_is_kept() -> None:
+    counts = []
+    for number, (received, made) in enumerate(loader()):
+        assert intact(received.tensors(), number)
+        counts.append(made)
+    assert counts[-1] <= 6  # made ahead, on the way, and in use
+
+
+def test_blocks_that_grow_take_the_place_of_those_that_are_too_small() -> None:
+    assert max(made for _, made in loader(grows=True)) <= 6
+
+
+@pytest.mark.parametrize("key", SHAPES)
+def test_what_is_kept_stays_as_it_is(key: str) -> None:
+    kept = [received.tensors()[key] for received, _ in loader()]
+    gc.collect()
+    assert [value.flatten()[0].item() for value in kept] == [
+        bool(n) if key == "flag" else n for n in range(BATCHES)
+    ]
+    assert all((value == value.flatten()[0]).all() for value in kept)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda image: image[1, 7:9],
+        lambda image: image.permute(0, 3, 1, 2)[1:],
+        lambda image: image.numpy()[0, ::2],
+        lambda image: memoryview(image.numpy()),
+        lambda image: image.untyped_storage(),
+        lambda image: torch.utils.dlpack.to_dlpack(image[0]),
+    ],
+)
+def test_a_part_of_an_array_holds_its_block(part) -> None:
+    kept = [part(received.tensors()["image"]) for received, _ in loader()]
+    gc.collect()
+    values = [
+        np.asarray(p if not isinstance(p, torch.UntypedStorage) else p[:9]).flatten()[0]
+        if type(p).__name__ != "PyCapsule"
+        else torch.utils.dlpack.from_dlpack(p).flatten()[0].item()
+        for p in kept
+    ]
+    assert values == list(range(BATCHES))
+
+
+def test_a_block_that_is_never_opened_is_let_go() -> None:
+    assert max(made for _, made in loader()) <= 6
+
+
+def test_a_fork_that_drops_a_block_does_not_let_go_of_it() -> None:
+    received, _ = next(iter(loader()))
+    memory, arrays = received._memory, received.tensors()
+    child = os.fork()
+    if not child:
+        del received, arrays
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert memory[0] == 1
+    assert intact(arrays, 0)
+    del received, arrays
+    assert memory[0] == 0
+
+
+def test_other_ways_to_share_and_to_start_workers() -> None:
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        kept = [received.tensors() for received, _ in loader()]
+        assert all(map(intact, kept, range(BATCHES)))
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
