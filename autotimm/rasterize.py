@@ -28,7 +28,7 @@ from autotimm.structures import RLE
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 _HALF = 1 << 14
-_AT_ONCE = 64  # polygons: with more, arrays outgrow what malloc reuses without asking the system
+_AT_ONCE = 96  # polygons: with more, arrays outgrow what malloc reuses without asking the system
 _NEAR = 1e-5  # rows; what is further from a whole one is on the same side however it is summed
 
 

@@ -79,9 +79,12 @@ def together(work: Work, processes: int, loading: float) -> None:
     measured(wait, loading=loading)
 
 
-def autotimm(annotations: Path, images: Path, out: Path, samples_per_shard: int) -> Work:
+def autotimm(
+    annotations: Path, images: Path, out: Path, samples_per_shard: int, threads: bool = True
+) -> Work:
     """``write_shard`` for every shard of the plan."""
     from autotimm import coco
+    from autotimm.sharding.run import usable_cpus
     from autotimm.sharding.writer import make_keys, plan_shards, write_shard
 
     index = coco.load(annotations, images)
@@ -90,7 +93,10 @@ def autotimm(annotations: Path, images: Path, out: Path, samples_per_shard: int)
     def work(part: int, parts: int) -> int:
         keys = make_keys((index.file_name(i), index.image_id(i)) for i in range(count))
         plan = plan_shards("train", keys, [0] * count, samples_per_shard, 2**62)
-        return sum(write_shard(out, shard, index).images for shard in plan[part::parts])
+        thread = threads and 2 * parts <= usable_cpus()  # as autotimm-shard decides
+        return sum(
+            write_shard(out, shard, index, thread=thread).images for shard in plan[part::parts]
+        )
 
     return work
 
@@ -201,6 +207,7 @@ def convert(path: str, record: dict[str, Any]) -> tuple[bytes, bytes]:
 
 WRITERS = {
     "autotimm": autotimm,
+    "autotimm-no-thread": partial(autotimm, threads=False),
     "webdataset": webdataset,
     "mosaicml": mosaicml,
     "mosaicml-hashes": partial(mosaicml, hashes=["xxh64"]),

@@ -65,7 +65,7 @@ def shard(
     mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     if dst is None:
         outcome = Outcome("dry run", {}, workers=_crew_size(workers, mine, dst))
-        with crew(_Work(job, None), outcome.workers) as deal:
+        with crew(_Work(job, None, False), outcome.workers) as deal:
             done = _write(job, mine, {}, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
@@ -101,7 +101,8 @@ def _run(
     try:
         # Workers are forked before a store is asked for anything: fsspec then starts a thread.
         # They have the lock too, so that it is held until the last of a killed run is gone.
-        with crew(_Work(job, dst), outcome.workers) as deal:
+        spare = 2 * outcome.workers <= usable_cpus()
+        with crew(_Work(job, dst, spare), outcome.workers) as deal:
             manifest = dst.manifest()
             if manifest and manifest.source == job.source and not overwrite:
                 return _complete(dst, claim, manifest, strict)
@@ -265,6 +266,7 @@ class _Work:
 
     job: Job
     dst: Destination | None
+    thread: bool  # whether CPUs are left for one more thread of each worker
 
     def __call__(self, k: int, progress: Progress) -> Written:
         split, plan = self.job.plans[k]
@@ -273,7 +275,7 @@ class _Work:
             return write_shard(None, plan, index, progress)
         sources = stamp(index, plan)  # before they are read: what changes meanwhile is noticed
         with self.dst.room() as folder:
-            written = write_shard(folder, plan, index, progress)
+            written = write_shard(folder, plan, index, progress, self.thread)
             self.dst.keep(folder, written, plan.name, entry_bytes(written, sources))
         return written
 

@@ -12,10 +12,10 @@ import gc
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import orjson
@@ -25,11 +25,12 @@ from autotimm.checks import Problems
 from autotimm.coco import CocoIndex
 from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.sharding.manifest import BLOCK, Shard, whole_file
+from autotimm.structures import Record
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
-_AT_ONCE = 2 << 20  # bytes of images that are read before their samples are written
-_PIECES = 1000  # of one system call; Linux takes 1,024
+_BUFFER = 2 << 20  # bytes of a tar that are filled before they are hashed and written
+_AT_ONCE = 12  # images whose records are made together: fewer bytes than a buffer has
 
 # The ustar header of a file, but for name, size and checksum.
 _ZEROS = b"\0" * 100
@@ -133,6 +134,7 @@ def write_shard(
     plan: ShardPlan,
     index: CocoIndex,
     progress: Callable[[int], object] = lambda _: None,
+    thread: bool = False,
 ) -> Written:
     """Writes one shard and its index into a folder; neither has its name before it is whole.
 
@@ -141,6 +143,7 @@ def write_shard(
         plan: what goes into the shard.
         index: the split that the plan is of.
         progress: called with the number of images done since the last call.
+        thread: hash and write in a thread of its own; of use where a CPU is free for it.
 
     Returns:
         What was written; no shard if none of the images can be used.
@@ -148,15 +151,22 @@ def write_shard(
     written = Written()
     rows: list[tuple[int, ...]] = []
     if folder is None:
-        rows = _write_samples(None, plan, index, progress, written)
+        rows = _write_samples(_Tar(None, None), plan, index, progress, written)
         written.images = len(rows)
         return written
-    with contextlib.suppress(_NothingToWriteError), whole_file(folder / plan.name) as file:
-        tar = _Tar(file)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(_NothingToWriteError))
+        file = stack.enter_context(whole_file(folder / plan.name))
+        # Left before the file is closed: a thread must not write to a descriptor of another file.
+        pool = stack.enter_context(ThreadPoolExecutor(1)) if thread else None
+        tar = _Tar(file.fileno(), pool)
         rows = _write_samples(tar, plan, index, progress, written)
         if not rows:
             raise _NothingToWriteError
-        tar.append([b"\0" * (2 * BLOCK + -(tar.bytes + 2 * BLOCK) % _RECORD)])
+        end = 2 * BLOCK + -(tar.bytes + 2 * BLOCK) % _RECORD
+        tar.room(end)[:] = bytes(end)
+        tar.add(end)
+        tar.flush(last=True)
     if not rows:
         return written
     written.images, written.bytes = len(rows), tar.bytes
@@ -182,43 +192,65 @@ class _NothingToWriteError(Exception):
 
 
 class _Tar:
-    """A tar that is being written, its length and its checksum so far."""
+    """A tar that is being written: filled in memory, then hashed and written a buffer at a time.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file.fileno()
+    In a thread, this is done with one buffer while the other is filled. Hashing one long stretch
+    lets go of the interpreter once; many short ones would each have to wait to get it back.
+
+    Args:
+        file: to write to; None to write nothing.
+        thread: that hashes and writes; None to do it here.
+    """
+
+    def __init__(self, file: int | None, thread: Executor | None) -> None:
+        self._file, self._thread = file, thread
+        self._buffer, self._other = (memoryview(bytearray(_BUFFER)) for _ in range(2))
+        self._filled = 0
+        self._written = 0
+        self._at_work: Future[None] | None = None
         self.bytes = 0
         self.sha256 = hashlib.sha256()
 
-    def append(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Writes the pieces with as few system calls as can be."""
-        for piece in pieces:
-            self.sha256.update(piece)
-        start = self.bytes
-        self.bytes += sum(map(len, pieces))
-        left = [memoryview(piece) for piece in pieces]
-        while left:
-            done = os.writev(self._file, left[:_PIECES])
-            while left and done >= len(left[0]):  # a signal or a quota may cut a write short
-                done -= len(left.pop(0))
-            if done:
-                left[0] = left[0][done:]
+    def room(self, size: int) -> memoryview:
+        """The next bytes of the tar, to be filled; they count once they are added."""
+        if size > len(self._buffer) - self._filled:
+            self.flush()
+            if len(self._buffer) != max(size, _BUFFER):  # no longer than it has to be so large
+                self._buffer = memoryview(bytearray(max(size, _BUFFER)))
+        return self._buffer[self._filled : self._filled + size]
+
+    def add(self, size: int) -> None:
+        """Makes the bytes that were filled part of the tar."""
+        self._filled += size
+        self.bytes += size
+
+    def flush(self, last: bool = False) -> None:
+        """Hashes and writes what was added, or begins to."""
+        if self._at_work is not None:
+            self._at_work.result()
+        if self._file is not None and self._filled:
+            content = self._buffer[: self._filled]
+            if self._thread is None:
+                self._put(self._file, content)
+            else:
+                self._at_work = self._thread.submit(self._put, self._file, content)
+                self._buffer, self._other = self._other, self._buffer
+        if last and self._at_work is not None:
+            self._at_work.result()
+        self._filled = 0
+
+    def _put(self, file: int, content: memoryview) -> None:
+        self.sha256.update(content)
+        start, end = self._written, self._written + len(content)
+        while self._written < end:  # a signal or a quota may cut a write short
+            self._written += os.write(file, content[self._written - start :])
         if hasattr(os, "posix_fadvise"):
             # Linux begins to write back what it is told not to keep: fsync has less to wait for.
-            os.posix_fadvise(self._file, start, self.bytes - start, os.POSIX_FADV_DONTNEED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """An image file that was read and can be used."""
-
-    position: int
-    key: str
-    data: memoryview
-    extension: str
+            os.posix_fadvise(file, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _write_samples(
-    tar: _Tar | None,
+    tar: _Tar,
     plan: ShardPlan,
     index: CocoIndex,
     progress: Callable[[int], object],
@@ -226,78 +258,72 @@ def _write_samples(
 ) -> list[tuple[int, ...]]:
     """Appends the samples of a plan, some at a time; returns their rows of the index."""
     rows: list[tuple[int, ...]] = []
-    buffer = memoryview(bytearray(_AT_ONCE))
-    done = 0
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects a second, none of them in a cycle
     try:
-        while done < len(plan.samples):
-            images, tried = _read_images(plan.samples[done:], index, buffer, written.problems)
-            rows += _append(tar, images, index, written)
-            done += tried
-            progress(tried)
+        for start in range(0, len(plan.samples), _AT_ONCE):
+            samples = plan.samples[start : start + _AT_ONCE]
+            rows += _append(tar, samples, index, written)
+            progress(len(samples))
     finally:
         if collecting:
             gc.enable()
     return rows
 
 
-def _read_images(
-    samples: Sequence[tuple[int, str]], index: CocoIndex, buffer: memoryview, problems: Problems
-) -> tuple[list[_Image], int]:
-    """Reads images into a buffer until it is full.
-
-    Returns:
-        Those that can be used, and how many of the samples are done with.
-    """
-    images: list[_Image] = []
-    filled = 0
-    for tried, (position, key) in enumerate(samples):
-        try:
-            data = _read(index.image_file(position), buffer[filled:], bool(images))
-            if data is None:
-                return images, tried
-            extension = _checked(data, index.size(position))
-        except (OSError, ValueError) as error:
-            reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-            problems.add(f"{reason} (image left out)", index.file_name(position))
-            continue
-        images.append(_Image(position, key, data, extension))
-        filled += len(data)
-    return images, len(samples)
-
-
 def _append(
-    tar: _Tar | None, images: list[_Image], index: CocoIndex, written: Written
+    tar: _Tar, samples: Sequence[tuple[int, str]], index: CocoIndex, written: Written
 ) -> list[tuple[int, ...]]:
-    """Appends samples whose images have been read; returns their rows of the index."""
-    records = index.records([image.position for image in images], written.problems)
+    """Appends some samples; returns the rows of the index of those whose image can be used."""
+    problems = Problems()
+    records = index.records([position for position, _ in samples], problems)
     rows: list[tuple[int, ...]] = []
-    pieces: list[bytes | memoryview] = []
-    small = b""  # what lies between two images, in one piece
-    at = tar.bytes if tar else 0
-    for image, record in zip(images, records, strict=True):
-        data, text = image.data, orjson.dumps(record)
-        image_at = at + BLOCK
-        json_at = image_at + len(data) + -len(data) % BLOCK + BLOCK
-        at = json_at + len(text) + -len(text) % BLOCK
-        pieces += [small + tar_header(f"{image.key}.{image.extension}", len(data)), data]
-        small = b"".join(
-            [
-                b"\0" * (-len(data) % BLOCK),
-                tar_header(f"{image.key}.json", len(text)),
-                text,
-                b"\0" * (-len(text) % BLOCK),
-            ]
-        )
-        width, height, image_id = record["width"], record["height"], record["image_id"]
-        sums = checksum(data), checksum(text)
-        rows.append((image_at, len(data), json_at, len(text), width, height, image_id, *sums))
+    used = []
+    for (position, key), record in zip(samples, records, strict=True):
+        try:
+            row = _append_sample(tar, index.image_file(position), key, record)
+        except (_ReadError, ValueError) as error:
+            written.problems.add(f"{error} (image left out)", index.file_name(position))
+            continue
+        rows.append(row)
+        used.append(position)
         written.instances += len(record["annotations"])
         written.crowd += sum(annotation["iscrowd"] for annotation in record["annotations"])
-    if tar:
-        tar.append([*pieces, small])
+    if len(used) < len(samples):  # whatever is odd about their annotations is no loss
+        problems = Problems()
+        index.records(used, problems)
+    written.problems.update(problems)
     return rows
+
+
+def _append_sample(tar: _Tar, path: str, key: str, record: Record) -> tuple[int, ...]:
+    """Appends an image and its record; returns their row of the index.
+
+    Raises:
+        _ReadError: the image cannot be read.
+        ValueError: it cannot be used; the message says why.
+    """
+    text = orjson.dumps(record)
+    text_room = len(text) + -len(text) % BLOCK
+    with _opened(path) as (file, size):
+        image_room = size + -size % BLOCK
+        room = tar.room(2 * BLOCK + image_room + text_room)
+        image = room[BLOCK : BLOCK + size]
+        _fill(file, image)
+    extension = _checked(image, (record["width"], record["height"]))
+    pieces = [
+        b"\0" * (image_room - size),
+        tar_header(f"{key}.json", len(text)),
+        text,
+        b"\0" * (text_room - len(text)),
+    ]
+    room[:BLOCK] = tar_header(f"{key}.{extension}", size)
+    room[BLOCK + size :] = b"".join(pieces)
+    image_at = tar.bytes + BLOCK
+    json_at = image_at + image_room + BLOCK
+    tar.add(len(room))
+    shape = record["width"], record["height"], record["image_id"]
+    return (image_at, size, json_at, len(text), *shape, checksum(image), checksum(text))
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -309,28 +335,33 @@ def tar_header(name: str, size: int) -> bytes:
     return b"".join([start, _ZEROS[len(start) :], _MODE, length, _TIME, checksum, _REST])
 
 
-def _read(path: str, buffer: memoryview, may_wait: bool) -> memoryview | None:
-    """Reads a file into a buffer, or into one of its own if that is too small.
+class _ReadError(Exception):
+    """An image file cannot be read; other errors of the system concern what is written."""
 
-    Returns:
-        The content; None if the buffer is too small and the file may wait for an empty one.
-    """
-    file = os.open(path, os.O_RDONLY)
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[int, int]]:
+    """An image file's descriptor and size."""
     try:
-        size = os.fstat(file).st_size
-        if size > len(buffer):
-            if may_wait:
-                return None
-            buffer = memoryview(bytearray(size))
-        done = 0
-        while done < size:
-            count = os.readv(file, [buffer[done:size]])
-            if not count:
-                raise ValueError("changed while it was read")
-            done += count
-        return buffer[:size]
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise _ReadError(f"cannot be read: {error.strerror}") from None
+    try:
+        yield file, os.fstat(file).st_size
     finally:
         os.close(file)
+
+
+def _fill(file: int, buffer: memoryview) -> None:
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.readv(file, [buffer[done:]])
+        except OSError as error:
+            raise _ReadError(f"cannot be read: {error.strerror}") from None
+        if not count:
+            raise ValueError("changed while it was read")
+        done += count
 
 
 def _checked(data: memoryview, declared: tuple[int, int]) -> str:
