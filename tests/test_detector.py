@@ -13,7 +13,6 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentor, MetricConfig, ObjectDetector
-from autotimm.tasks import optimization
 
 
 def small(cls=InstanceSegmentor, **options):
@@ -174,41 +173,14 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
         ("mask_size", 27, "mask_size=27"),
         ("mask_loss_weight", -1.0, "mask_loss_weight=-1"),
         ("warmup_steps", -1, "warmup_steps=-1"),
+        ("backbone_lr_factor", 0.0, r"backbone_lr_factor=0\.0 must be a positive"),
+        ("layer_decay", 1.2, r"layer_decay=1\.2"),
+        ("milestones", [0.5], "milestones have no effect with scheduler=cosine"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(option, value, said) -> None:
     with pytest.raises(InputError, match=said):
         small(**{option: value})
-
-
-def test_norms_and_biases_are_not_decayed() -> None:
-    model = small()
-    optimizer = optimization.build(model, "adamw", 1e-3, 0.05)
-    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        plain = name.endswith("bias") or parameter.ndim == 1
-        assert decay[id(parameter)] == (0.0 if plain else 0.05), name
-    frozen = optimization.build(small(freeze_backbone=True), "sgd", 1e-3, 0.05)
-    assert sum(len(g["params"]) for g in frozen.param_groups) < len(decay)
-
-
-def test_learning_rate_schedules() -> None:
-    def factors(kind, steps=120, warmup=10):
-        return [optimization.lr_factor(s, steps, warmup, kind) for s in range(steps)]
-
-    for kind in ("cosine", "multistep", "constant", None):
-        got = factors(kind)
-        assert got[0] == pytest.approx(0.001)
-        assert got[5] == pytest.approx(0.001 + 0.999 / 2)
-        assert got[10] == pytest.approx(1.0)
-    assert factors("cosine")[65] == pytest.approx(0.01 + 0.99 / 2)
-    assert factors("cosine")[-1] < 0.012
-    steps = factors("multistep")
-    assert steps[79] == 1.0
-    assert steps[80] == steps[109] == pytest.approx(0.1)
-    assert steps[110] == pytest.approx(0.01)
-    assert set(factors("constant")[10:]) == {1.0}
 
 
 def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path) -> None:

@@ -236,6 +236,47 @@ def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
+    painted: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "lost.py"
+    script.write_text(
+        "import os\n"
+        "from autotimm import InstanceSegmentor\n"
+        "from autotimm.cli import train\n"
+        "step = InstanceSegmentor.training_step\n"
+        "def lost(self, batch, batch_idx):\n"
+        "    loss = step(self, batch, batch_idx)\n"
+        "    bad = self.trainer.global_step == 5 and self.global_rank == 1\n"
+        "    if bad:\n"
+        "        print('spoilt:', *batch['file_name'], flush=True)\n"
+        "    return loss * float('nan') if bad else loss\n"
+        "InstanceSegmentor.training_step = lost\n"
+        "train()\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node=2", script, "fit", "--config", SMALL, *TINY_MODEL, *given],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    (spoilt,) = (line for line in done.stdout.splitlines() if line.startswith("spoilt: "))
+    images = ", ".join(spoilt.split()[1:])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2  # one from each rank
+    assert all(f"nan at step 6 on rank 1 (images {images}): " in line for line in errors)
+    assert 'Traceback (most recent call last):\n  File "' + str(script) not in done.stderr
+    # The checkpoint of the epoch before is there and whole.
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+
+
 def test_a_worker_may_be_killed_during_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,16 +58,14 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
 
 
 class Line(LightningModule):
-    """Learns one number; from step ``breaks`` on its loss is not one."""
+    """Learns one number."""
 
-    def __init__(self, breaks: int = 10**9) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
-        self.breaks = breaks
 
     def training_step(self, batch, batch_idx):
-        loss = (self.weight * batch["image"].mean()) ** 2
-        return loss * float("nan") if self.trainer.global_step >= self.breaks else loss
+        return (self.weight * batch["image"].mean()) ** 2
 
     def validation_step(self, batch, batch_idx):
         return [{}, {}]
@@ -100,16 +98,6 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=3).fit(Line(), loader(), loader(1))
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 15
-
-
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(InputError, match=r"loss is nan at step 5 \(images a\.jpg, b\.jpg\)"):
-        quiet(tmp_path, max_epochs=5).fit(Line(breaks=4), loader())
-    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 3
-    assert torch.isfinite(state["state_dict"]["weight"])
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch._dynamo import config as dynamo
@@ -23,8 +24,9 @@ from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError
-from autotimm.tasks import optimization
+from autotimm.tasks import optimization, parameters
 from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.precision import may_fuse
 
 _MOST_SHAPES = 64  # of batches that the network is compiled for
 
@@ -46,9 +48,13 @@ class ObjectDetector(LightningModule):
         freeze_backbone: train the pyramid and the heads alone.
         optimizer: ``adamw`` or ``sgd``.
         lr: peak learning rate.
-        weight_decay: of weights; norms and biases are not decayed.
-        scheduler: ``cosine``, ``multistep`` (a tenth after 8/12 and 11/12 of the run), or
-            ``constant`` (also None); by optimizer step.
+        backbone_lr_factor: what ``lr`` is multiplied by for the backbone.
+        layer_decay: what it is multiplied by once more for each layer of the backbone, counted from
+            the last; 1 for all alike.
+        weight_decay: of weights; norms, biases and what timm names besides are not decayed.
+        scheduler: ``cosine``, ``multistep`` (a tenth at each of ``milestones``), or ``constant``
+            (also None); by optimizer step.
+        milestones: shares of the run, for ``multistep``; by default 8/12 and 11/12.
         warmup_steps: optimizer steps of linear warm-up.
         compile_model: run the network through torch.compile.
         compile_kwargs: passed on to it.
@@ -77,8 +83,11 @@ class ObjectDetector(LightningModule):
         freeze_backbone: bool = False,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-4,
+        backbone_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
         weight_decay: float = 1e-4,
         scheduler: Literal["cosine", "multistep", "constant"] | None = "cosine",
+        milestones: list[float] | None = None,
         warmup_steps: int = 0,
         compile_model: bool = True,
         compile_kwargs: dict[str, Any] | None = None,
@@ -168,7 +177,15 @@ class ObjectDetector(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options: Any = self.hparams
-        optimizer = optimization.build(self, options.optimizer, options.lr, options.weight_decay)
+        groups = parameters.groups(
+            self.network,
+            options.backbone,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            backbone_lr_factor=options.backbone_lr_factor,
+            layer_decay=options.layer_decay,
+        )
+        optimizer = optimization.build(options.optimizer, groups, fused=may_fuse(self.trainer))
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total) and options.scheduler in ("cosine", "multistep"):
             raise InputError(
@@ -176,8 +193,16 @@ class ObjectDetector(LightningModule):
                 f"max_epochs or max_steps, or scheduler=constant"
             )
 
+        if options.warmup_steps >= total:
+            rank_zero_warn(
+                f"warmup_steps={options.warmup_steps}, but the run has {total:.0f} steps: the "
+                f"learning rate never gets to lr={options.lr}"
+            )
+
         def factor(step: int) -> float:
-            return optimization.lr_factor(step, total, options.warmup_steps, options.scheduler)
+            return optimization.lr_factor(
+                step, total, options.warmup_steps, options.scheduler, options.milestones
+            )
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
@@ -371,9 +396,7 @@ def check_weight(name: str, value: float) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    optimization.check(
-        settings["optimizer"], settings["scheduler"], settings["lr"], settings["warmup_steps"]
-    )
+    optimization.check(settings)
     for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
         if settings[name] < 1:
             raise InputError(f"{name}={settings[name]} must be at least 1")

@@ -3,51 +3,104 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from autotimm.structures import InputError
 
 OptimizerName = Literal["adamw", "sgd"]
 SchedulerName = Literal["cosine", "multistep", "constant"]
 
+MILESTONES = (8 / 12, 11 / 12)
+"""Shares of the run after which ``multistep`` drops: epochs 8 and 11 of 12, as in mmdetection."""
 
-def check(optimizer: str, scheduler: str | None, lr: float, warmup_steps: int) -> None:
-    """Raises InputError for a setting that :func:`build` or :func:`lr_factor` cannot use."""
+MOMENTUM = 0.9  # of SGD, as in every published recipe of a detector
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raises InputError for a setting of the training that cannot be used, or would not be.
+
+    Args:
+        settings: ``optimizer``, ``scheduler``, ``lr``, ``weight_decay``, ``warmup_steps``,
+            ``milestones``, ``backbone_lr_factor``, ``layer_decay``, ``freeze_backbone``.
+    """
+    optimizer, scheduler = settings["optimizer"], settings["scheduler"]
     if optimizer not in get_args(OptimizerName):
         raise InputError(f"optimizer={optimizer!r} is unknown: take adamw or sgd")
     if scheduler is not None and scheduler not in get_args(SchedulerName):
         raise InputError(f"scheduler={scheduler!r} is unknown: take cosine, multistep or constant")
-    if not lr > 0 or not math.isfinite(lr):
-        raise InputError(f"lr={lr} must be a positive number")
-    if warmup_steps < 0:
-        raise InputError(f"warmup_steps={warmup_steps} must not be negative")
+    for name in ("lr", "backbone_lr_factor"):
+        if not (settings[name] > 0 and math.isfinite(settings[name])):
+            raise InputError(f"{name}={settings[name]} must be a positive number")
+    if not 0 < settings["layer_decay"] <= 1:
+        raise InputError(f"layer_decay={settings['layer_decay']} must lie above 0 and be at most 1")
+    if settings["freeze_backbone"]:
+        for name in ("backbone_lr_factor", "layer_decay"):
+            if settings[name] != 1:
+                raise InputError(
+                    f"{name}={settings[name]} has no effect with freeze_backbone: leave one out"
+                )
+    if settings["warmup_steps"] < 0:
+        raise InputError(f"warmup_steps={settings['warmup_steps']} must not be negative")
+    _check_milestones(settings["milestones"], scheduler)
+
+
+def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None) -> None:
+    if milestones is None:
+        return
+    if scheduler != "multistep":
+        raise InputError(f"milestones have no effect with scheduler={scheduler}: take multistep")
+    given = list(milestones)
+    if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
+        raise InputError(
+            f"milestones={given} must be rising shares of the run between 0 and 1, such as "
+            f"[0.667, 0.917]"
+        )
 
 
 def build(
-    module: nn.Module, optimizer: str, lr: float, weight_decay: float
+    optimizer: str, groups: list[dict[str, Any]], fused: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer over the parameters that take a gradient; norms and biases are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """The optimizer of that name over ``groups``, which bring their learning rates and decays.
+
+    Args:
+        optimizer: one of ``OptimizerName``.
+        groups: as :func:`autotimm.tasks.parameters.groups` makes them.
+        fused: take the kernels that a flag on the device (``found_inf``) can hold back. A
+            checkpoint of a run without them does not change that, nor the other way round.
+    """
+    built: torch.optim.Optimizer
     if optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=lr)
+        built = torch.optim.SGD(groups, momentum=MOMENTUM, fused=fused)
+        if fused:
+            # A first step that is held back would leave the buffers that it makes unwritten.
+            for parameter in (p for group in built.param_groups for p in group["params"]):
+                built.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    else:
+        built = torch.optim.AdamW(groups, fused=fused)
+
+    def keep_kernels(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**g, "fused": fused} for g in state["param_groups"]]}
+
+    built.register_load_state_dict_pre_hook(keep_kernels)
+    return built
 
 
-def lr_factor(step: int, total_steps: float, warmup_steps: int, scheduler: str | None) -> float:
+def lr_factor(
+    step: int,
+    total_steps: float,
+    warmup_steps: int,
+    scheduler: str | None,
+    milestones: Sequence[float] | None = None,
+) -> float:
     """What the learning rate is multiplied by at optimizer step ``step`` (0-based) of a run of
     ``total_steps``, which may be infinite for ``constant``.
 
-    Warm-up rises linearly from a thousandth. Then ``cosine`` falls to 1 % at the end, ``multistep``
-    drops to a tenth after 8/12 and again after 11/12 of the run (the Detectron schedule), and
-    ``constant`` (or None) stays.
+    Warm-up rises linearly from a thousandth, as in detectron2. Then ``cosine`` falls to 1 % at the
+    end, ``multistep`` drops to a tenth at each of ``milestones`` (shares of the run; MILESTONES if
+    None), and ``constant`` (or None) stays.
     """
     if step < warmup_steps:
         return 0.001 + 0.999 * step / warmup_steps
@@ -55,5 +108,6 @@ def lr_factor(step: int, total_steps: float, warmup_steps: int, scheduler: str |
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if scheduler == "multistep":
-        return 0.1 ** sum(step >= total_steps * twelfths // 12 for twelfths in (8, 11))
+        shares = MILESTONES if milestones is None else milestones
+        return 0.1 ** sum(step >= int(total_steps * share + 1e-6) for share in shares)
     return 1.0

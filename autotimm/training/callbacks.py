@@ -24,41 +24,6 @@ from autotimm.structures import Batch, Detections, InputError, Target
 PICTURE_SIDE = 640
 
 
-class CheckLoss(Callback):
-    """Ends a run whose loss is not finite, before such weights are saved.
-
-    Looked at after every step on a CPU; on a GPU, where looking waits for the device, at the
-    trainer's ``log_every_n_steps`` and before anything is saved.
-    """
-
-    def __init__(self) -> None:
-        self._loss: torch.Tensor | None = None
-        self._images: list[str] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._loss, self._images = loss.detach(), batch.get("file_name", [])
-        often = 1 if loss.device.type == "cpu" else trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % max(often, 1) == 0:
-            self._check(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer)
-
-    def _check(self, trainer: Trainer) -> None:
-        if self._loss is not None and not torch.isfinite(self._loss):
-            raise InputError(
-                f"the loss is {self._loss.item()} at step {trainer.global_step} (images "
-                f"{', '.join(self._images)}): lower the learning rate, set gradient_clip_val, or "
-                f"look at these images' annotations; the last checkpoint is from before"
-            )
-
-
 class ImagesPerSecond(Callback):
     """Logs ``images_per_second``: training images of all ranks over an epoch's wall-clock time,
     validation left out.

@@ -15,16 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from autotimm.structures import InputError
-from autotimm.training.callbacks import (
-    CheckLoss,
-    EpochLines,
-    ImagesPerSecond,
-    SavePictures,
-    SaveResults,
-)
+from autotimm.tasks.precision import MixedPrecision
+from autotimm.training.callbacks import EpochLines, ImagesPerSecond, SavePictures, SaveResults
+from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO
 
 # What the libraries below say of each other's insides, and no user can mend.
@@ -36,7 +33,8 @@ for _message in (
 ):
     warnings.filterwarnings("ignore", message=_message)
 
-PRECISIONS = {"None", "16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"}
+MIXED = ("16-mixed", "bf16-mixed")
+PRECISIONS = {"None", "16", "bf16", "32", "32-true", *MIXED}
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before the job ends with an error."""
@@ -84,16 +82,18 @@ class AutoTrainer(Trainer):
         devices, num_nodes = _world_of_launcher(devices, num_nodes)
         root = default_root_dir or "runs"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        strategy = _strategy(strategy, devices, num_nodes)
+        precision, plugins = _precision(precision, accelerator, strategy, _plugins(plugins))
         super().__init__(
             accelerator=accelerator,
-            strategy=_strategy(strategy, devices, num_nodes),
+            strategy=strategy,
             devices=devices,
             num_nodes=num_nodes,
-            precision=_precision(accelerator) if precision is None else precision,
+            precision=precision,
             logger=CSVLogger(root, name="") if logger is None else logger,
             callbacks=[*given, *_default_callbacks(given, enable_checkpointing is not False)],
             default_root_dir=root,
-            plugins=_plugins(plugins),
+            plugins=plugins,
             use_distributed_sampler=False,
             enable_checkpointing=enable_checkpointing,
             **kwargs,
@@ -155,8 +155,20 @@ def _strategy(
     return strategy
 
 
-def _precision(accelerator: str) -> Any:
-    return "16-mixed" if accelerator != "cpu" and torch.cuda.is_available() else "32-true"
+def _precision(
+    name: Any, accelerator: str, strategy: str | Strategy, plugins: list[Any]
+) -> tuple[Any, list[Any]]:
+    """The precision that Lightning is told, and the plugins: one of ours is the precision where
+    mixed precision goes with a strategy that leaves the model and the optimizer as they are."""
+    if any(isinstance(plugin, Precision) for plugin in plugins):
+        return name, plugins
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    full = {"None": MIXED[0] if on_gpu else "32-true", "16": MIXED[0], "bf16": MIXED[1]}
+    name = full.get(str(name), name)
+    plain = strategy == "auto" or isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
+    if on_gpu and plain and name in MIXED:
+        return None, [*plugins, MixedPrecision(name, "cuda")]
+    return name, plugins
 
 
 def _plugins(given: Any) -> list[Any]:

@@ -1,0 +1,154 @@
+"""A loss or a gradient that is no finite number ends the run before the weights are changed by it.
+
+Invariants: no optimizer steps on such gradients, on any rank; all ranks stop at the same step;
+nothing is saved after it; a step that the loss scaler of 16-mixed skips is not taken for one.
+
+How the optimizer is held back without the host waiting for the device in every step: where its
+kernels are fused, a flag on the device makes them do nothing, and the host reads the flag a step
+later, or before anything is validated or saved. With a loss scaler that flag is the scaler's own,
+which gradients decide; a loss that is not finite therefore makes its gradients so. Without fused
+kernels (on a CPU, or with an optimizer of the user's) the host looks before the step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from autotimm.structures import InputError
+
+MOST_SKIPPED = 64
+"""Steps in a row that a loss scaler may skip. It halves the scale each time: after as many no scale
+that it could have reached is left above 1, and the gradients are not finite of themselves."""
+
+_MOST_NAMED = 64  # images in a message
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is known of a step's loss and gradients. The tensors have no dimension."""
+
+    number: int
+    images: list[str]  # of this rank's batches
+    loss: Tensor
+    norm: Tensor  # largest gradient
+    bad: Tensor  # 1 if any rank's is not finite, else 0; on the host
+    arrived: torch.cuda.Event | None  # when ``bad`` can be read
+
+
+class CheckLoss(Callback):
+    """Ends a run whose loss or gradients are not finite, naming the images of that batch."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._loss: Tensor | None = None  # summed over the batches since the last optimizer step
+        self._images: list[str] = []
+        self._skipped: Tensor | None = None  # steps in a row
+        self._step: _Step | None = None  # the last one, until its flag was read
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += batch.get("file_name", [])
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """``loss`` may be scaled, which leaves it as finite as it was."""
+        value = loss.detach()
+        self._loss = value if self._loss is None else self._loss + value
+        factor = torch.where(value.isfinite(), 1.0, torch.nan).to(value.dtype)
+        loss.register_hook(lambda gradient: gradient * factor)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._look()
+        assert self._loss is not None
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        norm = _largest_gradient(optimizer, self._loss)
+        lost = ~self._loss.isfinite()
+        if self._skipped is None:
+            self._skipped = torch.zeros_like(self._loss)
+        self._skipped = torch.where(norm.isfinite() | lost, 0.0, self._skipped + 1)
+        bad = (lost | (self._skipped >= (MOST_SKIPPED if scaled else 1))).float()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        if fused and not scaled:
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+        on_host, arrived = bad, None
+        if fused and bad.is_cuda:
+            on_host, arrived = bad.to("cpu", non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        self._step = _Step(
+            trainer.global_step + 1, self._images, self._loss, norm, on_host, arrived
+        )
+        self._loss, self._images = None, []
+        if not fused:
+            self._look()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        """Raises InputError if the last step was one to stop at: on all ranks, or on none."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        if step.bad.item():
+            raise InputError(_message(step))
+
+
+def _largest_gradient(optimizer: Optimizer, loss: Tensor) -> Tensor:
+    """The largest absolute value in any gradient, NaN where one is; 0 if a strategy hides them."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return get_total_norm(gradients, torch.inf).to(loss)
+
+
+def _message(step: _Step) -> str:
+    """One line, the same on all ranks, which must all ask for it."""
+    ranks = [(step.loss.item(), step.norm.item(), step.images)]
+    if dist.is_available() and dist.is_initialized():
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, ranks[0])
+        ranks = parts
+    lost = [i for i, (loss, _, _) in enumerate(ranks) if not math.isfinite(loss)]
+    if lost:
+        what = f"the loss is {ranks[lost[0]][0]}"
+    else:
+        # Gradients are summed over ranks before they can be looked at: any of them may be it.
+        what = f"the gradients are not finite (the loss is {ranks[0][0]:.4g})"
+    where = f" on rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else ""
+    images = [name for i in lost or range(len(ranks)) for name in ranks[i][2]]
+    named = ", ".join(images[:_MOST_NAMED])
+    more = f" and {len(images) - _MOST_NAMED} more" if len(images) > _MOST_NAMED else ""
+    return (
+        f"{what} at step {step.number}{where if len(ranks) > 1 else ''} (images {named}{more}): "
+        f"the weights and the last checkpoint are those from before it; lower the learning rate, "
+        f"set gradient_clip_val, or look at these images' annotations"
+    )

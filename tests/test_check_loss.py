@@ -1,0 +1,246 @@
+"""A loss or gradient that is no finite number: the run stops, the weights and checkpoints stay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+
+from autotimm import AutoTrainer, InputError
+from autotimm.tasks import optimization
+from autotimm.tasks.precision import MixedPrecision
+from autotimm.training import check_loss
+
+NAN, INF = float("nan"), float("inf")
+
+
+class SpoilGradient(torch.autograd.Function):
+    """The identity, whose gradient is not a number."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * NAN
+
+
+class Line(LightningModule):
+    """Learns two numbers. ``spoil`` says at which batches what goes wrong, and on which rank."""
+
+    def __init__(self, spoil: dict[int, str] | None = None, fused: bool = False, rank=0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.spoil, self.fused, self.bad_rank = spoil or {}, fused, rank
+        self.seen: list[list[float]] = []  # the weights at the start of each step
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.weight.tolist())
+        loss = (self.weight * batch["image"].mean()).square().sum()
+        how = self.spoil.get(batch_idx) if self.global_rank == self.bad_rank else None
+        if how == "gradient":
+            loss = SpoilGradient.apply(loss)
+        elif how is not None:
+            # Its gradient is finite: the loss alone tells.
+            loss = loss + {"nan": NAN, "inf": INF}[how]
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        return [{}, {}]
+
+    def configure_optimizers(self):
+        groups = [{"params": list(self.parameters()), "lr": 0.1}]
+        return optimization.build("sgd", groups, self.fused)
+
+
+def loader(batches: int = 8, rank: int = 0) -> DataLoader:
+    made = [
+        {
+            "image": torch.ones(2, 3, 4, 4),
+            "file_name": [f"{rank}-{i}a.jpg", f"{rank}-{i}b.jpg"],
+            "padding": torch.ones(2),
+        }
+        for i in range(batches)
+    ]
+    return DataLoader(made, batch_size=None)
+
+
+def trainer(folder: Path, **options) -> AutoTrainer:
+    return AutoTrainer(
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": 2, **options},
+    )
+
+
+def sixteen(**scaler) -> dict:
+    """16-mixed on a CPU, for which Lightning takes bf16 instead."""
+    grad_scaler = torch.amp.GradScaler("cpu", **scaler)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", grad_scaler)]}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+def test_the_run_stops_before_the_weights_change(
+    how: str, precision: str, fused: bool, tmp_path: Path
+) -> None:
+    options = sixteen() if precision == "16-mixed" else {"precision": precision}
+    model = Line({5: how}, fused)
+    run = trainer(tmp_path, **options)
+    if how == "gradient" and precision == "16-mixed":
+        run.fit(model, loader())  # a skipped step of the scaler, which is none of ours
+        # In both epochs the sixth step was skipped, and the others were not.
+        moved = [a != b for a, b in zip(model.seen, model.seen[1:], strict=False)]
+        assert [i for i, changed in enumerate(moved) if not changed] == [5, 13]
+        return
+    said = r"gradients are not finite \(the loss is" if how == "gradient" else f"loss is {how}"
+    with pytest.raises(InputError, match=f"{said}.* at step 6 .images 0-5a.jpg, 0-5b.jpg") as error:
+        run.fit(model, loader())
+    assert "\n" not in str(error.value)
+    # Fused kernels are held back and the host learns of it a step later.
+    assert len(model.seen) == (7 if fused else 6)
+    assert model.weight.tolist() == model.seen[5]
+    assert model.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_nothing_is_saved_after_it(fused: bool, tmp_path: Path) -> None:
+    """Not even where it is the last step of an epoch, after which checkpoints are written."""
+
+    class LaterEpoch(Line):
+        def training_step(self, batch, batch_idx):
+            self.spoil = {7: "nan"} if self.current_epoch == 1 else {}
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(InputError, match="loss is nan at step 16"):
+        trainer(tmp_path, max_epochs=3).fit(LaterEpoch(fused=fused), loader(), loader(1))
+    (folder,) = tmp_path.glob("version_0/checkpoints")
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 8
+    assert state["state_dict"]["weight"].isfinite().all()
+    assert sorted(p.name for p in folder.iterdir()) == ["epoch=0-step=8.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_checkpoint_of_the_step_itself_is_not_written(fused: bool, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    every = ModelCheckpoint(tmp_path / "every", "{step}", every_n_train_steps=1, save_top_k=-1)
+    with pytest.raises(InputError, match="at step 4"):
+        trainer(tmp_path, callbacks=every).fit(Line({3: "nan"}, fused), loader())
+    saved = {p.name for p in (tmp_path / "every").iterdir()}
+    assert saved == {"step=1.ckpt", "step=2.ckpt", "step=3.ckpt"}
+
+
+def test_all_batches_of_an_accumulated_step_are_named(tmp_path: Path) -> None:
+    model = Line({4: "nan"})
+    with pytest.raises(InputError) as error:
+        trainer(tmp_path, accumulate_grad_batches=4).fit(model, loader())
+    assert "at step 2 (images 0-4a.jpg, 0-4b.jpg, 0-5a.jpg" in str(error.value)
+    assert "0-7b.jpg)" in str(error.value) and "0-3b" not in str(error.value)
+
+
+def test_many_images_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_loss, "_MOST_NAMED", 3)
+    with pytest.raises(InputError, match=r"0-4a.jpg, 0-4b.jpg, 0-5a.jpg and 5 more\)"):
+        trainer(tmp_path, accumulate_grad_batches=4).fit(Line({4: "nan"}), loader())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_that_overflows_at_first_is_left_to_it(fused: bool, tmp_path: Path) -> None:
+    """The weights are those of a run that did not have these steps, momentum included."""
+
+    class Steep(Line):
+        def training_step(self, batch, batch_idx):
+            self.seen.append(self.weight.tolist())
+            inside = self.weight * 2.0**-40  # with a gradient that is larger than the weight's
+            return (inside * 2.0**40 * batch["image"].mean()).square().sum()
+
+    truth, model = Steep(fused=fused), Steep(fused=fused)
+    trainer(tmp_path, max_epochs=1).fit(truth, loader(16))
+    run = trainer(tmp_path, **sixteen(init_scale=2.0**96), max_epochs=1)
+    run.fit(model, loader(16))
+    pairs = zip(model.seen, [*model.seen[1:], model.weight.tolist()], strict=True)
+    moved = [after for before, after in pairs if before != after]
+    assert 3 <= len(moved) <= 13
+    torch.testing.assert_close(torch.tensor(moved), torch.tensor(truth.seen[1 : len(moved) + 1]))
+    assert run.precision_plugin.scaler.get_scale() == 2.0 ** (96 - 16 + len(moved))
+
+
+def test_a_scaler_that_never_stops_skipping_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_loss, "MOST_SKIPPED", 6)
+    model = Line(dict.fromkeys(range(1, 20), "gradient"))
+    with pytest.raises(InputError, match=r"gradients are not finite.*at step 7 "):
+        trainer(tmp_path, **sixteen()).fit(model, loader(20))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_clipping_goes_with_fused_kernels(precision: str, tmp_path: Path) -> None:
+    """As with others: Lightning by itself refuses it in mixed precision."""
+    weights = []
+    for fused in (False, True):
+        model = Line(fused=fused)
+        options = sixteen() if precision == "16-mixed" else {"precision": precision}
+        trainer(tmp_path, gradient_clip_val=0.5, **options).fit(model, loader())
+        weights.append(model.weight.tolist())
+        assert model.seen[1][0] == pytest.approx(1 - 0.1 * 0.5 / 5**0.5, rel=1e-3)
+    assert weights[0] == pytest.approx(weights[1], rel=1e-4)
+
+
+SCRIPT = """
+import os
+import sys
+from test_check_loss import Line, loader, trainer
+rank = int(os.environ["RANK"])
+model = Line({5: sys.argv[2]}, sys.argv[3] == "fused", rank=int(sys.argv[4]))
+try:
+    trainer(sys.argv[1], devices="auto").fit(model, loader(rank=rank))
+except ValueError as error:
+    kept = model.weight.tolist() == model.seen[5]
+    open(f"{sys.argv[1]}/{rank}.txt", "w").write(f"{kept} {error}")
+    raise SystemExit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "fused"),
+    [
+        ("nan", "fused"),
+        pytest.param("inf", "no", marks=pytest.mark.slow),
+        pytest.param("gradient", "no", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_stop_together(how: str, fused: str, tmp_path: Path) -> None:
+    """And name the images of the one that had it; of both where the gradients have been summed."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = Path(__file__).parent
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*words, str(script), str(tmp_path), how, fused, "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0].startswith("True "), said  # the weights are as they were
+    if how == "gradient":
+        assert "at step 6 (images 0-5a.jpg, 0-5b.jpg, 1-5a.jpg, 1-5b.jpg)" in said[0]
+    else:
+        assert f"the loss is {how} at step 6 on rank 1 (images 1-5a.jpg, 1-5b.jpg)" in said[0]
+    assert not list(tmp_path.glob("**/*.ckpt"))

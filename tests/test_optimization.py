@@ -1,0 +1,120 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from autotimm.structures import InputError
+from autotimm.tasks import optimization
+
+SETTINGS = {
+    "optimizer": "sgd",
+    "scheduler": "multistep",
+    "lr": 0.01,
+    "weight_decay": 1e-4,
+    "warmup_steps": 0,
+    "milestones": None,
+    "backbone_lr_factor": 1.0,
+    "layer_decay": 1.0,
+    "freeze_backbone": False,
+}
+
+
+def factors(kind, steps=120, warmup=10, **options):
+    return [optimization.lr_factor(s, steps, warmup, kind, **options) for s in range(steps)]
+
+
+def test_learning_rate_schedules() -> None:
+    for kind in ("cosine", "multistep", "constant", None):
+        got = factors(kind)
+        assert got[0] == pytest.approx(0.001)
+        assert got[5] == pytest.approx(0.001 + 0.999 / 2)
+        assert got[10] == pytest.approx(1.0)
+    assert factors("cosine")[65] == pytest.approx(0.01 + 0.99 / 2)
+    assert factors("cosine")[-1] < 0.012
+    steps = factors("multistep")
+    assert steps[79] == 1.0
+    assert steps[80] == steps[109] == pytest.approx(0.1)
+    assert steps[110] == pytest.approx(0.01)
+    assert set(factors("constant")[10:]) == {1.0}
+
+
+def test_the_milestones_of_detectron2s_long_schedule() -> None:
+    """270,000 steps, dropped after 210,000 and 250,000."""
+    steps = factors("multistep", steps=270, warmup=0, milestones=[0.777778, 0.925926])
+    assert [i for i in range(1, 270) if steps[i] < steps[i - 1]] == [210, 250]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be rising"),
+        ({"milestones": []}, "milestones="),
+        ({"milestones": [8, 11]}, "between 0 and 1"),
+        ({"milestones": [0.5], "scheduler": "cosine"}, "scheduler=cosine: take multistep"),
+        ({"layer_decay": 0.0}, "layer_decay=0"),
+        ({"layer_decay": 0.7, "freeze_backbone": True}, "layer_decay=0.7 has no effect"),
+        ({"backbone_lr_factor": 0.1, "freeze_backbone": True}, "backbone_lr_factor=0.1 has no"),
+        ({"lr": float("nan")}, "lr=nan"),
+    ],
+)
+def test_what_cannot_be_or_would_have_no_effect_is_refused(changes, said) -> None:
+    optimization.check(SETTINGS)
+    with pytest.raises(InputError, match=said):
+        optimization.check({**SETTINGS, **changes})
+
+
+def weights() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (3, 5)]
+
+
+def give_gradients(parameters: list[torch.nn.Parameter], step: int) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.sin(parameter.detach() * (step + 1))
+
+
+def steps_of(name: str, fused: bool, held_back: set[int]) -> list[torch.Tensor]:
+    parameters = weights()
+    groups = [{"params": parameters, "lr": 0.1, "weight_decay": 0.01}]
+    optimizer = optimization.build(name, groups, fused=fused)
+    for step in range(6):
+        give_gradients(parameters, step)
+        if fused:
+            optimizer.found_inf = torch.tensor(float(step in held_back))
+        elif step in held_back:
+            continue
+        if step in held_back:
+            parameters[0].grad[0] = torch.nan
+        optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_that_the_flag_holds_back_is_as_if_it_had_not_been(name: str) -> None:
+    """The first one too, in which momentum begins."""
+    for held_back in (set(), {0}, {0, 1, 4}):
+        truth = steps_of(name, False, held_back)
+        torch.testing.assert_close(steps_of(name, True, held_back), truth)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_run_goes_on_with_other_kernels(name: str, fused: bool) -> None:
+    """As one from a checkpoint of a machine with a GPU does on one without."""
+    parameters = weights()
+    first = optimization.build(name, [{"params": parameters, "lr": 0.1}], fused=not fused)
+    for step in range(2):
+        give_gradients(parameters, step)
+        first.step()
+    others = copy.deepcopy(parameters)
+    second = optimization.build(name, [{"params": others, "lr": 0.1}], fused=fused)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(group["fused"] is fused for group in second.param_groups)
+    for optimizer, trained in ((first, parameters), (second, others)):
+        give_gradients(trained, 2)
+        optimizer.step()
+    torch.testing.assert_close([*others], [*parameters])
