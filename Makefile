@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/coco_load.py
 	$(BIN)/python benchmarks/shards.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/equal_budget.py
 	$(BIN)/python benchmarks/fruits_nuts.py --data $(BENCH_DATA)
 
 clean:
