@@ -151,6 +151,22 @@ def test_real_data_train(name: str, epochs: int, shared_data: Path, tmp_path: Pa
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["coco_r50_1x", "coco_r50_adamw"])
+def test_a_recipe_trains(recipe: str, painted: Path, tmp_path: Path) -> None:
+    config = ROOT / "launch" / f"{recipe}.yaml"
+    run(
+        *("fit", "--config", config, f"--data.data_dir={painted / 'shards'}", *TINY_MODEL),
+        *("--model.init_args.pretrained=false", "--model.init_args.compile_model=false"),
+        *("--model.init_args.warmup_steps=1", "--trainer.precision=bf16-mixed"),
+        *("--data.batch_size=2", "--trainer.max_epochs=2", "--trainer.limit_val_batches=1"),
+        *(f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"),
+    )
+    losses = column(tmp_path / "version_0" / "metrics.csv", "train/loss")
+    assert len(losses) >= 14
+    assert all(loss < 100 for loss in losses)
+
+
 def test_detector_without_masks(painted: Path, tmp_path: Path) -> None:
     run(
         *("fit", "--model=ObjectDetector", "--model.backbone=resnet10t"),
