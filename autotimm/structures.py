@@ -37,6 +37,22 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What becomes of an image before a model sees it; weights are trained with one, and want it.
+
+    Attributes:
+        mean: of R, G and B, where 1 is white; taken off.
+        std: divided by, likewise.
+        interpolation: "bilinear" or "bicubic", of images that keep most of their size; those that
+            shrink a lot are averaged over areas either way.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as the std
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Which of the processes of a job this is.
 

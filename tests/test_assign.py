@@ -12,7 +12,7 @@ from torchvision.models.detection.fcos import FCOS
 
 from autotimm.models import assign
 from autotimm.models.fcos import REGRESS_RANGES, Locations, level_shapes, locations
-from autotimm.models.fpn import STRIDES
+from autotimm.models.pyramid import STRIDES
 
 CPU = torch.device("cpu")
 

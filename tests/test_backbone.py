@@ -1,54 +1,313 @@
-"""Backbones of several families, and the words for those that cannot be had."""
+"""Backbones of many families, their weights, and the words for those that cannot be had."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import timm
 import torch
+from batches import random_batch
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+import autotimm.models.backbone as module
 from autotimm.models.backbone import Backbone
-from autotimm.structures import InputError
+from autotimm.models.features import features
+from autotimm.models.network import Network
+from autotimm.structures import InputError, Preprocessing
+
+QUICK = [
+    "resnet10t",
+    "regnetx_002",
+    "efficientnet_b0",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_035",
+    "convnext_atto",
+    "vgg11_bn",
+    "test_vit",
+    "test_maxvit",
+    "efficientvit_m0",  # maps at strides 16, 32 and 64
+]
+SLOW = [
+    "resnext26ts",
+    "swin_tiny_patch4_window7_224",
+    "swin_s3_tiny_224",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_224",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch14_dinov2",
+    "vit_small_patch32_224",
+    "deit3_small_patch16_224",
+    "eva02_tiny_patch14_224",
+    "hrnet_w18_small",
+    "dla46_c",
+    "fastvit_t8",
+    "densenet121",
+    "xcit_nano_12_p8_224",
+    "pvt_v2_b0",
+    "mambaout_femto",
+    "nfnet_l0",
+]
+TABLE = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet10t",
-        "regnetx_002",
-        "efficientnet_b0",
-        "mobilenetv3_small_050",
-        "convnext_atto",
-        "vgg11_bn",
-        pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
-        pytest.param("swinv2_tiny_window8_256", marks=pytest.mark.slow),
-    ],
-)
-def test_maps_lie_at_strides_8_16_32_and_are_nchw(name: str) -> None:
-    backbone = Backbone(name, pretrained=False).eval()
-    with torch.no_grad():
-        maps = backbone(torch.randn(1, 3, 128, 192))
+def small(name: str, **options) -> Network:
+    torch.manual_seed(0)
+    network = Network(name, 3, pretrained=False, fpn_channels=32, head_convs=1, **options)
+    network.add_masks(12, 8)
+    return network
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
+    network = small(name)
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    sums = network(**random_batch([3, 0]))
+    loss = torch.stack(list(sums.normalised(sums.counts().detach()).values())).sum()
+    loss.backward()
+    assert [n for n, p in trained.items() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in trained.values())
+    optimizer.step()
+    moved = [n for n, p in trained.items() if not torch.equal(p, before[n])]
+    assert any(n.startswith("backbone") for n in moved)
+    network.eval()
+    image = torch.randn(2, 3, 96, 160)  # another canvas than that of the step
+    maps = network.backbone(image)
+    backbone = network.backbone
     assert [m.shape[1] for m in maps] == backbone.channels
-    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6)]
+    assert [tuple(m.shape[2:]) for m in maps] == [(96 // s, 160 // s) for s in backbone.strides]
+    found = network.detect(image, score_thresh=0.0, max_detections=5)
+    assert [len(f["boxes"]) for f in found] == [5, 5]
+    assert found[0]["masks"].shape == (5, 12, 12)
+
+
+def test_maps_are_timms_own() -> None:
+    backbone = Backbone("swin_tiny_patch4_window7_224", pretrained=False).eval()
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 128, 192)
+    with torch.no_grad():
+        truth = backbone.model(image)
+        for ours, theirs in zip(backbone(image), truth, strict=True):
+            assert torch.equal(ours, theirs.permute(0, 3, 1, 2))
+
+
+def test_a_plain_transformers_map_is_its_last_one_after_the_norm() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("test_vit", pretrained=False).eval()
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit", dynamic_img_size=True).eval()
+    image = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        tokens = whole.forward_features(image)[:, whole.num_prefix_tokens :]
+        (found,) = backbone(image)
+    assert backbone.plain and backbone.strides == (16,)
+    torch.testing.assert_close(found, tokens.transpose(1, 2).reshape(1, -1, 6, 8))
+
+
+def test_windows_of_a_share_of_the_image_are_whole() -> None:
+    """MaxViT's: the canvas is padded below and right, and its maps are cut to it."""
+    backbone = Backbone("test_maxvit", pretrained=False).eval()
+    assert backbone.multiple == 160
+    image = torch.randn(1, 3, 96, 192)
+    padded = torch.nn.functional.pad(image, (0, 128, 0, 64))
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(image), backbone(padded), strict=True):
+            assert torch.equal(ours, theirs[..., : ours.shape[2], : ours.shape[3]])
+
+
+def test_patches_of_14_pixels_become_16_with_timms_weights(tmp_path) -> None:
+    name = "vit_small_patch14_dinov2"
+    torch.manual_seed(1)
+    source = timm.create_model(name, num_classes=0, depth=1)
+    found = features(name)
+    assert found.strides == (16,) and found.options["img_size"] == (592, 592)
+    path = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), path)
+    model = timm.create_model(
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(path), "hf_hub_id": None, "url": ""},
+        **{**found.options, "out_indices": (0,), "depth": 1},
+    ).model
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    assert model.patch_embed.proj.weight.shape[-2:] == (16, 16)
+    # A patch of one colour means the same at either size.
+    ours, theirs = (m.patch_embed.proj.weight.sum((2, 3)) for m in (model, source))
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+
+
+def test_parameters_that_no_map_depends_on_take_no_part() -> None:
+    backbone = Backbone("hrnet_w18_small", pretrained=False)
+    still = {n for n, p in backbone.model.named_parameters() if not p.requires_grad}
+    twin = timm.create_model("hrnet_w18_small", features_only=True, out_indices=(2, 3, 4))
+    torch.stack([m.sum() for m in twin(torch.randn(2, 3, 64, 64))]).sum().backward()
+    assert still == {n for n, p in twin.named_parameters() if p.grad is None}
+    assert "incre_modules.0.0.conv1.weight" in still  # of stride 4
+
+
+# ------------------------------------------------------------------------------ norms
+
+
+def running(network: Network) -> list[Tensor]:
+    return [m.running_mean.clone() for m in network.backbone.modules() if isinstance(m, _BatchNorm)]
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0"])  # timm's norm with activation
+def test_frozen_norms_keep_statistics_and_affine_parameters(name: str) -> None:
+    network = small(name, backbone_norm="frozen")
+    for norm in network.backbone.modules():
+        if isinstance(norm, _BatchNorm):
+            nn.init.uniform_(norm.running_mean, 0.1, 0.2)
+    before = copy.deepcopy(network.backbone.state_dict())
+    network.train()
+    sums = network(**random_batch([2, 1]))
+    torch.stack(list(sums.normalised(sums.counts().detach()).values())).sum().backward()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    torch.optim.SGD(trained, lr=0.1).step()
+    after = network.backbone.state_dict()
+    moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    norms = {
+        n.removeprefix("model.")
+        for n, m in network.backbone.named_modules()
+        if isinstance(m, _BatchNorm)
+    }
+    assert moved and not any(
+        key.removeprefix("model.").rpartition(".")[0] in norms for key in moved
+    )
+    # It computes as FrozenBatchNorm does: by its statistics, not by the batch's.
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        trains = network.backbone.train()(image)
+        for a, b in zip(trains, network.backbone.eval()(image), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_batch_norms_learn() -> None:
+    network = small("resnet10t").train()
+    before = running(network)
+    network(**random_batch([2, 1]))
+    assert any(not torch.equal(a, b) for a, b in zip(before, running(network), strict=True))
+
+
+def test_synchronised_norms_keep_keys_weights_and_activations() -> None:
+    backbone = Backbone("efficientnet_b0", pretrained=False, norm="sync").eval()
+    image = torch.randn(1, 3, 64, 64)
+    keys = set(backbone.state_dict())
+    with torch.no_grad():
+        before = backbone(image)
+        backbone.synchronise()
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in backbone.modules())
+        for a, b in zip(before, backbone(image), strict=True):
+            torch.testing.assert_close(a, b)
+    assert set(backbone.state_dict()) == keys
+
+
+def test_checkpoints_of_all_norms_are_alike() -> None:
+    states = [
+        set(Backbone("resnet10t", pretrained=False, norm=norm).state_dict())
+        for norm in ("batch", "frozen", "sync")
+    ]
+    assert states[0] == states[1] == states[2]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "sync"])
+def test_a_norm_for_a_model_without_one_is_refused(norm) -> None:
+    with pytest.raises(InputError, match=rf"backbone_norm='{norm}': test_vit has no batch norm"):
+        Backbone("test_vit", pretrained=False, norm=norm)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(InputError, match=r"backbone_norm='group' .* batch, frozen or sync"):
+        Backbone("resnet10t", pretrained=False, norm="group")
+
+
+# ----------------------------------------------------------------------------- refusals
 
 
 def test_an_unknown_name_lists_near_ones() -> None:
-    with pytest.raises(InputError, match=r"'resnet5O' is not a timm model.*near it: .*"):
+    with pytest.raises(InputError, match=r"'resnet5O' is not a timm model.*near it: resnet50"):
         Backbone("resnet5O", pretrained=False)
 
 
-def test_a_model_of_one_stride_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"vit_tiny_patch16_224.*strides \[16\].*resnet50"):
-        Backbone("vit_tiny_patch16_224", pretrained=False)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mixer_s16_224", "any size"),
+        ("beit_base_patch16_224", "any size"),
+        ("convmixer_768_32", "stride 7 only"),
+        ("sequencer2d_s", r"strides \[7, 14\]"),
+    ],
+)
+def test_a_model_that_cannot_work_is_refused_with_ones_that_do(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"'{name}' .*{reason}.*near it that work: ") as caught:
+        Backbone(name, pretrained=False)
+    for other in str(caught.value).rpartition("work: ")[2].split(", "):
+        assert features(other).strides
 
 
-def test_weights_from_a_file(tmp_path) -> None:
+# ------------------------------------------------------------------------------ weights
+
+
+def weights(path, source: nn.Module) -> None:
+    if path.suffix == ".pth":
+        torch.save(source.state_dict(), path)
+    else:
+        save_file(source.state_dict(), path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path, suffix: str) -> None:
     torch.manual_seed(1)
     source = timm.create_model("resnet10t", pretrained=False)
+    weights(tmp_path / f"weights{suffix}", source)
+    backbone = Backbone("resnet10t", pretrained=tmp_path / f"weights{suffix}")
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = backbone.eval()(image)[-1]
+        torch.testing.assert_close(found, source.eval().forward_features(image))
+
+
+def test_weights_come_with_their_own_preprocessing(tmp_path) -> None:
+    config = timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    assert (config.mean, config.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
     path = tmp_path / "weights.safetensors"
-    save_file(source.state_dict(), path)
-    backbone = Backbone("resnet10t", pretrained=path)
-    assert torch.equal(backbone.model.layer2[0].conv1.weight, source.layer2[0].conv1.weight)
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), path)
+    found = Backbone("vit_tiny_patch16_224", pretrained=path).preprocessing
+    assert found == Preprocessing((0.5,) * 3, (0.5,) * 3, "bicubic")
+    assert Backbone("vit_tiny_patch16_224", pretrained=False).preprocessing == Preprocessing()
+
+
+def test_a_file_of_another_model_is_refused(tmp_path) -> None:
+    path = tmp_path / "weights.pth"
+    weights(path, nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"is not of resnet10t: it lacks .* more weights"):
+        Backbone("resnet10t", pretrained=path)
+    source = timm.create_model("resnet10t").state_dict()
+    del source["layer3.0.conv1.weight"]
+    torch.save(source, path)
+    with pytest.raises(InputError, match=r"it lacks layer3\.0\.conv1\.weight$"):
+        Backbone("resnet10t", pretrained=path)
+
+
+def test_a_file_with_code_is_not_run(tmp_path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": _Code(tmp_path / "ran")}, path)
+    with pytest.raises(InputError, match=r"weights\.pth' cannot be read as weights of resnet10t"):
+        Backbone("resnet10t", pretrained=path)
+    assert not (tmp_path / "ran").exists()
+
+
+class _Code:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self.path).touch, (self.path,))
 
 
 def test_a_missing_weights_file_is_named(tmp_path) -> None:
@@ -57,8 +316,6 @@ def test_a_missing_weights_file_is_named(tmp_path) -> None:
 
 
 def test_weights_that_cannot_be_downloaded_say_how_to_go_on(monkeypatch) -> None:
-    import autotimm.models.backbone as module
-
     real = timm.create_model
 
     def offline(name, pretrained=False, **options):
@@ -67,5 +324,8 @@ def test_weights_that_cannot_be_downloaded_say_how_to_go_on(monkeypatch) -> None
         return real(name, pretrained=pretrained, **options)
 
     monkeypatch.setattr(module.timm, "create_model", offline)
-    with pytest.raises(InputError, match=r"no route to host.*pretrained=False.*weights file"):
+    with pytest.raises(
+        InputError,
+        match=r"no route to host.*model\.safetensors of timm/resnet10t.*pretrained=False",
+    ):
         Backbone("resnet10t", pretrained=True)

@@ -521,6 +521,7 @@ def test_a_split_of_crowds_is_nothing_to_train_on(coco_folder: Path, tmp_path: P
         ({"seed": -1}, "seed is -1"),
         ({"augmentation_preset": "heavy"}, "must be one of light, default, strong"),
         ({"resize": "crop"}, "resize is 'crop', but must be one of letterbox, stretch"),
+        ({"interpolation": "area"}, "interpolation is 'area', but must be one of bilinear, bic"),
         ({"mean": (1, 2)}, "mean is"),
         ({"std": (1, 1, 0)}, "std is"),
         ({"std": (float("nan"), 1, 1)}, r"std is \(nan, 1, 1\), but must be three finite numbers"),

@@ -236,8 +236,11 @@ def test_render_matches_cv2() -> None:
     cropped = render(image, Placement((20, 10, 80, 70), (0, 0, 90, 90), flip=True), (96, 96), FILL)
     truth = cv2.resize(image[10:70, 20:80], (90, 90), interpolation=cv2.INTER_LINEAR)[:, ::-1]
     assert np.array_equal(cropped[:90, :90], truth)
-    shrunk = render(image, fit(120, 100, (32, 32), "stretch"), (32, 32), FILL)
-    assert np.array_equal(shrunk, cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA))
+    cubic = render(image, fit(120, 100, (200, 240), "stretch"), (200, 240), FILL, "bicubic")
+    assert np.array_equal(cubic, cv2.resize(image, (240, 200), interpolation=cv2.INTER_CUBIC))
+    for how in ("bilinear", "bicubic"):
+        shrunk = render(image, fit(120, 100, (32, 32), "stretch"), (32, 32), FILL, how)
+        assert np.array_equal(shrunk, cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA))
     same = render(image, fit(120, 100, (100, 120), "letterbox"), (100, 120), FILL)
     assert np.array_equal(same, image)
     assert same is not image

@@ -33,6 +33,7 @@ def custom_sample(
     resize: str,
     fill: tuple[int, int, int],
     with_masks: bool,
+    interpolation: str = "bilinear",
 ) -> Sample:
     """An image that went through an albumentations ``Compose``, with its instances.
 
@@ -47,6 +48,7 @@ def custom_sample(
         rng: where its seed comes from.
         fill: colour of the canvas, unless the pipeline normalises: then it is 0.
         with_masks: whether to crop the masks.
+        interpolation: of the resize, one of ``transforms.INTERPOLATIONS``.
 
     Raises:
         InputError: the pipeline returns something else than images and masks of one size.
@@ -59,7 +61,7 @@ def custom_sample(
     boxes, share = place_boxes(xywh, placement, record["width"], record["height"])
     annotations = [a for a, s in zip(annotations, share, strict=True) if s > 0]
     given: dict[str, Any] = {
-        "image": render(image, placement, (height, width), fill),
+        "image": render(image, placement, (height, width), fill, interpolation),
         "masks": _dense(annotations, record, height, width),
     }
     order, numbers = _boxes_for(transforms, boxes[share > 0], height, width)

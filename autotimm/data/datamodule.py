@@ -23,14 +23,14 @@ from autotimm.data import collate, options, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
-from autotimm.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from autotimm.data.normalize import Normalize
 from autotimm.data.splits import check_categories, check_instances
 from autotimm.data.watch import StreamWatch
 from autotimm.streaming import remote
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
-from autotimm.structures import InputError, World
+from autotimm.structures import InputError, Preprocessing, World
 from autotimm.units import byte_count
 
 _LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
@@ -57,8 +57,11 @@ class InstanceSegmentationDataModule(LightningDataModule):
         val_split: name of the split to validate on; None validates nothing.
         test_split: name of the split to test and predict on; by default "test" if it is there, with
             annotations, else ``val_split``.
-        mean: of R, G and B, where 1 is white; images are normalised by it.
+        mean: of R, G and B, where 1 is white; images are normalised by it. By default the model's
+            own (of its pretrained weights, or of its training), and ImageNet's without a model.
         std: likewise.
+        interpolation: how images are resized, "bilinear" or "bicubic"; by default the model's own,
+            and bilinear without a model. What shrinks below 0.7 is averaged over areas either way.
         seed: of the order and the augmentation.
         masks: False leaves out the masks in training, for a model that finds boxes only; batches
             for evaluation never have them but in ``target``.
@@ -93,8 +96,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_split: str | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
         seed: int = 0,
         masks: bool = True,
         cache_dir: str | Path | None = None,
@@ -132,7 +136,13 @@ class InstanceSegmentationDataModule(LightningDataModule):
             )
         self.max_corrupt = options.share("max_corrupt", max_corrupt)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self.mean, self.std = options.three("mean", mean), options.three("std", std, above=0)
+        self._mean = None if mean is None else options.three("mean", mean)
+        self._std = None if std is None else options.three("std", std, above=0)
+        self._interpolation = (
+            None
+            if interpolation is None
+            else options.one_of("interpolation", interpolation, tuple(transforms.INTERPOLATIONS))
+        )
         self.masks = masks
         self.cache_dir = cache_dir
         self.cache_limit = None if cache_limit is None else byte_count("cache_limit", cache_limit)
@@ -142,7 +152,18 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self._splits: list[str] | None = None
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
         self._pending: dict[str, Any] | None = None  # state for the training loader to come
-        self._normalize = Normalize(self.mean, self.std)
+        self._normalize: Normalize | None = None  # made once it is known what the model wants
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images go through: as given, else as the trainer's model has it."""
+        model = getattr(self.trainer, "lightning_module", None)
+        own = getattr(model, "preprocessing", None) or Preprocessing()
+        return Preprocessing(
+            own.mean if self._mean is None else self._mean,
+            own.std if self._std is None else self._std,
+            self._interpolation or own.interpolation,
+        )
 
     @property
     def categories(self) -> list[Category]:
@@ -240,6 +261,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalises the images, on the device: uint8 to float32, by mean and std."""
         if batch["image"].dtype == torch.uint8:
+            wanted = self.preprocessing
+            if self._normalize is None or self._normalize.of != (wanted.mean, wanted.std):
+                self._normalize = Normalize(wanted.mean, wanted.std)
             batch["image"] = self._normalize(batch["image"])
         return batch
 
@@ -309,9 +333,11 @@ class InstanceSegmentationDataModule(LightningDataModule):
             # Overfitting wants the same batches every time.
             shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
         labels = coco.label_of(self.categories)
-        red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in self.mean)
+        wanted = self.preprocessing
+        red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in wanted.mean)
         fill, with_masks = (red, green, blue), self.masks and train  # evaluation takes the target's
-        load = Load(labels, self.image_size, vary, self.resize, fill, with_masks)
+        how = (self.resize, fill, with_masks, wanted.interpolation)
+        load = Load(labels, self.image_size, vary, *how)
         stream = SampleStream(
             self.source(split),
             load,

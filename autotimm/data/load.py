@@ -19,6 +19,7 @@ class _Options(TypedDict):
     resize: str
     fill: tuple[int, int, int]
     with_masks: bool
+    interpolation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Load:
         resize: one of ``transforms.RESIZES``.
         fill: colour of the canvas.
         with_masks: whether to crop the masks.
+        interpolation: one of ``transforms.INTERPOLATIONS``.
     """
 
     labels: dict[int, int]
@@ -42,6 +44,7 @@ class Load:
     resize: str
     fill: tuple[int, int, int]
     with_masks: bool
+    interpolation: str = "bilinear"
 
     def __call__(
         self,
@@ -57,7 +60,12 @@ class Load:
         """
         image = decode_image(data, record["width"], record["height"])
         given = (image, record, self.labels, canvas or self.canvas)
-        how = _Options(resize=self.resize, fill=self.fill, with_masks=self.with_masks)
+        how = _Options(
+            resize=self.resize,
+            fill=self.fill,
+            with_masks=self.with_masks,
+            interpolation=self.interpolation,
+        )
         if self.vary is None:
             sample = transforms.evaluation_sample(*given, **how)
             sample.target = target(record, self.labels)

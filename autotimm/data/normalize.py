@@ -16,9 +16,6 @@ from torch import Tensor
 
 from autotimm import buffers
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Normalize:
     """Takes the mean of each channel off and divides by its deviation, where 1 is white.
@@ -26,11 +23,13 @@ class Normalize:
     Args:
         mean: of R, G and B.
         std: likewise.
+
+    Attributes:
+        of: both.
     """
 
-    def __init__(
-        self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.of = tuple(mean), tuple(std)
         scale = torch.tensor(std).view(3, 1, 1)
         self._terms = {
             torch.device("cpu"): (1 / (255 * scale), torch.tensor(mean)[:, None, None] / scale)

@@ -1,127 +1,177 @@
-"""Any timm model with feature maps at strides 8, 16 and 32, as one module that yields C3, C4, C5.
+"""Any timm model with feature maps, as one module that yields those a pyramid starts from.
 
-Maps come out as NCHW whatever the model computes in (Swin and its kin work in NHWC).
+Maps come out as [B, C, h, w] whatever the model computes in (Swin and its kin work channels last),
+for canvases of any size in multiples of 32. What the maps do not depend on takes no part in
+training: DDP waits for a gradient of every parameter that asks for one.
 """
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from autotimm.structures import InputError
+from autotimm.models.features import Features, features
+from autotimm.structures import InputError, Preprocessing
 
-STRIDES = (8, 16, 32)
+Norm = Literal["batch", "frozen", "sync"]
 
 
 class Backbone(nn.Module):
-    """A timm model cut down to its maps at strides 8, 16 and 32.
+    """A timm model cut down to its maps at strides 8, 16 and 32, as far as it has them.
 
     Args:
         name: a timm model name, with a tag where wanted (``resnet50.a1_in1k``).
         pretrained: True downloads timm's weights, a path reads them from a file (``.safetensors``
             or a weights-only ``.pth``), False starts from random ones.
+        norm: what batch norms do: ``batch`` learns, each rank by its own images; ``frozen`` keeps
+            the statistics and the affine parameters of the weights that it starts from; ``sync``
+            learns by the images of all ranks, once :meth:`synchronise` was called.
 
     Attributes:
-        channels: of C3, C4 and C5.
+        strides: of the maps, finest first: of 8, 16 and 32 those that there are.
+        channels: of each map.
+        plain: whether all of the model works at one stride, as a plain transformer does.
+        preprocessing: what the weights were trained with; ImageNet's and bilinear for random ones.
 
     Raises:
-        InputError: an unknown name, a model without such maps, or weights that cannot be had.
+        InputError: an unknown name, a model that cannot be a backbone (others are named), weights
+            that cannot be had, or a ``norm`` for a model that has no batch norm.
     """
 
-    channels: list[int]
-
-    def __init__(self, name: str, pretrained: bool | str | Path = True) -> None:
+    def __init__(
+        self, name: str, pretrained: bool | str | Path = True, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
-        indices = _indices_of_strides(name)
-        self.model = _create(name, pretrained, out_indices=indices)
-        info: Any = self.model.feature_info
-        self.channels = list(info.channels())
-        self._freeze_unused(name, indices)
-        self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
-
-    def _freeze_unused(self, name: str, indices: tuple[int, ...]) -> None:
-        """Take out of training what the three maps do not depend on (HRNet's finest branch, say):
-        DDP waits for a gradient of every parameter that asks for one."""
-        with torch.device("meta"):
-            twin = _create(name, False, indices).train()
-            try:
-                maps = twin(torch.empty(2, 3, 256, 320))
-                torch.stack([m.sum() for m in maps]).sum().backward()
-            except (RuntimeError, AssertionError, ValueError) as error:
-                raise InputError(
-                    f"backbone={name!r} does not take images of any size ({_first_line(error)}): "
-                    f"take a convolutional one or a Swin"
-                ) from error
-        for parameter, other in zip(self.model.parameters(), twin.parameters(), strict=True):
-            if other.grad is None:
+        found = features(name)
+        self.strides, self.channels, self.plain = found.strides, list(found.channels), found.plain
+        self.multiple, self.channels_last = found.multiple, found.channels_last
+        self.model = _create(name, pretrained, found)
+        self.preprocessing = (
+            _preprocessing(self.model.pretrained_cfg) if pretrained else Preprocessing()
+        )
+        for parameter_name, parameter in self.model.named_parameters():
+            if parameter_name in found.unused:
                 parameter.requires_grad_(False)
+        self.norm = norm
+        self._check_norm(name)
+        if norm == "frozen":
+            for module in self._batch_norms():
+                module.requires_grad_(False)
+            self.train(self.training)
+
+    def _check_norm(self, name: str) -> None:
+        if self.norm not in get_args(Norm):
+            raise InputError(f"backbone_norm={self.norm!r} is unknown: take batch, frozen or sync")
+        if self.norm != "batch" and not self._batch_norms():
+            raise InputError(
+                f"backbone_norm={self.norm!r}: {name} has no batch norm: leave backbone_norm out "
+                f"(freeze_backbone=True freezes all of it)"
+            )
+
+    def _batch_norms(self) -> list[_BatchNorm]:
+        return [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+
+    def norms_are_fresh(self) -> bool:
+        """Whether the batch norms have seen no image, here or where the weights are from."""
+        return not any(
+            norm.running_mean.any() for norm in self._batch_norms() if norm.running_mean is not None
+        )
+
+    def synchronise(self) -> None:
+        """Has batch norms take their statistics over all ranks. Keys of the weights stay."""
+        self.model = convert_sync_batchnorm(self.model)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``, but frozen norms stay in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            for module in self._batch_norms():
+                module.eval()
+        return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``image`` [B, 3, H, W], H and W multiples of 32, to C3 to C5 [B, C, H/s, W/s]."""
-        maps = self.model(image)
-        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else maps
+        """``image`` [B, 3, H, W], H and W multiples of 32, to maps [B, C, H/s, W/s]."""
+        height, width = image.shape[-2:]
+        # Attention in windows of a share of the image (MaxViT's) has to find whole ones.
+        below, right = -height % self.multiple, -width % self.multiple
+        maps = self.model(F.pad(image, (0, right, 0, below)) if below or right else image)
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        if below or right:
+            maps = [
+                m[..., : height // stride, : width // stride]
+                for m, stride in zip(maps, self.strides, strict=True)
+            ]
+        return list(maps)
 
 
-def _indices_of_strides(name: str) -> tuple[int, ...]:
-    """Which of the model's maps lie at strides 8, 16 and 32, found without allocating weights."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise InputError(f"backbone={name!r} is not a timm model (see timm.list_models()){hint}")
-    try:
-        with torch.device("meta"):
-            info: Any = timm.create_model(name, features_only=True).feature_info
-        strides = info.reduction()
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
-        raise InputError(
-            f"backbone={name!r} gives no feature maps ({_first_line(error)})"
-        ) from error
-    if not set(STRIDES) <= set(strides):
-        raise InputError(
-            f"backbone={name!r} has feature maps at strides {sorted(set(strides))}, but the "
-            f"feature pyramid needs 8, 16 and 32: take a hierarchical model such as resnet50, "
-            f"convnext_tiny or swin_tiny_patch4_window7_224"
-        )
-    # Where several maps share a stride the last one is the deepest.
-    return tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
+def _preprocessing(config: dict[str, Any]) -> Preprocessing:
+    mean, std = config["mean"], config["std"]
+    return Preprocessing(tuple(mean), tuple(std), config["interpolation"])
 
 
-def _create(name: str, pretrained: bool | str | Path, out_indices: tuple[int, ...]) -> nn.Module:
-    options: dict = {"features_only": True, "out_indices": out_indices}
-    if "img_size" in _creation_arguments(name):
-        # Windowed attention with a fixed grid: let it take the canvas it is given.
-        options["strict_img_size"] = False
+def _create(name: str, pretrained: bool | str | Path, found: Features) -> Any:
     if isinstance(pretrained, bool):
-        source = f"timm's weights of {name}"
-    else:
-        path = Path(pretrained)
-        if not path.is_file():
-            raise InputError(f"pretrained={str(path)!r} is not a file")
-        options["pretrained_cfg_overlay"] = {"file": str(path), "hf_hub_id": None, "url": ""}
-        source = str(path)
-    try:
-        return timm.create_model(name, pretrained=bool(pretrained), **options)
-    # Each transport and each file format fails with an exception class of its own.
-    except Exception as error:
-        if not pretrained:
-            raise
+        return _own_weights(name, found) if pretrained else _model(name, found)
+    path = Path(pretrained)
+    if not path.is_file():
+        raise InputError(f"pretrained={str(path)!r} is not a file")
+    overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        empty = dict(_model(name, found).named_parameters())
+        torch.manual_seed(0)
+        try:
+            model = _model(name, found, pretrained=True, pretrained_cfg_overlay=overlay)
+        # Each file format fails with exceptions of its own.
+        except Exception as error:
+            raise InputError(
+                f"pretrained={str(path)!r} cannot be read as weights of {name} "
+                f"({type(error).__name__}: {_first_sentence(error)})"
+            ) from error
+    # timm leaves what it does not find in a file as it was, and says nothing.
+    missing = [
+        key
+        for key, weight in model.named_parameters()
+        if weight.ndim > 1 and weight.min() < weight.max() and torch.equal(weight, empty[key])
+    ]
+    if missing:
         raise InputError(
-            f"could not load {source} ({type(error).__name__}: {_first_line(error)}); "
-            f"pretrained=False (--model.pretrained=false) starts from random weights, and "
-            f"pretrained=PATH reads a weights file, of timm/{name} say"
+            f"pretrained={str(path)!r} is not of {name}: it lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
+        )
+    return model
+
+
+def _own_weights(name: str, found: Features) -> Any:
+    try:
+        return _model(name, found, pretrained=True)
+    # Each transport fails with an exception class of its own.
+    except Exception as error:
+        config = timm.get_pretrained_cfg(name)
+        where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None)
+        elsewhere = (
+            f"pretrained=PATH (--model.pretrained=PATH) reads a file, such as the "
+            f"model.safetensors of {where} fetched on a machine that has a network, and "
+            if where
+            else ""
+        )
+        raise InputError(
+            f"could not load timm's weights of {name} ({type(error).__name__}: "
+            f"{_first_sentence(error)}); {elsewhere}pretrained=False starts from random weights"
         ) from error
 
 
-def _creation_arguments(name: str) -> set[str]:
-    """What timm's fixed-grid models with ``strict_img_size`` can be told (Swin and Swin v2)."""
-    family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-    return {"img_size"} if family in {"swin_transformer", "swin_transformer_v2"} else set()
+def _model(name: str, found: Features, pretrained: bool = False, **options: Any) -> Any:
+    return timm.create_model(name, pretrained=pretrained, **found.options, **options)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _first_sentence(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]

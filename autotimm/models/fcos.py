@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autotimm.models.fpn import STRIDES
+from autotimm.models.pyramid import STRIDES
 
 
 class HeadOutputs(NamedTuple):

@@ -1,4 +1,4 @@
-"""The whole network in plain torch: backbone -> FPN -> FCOS head -> mask head, and its losses.
+"""The whole network in plain torch: backbone -> pyramid -> FCOS head -> mask head, and its losses.
 
 ``forward`` is what torch.compile sees: fixed shapes, no wait for the host, losses in float32
 whatever the autocast precision around it.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autotimm.models import assign, losses
-from autotimm.models.backbone import Backbone
+from autotimm.models.backbone import Backbone, Norm
 from autotimm.models.decode import decode
 from autotimm.models.fcos import (
     FCOSHead,
@@ -23,9 +23,9 @@ from autotimm.models.fcos import (
     level_shapes,
     locations,
 )
-from autotimm.models.fpn import FPN
 from autotimm.models.losses import LossSums
 from autotimm.models.mask_head import MaskHead, mask_targets, pool, sample_rois
+from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
@@ -47,6 +47,7 @@ class Network(nn.Module):
         fpn_channels: C of the pyramid and both heads.
         head_convs: convolutions a tower of the FCOS head.
         freeze_backbone: no gradient for it, and its batch norms keep their statistics.
+        backbone_norm: its batch norms, as ``norm`` of :class:`Backbone`.
     """
 
     def __init__(
@@ -58,10 +59,16 @@ class Network(nn.Module):
         fpn_channels: int = 256,
         head_convs: int = 4,
         freeze_backbone: bool = False,
+        backbone_norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained)
-        self.fpn = FPN(self.backbone.channels, fpn_channels)
+        self.backbone = Backbone(backbone, pretrained, backbone_norm)
+        channels, strides = self.backbone.channels, self.backbone.strides
+        self.fpn: FPN | SimplePyramid = (
+            SimplePyramid(channels[0], fpn_channels, strides[0])
+            if self.backbone.plain
+            else FPN(channels, fpn_channels, strides)
+        )
         self.head = FCOSHead(fpn_channels, num_classes, head_convs)
         self.mask_head: MaskHead | None = None
         self.mask_rois = 0

@@ -23,7 +23,7 @@ from torch._dynamo import config as dynamo
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
-from autotimm.structures import Batch, Detections, InputError
+from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization, parameters
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.precision import may_fuse
@@ -32,7 +32,7 @@ _MOST_SHAPES = 64  # of batches that the network is compiled for
 
 
 class ObjectDetector(LightningModule):
-    """FCOS on any timm backbone with feature maps at strides 8, 16 and 32.
+    """FCOS on any timm backbone with feature maps.
 
     Args:
         backbone: a timm model name.
@@ -46,6 +46,9 @@ class ObjectDetector(LightningModule):
         nms_thresh: of two boxes of a class that overlap by more, the worse one goes.
         max_detections_per_image: best ones kept.
         freeze_backbone: train the pyramid and the heads alone.
+        backbone_norm: ``frozen`` keeps the batch norms of the backbone, statistics and affine
+            parameters, as its pretrained weights have them, which suits a few images a rank;
+            ``sync`` takes statistics over all ranks; ``batch`` leaves each rank to its own.
         optimizer: ``adamw`` or ``sgd``.
         lr: peak learning rate.
         backbone_lr_factor: what ``lr`` is multiplied by for the backbone.
@@ -81,6 +84,7 @@ class ObjectDetector(LightningModule):
         nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
         freeze_backbone: bool = False,
+        backbone_norm: Literal["batch", "frozen", "sync"] = "batch",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-4,
         backbone_lr_factor: float = 1.0,
@@ -107,7 +111,10 @@ class ObjectDetector(LightningModule):
             fpn_channels=fpn_channels,
             head_convs=head_convs,
             freeze_backbone=freeze_backbone,
+            backbone_norm=backbone_norm,
         )
+        self.preprocessing: Preprocessing = self.network.backbone.preprocessing
+        """Of images: what the weights were trained with. A data module asks for it."""
         if compile_model:
             # Canvases times slots for instances: beyond the usual 8 shapes, torch gives up and
             # goes on uncompiled.
@@ -123,6 +130,8 @@ class ObjectDetector(LightningModule):
     # ---------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._synchronise_norms()
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "categories"):
             return
@@ -137,6 +146,27 @@ class ObjectDetector(LightningModule):
         if stage != "fit":  # training may take a model on to other classes, evaluation may not
             self._check_categories(of_data)
         self.categories = of_data
+
+    def _synchronise_norms(self) -> None:
+        options: Any = self.hparams
+        # One rank has all images already.
+        if options.backbone_norm != "sync" or self.trainer.world_size == 1:
+            return
+        if self.trainer.strategy.root_device.type == "cpu":
+            raise InputError(
+                "backbone_norm='sync' needs GPUs, and these ranks train on CPUs: take frozen"
+            )
+        self.network.backbone.synchronise()
+
+    def on_train_start(self) -> None:
+        # Of the data, which may have been told otherwise: the checkpoint has to know.
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.preprocessing = getattr(datamodule, "preprocessing", self.preprocessing)
+        if self.network.backbone.norms_are_fresh() and self.network.backbone.norm == "frozen":
+            rank_zero_warn(
+                "backbone_norm='frozen' keeps norms that have seen no image yet: give "
+                "pretrained=True or a weights file"
+            )
 
     def _check_categories(self, others: list[dict[str, Any]] | None) -> None:
         """Raises InputError if ``others``, where both are known, gives a label another sense."""
@@ -306,11 +336,14 @@ class ObjectDetector(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["categories"] = self.categories
+        checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("categories")
         self._check_categories(saved)
         self.categories = saved or self.categories
+        # A checkpoint without it is of a time when all were trained with the default.
+        self.preprocessing = Preprocessing(**checkpoint.get("preprocessing", {}))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch, but weights that do not fit are an InputError of one line."""
@@ -396,6 +429,10 @@ def check_weight(name: str, value: float) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
+    if settings["freeze_backbone"] and settings["backbone_norm"] == "sync":
+        raise InputError(
+            "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them out"
+        )
     optimization.check(settings)
     for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
         if settings[name] < 1:

@@ -19,9 +19,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from autotimm import masks, visualize
 from autotimm.evaluation import coco_eval
 from autotimm.sharding.manifest import whole_file
-from autotimm.structures import Batch, Detections, InputError, Target
+from autotimm.structures import Batch, Detections, InputError, Preprocessing, Target
 
 PICTURE_SIDE = 640
+_UNTOUCHED = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class ImagesPerSecond(Callback):
@@ -228,8 +229,8 @@ def _picture(batch: Batch, index: int, datamodule: Any) -> tuple[np.ndarray, flo
     longest side of 640 pixels, and what to multiply original pixels by to get to it."""
     height, width = batch["original_size"][index].tolist()
     image = batch["image"][index].float().cpu()
-    mean = torch.tensor(datamodule.mean if datamodule is not None else (0.0, 0.0, 0.0))
-    std = torch.tensor(datamodule.std if datamodule is not None else (1.0, 1.0, 1.0))
+    done = getattr(datamodule, "preprocessing", None) or _UNTOUCHED
+    mean, std = torch.tensor(done.mean), torch.tensor(done.std)
     pixels = (image * std[:, None, None] + mean[:, None, None]).clamp(0, 1) * 255
     scale, offset = batch["scale"][index].tolist(), batch["offset"][index].tolist()
     left, top = round(offset[0]), round(offset[1])

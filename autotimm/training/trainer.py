@@ -74,6 +74,11 @@ class AutoTrainer(Trainer):
             raise InputError(
                 "use_distributed_sampler=True would deal the samples out twice: leave it out"
             )
+        if kwargs.get("sync_batchnorm"):
+            raise InputError(
+                "sync_batchnorm=True would take the activations out of timm's norms: give the "
+                "model backbone_norm='sync'"
+            )
         if str(precision) not in PRECISIONS:
             raise InputError(
                 f"precision={precision!r} does not suit this model, whose losses need float32: "

@@ -1,0 +1,123 @@
+"""The feature pyramid P3 to P7 that the heads work on, from whatever maps a backbone has.
+
+Both pyramids take the backbone's maps and give five levels at strides 8 to 128, all [B, C, h, w]
+of one width C. P6 and P7 come from P5 rather than C5, as FCOS has it, so that they share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+class FPN(nn.Module):
+    """Laterals, a top-down path, and coarser levels made from the last one (Lin et al. 2017).
+
+    A level finer than the backbone's maps gets what comes down from above, and one that is coarser
+    a convolution of stride 2.
+
+    Args:
+        in_channels: of each map.
+        channels: of every level of the pyramid.
+        strides: of the maps, finest first: two or three of 8, 16 and 32.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, strides: Sequence[int] = STRIDES[:3]
+    ) -> None:
+        super().__init__()
+        self.merged = [stride for stride in STRIDES if stride <= max(strides)]
+        self.sources = list(strides)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.output = nn.ModuleList(_same(channels) for _ in self.merged)
+        self.p5 = _half(channels) if max(strides) < 32 else None
+        self.p6 = _half(channels)
+        self.p7 = _half(channels)
+        _initialise(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's maps to P3 to P7."""
+        laterals = {
+            stride: conv(c)
+            for stride, conv, c in zip(self.sources, self.lateral, maps, strict=True)
+        }
+        merged = [laterals[self.merged[-1]]]
+        for stride in self.merged[-2::-1]:
+            above = F.interpolate(merged[0], scale_factor=2.0, mode="nearest")
+            merged.insert(0, laterals[stride] + above if stride in laterals else above)
+        levels = [conv(level) for conv, level in zip(self.output, merged, strict=True)]
+        if self.p5 is not None:
+            levels.append(self.p5(levels[-1]))
+        return _coarser(levels, self.p6, self.p7)
+
+
+class SimplePyramid(nn.Module):
+    """Every level from the last map of a plain transformer, which has maps at one stride only.
+
+    The simple feature pyramid of ViTDet (Li et al. 2022, "Exploring Plain Vision Transformer
+    Backbones for Object Detection"): the map is enlarged by transposed convolutions or max-pooled,
+    and each scale goes through a 1x1 and a 3x3 convolution with LayerNorm. No top-down path: the
+    one map has seen the whole image.
+
+    Args:
+        in_channels: of the map.
+        channels: of every level of the pyramid.
+        stride: of the map: 8, 16 or 32.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            _scale(in_channels, channels, stride, target) for target in STRIDES[:3]
+        )
+        self.p6 = _half(channels)
+        self.p7 = _half(channels)
+        _initialise(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The one map, in a list, to P3 to P7."""
+        (last,) = maps
+        return _coarser([scale(last) for scale in self.scales], self.p6, self.p7)
+
+
+def _scale(in_channels: int, channels: int, stride: int, target: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = in_channels
+    for step in range(int(math.log2(stride / target))):
+        if step:
+            layers += [LayerNorm2d(width), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(width, width // 2, 2, stride=2))
+        width //= 2
+    if target > stride:
+        layers.append(nn.MaxPool2d(target // stride))
+    layers += [nn.Conv2d(width, channels, 1, bias=False), LayerNorm2d(channels)]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+def _coarser(levels: list[Tensor], p6: nn.Module, p7: nn.Module) -> list[Tensor]:
+    levels.append(p6(levels[-1]))
+    levels.append(p7(F.relu(levels[-1])))
+    return levels
+
+
+def _same(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1)
+
+
+def _half(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+
+def _initialise(pyramid: nn.Module) -> None:
+    for module in pyramid.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

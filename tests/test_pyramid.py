@@ -1,0 +1,91 @@
+"""The pyramids against their definition, written out, and the levels that a backbone lacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autotimm.models.pyramid import FPN, STRIDES, SimplePyramid
+
+CANVAS = (64, 96)
+
+
+def maps(strides: tuple[int, ...], channels: tuple[int, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [
+        torch.randn(2, c, CANVAS[0] // s, CANVAS[1] // s, requires_grad=True)
+        for s, c in zip(strides, channels, strict=True)
+    ]
+
+
+def assert_shapes(levels: list[Tensor], channels: int) -> None:
+    # A convolution of stride 2 rounds up where a canvas does not divide any more.
+    grids = [tuple(-(-side // stride) for side in CANVAS) for stride in STRIDES]
+    assert [tuple(level.shape) for level in levels] == [(2, channels, *grid) for grid in grids]
+
+
+def test_fpn_is_lateral_plus_what_comes_down() -> None:
+    fpn = FPN([4, 6, 8], 16)
+    c3, c4, c5 = maps((8, 16, 32), (4, 6, 8))
+    levels = fpn([c3, c4, c5])
+    assert_shapes(levels, 16)
+    merged = [conv(c) for conv, c in zip(fpn.lateral, (c3, c4, c5), strict=True)]
+    twice = nn.Upsample(scale_factor=2)
+    merged[1] = merged[1] + twice(merged[2])
+    merged[0] = merged[0] + twice(merged[1])
+    expected = [conv(m) for conv, m in zip(fpn.output, merged, strict=True)]
+    expected.append(fpn.p6(expected[2]))
+    expected.append(fpn.p7(F.relu(expected[3])))
+    for level, other in zip(levels, expected, strict=True):
+        torch.testing.assert_close(level, other)
+
+
+@pytest.mark.parametrize("strides", [(8, 16), (16, 32)])
+def test_fpn_makes_the_level_that_a_backbone_lacks(strides: tuple[int, ...]) -> None:
+    fpn = FPN([4, 6], 16, strides)
+    sources = maps(strides, (4, 6))
+    levels = fpn(sources)
+    assert_shapes(levels, 16)
+    missing = levels[0 if 8 not in strides else 2]
+    missing.square().sum().backward()
+    for source in sources:  # it is made of both: the finer one through P4, or from above
+        assert source.grad is not None or source is sources[0]
+    torch.stack([level.sum() for level in fpn(sources)]).sum().backward()
+    assert all(p.grad is not None for p in fpn.parameters())
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_simple_pyramid_from_one_map(stride: int) -> None:
+    pyramid = SimplePyramid(32, 16, stride)
+    (source,) = maps((stride,), (32,))
+    levels = pyramid([source])
+    assert_shapes(levels, 16)
+    for level in levels[:3]:  # they end in a LayerNorm over channels
+        assert torch.allclose(level.mean(1), torch.zeros(()), atol=1e-5)
+        assert torch.allclose(level.var(1, unbiased=False), torch.ones(()), atol=1e-2)
+    torch.stack([level.square().sum() for level in levels]).sum().backward()
+    assert all(p.grad is not None for p in pyramid.parameters())
+    # What is made coarser is pooled, what is made finer has weights for each of its pixels.
+    kinds = [[type(layer) for layer in scale] for scale in pyramid.scales]
+    for target, kind in zip((8, 16, 32), kinds, strict=True):
+        assert (nn.MaxPool2d in kind) == (target > stride)
+        assert sum(k is nn.ConvTranspose2d for k in kind) == max(
+            (stride // target).bit_length() - 1, 0
+        )
+
+
+def test_a_coarse_level_of_the_simple_pyramid_is_the_pooled_map() -> None:
+    pyramid = SimplePyramid(32, 16, 16)
+    (source,) = maps((16,), (32,))
+    p4, p5 = pyramid([source])[1:3]
+    pooled = F.max_pool2d(source, 2)
+
+    def after(x: Tensor, layers: nn.Module) -> Tensor:
+        for layer in layers:  # type: ignore[attr-defined]
+            x = layer(x)
+        return x
+
+    torch.testing.assert_close(p4, after(source, pyramid.scales[1]))
+    torch.testing.assert_close(p5, after(pooled, pyramid.scales[2][1:]))
