@@ -8,6 +8,7 @@ import pytest
 import torch
 from batches import random_boxes
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.detection.fcos import FCOS
 
 from autotimm.models import assign
@@ -116,3 +117,86 @@ def test_empty_slots_take_no_location() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 64.0, 64.0]]])
     assert (assign.match(where, boxes, torch.tensor([[-1]])) == -1).all()
     assert (assign.match(where, boxes, torch.tensor([[0]])) == 0).any()
+
+
+def test_a_distance_at_the_end_of_a_range_belongs_to_the_finer_level() -> None:
+    """(low, high]: 64 is P3's and not P4's. torchvision gives it to neither."""
+    shapes = level_shapes(192, 192)
+    where, cells = locations(shapes, CPU), [h * w for h, w in shapes]
+    for stride, centre, half in ((8, 68.0, 64.0), (16, 72.0, 64.0), (16, 136.0, 128.0)):
+        low, high = centre - half, centre + half
+        boxes, labels = torch.tensor([[[low, low, high, high]]]), torch.tensor([[0]])
+        at = (where.points == centre).all(1) & (where.strides == stride)
+        assert at.sum() == 1
+        expected = 0 if (stride, half) != (16, 64.0) else -1
+        assert assign.match(where, boxes, labels)[0, at].item() == expected
+        theirs = torchvision_matches(where, cells, boxes, labels)
+        assert theirs[0, at].item() == -1
+
+
+def test_the_smaller_of_nearly_equal_areas_wins_and_of_equal_ones_the_first() -> None:
+    where = locations(level_shapes(64, 64), CPU)
+    boxes = torch.tensor([[[4.0, 4.0, 44.0, 44.0], [4.0, 4.0, 44.0, 43.9], [4.0, 4.0, 44.0, 43.9]]])
+    got = assign.match(where, boxes, torch.zeros(1, 3, dtype=torch.int64))
+    assert got.unique().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("count", [230, 500])
+def test_many_instances_some_at_a_time(count: int, monkeypatch) -> None:
+    g = torch.Generator().manual_seed(count)
+    where = locations(level_shapes(256, 320), CPU)
+    boxes = torch.zeros(2, 512, 4)
+    labels = torch.full((2, 512), -1)
+    boxes[0, :count] = random_boxes(count, 256, 320, g)
+    labels[0, :count] = 1
+    boxes[:, 300] = boxes[:, 7]  # a tie between parts
+    whole = assign.match(where, boxes, labels)
+    assert len(whole[0].unique()) > 100
+    for pairs in (1, 2 * len(where.points) * 33):
+        monkeypatch.setattr(assign, "PAIRS_AT_ONCE", pairs)
+        assert torch.equal(assign.match(where, boxes, labels), whole)
+
+
+def test_pairs_are_never_all_made_at_once() -> None:
+    """16 images of 800 pixels with 512 slots are 437 MB a tensor."""
+    where = locations(level_shapes(800, 800), CPU)
+    seen = []
+
+    class Spy(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple) else (result,):
+                if isinstance(one, torch.Tensor):
+                    seen.append(one.numel() * one.element_size())
+            return result
+
+    with torch.device("meta"):
+        boxes, labels = torch.zeros(16, 512, 4), torch.zeros(16, 512, dtype=torch.int64)
+    with Spy():
+        assign.targets(type(where)(*(part.to("meta") for part in where)), boxes, labels)
+    assert max(seen) <= 4 * assign.PAIRS_AT_ONCE
+
+
+def test_odd_boxes_have_finite_targets() -> None:
+    """One pixel, the whole image, and partly or wholly outside of it."""
+    where = locations(level_shapes(256, 320), CPU)
+    boxes = torch.tensor(
+        [
+            [
+                [11.5, 11.5, 12.5, 12.5],  # holds the location at 12, 12
+                [21.0, 21.0, 22.0, 22.0],  # holds none
+                [0.0, 0.0, 320.0, 256.0],
+                [-60.0, -50.0, 90.0, 90.0],
+                [400.0, 10.0, 500.0, 90.0],
+            ]
+        ]
+    )
+    labels = torch.arange(5)[None]
+    targets = assign.targets(where, boxes, labels)
+    assert targets.matched.unique().tolist() == [-1, 0, 2, 3]
+    assert (targets.matched == 0).sum() == 1
+    for part in targets:
+        assert torch.isfinite(part.float()).all()
+    positive = targets.labels >= 0
+    assert (targets.distances[positive] > 0).all()
+    assert (targets.centerness[positive] > 0).all() and (targets.centerness <= 1).all()

@@ -99,3 +99,61 @@ def test_nothing_found() -> None:
     (found,) = decode(outputs, locations(shapes, CPU), cells, (64, 64))
     assert found["boxes"].shape == (0, 4)
     assert found["labels"].shape == found["scores"].shape == (0,)
+
+
+def test_a_level_gives_its_thousand_best_candidates() -> None:
+    """Before NMS, which of 1,280 boxes of one location each would otherwise leave more."""
+    shapes = level_shapes(256, 320)
+    cells = [h * w for h, w in shapes]
+    where = locations(shapes, CPU)
+    g = torch.Generator().manual_seed(0)
+    classes = torch.rand(1, sum(cells), 1, generator=g) * 2
+    tight = torch.full((1, sum(cells), 4), 0.2)
+    outputs = HeadOutputs(classes, tight, torch.zeros(1, sum(cells)))
+    (found,) = decode(outputs, where, cells, (256, 320), max_detections=5000)
+    assert cells[0] == 1280
+    assert len(found["scores"]) == 1000 + sum(cells[1:])
+    side = found["boxes"][:, 2] - found["boxes"][:, 0]
+    finest = found["scores"][(side - 0.4 * 8).abs() < 1e-3]
+    expected = (classes[0, :1280, 0].sigmoid() * 0.5).sqrt().sort(descending=True).values[:1000]
+    torch.testing.assert_close(finest, expected)
+
+
+def test_outputs_that_are_no_numbers_give_detections_that_are() -> None:
+    """Of a network that diverged; what is good among its outputs is found all the same."""
+    shapes = level_shapes(64, 64)
+    cells = [h * w for h, w in shapes]
+    where = locations(shapes, CPU)
+    classes = torch.full((1, sum(cells), 200), torch.nan)
+    distances = torch.ones(1, sum(cells), 4)
+    centerness = torch.zeros(1, sum(cells))
+    wild = torch.tensor([torch.nan, torch.inf, -torch.inf, 6e4, -6e4])
+    classes[0, :5] = wild[:, None]
+    classes[0, 5:20, 7] = 9.0
+    distances[0, 5:10] = wild.relu()[:, None]
+    centerness[0, 10:15] = wild
+    distances[0, 15] = 0.0  # a box without area
+    for kind in (torch.float32, torch.float16):
+        outputs = HeadOutputs(*(part.to(kind) for part in (classes, distances, centerness)))
+        (found,) = decode(outputs, where, cells, (64, 64), max_detections=3000)
+        assert (found["labels"] == 7).sum() >= 5
+        assert ((found["scores"] >= 0) & (found["scores"] <= 1)).all()
+        assert ((found["boxes"] >= 0) & (found["boxes"] <= 64)).all()
+        assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()
+
+
+def test_half_precision_outputs_are_decoded_in_float32() -> None:
+    """In half precision small probabilities round to nothing and centres by up to a pixel."""
+    shapes = level_shapes(1024, 1024)
+    cells = [h * w for h, w in shapes]
+    where = locations(shapes, CPU)
+    whole = outputs_like_a_network(sum(cells), 3, seed=0)
+    low = HeadOutputs(*(part[:1].half() for part in whole))
+    same = HeadOutputs(*(part.float() for part in low))
+    for a, b in zip(
+        decode(low, where, cells, (1024, 1024)),
+        decode(same, where, cells, (1024, 1024)),
+        strict=True,
+    ):
+        for key in ("boxes", "labels", "scores"):
+            assert torch.equal(a[key], b[key]), key

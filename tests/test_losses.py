@@ -117,3 +117,29 @@ def test_counts_are_at_least_one() -> None:
     sums = losses.LossSums(torch.tensor(3.0), zero, zero, zero, zero, zero, zero)
     assert sums.normalised(sums.counts())["classes"] == 3.0
     assert sums.normalised(torch.tensor([6.0, 1.0, 1.0]))["classes"] == 0.5
+
+
+def test_boxes_without_size_give_finite_gradients_and_no_wait() -> None:
+    """All distances zero, as behind a ReLU; and no op whose backward asks for a value."""
+    _, _, _, outputs, targets = example(half_stride=True)
+    distances = torch.zeros_like(outputs.distances).requires_grad_()
+    loss = losses.detection_losses(outputs._replace(distances=distances), targets)["boxes"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss.backward()
+    assert torch.isfinite(distances.grad).all()
+    assert not {"aten::item", "aten::_local_scalar_dense"} & {e.key for e in profile.key_averages()}
+
+
+def test_mask_loss_is_the_mean_over_cells_of_the_valid_rois() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 6, 6, generator=g)
+    target = torch.rand(5, 6, 6, generator=g)
+    valid = torch.tensor([True, False, True, True, False])
+    expected = sum(
+        torch.nn.functional.binary_cross_entropy(logits[i].double().sigmoid(), target[i].double())
+        for i in (0, 2, 3)
+    )
+    torch.testing.assert_close(losses.mask_loss(logits, target, valid).double(), expected)
+    huge = losses.mask_loss(torch.full((5, 6, 6), 6e4).half(), target, valid)
+    assert huge.dtype == torch.float32
+    assert torch.isfinite(huge)

@@ -1,6 +1,9 @@
 """Which location answers for which object: FCOS's assignment, padded and vectorised on the device.
 
 Everything has a fixed shape, so that the compiled step neither waits for the host nor recompiles.
+Pairs of a location and an instance slot are many (B * L * M: 110 million for 16 images of 800
+pixels with 512 slots). A compiled step reduces them as it makes them; otherwise they are made some
+slots at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from torch import Tensor
 from autotimm.models.fcos import Locations
 
 CENTER_RADIUS = 1.5
+PAIRS_AT_ONCE = 2**22  # some ten tensors of 16 MiB
 
 
 class Targets(NamedTuple):
@@ -28,8 +32,13 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
     """Slot of the instance that each location regresses, or -1 (Tian et al. 2019, section 3).
 
     A location takes an instance if it lies inside its box and within 1.5 strides of the box's
-    centre, and if its largest distance to a side is in its level's range; of several the smallest
-    by area wins, and of equally small ones the first.
+    centre, and if its largest distance to a side is in its level's range (low, high]; of several
+    the smallest by area wins, and of equally small ones the first. torchvision leaves the upper end
+    of a range out, so that a distance of exactly 64 has no level, and sees no difference between
+    areas less than 8 square pixels apart.
+
+    An instance so small that no location lies inside has no location; its mask is learnt from all
+    the same.
 
     Args:
         boxes: [B, M, 4] canvas pixels.
@@ -38,6 +47,22 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B, L] int64.
     """
+    images, slots = labels.shape
+    step = slots
+    if not torch.compiler.is_compiling():
+        step = max(PAIRS_AT_ONCE // (images * len(where.points)), 1)
+    smallest, matched = _smallest(where, boxes[:, :step], labels[:, :step])
+    for start in range(step, slots, step):
+        part = slice(start, start + step)
+        area, slot = _smallest(where, boxes[:, part], labels[:, part])
+        matched = torch.where(area < smallest, slot + start, matched)
+        smallest = torch.minimum(area, smallest)
+    return torch.where(torch.isfinite(smallest), matched, -1)
+
+
+def _smallest(where: Locations, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Area and slot of the smallest instance that each location may take, both [B, L]; the area is
+    infinite where there is none."""
     x, y = where.points[:, 0, None], where.points[:, 1, None]  # [L, 1]
     x1, y1, x2, y2 = boxes[:, None].unbind(-1)  # each [B, 1, M]
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # each [B, L, M]
@@ -51,7 +76,7 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
     candidate = inside & central & in_range & (labels >= 0)[:, None]
     area = ((x2 - x1) * (y2 - y1)).expand_as(reach)
     smallest, slot = torch.where(candidate, area, torch.inf).min(-1)
-    return torch.where(torch.isfinite(smallest), slot, -1)
+    return smallest, slot
 
 
 def targets(where: Locations, boxes: Tensor, labels: Tensor) -> Targets:

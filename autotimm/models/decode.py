@@ -27,7 +27,8 @@ def decode(
     """Detections of each image, best first, in canvas pixels, boxes clipped to the canvas.
 
     The score is sqrt(class * centerness). The threshold looks at the class probability alone,
-    before centerness lowers it, as in AdelaiDet; torchvision applies it to the product.
+    before centerness lowers it, as in AdelaiDet; torchvision applies it to the product. Whatever
+    the outputs are, boxes are finite and inside the canvas, and scores in [0, 1].
 
     Args:
         outputs: of the whole batch.
@@ -38,9 +39,12 @@ def decode(
         nms_thresh: IoU above which the worse of two boxes of a class goes.
         max_detections: kept an image.
     """
-    classes = outputs.classes.float().sigmoid()
-    scores = (classes * outputs.centerness.float().sigmoid()[..., None]).sqrt()
-    scores = torch.where(classes > score_thresh, scores, -1.0)
+    # In float32, and in place: [B, L, K] is the largest thing here, and a big canvas's is big.
+    scores = outputs.classes.float().sigmoid()
+    hopeless = ~(scores > score_thresh)
+    scores.mul_(outputs.centerness.float().sigmoid()[..., None]).sqrt_().masked_fill_(hopeless, -1)
+    # What is no number is no detection, and takes no candidate's place.
+    scores.nan_to_num_(nan=-1.0)
     boxes = clip_boxes_to_image(decode_boxes(outputs.distances, where), size)
     starts = [sum(cells[:i]) for i in range(len(cells))]
     return [

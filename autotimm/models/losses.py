@@ -88,13 +88,17 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
         [...], in [0, 2].
     """
     tiny = torch.finfo(predicted.dtype).eps
-    size = predicted[..., :2] + predicted[..., 2:]
-    target_size = target[..., :2] + target[..., 2:]
     smaller, larger = torch.minimum(predicted, target), torch.maximum(predicted, target)
-    overlap = (smaller[..., :2] + smaller[..., 2:]).prod(-1)
-    hull = (larger[..., :2] + larger[..., 2:]).prod(-1)
-    union = size.prod(-1) + target_size.prod(-1) - overlap
+    overlap, hull = _area(smaller), _area(larger)
+    union = _area(predicted) + _area(target) - overlap
     return 1 - overlap / (union + tiny) + (hull - union) / (hull + tiny)
+
+
+def _area(distances: Tensor) -> Tensor:
+    """Of boxes given by distances [..., 4]. No ``prod``: its backward waits for the device, to see
+    whether a factor is zero."""
+    left, top, right, bottom = distances.unbind(-1)
+    return (left + right) * (top + bottom)
 
 
 def mask_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
