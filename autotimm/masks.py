@@ -85,6 +85,32 @@ def encode(mask: np.ndarray) -> RLE:
     return _text(_coco.encode(np.asfortranarray(mask != 0).view(np.uint8)))
 
 
+def encode_window(inside: np.ndarray, top: int, left: int, height: int, width: int) -> RLE:
+    """Encodes a mask that is zero but for a window, without making the whole of it.
+
+    Args:
+        inside: [h, w] of uint8 or bool, non-zero inside.
+        top, left: where in the mask the window begins; all of it lies inside.
+        height, width: of the mask.
+    """
+    h, w = inside.shape
+    if not (0 <= top <= height - h and 0 <= left <= width - w):
+        raise ValueError(f"a window of {(h, w)} at {(top, left)} leaves {(height, width)}")
+    # Runs go down the columns. A zero above and one below each column end every run in it.
+    columns = np.zeros((w, h + 2), np.bool_)
+    columns[:, 1:-1] = inside.T != 0
+    flat = columns.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 2)
+    edges = (left + column) * height + top + row
+    # A run down to the last row goes on in the first one of the next column.
+    apart = np.ones(len(edges), np.bool_)
+    apart[1:-1:2] = apart[2::2] = edges[1:-1:2] != edges[2::2]
+    counts = np.diff(np.concatenate(([0], edges[apart], [height * width])))
+    if counts[-1] == 0 and len(counts) > 1:
+        counts = counts[:-1]
+    return _text(_coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
 def decode(rle: RLE) -> np.ndarray:
     """Decodes an RLE into a dense mask [h, w], uint8 of 0 and 1, C-contiguous."""
     return np.ascontiguousarray(_coco.decode(rle))

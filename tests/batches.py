@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,3 +41,10 @@ def random_batch(
         masks[i, :count] = disc
     image = torch.randn(images, 3, height, width, generator=g)
     return {"image": image, "boxes": boxes, "labels": labels, "masks": masks}
+
+
+def polygon_of_a_star(cx: float, cy: float, radius: float) -> list[float]:
+    """Ten corners, as COCO's x1, y1, x2, y2, ..."""
+    angle = np.arange(10) * np.pi / 5
+    r = np.where(np.arange(10) % 2, 0.45, 1.0) * radius
+    return np.stack([cx + r * np.cos(angle), cy + r * np.sin(angle)], -1).flatten().tolist()

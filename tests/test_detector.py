@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from batches import random_batch
@@ -12,7 +13,14 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
-from autotimm import AutoTrainer, InputError, InstanceSegmentor, MetricConfig, ObjectDetector
+from autotimm import (
+    AutoTrainer,
+    InputError,
+    InstanceSegmentor,
+    MetricConfig,
+    ObjectDetector,
+    masks,
+)
 
 
 def small(cls=InstanceSegmentor, **options):
@@ -46,6 +54,28 @@ def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size()
     alone = model.predict(image[0])
     torch.testing.assert_close(alone[0]["scores"], found[0]["scores"])
     assert "masks" not in small(ObjectDetector).predict(image)[0]
+
+
+def test_predict_gives_what_it_finds_in_the_pixels_of_another_size() -> None:
+    """Of the photo that was made smaller for the network, and as RLEs if asked."""
+    model = small(max_detections_per_image=20)
+    image = torch.randn(3, 100, 150)
+    (own,) = model.predict(image)
+    (large,) = model.predict(image, (300, 300), rles=True)
+    assert "masks" not in large
+    torch.testing.assert_close(large["boxes"], own["boxes"] * torch.tensor([2.0, 3.0, 2.0, 3.0]))
+    assert torch.equal(large["scores"], own["scores"])
+    (dense,) = model.predict(image, (300, 300))
+    assert dense["masks"].shape == (20, 300, 300)
+    for rle, mask, coarse in zip(large["rles"], dense["masks"], own["masks"], strict=True):
+        assert np.array_equal(masks.decode(rle), mask.numpy())
+        near = mask[1::3, 1::2]
+        assert (near != coarse).float().mean() < 0.05
+    (rles,) = model.predict(image, rles=True)
+    assert [masks.area(rle) for rle in rles["rles"]] == own["masks"].sum((1, 2)).tolist()
+    for size in ((0, 100), (100,)):
+        with pytest.raises(InputError, match="size of"):
+            model.predict(image, size)
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 4, 64, 64), torch.zeros(1, 3, 64, 64).byte()])

@@ -1,18 +1,18 @@
-"""RoI choice, levels, targets and pasting against torchvision and dense masks."""
+"""RoI choice, levels and targets against torchvision and dense masks."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
-from batches import random_boxes
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from batches import polygon_of_a_star, random_boxes
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from autotimm import masks
 from autotimm.models import mask_head
-from autotimm.models.mask_head import MaskHead, RoIs, paste_masks, pool, roi_levels, sample_rois
+from autotimm.models.mask_head import MaskHead, RoIs, pool, roi_levels, sample_rois
 
 
 def test_levels_equal_torchvision() -> None:
@@ -42,12 +42,6 @@ def test_each_roi_is_pooled_from_its_own_level() -> None:
     assert used == {0, 1, 2}
 
 
-def polygon_of_a_star(cx: float, cy: float, radius: float) -> list[float]:
-    angle = np.arange(10) * np.pi / 5
-    r = np.where(np.arange(10) % 2, 0.45, 1.0) * radius
-    return np.stack([cx + r * np.cos(angle), cy + r * np.sin(angle)], -1).flatten().tolist()
-
-
 def test_targets_equal_roialign_of_the_dense_mask() -> None:
     """Ground-truth boxes and boxes beside them, as predictions are."""
     height, width = 256, 320
@@ -75,57 +69,6 @@ def test_targets_equal_roialign_of_the_dense_mask() -> None:
     # The whole image's mask squeezed into the RoI, a bug that still trains, is far from it.
     squeezed = F.interpolate(dense[None, None], (28, 28), mode="bilinear")[0, 0]
     assert (squeezed - expected[0]).abs().mean() > 0.1
-
-
-def test_soft_targets_paste_back_to_the_mask_better_than_rounded_ones() -> None:
-    height, width = 256, 320
-    rle = masks.to_rle([polygon_of_a_star(150.3, 120.8, 90.0)], height, width)
-    truth = torch.from_numpy(masks.decode(rle)).bool()
-    box = torch.tensor(masks.box(rle), dtype=torch.float32)
-    crop = torch.from_numpy(masks.crop(rle, np.eye(3)[:2], box.tolist()))
-    rois = RoIs(
-        box[None, None], torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-    )
-    soft = mask_head.mask_targets(crop[None, None], box[None, None], rois, 28)
-
-    def iou(target: torch.Tensor) -> float:
-        (pasted,) = paste_masks(target, box[None], height, width)
-        pasted = pasted[0].bool()
-        return ((pasted & truth).sum() / (pasted | truth).sum()).item()
-
-    assert iou(soft) > 0.97
-    assert iou(soft) > iou((soft >= 0.5).float()) + 0.005
-
-
-def test_paste_equals_grid_sample_and_is_near_torchvision() -> None:
-    g = torch.Generator().manual_seed(2)
-    boxes = random_boxes(12, 200, 300, g, smallest=20.0) + torch.tensor([-9.0, -7.0, 6.0, 8.0])
-    coarse = torch.rand(12, 1, 5, 5, generator=g)
-    probabilities = F.interpolate(coarse, (28, 28), mode="bicubic").clamp(0, 1)
-    got = torch.cat(list(paste_masks(probabilities[:, 0], boxes, 200, 300)))
-    assert got.shape == (12, 200, 300)
-    assert got.dtype == torch.uint8
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    x = ((torch.arange(300) + 0.5 - x1) / (x2 - x1) * 2 - 1)[:, None, :].expand(12, 200, 300)
-    y = ((torch.arange(200) + 0.5 - y1) / (y2 - y1) * 2 - 1)[:, :, None].expand(12, 200, 300)
-    sampled = F.grid_sample(probabilities, torch.stack([x, y], -1), align_corners=False)[:, 0]
-    clear = (sampled - 0.5).abs() > 1e-4
-    assert torch.equal(got[clear], (sampled >= 0.5).to(torch.uint8)[clear])
-    theirs = paste_masks_in_image(probabilities, boxes, (200, 300), padding=1)[:, 0] >= 0.5
-    both, either = (got.bool() & theirs).sum((1, 2)), (got.bool() | theirs).sum((1, 2))
-    assert (both / either.clamp(min=1)).mean() > 0.93  # it rounds boxes to whole pixels
-
-
-def test_pasting_in_chunks_changes_nothing(monkeypatch) -> None:
-    g = torch.Generator().manual_seed(3)
-    boxes = random_boxes(9, 64, 80, g)
-    probabilities = torch.rand(9, 28, 28, generator=g)
-    whole = list(paste_masks(probabilities, boxes, 64, 80))
-    monkeypatch.setattr(mask_head, "PASTE_BYTES", 4 * 64 * 80 * 2)
-    chunks = list(paste_masks(probabilities, boxes, 64, 80))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 2, 1]
-    assert torch.equal(torch.cat(chunks), torch.cat(whole))
-    assert list(paste_masks(probabilities[:0], boxes[:0], 64, 80)) == []
 
 
 def test_sampled_rois_are_foreground_only() -> None:
@@ -194,11 +137,52 @@ def test_rois_are_not_rounded_with_the_features() -> None:
     torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=0)
 
 
-def test_masks_are_pasted_alike_under_autocast() -> None:
-    g = torch.Generator().manual_seed(4)
-    boxes = random_boxes(9, 200, 300, g)
-    probabilities = torch.rand(9, 28, 28, generator=g)
-    plain = torch.cat(list(paste_masks(probabilities, boxes, 200, 300)))
-    with torch.autocast("cpu", torch.bfloat16):
-        low = torch.cat(list(paste_masks(probabilities, boxes, 200, 300)))
-    assert torch.equal(plain, low)
+@pytest.mark.parametrize("slots", [3, 70])
+def test_targets_are_those_of_each_rois_own_instance(slots: int) -> None:
+    """One RoI at a time, through torchvision, from fewer and from more slots than RoIs."""
+    g = torch.Generator().manual_seed(5)
+    crops = (torch.rand(2, slots, 56, 56, generator=g) < 0.4).to(torch.uint8)
+    boxes = torch.stack([random_boxes(slots, 200, 300, g) for _ in range(2)])
+    chosen = torch.randint(0, slots, (2, 9), generator=g)
+    truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+    spread = (truth[..., 2:] - truth[..., :2]).repeat(1, 1, 2) / 4
+    rois = RoIs(
+        truth + spread * torch.randn(truth.shape, generator=g).clamp(-1, 1),
+        chosen,
+        torch.ones(2, 9, dtype=torch.bool),
+    )
+    got = mask_head.mask_targets(crops, boxes, rois, 14).view(2, 9, 14, 14)
+    for image in range(2):
+        for i, slot in enumerate(chosen[image].tolist()):
+            low, high = boxes[image, slot].split(2)
+            place = (rois.boxes[image, i].view(2, 2) - low) / (high - low) * 56 + 1
+            ringed = F.pad(crops[image, slot].float(), (1, 1, 1, 1))
+            row = torch.cat([torch.zeros(1), place.flatten()])[None]
+            expected = roi_align(ringed[None, None], row, 14, 1.0, 4, aligned=True)[0, 0]
+            torch.testing.assert_close(got[image, i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_rois_have_finite_targets() -> None:
+    """They point at any slot: an empty one, whose box has no extent, or one far away."""
+    rois = RoIs(
+        torch.tensor([[[0.0, 0.0, 1.0, 1.0]] * 2]), torch.tensor([[1, 0]]), torch.zeros(1, 2) > 0
+    )
+    boxes = torch.tensor([[[5e4, 5e4, 5e4 + 1, 5e4 + 1], [0.0] * 4]])
+    crops = torch.ones(1, 2, 112, 112, dtype=torch.uint8)
+    assert torch.isfinite(mask_head.mask_targets(crops, boxes, rois, 28)).all()
+
+
+def test_a_predicted_box_counts_from_an_iou_of_a_half_on() -> None:
+    truth = torch.tensor([[[0.0, 0.0, 40.0, 40.0]]])
+    predicted = torch.tensor([[[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 19.5]]])
+    rois = sample_rois(predicted, torch.tensor([[0, 0]]), truth, torch.tensor([[2]]), 3)
+    assert rois.valid.sum() == 2
+    assert rois.boxes[0][rois.valid[0]][:, 3].sort().values.tolist() == [20, 40]
+
+
+def test_predictions_that_are_no_numbers_are_not_learnt_from() -> None:
+    truth = torch.tensor([[[0.0, 0.0, 40.0, 40.0]]])
+    predicted = torch.tensor([[[torch.nan] * 4, [-torch.inf, -torch.inf, torch.inf, torch.inf]]])
+    rois = sample_rois(predicted, torch.tensor([[0, 0]]), truth, torch.tensor([[2]]), 3)
+    assert rois.valid.sum() == 1
+    assert torch.isfinite(rois.boxes).all()

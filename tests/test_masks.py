@@ -63,6 +63,20 @@ def test_encodings_of_one_mask_agree(seed: int) -> None:
     assert masks.box(rle) == expected
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_encoding_of_a_window_is_that_of_the_whole(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for part in (random_mask(seed), np.ones((37, 53), np.uint8), np.zeros((37, 53), np.uint8)):
+        top, left, below, right = (rng.integers(0, 9, 4) * rng.integers(0, 2, 4)).tolist()
+        whole = np.pad(part, ((top, below), (left, right)))
+        assert masks.encode_window(part, top, left, *whole.shape) == masks.encode(whole)
+        columns = part[:, :0]  # none
+        empty = masks.encode_window(columns, top, left, *whole.shape)
+        assert empty == masks.encode(np.zeros_like(whole))
+    with pytest.raises(ValueError, match="leaves"):
+        masks.encode_window(part, 1, 0, *part.shape)
+
+
 def test_runs_of_a_large_image_survive() -> None:
     mask = np.zeros((5000, 7000), np.uint8)
     mask[4321, 6543] = 1  # runs of 26 bits, and differences that are negative

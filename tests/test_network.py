@@ -63,17 +63,66 @@ def test_a_batch_without_instances_gives_every_parameter_a_gradient(masks: bool)
         assert all((p.grad == 0).all() for p in network.mask_head.parameters())
 
 
-def test_losses_are_float32_under_autocast() -> None:
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_losses_are_float32_under_autocast(precision: torch.dtype) -> None:
     network = small_network()
     batch = random_batch([4, 2])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", precision):
         low = network(**batch)
         assert (
-            network.head(network.fpn(network.backbone(batch["image"]))).classes.dtype
-            == torch.bfloat16
+            network.head(network.fpn(network.backbone(batch["image"]))).classes.dtype == precision
         )
     assert all(value.dtype == torch.float32 for value in low)
     assert all(torch.isfinite(value) for value in low)
+
+
+def test_the_mask_branch_learns_from_predicted_boxes_too() -> None:
+    """At first every location says 4 strides to each side: on P3 the very size of this object."""
+    network = small_network()
+    batch = random_batch([1], 128, 128)
+    batch["boxes"][0, 0] = torch.tensor([30.0, 30.0, 94.0, 94.0])
+    sums = network(**batch)
+    assert 4 < sums.rois <= sums.positives + 1
+    with torch.no_grad():
+        network.head.distances.bias.fill_(0.5)  # no predicted box comes near it
+    sums = network(**batch)
+    assert sums.positives > 4
+    assert sums.rois == 1
+
+
+@pytest.mark.parametrize("count", [230, 500])
+def test_any_number_of_instances(count: int) -> None:
+    """More than RoIs; among them the whole image, one pixel, and what leaves the image."""
+    network = small_network()
+    batch = random_batch([count, 0, 3], slots=512)
+    batch["boxes"][0, 0] = torch.tensor([0.0, 0.0, 160.0, 128.0])
+    batch["boxes"][0, 1] = torch.tensor([77.0, 33.0, 78.0, 34.0])
+    batch["boxes"][0, 2] = torch.tensor([-30.0, -20.0, 60.0, 50.0])
+    batch["boxes"][0, 3] = torch.tensor([150.0, 100.0, 190.0, 150.0])
+    sums = network(**batch)
+    assert sums.positives > 20
+    assert 16 + 3 <= sums.rois <= 16 + 16
+    assert all(torch.isfinite(value) for value in sums)
+    total(sums).backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_masks_of_many_detections_are_made_some_at_a_time(monkeypatch) -> None:
+    network = small_network().eval()
+    image = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    (whole,) = network.detect(image, score_thresh=0.0, max_detections=50)
+    asked = []
+    of_classes = network.mask_head.of_classes
+    monkeypatch.setattr(
+        network.mask_head,
+        "of_classes",
+        lambda features, labels: asked.append(len(labels)) or of_classes(features, labels),
+    )
+    monkeypatch.setattr("autotimm.models.network.MASKS_AT_ONCE", 20)
+    (parts,) = network.detect(image, score_thresh=0.0, max_detections=50)
+    assert asked == [20, 20, 10]
+    torch.testing.assert_close(parts["masks"], whole["masks"])
 
 
 def test_the_distances_of_each_level_have_a_scale_of_their_own() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +76,59 @@ def test_what_lies_in_the_padding_is_left_out() -> None:
     assert found["labels"].tolist() == [1]
     assert len(found["rles"]) == 1
     assert 0.99 * 80 * 80 < masks.area(found["rles"][0]) <= 80 * 80
+
+
+def test_dense_masks_are_those_of_the_rles() -> None:
+    s, o = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0])
+    made = detection(ellipse(200, 110, 90, 60), [110.0, 50.0, 290.0, 170.0], s, o)
+    (rle,) = restore(made, s, o, HEIGHT, WIDTH)["rles"]
+    found = restore(made, s, o, HEIGHT, WIDTH, dense=True)
+    assert "rles" not in found
+    assert found["masks"].dtype == torch.uint8
+    assert np.array_equal(found["masks"][0].numpy(), masks.decode(rle))
+
+
+PEAK = 2 * 2**30
+LARGE = """
+import re, sys, numpy as np, torch
+from autotimm import InstanceSegmentor
+from autotimm.models import restore
+
+how, H, W = sys.argv[1], 4000, 8000
+torch.manual_seed(0)
+picture = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)
+def said(field):
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(rf"^{field}:\\s+(\\d+) kB", file.read(), re.M)[1])
+if how == "filling":  # every mask fills the image
+    s = torch.tensor([0.08, 0.08])
+    made = {
+        "boxes": torch.tensor([[0.0, 0.0, 640.0, 320.0]]).repeat(100, 1),
+        "labels": torch.zeros(100, dtype=torch.int64),
+        "scores": torch.ones(100),
+        "masks": torch.ones(100, 28, 28),
+    }
+    found = restore.restore(made, s, torch.zeros(2), H, W)
+else:
+    model = InstanceSegmentor(
+        "resnet18", 80, pretrained=False, compile_model=False, score_thresh=0.0
+    )
+    small = torch.from_numpy(picture[::12, ::12]).permute(2, 0, 1) / 255.0
+    (found,) = model.predict(small, (H, W), rles=how == "rles")
+    if how == "dense":
+        assert found["masks"].shape == (100, H, W)
+print(len(found["scores"]), said("VmHWM") - picture.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
+@pytest.mark.parametrize("how", ["rles", "filling"])
+def test_a_hundred_instances_of_a_large_image_take_little_memory(how: str) -> None:
+    """All that the process takes above the picture: PyTorch and a ResNet-18 too."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, how], capture_output=True, text=True, check=True
+    )
+    count, peak = map(int, done.stdout.split())
+    assert count == 100
+    assert peak < PEAK, f"{peak / 2**20:.0f} MiB"

@@ -1,12 +1,13 @@
-"""The mask branch: which RoIs it learns from, what it should say there, the head, and pasting.
+"""The mask branch: which RoIs it learns from, what it should say there, and the head.
 
-Invariants: a fixed number of RoIs an image; only foreground RoIs carry weight; a target is the
-ground-truth mask cropped inside the RoI; masks are pasted at the size asked, a few at a time.
+Invariants: a fixed number of RoIs an image, whatever the number of instances; only foreground RoIs
+carry weight; a target is the ground-truth mask cropped inside the RoI. ``models/paste.py`` draws
+what the head says into images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from autotimm.models import bilinear
+
 ROI_LEVELS = 3  # RoIs are pooled from P3, P4 and P5
 MATCH_IOU = 0.5
-PASTE_BYTES = 128 * 2**20
 
 
 class RoIs(NamedTuple):
@@ -77,7 +79,8 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
 
     Aligned as detectron2 has it (half-pixel correct), but soft as in torchvision: a cell that the
     outline cuts is told how much of it is covered, so that the bilinear paste at 0.5 puts the
-    outline back where it was; rounding the target first moves it by up to half a cell.
+    outline back where it was; rounding the target first moves it by up to half a cell. What lies
+    outside the instance's own box is background.
 
     Args:
         crops: [B, M, P, P] uint8, each mask inside its own box.
@@ -87,21 +90,21 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
     Returns:
         [B * R, S, S] float32 in [0, 1].
     """
-    count, slots, side = crops.shape[0], crops.shape[1], crops.shape[-1]
+    side = crops.shape[-1]
     frame = boxes.gather(1, rois.slots[..., None].expand(-1, -1, 4))
     low = frame[..., :2]
     extent = (frame[..., 2:] - low).clamp(min=1e-3)
-    # The RoI in samples of the crop; the zero ring around it makes everything outside background.
-    corner = (rois.boxes[..., :2] - low) / extent * side + 1
-    opposite = (rois.boxes[..., 2:] - low) / extent * side + 1
-    image = torch.arange(count, device=crops.device)[:, None] * slots + rois.slots
-    # A padding RoI points at any slot, an empty one perhaps, of no extent.
-    corner = torch.where(rois.valid[..., None], corner, 0.0)
-    opposite = torch.where(rois.valid[..., None], opposite, 1.0)
-    flat = torch.cat([image[..., None].float(), corner, opposite], -1).flatten(0, 1)
-    ringed = F.pad(crops.flatten(0, 1)[:, None].float(), (1, 1, 1, 1))
-    samples = -(-side // size)  # one a crop sample, so that none is passed over
-    return roi_align(ringed, flat, size, sampling_ratio=samples, aligned=True)[:, 0]
+    # The RoI in samples of the crop. A padding RoI points at any slot, an empty one perhaps, of no
+    # extent.
+    corner = torch.where(rois.valid[..., None], (rois.boxes[..., :2] - low) / extent * side, 0.0)
+    opposite = torch.where(rois.valid[..., None], (rois.boxes[..., 2:] - low) / extent * side, 1.0)
+    (x1, y1), (x2, y2) = corner.flatten(0, 1).unbind(-1), opposite.flatten(0, 1).unbind(-1)
+    points = -(-side // size)  # one a crop sample, so that none is passed over
+    rows = bilinear.cell_weights(y1, y2, size, points, side, edge=False)
+    columns = bilinear.cell_weights(x1, x2, size, points, side, edge=False)
+    image = torch.arange(len(crops), device=crops.device)[:, None]
+    own = crops[image, rois.slots].flatten(0, 1).float()
+    return rows @ own @ columns.transpose(1, 2)
 
 
 def roi_levels(boxes: Tensor) -> Tensor:
@@ -126,20 +129,31 @@ def pool(levels: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
     Returns:
         [B * R, C, size, size].
     """
-    count, rois = boxes.shape[:2]
-    image = torch.arange(count, device=boxes.device).repeat_interleave(rois)
-    flat = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
-    level_of = roi_levels(boxes).flatten()
+    level_of = roi_levels(boxes)
     pooled = None
     for i, level in enumerate(levels[:ROI_LEVELS]):
         # Far outside of the map lie the RoIs of other levels. In float32: half precision would
         # move a corner at 1,000 pixels by up to two of them.
-        here = torch.where((level_of == i)[:, None], flat[:, 1:], -1e4)
-        rows = torch.cat([flat[:, :1], here], 1)
-        part = roi_align(level.float(), rows, size, 1 / (8 << i), sampling_ratio=2, aligned=True)
-        pooled = part if pooled is None else pooled + part
+        here = torch.where((level_of == i)[..., None], boxes, -1e4)
+        part = _roi_align(level.float(), here, 1 / (8 << i), size)
+        # In place: with 1,024 RoIs of 256 channels each of these is 200 MiB.
+        pooled = part if pooled is None else pooled.add_(part)
     assert pooled is not None
     return pooled.to(levels[0].dtype)
+
+
+def _roi_align(level: Tensor, boxes: Tensor, scale: float, size: int) -> Tensor:
+    """[B * R, C, size, size] of boxes [B, R, 4] in pixels; ``scale`` is cells a pixel."""
+    if torch.are_deterministic_algorithms_enabled() and level.is_cuda:
+        own = [
+            bilinear.roi_align(one, box * scale, size)
+            for one, box in zip(level, boxes, strict=True)
+        ]
+        return torch.cat(own)
+    count, rois = boxes.shape[:2]
+    image = torch.arange(count, device=boxes.device).repeat_interleave(rois)
+    rows = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
+    return roi_align(level, rows, size, scale, sampling_ratio=2, aligned=True)
 
 
 class MaskHead(nn.Module):
@@ -182,50 +196,6 @@ class MaskHead(nn.Module):
         logits = torch.bmm(weight[:, None], x.flatten(2)).view(-1, self.size, self.size)
         assert self.masks.bias is not None
         return logits + self.masks.bias[labels, None, None]
-
-
-def paste_masks(
-    masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5
-) -> Iterator[Tensor]:
-    """Put masks [N, S, S] of probabilities into boxes [N, 4] of an image, a chunk at a time.
-
-    Each pixel centre looks up the mask bilinearly at its place inside the box (detectron2's
-    ``_do_paste_mask``); outside the mask is zero. One chunk holds at most about 128 MiB of floats,
-    however many masks there are and however large the image is (at least one mask).
-
-    Yields:
-        [n, height, width] uint8 of 0 and 1; the chunks joined give all N in order.
-    """
-    step = max(PASTE_BYTES // (4 * height * width), 1)
-    for start in range(0, masks.shape[0], step):
-        yield _paste(
-            masks[start : start + step], boxes[start : start + step], height, width, threshold
-        )
-
-
-def _paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
-    """As :func:`paste_masks`, whole.
-
-    Bilinear interpolation of a grid of points is a product of two thin matrices: one mixes rows,
-    one mixes columns, so that no [N, H, W, 2] grid is ever made.
-    """
-    size = masks.shape[-1]
-    x1, y1, x2, y2 = boxes.float().unbind(-1)
-    rows = _interpolation(height, y1, y2, size)  # [n, H, S]
-    columns = _interpolation(width, x1, x2, size)  # [n, W, S]
-    with torch.autocast(masks.device.type, enabled=False):
-        dense = rows @ masks.float() @ columns.transpose(1, 2)
-    return (dense >= threshold).to(torch.uint8)
-
-
-def _interpolation(pixels: int, low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Weight of each of ``size`` samples between ``low`` and ``high`` [n] at each pixel centre,
-    [n, pixels, size]; zero where the pixel is more than one sample away."""
-    centre = torch.arange(pixels, device=low.device) + 0.5
-    extent = (high - low).clamp(min=1e-3)
-    place = (centre - low[:, None]) / extent[:, None] * size - 0.5
-    sample = torch.arange(size, device=low.device)
-    return (1 - (place[..., None] - sample).abs()).clamp(min=0)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
+MASKS_AT_ONCE = 128  # in inference; some 100 MiB of float32 at 28 x 28 x 256
 
 
 class Outputs(NamedTuple):
@@ -159,7 +160,7 @@ class Network(nn.Module):
         """Detections of ``image`` [B, 3, H, W] in its pixels, best first.
 
         With a mask branch, ``masks`` are its probabilities inside each box, [N, S, S]:
-        :func:`autotimm.models.mask_head.paste_masks` puts them into a picture of any size.
+        :mod:`autotimm.models.paste` puts them into a picture of any size.
         """
         outputs = self(image)
         shapes = _shapes(image)
@@ -175,10 +176,21 @@ class Network(nn.Module):
         if self.mask_head is not None:
             for i, detections in enumerate(found):
                 own = [level[i : i + 1] for level in outputs.levels]
-                features = pool(own, detections["boxes"][None], self.mask_head.size // 2)
-                logits = self.mask_head.of_classes(features, detections["labels"])
-                detections["masks"] = logits.float().sigmoid()
+                detections["masks"] = _masks(self.mask_head, own, detections)
         return found
+
+
+def _masks(mask_head: MaskHead, levels: list[Tensor], detections: Detections) -> Tensor:
+    """Probabilities [N, S, S] of one image's detections, so many at a time."""
+    parts = []
+    for boxes, labels in zip(
+        detections["boxes"].split(MASKS_AT_ONCE),
+        detections["labels"].split(MASKS_AT_ONCE),
+        strict=True,
+    ):
+        features = pool(levels, boxes[None], mask_head.size // 2)
+        parts.append(mask_head.of_classes(features, labels).float().sigmoid())
+    return torch.cat(parts)
 
 
 def _shapes(image: Tensor) -> list[tuple[int, int]]:

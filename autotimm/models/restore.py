@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from autotimm import masks
-from autotimm.models.mask_head import paste_masks
-from autotimm.structures import RLE, Detections
+from autotimm.models import paste
+from autotimm.structures import Detections
 
 
 def restore(
-    detections: Detections, scale: Tensor, offset: Tensor, height: int, width: int
+    detections: Detections,
+    scale: Tensor,
+    offset: Tensor,
+    height: int,
+    width: int,
+    *,
+    dense: bool = False,
 ) -> Detections:
     """Undo ``canvas = original * scale + offset`` and draw the masks at the original size.
 
@@ -20,20 +24,25 @@ def restore(
         detections: with ``masks`` [N, S, S] of probabilities inside the boxes, or without masks.
         scale, offset: [2], of x and of y.
         height, width: of the original image.
+        dense: give masks [N, height, width] uint8 of 0 and 1 rather than RLEs.
 
     Returns:
-        Boxes clipped to the image; ``rles`` instead of ``masks``. Dense masks exist for one chunk
-        at a time. A box of which nothing lies inside the image is left out.
+        Boxes clipped to the image; ``rles``, or ``masks`` if ``dense``. A box of which nothing lies
+        inside the image is left out.
     """
     boxes = (detections["boxes"] - offset.repeat(2)) / scale.repeat(2)
-    restored, inside = clip(detections, boxes, height, width)
+    restored, inside = _clip(detections, boxes, height, width)
     if "masks" in detections:
         # Masks belong to the unclipped boxes: clipping would squeeze them.
-        restored["rles"] = encode(detections["masks"][inside], boxes[inside], height, width)
+        parts = detections["masks"][inside], boxes[inside], height, width
+        if dense:
+            restored["masks"] = paste.dense(*parts)
+        else:
+            restored["rles"] = paste.encode(*parts)
     return restored
 
 
-def clip(
+def _clip(
     detections: Detections, boxes: Tensor, height: int, width: int
 ) -> tuple[Detections, Tensor]:
     """``detections`` at ``boxes`` [N, 4] cut to the image, without masks, less those of which
@@ -46,22 +55,3 @@ def clip(
         scores=detections["scores"][inside],
     )
     return kept, inside
-
-
-def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:
-    """Masks [N, S, S] of probabilities in boxes [N, 4], pasted at 0.5 and run-length encoded."""
-    return [
-        masks.encode(mask)
-        for chunk in paste_masks(probabilities, boxes, height, width)
-        for mask in chunk.cpu().numpy()
-    ]
-
-
-def dense(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """As :func:`encode`, but as one tensor [N, height, width] uint8 of 0 and 1."""
-    chunks = list(paste_masks(probabilities, boxes, height, width))
-    return (
-        torch.cat(chunks)
-        if chunks
-        else probabilities.new_zeros((0, height, width), dtype=torch.uint8)
-    )

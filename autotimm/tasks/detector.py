@@ -302,18 +302,24 @@ class ObjectDetector(LightningModule):
         return self.predict(image)
 
     @torch.no_grad()
-    def predict(self, image: Tensor) -> list[Detections]:
+    def predict(
+        self, image: Tensor, size: tuple[int, int] | None = None, *, rles: bool = False
+    ) -> list[Detections]:
         """Find the objects in normalised images of any size.
 
         Args:
             image: [B, 3, H, W] or [3, H, W] float.
+            size: height and width of the pictures that were resized to ``image``, in whose pixels
+                boxes and masks are then given; as in ``image`` if None.
+            rles: give masks as COCO's RLEs. Dense ones take N * height * width bytes (3 GiB for
+                100 of 8000 x 4000 pixels), RLEs next to nothing.
 
         Returns:
             For each image ``boxes`` [N, 4] in its pixels, ``labels`` [N], ``scores`` [N], best
-            first, and from a segmentor ``masks`` [N, H, W], uint8 of 0 and 1.
+            first, and from a segmentor ``masks`` [N, height, width], uint8 of 0 and 1, or ``rles``.
 
         Raises:
-            InputError: not such a tensor.
+            InputError: not such a tensor, or not such a size.
         """
         if image.ndim == 3:
             image = image[None]
@@ -323,6 +329,9 @@ class ObjectDetector(LightningModule):
                 f"{list(image.shape)}"
             )
         height, width = image.shape[-2:]
+        wanted = (height, width) if size is None else tuple(size)
+        if len(wanted) != 2 or min(wanted) < 1:
+            raise InputError(f"predict() takes a size of (height, width), not {size}")
         padded = F.pad(image, (0, -width % CANVAS_MULTIPLE, 0, -height % CANVAS_MULTIPLE))
         was_training = self.training
         self.eval()
@@ -330,7 +339,9 @@ class ObjectDetector(LightningModule):
             found = self._detect(padded.to(self.device))
         finally:
             self.train(was_training)
-        return [_within(detections, height, width) for detections in found]
+        scale = torch.tensor([width / wanted[1], height / wanted[0]], device=self.device)
+        origin = torch.zeros_like(scale)
+        return [restore.restore(one, scale, origin, *wanted, dense=not rles) for one in found]
 
     # ------------------------------------------------------------- checkpoints
 
@@ -411,15 +422,6 @@ def mean_over_ranks(counts: Tensor) -> Tensor:
     counts = counts.clone()
     dist.all_reduce(counts)
     return counts / dist.get_world_size()
-
-
-def _within(detections: Detections, height: int, width: int) -> Detections:
-    """Detections of a padded image, cut to its true size, with dense masks."""
-    boxes = detections["boxes"]
-    result, inside = restore.clip(detections, boxes, height, width)
-    if "masks" in detections:
-        result["masks"] = restore.dense(detections["masks"][inside], boxes[inside], height, width)
-    return result
 
 
 def check_weight(name: str, value: float) -> None:
