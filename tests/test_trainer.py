@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
-from autotimm.training import callbacks, trainer
+from autotimm.training import callbacks, progress, trainer
 from autotimm.training.checkpoint import PlainCheckpointIO
 
 
@@ -47,14 +48,16 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
         pass
 
     def kinds(given):
-        return [type(c).__name__ for c in trainer._default_callbacks(given, checkpoints=True)]
+        made = trainer._default_callbacks(given, checkpoints=True, bar=True)
+        return [type(c).__name__ for c in made]
 
     every = [
         *("CheckLoss", "ImagesPerSecond", "EpochLines", "SavePictures"),
-        *("SaveResults", "ModelCheckpoint"),
+        *("SaveResults", "ModelCheckpoint", "ProgressBar"),
     ]
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
+    assert "ProgressBar" not in kinds([TQDMProgressBar()])
 
 
 class Line(LightningModule):
@@ -168,3 +171,39 @@ def test_images_per_second_leaves_validation_out(
     run = quiet(tmp_path, max_epochs=1, val_check_interval=3)
     run.fit(Timed(), loader(6), loader(1))
     assert run.logged_metrics["train/images_per_second"] == pytest.approx(2.0)
+
+
+def test_the_bar_asks_a_device_for_numbers_only_at_steps_that_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = RichProgressBar.get_metrics
+
+    def count(self, run, model):
+        asked.append(run.global_step)
+        return ask(self, run, model)
+
+    monkeypatch.setattr(RichProgressBar, "get_metrics", count)
+
+    class Logging(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, prog_bar=True)
+            return loss
+
+    def steps_asked(folder: str) -> list[int]:
+        asked.clear()
+        run = AutoTrainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path / folder,
+            enable_model_summary=False,
+            log_every_n_steps=4,
+            max_epochs=1,
+        )
+        run.fit(Logging(), loader(10))
+        assert isinstance(run.progress_bar_callback, progress.ProgressBar)
+        return sorted(set(asked))
+
+    assert steps_asked("cpu") == [*range(1, 11)]
+    monkeypatch.setattr(progress, "_waits", lambda _: True)
+    assert steps_asked("gpu") == [1, 4, 8, 10]  # the first, those logged, the end of the epoch

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -23,6 +24,7 @@ from autotimm.tasks.precision import MixedPrecision
 from autotimm.training.callbacks import EpochLines, ImagesPerSecond, SavePictures, SaveResults
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO
+from autotimm.training.progress import ProgressBar
 
 # What the libraries below say of each other's insides, and no user can mend.
 for _message in (
@@ -68,6 +70,7 @@ class AutoTrainer(Trainer):
         plugins: Any = None,
         use_distributed_sampler: bool = False,
         enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if use_distributed_sampler:
@@ -96,7 +99,13 @@ class AutoTrainer(Trainer):
             num_nodes=num_nodes,
             precision=precision,
             logger=CSVLogger(root, name="") if logger is None else logger,
-            callbacks=[*given, *_default_callbacks(given, enable_checkpointing is not False)],
+            callbacks=[
+                *given,
+                *_default_callbacks(
+                    given, enable_checkpointing is not False, enable_progress_bar is not False
+                ),
+            ],
+            enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
             plugins=plugins,
             use_distributed_sampler=False,
@@ -188,7 +197,7 @@ def _plugins(given: Any) -> list[Any]:
     return plugins
 
 
-def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Callback]:
+def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) -> list[Callback]:
     """What a run should have, less the kinds that the user brought."""
     defaults: list[Callback] = [
         CheckLoss(),
@@ -203,4 +212,6 @@ def _default_callbacks(given: Sequence[Callback], checkpoints: bool) -> list[Cal
         defaults.append(
             ModelCheckpoint(filename=name, save_last=True, save_on_train_epoch_end=True)
         )
+    if bar and not any(isinstance(callback, LightningBar) for callback in given):
+        defaults.append(ProgressBar())
     return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
