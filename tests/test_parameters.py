@@ -43,11 +43,32 @@ def test_norms_and_biases_are_not_decayed(backbone: str) -> None:
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0]  # what older checkpoints have
 
 
-def test_tables_of_positions_are_not_decayed() -> None:
-    found = settings(network("swin_tiny_patch4_window7_224"), "swin_tiny_patch4_window7_224")
-    tables = [name for name in found if "relative_position_bias_table" in name]
-    assert len(tables) == 12
-    assert {found[name][1] for name in tables} == {0.0}
+@pytest.mark.parametrize(
+    ("backbone", "tables"),
+    [
+        ("swin_tiny_patch4_window7_224", [12, "relative_position_bias_table"]),
+        ("vit_tiny_patch16_224", [1, "pos_embed"]),
+        ("vit_small_patch16_dinov3", [1, "reg_token"]),
+    ],
+)
+def test_tables_of_positions_and_tokens_are_not_decayed(backbone: str, tables: list) -> None:
+    made = network(backbone)
+    count, word = tables
+    found = settings(made, backbone)
+    shapes = {name: p.ndim for name, p in made.named_parameters()}
+    names = [name for name in found if word in name]
+    assert len(names) == count
+    assert all(shapes[name] > 1 and found[name][1] == 0.0 for name in names)
+
+
+def test_the_pyramid_of_a_plain_transformer_learns_at_the_full_rate() -> None:
+    found = settings(network("vit_tiny_patch16_224"), "vit_tiny_patch16_224", layer_decay=0.5)
+    rates = {name: rate for name, (rate, _) in found.items()}
+    assert {rate for name, rate in rates.items() if not name.startswith("backbone.")} == {1.0}
+    (last,) = (rate for name, rate in rates.items() if name.endswith("blocks.11.attn.qkv.weight"))
+    (stem,) = (rate for name, rate in rates.items() if name.endswith("patch_embed.proj.weight"))
+    assert last == 0.5
+    assert stem == 0.5**13
 
 
 def test_a_frozen_backbone_is_in_no_group() -> None:
