@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from autotimm.models.network import Network
 from autotimm.structures import InputError
 from autotimm.tasks import optimization
 
@@ -65,6 +68,38 @@ def test_what_cannot_be_or_would_have_no_effect_is_refused(changes, said) -> Non
     optimization.check(SETTINGS)
     with pytest.raises(InputError, match=said):
         optimization.check({**SETTINGS, **changes})
+
+
+def configured(steps: float = 100, **changes) -> torch.optim.Optimizer:
+    """The optimizer of a run of that many steps, set up for its first."""
+    with torch.device("meta"):
+        network = Network("resnet10t", 3, pretrained=False, fpn_channels=32, head_convs=1)
+    run = SimpleNamespace(estimated_stepping_batches=steps, strategy=SingleDeviceStrategy("cpu"))
+    options = SimpleNamespace(**{**SETTINGS, "backbone": "resnet10t", **changes})
+    made = optimization.configure(network, options, run)
+    assert made["lr_scheduler"]["interval"] == "step"
+    return made["optimizer"]
+
+
+def test_the_settings_arrive() -> None:
+    sgd = configured(warmup_steps=10, backbone_lr_factor=0.5)
+    assert isinstance(sgd, torch.optim.SGD)
+    groups = {(g["initial_lr"], g["weight_decay"]): g for g in sgd.param_groups}
+    assert set(groups) == {(0.01, 1e-4), (0.01, 0.0), (0.005, 1e-4), (0.005, 0.0)}
+    assert all(g["lr"] == pytest.approx(0.001 * g["initial_lr"]) for g in sgd.param_groups)
+    assert {(g["momentum"], g["fused"]) for g in sgd.param_groups} == {(0.9, False)}
+    assert isinstance(configured(optimizer="adamw", scheduler="cosine"), torch.optim.AdamW)
+
+
+def test_a_schedule_that_needs_the_end_of_the_run_is_refused_without_one() -> None:
+    with pytest.raises(InputError, match="scheduler='multistep' needs to know the end"):
+        configured(steps=float("inf"))
+    assert configured(steps=float("inf"), scheduler="constant").param_groups[0]["lr"] == 0.01
+
+
+def test_a_warm_up_longer_than_the_run_is_told() -> None:
+    with pytest.warns(UserWarning, match="warmup_steps=100, but the run has 100 steps"):
+        configured(warmup_steps=100)
 
 
 def weights() -> list[torch.nn.Parameter]:

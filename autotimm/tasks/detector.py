@@ -24,9 +24,8 @@ from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
-from autotimm.tasks import optimization, parameters
+from autotimm.tasks import optimization
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.tasks.precision import may_fuse
 
 _MOST_SHAPES = 64  # of batches that the network is compiled for
 
@@ -206,39 +205,7 @@ class ObjectDetector(LightningModule):
         }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        options: Any = self.hparams
-        groups = parameters.groups(
-            self.network,
-            options.backbone,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            backbone_lr_factor=options.backbone_lr_factor,
-            layer_decay=options.layer_decay,
-        )
-        optimizer = optimization.build(options.optimizer, groups, fused=may_fuse(self.trainer))
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total) and options.scheduler in ("cosine", "multistep"):
-            raise InputError(
-                f"scheduler={options.scheduler!r} needs to know the end of the run: give "
-                f"max_epochs or max_steps, or scheduler=constant"
-            )
-
-        if options.warmup_steps >= total:
-            rank_zero_warn(
-                f"warmup_steps={options.warmup_steps}, but the run has {total:.0f} steps: the "
-                f"learning rate never gets to lr={options.lr}"
-            )
-
-        def factor(step: int) -> float:
-            return optimization.lr_factor(
-                step, total, options.warmup_steps, options.scheduler, options.milestones
-            )
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return optimization.configure(self.network, self.hparams, self.trainer)
 
     # -------------------------------------------------------------- evaluation
 

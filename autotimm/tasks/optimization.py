@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
+from autotimm.models.network import Network
 from autotimm.structures import InputError
+from autotimm.tasks import parameters
+from autotimm.tasks.precision import may_fuse
 
 OptimizerName = Literal["adamw", "sgd"]
 SchedulerName = Literal["cosine", "multistep", "constant"]
@@ -58,6 +64,46 @@ def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None)
             f"milestones={given} must be rising shares of the run between 0 and 1, such as "
             f"[0.667, 0.917]"
         )
+
+
+def configure(network: Network, options: Any, trainer: Trainer) -> OptimizerLRSchedulerConfig:
+    """What Lightning asks of a module that trains ``network``.
+
+    Args:
+        network: whose parameters are trained.
+        options: the settings that :func:`check` has seen, and ``backbone``, as attributes.
+        trainer: of the run, which knows how long it is and what steps its optimizer.
+
+    Raises:
+        InputError: the schedule depends on the run's end, and it has none; or as
+            :func:`autotimm.tasks.parameters.groups` does.
+    """
+    total = trainer.estimated_stepping_batches
+    if not math.isfinite(total) and options.scheduler in ("cosine", "multistep"):
+        raise InputError(
+            f"scheduler={options.scheduler!r} needs to know the end of the run: give max_epochs or "
+            f"max_steps, or scheduler=constant"
+        )
+    if 0 < total <= options.warmup_steps:
+        rank_zero_warn(
+            f"warmup_steps={options.warmup_steps}, but the run has {total:.0f} steps: the learning "
+            f"rate never gets to lr={options.lr}"
+        )
+    groups = parameters.groups(
+        network,
+        options.backbone,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        backbone_lr_factor=options.backbone_lr_factor,
+        layer_decay=options.layer_decay,
+    )
+    optimizer = build(options.optimizer, groups, fused=may_fuse(trainer))
+
+    def factor(step: int) -> float:
+        return lr_factor(step, total, options.warmup_steps, options.scheduler, options.milestones)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build(

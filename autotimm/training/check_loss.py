@@ -145,10 +145,10 @@ def _message(step: _Step) -> str:
         what = f"the gradients are not finite (the loss is {ranks[0][0]:.4g})"
     where = f" on rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else ""
     images = [name for i in lost or range(len(ranks)) for name in ranks[i][2]]
-    named = ", ".join(images[:_MOST_NAMED])
     more = f" and {len(images) - _MOST_NAMED} more" if len(images) > _MOST_NAMED else ""
+    named = f" (images {', '.join(images[:_MOST_NAMED])}{more})" if images else ""
     return (
-        f"{what} at step {step.number}{where if len(ranks) > 1 else ''} (images {named}{more}): "
+        f"{what} at step {step.number}{where if len(ranks) > 1 else ''}{named}: "
         f"the weights and the last checkpoint are those from before it; lower the learning rate, "
         f"set gradient_clip_val, or look at these images' annotations"
     )
