@@ -40,6 +40,8 @@ class TrainCLI(LightningCLI):
                 raise InputError(
                     f"{self.subcommand} needs --ckpt_path: without it the weights are random"
                 )
+            # They come from there: none are to be downloaded first.
+            options.model.init_args.pretrained = False
         if self.subcommand == "predict":
             # They are written as they come; nobody is there to take them in the end.
             options.return_predictions = False

@@ -10,6 +10,7 @@ import torch
 from batches import random_batch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import autotimm.models.backbone as module
@@ -84,6 +85,32 @@ def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
     found = network.detect(image, score_thresh=0.0, max_detections=5)
     assert [len(f["boxes"]) for f in found] == [5, 5]
     assert found[0]["masks"].shape == (5, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet10t",
+        "test_vit",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("test_maxvit", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3")
+        ),
+    ],
+)
+def test_a_backbone_and_its_pyramid_are_one_graph_a_canvas(name: str) -> None:
+    network = small(name)
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda image: network.fpn(network.backbone(image)),
+        backend=counter,
+        fullgraph=True,
+        dynamic=False,
+    )
+    for size in ((64, 96), (96, 64)) * 2:
+        compiled(torch.randn(1, 3, *size))
+    assert counter.frame_count == 2
 
 
 def test_maps_are_timms_own() -> None:

@@ -167,16 +167,25 @@ def test_a_recipe_trains(recipe: str, painted: Path, tmp_path: Path) -> None:
     assert all(loss < 100 for loss in losses)
 
 
-def test_detector_without_masks(painted: Path, tmp_path: Path) -> None:
-    run(
-        *("fit", "--model=ObjectDetector", "--model.backbone=resnet10t"),
-        *("--model.pretrained=false", "--model.fpn_channels=32", "--model.compile_model=false"),
+def test_detector_without_masks(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [
+        *("--model=ObjectDetector", "--model.backbone=resnet10t"),
+        *("--model.fpn_channels=32", "--model.compile_model=false"),
         *(f"--data.data_dir={painted / 'shards'}", "--data.image_size=96", "--data.masks=false"),
-        *("--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"),
+        *("--data.num_workers=0", "--trainer.accelerator=cpu"),
         f"--trainer.default_root_dir={tmp_path}",
-    )
-    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    ]
+    run("fit", *flags, "--model.pretrained=false", "--trainer.max_epochs=1")
+    checkpoint = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
     assert not any("mask" in key for key in state["state_dict"])
+    # Without a network: what the checkpoint has is not to be had from elsewhere.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    run("predict", *flags, f"--ckpt_path={checkpoint}")
+    assert (tmp_path / "version_1" / "predict-results.json").is_file()
 
 
 @pytest.mark.slow
