@@ -104,7 +104,7 @@ def test_the_run_stops_before_the_weights_change(
         moved = [a != b for a, b in zip(model.seen, model.seen[1:], strict=False)]
         assert [i for i, changed in enumerate(moved) if not changed] == [5, 13]
         return
-    said = r"gradients are not finite \(the loss is" if how == "gradient" else f"loss is {how}"
+    said = "its gradients are not," if how == "gradient" else f"loss is {how}"
     with pytest.raises(InputError, match=f"{said}.* at step 6 .images 0-5a.jpg, 0-5b.jpg") as error:
         run.fit(model, loader())
     assert "\n" not in str(error.value)
@@ -130,6 +130,13 @@ def test_nothing_is_saved_after_it(fused: bool, tmp_path: Path) -> None:
     assert state["global_step"] == 8
     assert state["state_dict"]["weight"].isfinite().all()
     assert sorted(p.name for p in folder.iterdir()) == ["epoch=0-step=8.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_last_step_of_a_run_counts_too(fused: bool, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at step 6"):
+        trainer(tmp_path, max_steps=6).fit(Line({5: "nan"}, fused), loader())
+    assert not list(tmp_path.glob("**/*.ckpt"))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -183,7 +190,7 @@ def test_a_scaler_that_never_stops_skipping_ends_the_run(
 ) -> None:
     monkeypatch.setattr(check_loss, "MOST_SKIPPED", 6)
     model = Line(dict.fromkeys(range(1, 20), "gradient"))
-    with pytest.raises(InputError, match=r"gradients are not finite.*at step 7 "):
+    with pytest.raises(InputError, match=r"its gradients are not, at step 7 "):
         trainer(tmp_path, **sixteen()).fit(model, loader(20))
 
 

@@ -141,3 +141,19 @@ def test_a_backbone_whose_layers_timm_does_not_tell_is_refused(monkeypatch) -> N
     assert settings(made, "resnet10t")
     with pytest.raises(InputError, match=r"layer_decay: timm does not tell.*backbone_lr_factor"):
         settings(made, "resnet10t", layer_decay=0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *("resnext50_32x4d", "regnety_002", "efficientnet_b0", "mobilenetv4_conv_small"),
+        *("swinv2_tiny_window8_256", "vit_small_patch16_dinov3", "hrnet_w18_small", "dla34"),
+        *("fastvit_t8", "maxvit_pico_rw_256", "vgg11", "densenet121", "efficientvit_b0"),
+    ],
+)
+def test_every_parameter_of_other_families_has_its_layer(backbone: str) -> None:
+    found = settings(network(backbone), backbone, layer_decay=0.5)
+    rates = {rate for name, (rate, _) in found.items() if name.startswith("backbone.")}
+    assert len(rates) >= 5
+    assert rates == {0.5**i for i in range(1, len(rates) + 1)}  # an unknown one would have 1

@@ -34,12 +34,11 @@ _MOST_NAMED = 64  # images in a message
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is known of a step's loss and gradients. The tensors have no dimension."""
+    """What is known of a step. The tensors have no dimension."""
 
     number: int
     images: list[str]  # of this rank's batches
     loss: Tensor
-    norm: Tensor  # largest gradient
     bad: Tensor  # 1 if any rank's is not finite, else 0; on the host
     arrived: torch.cuda.Event | None  # when ``bad`` can be read
 
@@ -80,7 +79,7 @@ class CheckLoss(Callback):
         assert self._loss is not None
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         fused = all(group.get("fused") for group in optimizer.param_groups)
-        norm = _largest_gradient(optimizer, self._loss)
+        norm = _gradient_norm(optimizer, self._loss)
         lost = ~self._loss.isfinite()
         if self._skipped is None:
             self._skipped = torch.zeros_like(self._loss)
@@ -94,9 +93,7 @@ class CheckLoss(Callback):
         if fused and bad.is_cuda:
             on_host, arrived = bad.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
-        self._step = _Step(
-            trainer.global_step + 1, self._images, self._loss, norm, on_host, arrived
-        )
+        self._step = _Step(trainer.global_step + 1, self._images, self._loss, on_host, arrived)
         self._loss, self._images = None, []
         if not fused:
             self._look()
@@ -123,28 +120,29 @@ class CheckLoss(Callback):
             raise InputError(_message(step))
 
 
-def _largest_gradient(optimizer: Optimizer, loss: Tensor) -> Tensor:
-    """The largest absolute value in any gradient, NaN where one is; 0 if a strategy hides them."""
+def _gradient_norm(optimizer: Optimizer, loss: Tensor) -> Tensor:
+    """Norm of all gradients together; 0 if a strategy hides them. What overflows it (1e19) is as
+    little of use as what is infinite."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return get_total_norm(gradients, torch.inf).to(loss)
+    return get_total_norm(gradients).to(loss)
 
 
 def _message(step: _Step) -> str:
     """One line, the same on all ranks, which must all ask for it."""
-    ranks = [(step.loss.item(), step.norm.item(), step.images)]
+    ranks = [(step.loss.item(), step.images)]
     if dist.is_available() and dist.is_initialized():
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, ranks[0])
         ranks = parts
-    lost = [i for i, (loss, _, _) in enumerate(ranks) if not math.isfinite(loss)]
+    lost = [i for i, (loss, _) in enumerate(ranks) if not math.isfinite(loss)]
     if lost:
         what = f"the loss is {ranks[lost[0]][0]}"
     else:
         # Gradients are summed over ranks before they can be looked at: any of them may be it.
-        what = f"the gradients are not finite (the loss is {ranks[0][0]:.4g})"
+        what = "the loss is finite, its gradients are not,"
     where = f" on rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else ""
-    images = [name for i in lost or range(len(ranks)) for name in ranks[i][2]]
+    images = [name for i in lost or range(len(ranks)) for name in ranks[i][1]]
     more = f" and {len(images) - _MOST_NAMED} more" if len(images) > _MOST_NAMED else ""
     named = f" (images {', '.join(images[:_MOST_NAMED])}{more})" if images else ""
     return (
