@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from batches import random_boxes
 from torch import Tensor, nn
@@ -64,3 +65,24 @@ def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
     monkeypatch.setattr(mask_head, "roi_align", refuse)
     got = mask_head.pool([OnGpu(level) for level in levels], boxes, 14)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gradients_on_a_gpu_are_the_same_each_time() -> None:
+    """And fit beside the model: torchvision's deterministic way makes every sample at once."""
+    g = torch.Generator().manual_seed(3)
+    levels = [torch.randn(8, 256, 640 // s, 640 // s, generator=g).cuda() for s in (8, 16, 32)]
+    boxes = torch.stack([random_boxes(64, 640, 640, g) for _ in range(8)]).cuda()
+    expected = mask_head.pool(levels, boxes, 14)
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients = []
+        for _ in range(2):
+            leaves = [level.clone().requires_grad_() for level in levels]
+            got = mask_head.pool(leaves, boxes, 14)
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+            got.square().sum().backward()
+            gradients.append([leaf.grad for leaf in leaves])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

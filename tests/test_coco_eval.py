@@ -145,6 +145,14 @@ def test_crowds_neither_count_nor_punish() -> None:
     assert evaluate(small_truth(), [outside, result()], "bbox")["AP"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("worse", "ap"), [(99, 1.0 / 100), (100, 0.0)])
+def test_a_hundred_detections_an_image_count(worse: int, ap: float) -> None:
+    """Of each class; the right one comes after so many wrong ones."""
+    wrong = [result(bbox=[2.0, 12.0, 5.0, 5.0], score=0.9) for _ in range(worse)]
+    stats = evaluate(small_truth(), [*wrong, result(score=0.5)], "bbox")
+    assert stats["AP"] == pytest.approx(ap)
+
+
 def test_an_annotation_with_id_zero_counts() -> None:
     assert evaluate(small_truth(), [result()], "segm")["AP"] == pytest.approx(1)
 

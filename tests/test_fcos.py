@@ -41,6 +41,16 @@ def test_no_distance_starts_behind_the_relu() -> None:
     assert (outputs_of(FCOSHead(256, 3), pyramid(256)).distances > 0).all()
 
 
+@pytest.mark.parametrize(("bias", "scale"), [(-1.0, 1.0), (1.0, -1.0)])
+def test_distances_are_what_is_left_above_zero_after_the_scale(bias: float, scale: float) -> None:
+    head = FCOSHead(32, 3, 1)
+    with torch.no_grad():
+        head.distances.weight.zero_()
+        head.distances.bias.fill_(bias)
+        head.scales.fill_(scale)
+    assert (outputs_of(head, pyramid()).distances == 0).all()
+
+
 def test_centerness_sits_on_the_regression_tower() -> None:
     torch.manual_seed(0)
     head = FCOSHead(32, 3, 2)

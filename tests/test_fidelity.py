@@ -1,6 +1,7 @@
 """The data module's path delivers what a plain one does: PIL, cv2 and dense masks of pycocotools.
 
-Over all images of coco_mini: pixels, boxes, and the targets that the mask head makes of the crops.
+Over all images of coco_mini: pixels, boxes, the targets that the mask head makes of the crops, and
+what a network would score that said exactly what it is told.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pycocotools.coco import COCO
 from autotimm import coco
 from autotimm.data.augmentation import Augmentation
 from autotimm.data.transforms import Sample, evaluation_sample, training_sample
+from autotimm.evaluation.coco_eval import evaluate, to_results
 from autotimm.models.mask_head import RoIs, mask_targets
+from autotimm.models.restore import restore
 from autotimm.streaming.decode import decode_image
 from autotimm.structures import Record
 
@@ -57,11 +60,11 @@ def plain_targets(dense: list[np.ndarray], boxes: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def our_targets(sample: Sample) -> np.ndarray:
+def our_targets(sample: Sample, cells: int = CELLS) -> np.ndarray:
     n = len(sample.labels)
     boxes = torch.from_numpy(sample.boxes)[None]
     rois = RoIs(boxes, torch.arange(n)[None], torch.ones(1, n, dtype=torch.bool))
-    return mask_targets(torch.from_numpy(sample.masks)[None], boxes, rois, CELLS).numpy()
+    return mask_targets(torch.from_numpy(sample.masks)[None], boxes, rois, cells).numpy()
 
 
 def ious(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -156,3 +159,36 @@ def test_mask_targets_of_augmented_images(splits: list[Split], flip: float) -> N
         found.append(ious(our_targets(sample), plain_targets([dense] * len(boxes), boxes)))
     assert len(np.concatenate(found)) > 120
     assert np.concatenate(found).mean() >= 0.999
+
+
+@pytest.mark.parametrize(("cells", "least"), [(28, 0.995), (56, 0.9995)])
+def test_what_a_perfect_network_scores(splits: list[Split], cells: int, least: float) -> None:
+    """To the canvas, through the mask targets and back to the original pixels: what that costs."""
+    _, index, folder = splits[1]
+    labels, ids = coco.label_of(index.categories), [c.id for c in index.categories]
+    results = []
+    for i in range(len(index)):
+        record = index.record(i)
+        height, width = record["height"], record["width"]
+        blank = np.zeros((height, width, 3), np.uint8)
+        sample = evaluation_sample(
+            blank, record, labels, CANVAS, resize="letterbox", fill=(0, 0, 0), with_masks=True
+        )
+        found = restore(
+            {
+                "boxes": torch.from_numpy(sample.boxes),
+                "labels": torch.from_numpy(sample.labels),
+                "scores": torch.ones(len(sample.labels)),
+                "masks": torch.from_numpy(our_targets(sample, cells)),
+            },
+            torch.tensor(sample.scale),
+            torch.tensor(sample.offset),
+            height,
+            width,
+        )
+        results += to_results(found, record["image_id"], ids)
+    truth = folder.parent / "annotations" / f"instances_{folder.name}.json"
+    box, mask = (evaluate(truth, results, kind)["AP"] for kind in ("bbox", "segm"))
+    print(f"box AP {box:.4f}, mask AP {mask:.4f}")
+    assert box > 0.9995
+    assert mask > least
