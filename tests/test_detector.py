@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from batches import random_batch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch._dynamo import config as dynamo
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
@@ -236,3 +238,29 @@ def test_images_that_nobody_normalised_are_refused() -> None:
     batch["image"] = batch["image"].to(torch.uint8)
     with pytest.raises(InputError, match="datamodule="):
         small().losses(batch)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(tmp_path) -> None:
+    """A step with the scaler's factor in its gradients is the step without it."""
+    batch = random_batch([3, 4])
+    moved = []
+    for scale in (1.0, 1024.0):
+        model = small(ObjectDetector, optimizer="sgd", lr=1.0, scheduler="constant").eval()
+        before = [p.detach().clone() for p in model.parameters()]
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer = Trainer(
+            accelerator="cpu",
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+            max_steps=1,
+            gradient_clip_val=0.5,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, DataLoader([batch], batch_size=None))
+        steps = [p - b for p, b in zip(model.parameters(), before, strict=True)]
+        moved.append(torch.cat([step.flatten() for step in steps]))
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=1e-4)
+    assert moved[1].norm().item() == pytest.approx(0.5, rel=0.05)
