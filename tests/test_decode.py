@@ -133,6 +133,8 @@ def test_outputs_that_are_no_numbers_give_detections_that_are() -> None:
     distances[0, 5:10] = wild.relu()[:, None]
     centerness[0, 10:15] = wild
     distances[0, 15] = 0.0  # a box without area
+    classes[0, 20:30] = 1.0  # 2,000 scores that are none, where a level has 1,000 candidates
+    centerness[0, 20:30] = torch.nan
     for kind in (torch.float32, torch.float16):
         outputs = HeadOutputs(*(part.to(kind) for part in (classes, distances, centerness)))
         (found,) = decode(outputs, where, cells, (64, 64), max_detections=3000)
