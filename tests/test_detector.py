@@ -11,8 +11,6 @@ import torch
 from batches import random_batch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
-from torch._dynamo import config as dynamo
-from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from autotimm import (
@@ -145,24 +143,6 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights_again(tmp_path, monke
     path = checkpoint_of(model, tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert InstanceSegmentor.load_from_checkpoint(path).hparams.pretrained is False
-
-
-def test_many_shapes_of_batches_stay_compiled() -> None:
-    """As three canvases with four sizes of slots for instances are."""
-    with dynamo.patch(recompile_limit=8):
-        small(compile_model=True)
-        counter, module = CompileCounter(), torch.nn.Sequential(torch.nn.ReLU())
-        module.compile(backend=counter, dynamic=False)
-        for side in range(2, 14):
-            module(torch.ones(side))
-    assert counter.frame_count == 12
-
-
-def test_keys_of_a_compiled_model_are_those_of_an_uncompiled_one() -> None:
-    compiled, plain = small(compile_model=True), small(compile_model=False)
-    assert list(compiled.state_dict()) == list(plain.state_dict())
-    assert compiled.network._compiled_call_impl is not None
-    assert plain.network._compiled_call_impl is None
 
 
 class Canary:

@@ -118,8 +118,8 @@ def test_mask_of_one_class_is_that_of_all_classes() -> None:
     labels = torch.tensor([0, 4, 2, 2, 1, 3, 0])
     every = head(features)
     assert every.shape == (7, 5, 12, 12)
-    torch.testing.assert_close(head.of_classes(features, labels), every[torch.arange(7), labels])
-    assert head.of_classes(features[:0], labels[:0]).shape == (0, 12, 12)
+    torch.testing.assert_close(head(features, labels), every[torch.arange(7), labels])
+    assert head(features[:0], labels[:0]).shape == (0, 12, 12)
 
 
 def test_rois_are_not_rounded_with_the_features() -> None:

@@ -47,10 +47,12 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B, L] int64.
     """
+    if torch.compiler.is_compiling():
+        # Whole: a loop over slots would make a graph for each number of them.
+        smallest, matched = _smallest(where, boxes, labels)
+        return torch.where(torch.isfinite(smallest), matched, -1)
     images, slots = labels.shape
-    step = slots
-    if not torch.compiler.is_compiling():
-        step = max(PAIRS_AT_ONCE // (images * len(where.points)), 1)
+    step = max(PAIRS_AT_ONCE // (images * len(where.points)), 1)
     smallest, matched = _smallest(where, boxes[:, :step], labels[:, :step])
     for start in range(step, slots, step):
         part = slice(start, start + step)
@@ -99,6 +101,7 @@ def targets(where: Locations, boxes: Tensor, labels: Tensor) -> Targets:
 
 def centerness(distances: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)): FCOS's equation 3. [..., 4] to [...]."""
-    horizontal, vertical = distances[..., [0, 2]], distances[..., [1, 3]]
+    # Strides, not lists of indices: those would be copied to the device at every step.
+    horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
     ratio = (horizontal.amin(-1) * vertical.amin(-1)) / (horizontal.amax(-1) * vertical.amax(-1))
     return ratio.sqrt()

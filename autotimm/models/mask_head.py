@@ -182,15 +182,14 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.masks.weight, std=0.001)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, C, S / 2, S / 2] to logits of every class, [N, K, S, S]."""
-        return self.masks(self.tower(features))
-
-    def of_classes(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Logits of one class a RoI, [N, S, S]: what :meth:`forward` gives at ``labels`` [N].
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[N, C, S / 2, S / 2] to logits of every class, [N, K, S, S], or to those of one class a
+        RoI, ``labels`` [N], [N, S, S].
 
         The other K - 1 masks, which neither the loss nor a detection looks at, are not computed.
         """
+        if labels is None:
+            return self.masks(self.tower(features))
         x = self.tower(features)
         weight = self.masks.weight[labels, :, 0, 0]  # [N, C]
         logits = torch.bmm(weight[:, None], x.flatten(2)).view(-1, self.size, self.size)

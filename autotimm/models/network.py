@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from autotimm.models import assign, losses
 from autotimm.models.backbone import Backbone, Norm
+from autotimm.models.compiled import any_size
 from autotimm.models.decode import decode
 from autotimm.models.fcos import (
     FCOSHead,
@@ -29,7 +31,7 @@ from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
-MASKS_AT_ONCE = 128  # in inference; some 100 MiB of float32 at 28 x 28 x 256
+MASKS_AT_ONCE = 400  # in detection: some 0.6 GB of float32 at 28 x 28 x 256
 
 
 class Outputs(NamedTuple):
@@ -78,8 +80,8 @@ class Network(nn.Module):
             self.backbone.requires_grad_(False)
             self.train(self.training)
 
-    def add_masks(self, size: int = 28, rois: int = 64) -> None:
-        """Give the network a mask branch.
+    def add_masks(self, size: int = 28, rois: int = 64) -> MaskHead:
+        """Give the network a mask branch, and return it.
 
         Args:
             size: S, even.
@@ -88,6 +90,7 @@ class Network(nn.Module):
         head = self.head.classes
         self.mask_head = MaskHead(head.in_channels, head.out_channels, size)
         self.mask_rois = rois
+        return self.mask_head
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``, but a frozen backbone stays in evaluation mode."""
@@ -143,7 +146,7 @@ class Network(nn.Module):
         rois = sample_rois(predicted, targets.matched, boxes, labels, self.mask_rois)
         of_class = labels.gather(1, rois.slots).clamp(min=0).flatten()
         features = pool(levels, rois.boxes, mask_head.size // 2)
-        logits = mask_head.of_classes(features, of_class)
+        logits = mask_head(features, of_class)
         with torch.autocast(boxes.device.type, enabled=False):
             target = mask_targets(masks, boxes, rois, mask_head.size)
             loss = losses.mask_loss(logits, target, rois.valid.flatten())
@@ -162,6 +165,8 @@ class Network(nn.Module):
         With a mask branch, ``masks`` are its probabilities inside each box, [N, S, S]:
         :mod:`autotimm.models.paste` puts them into a picture of any size.
         """
+        # As the data module has them, which tensor cores want: pictures of users' share its graphs.
+        image = image.contiguous(memory_format=torch.channels_last)
         outputs = self(image)
         shapes = _shapes(image)
         found = decode(
@@ -174,23 +179,30 @@ class Network(nn.Module):
             max_detections,
         )
         if self.mask_head is not None:
-            for i, detections in enumerate(found):
-                own = [level[i : i + 1] for level in outputs.levels]
-                detections["masks"] = _masks(self.mask_head, own, detections)
+            images = max(MASKS_AT_ONCE // max_detections, 1)
+            for i in range(0, len(found), images):
+                some = slice(i, i + images)
+                own = [level[some] for level in outputs.levels]
+                _add_masks(self.mask_head, own, found[some])
         return found
 
 
-def _masks(mask_head: MaskHead, levels: list[Tensor], detections: Detections) -> Tensor:
-    """Probabilities [N, S, S] of one image's detections, so many at a time."""
-    parts = []
-    for boxes, labels in zip(
-        detections["boxes"].split(MASKS_AT_ONCE),
-        detections["labels"].split(MASKS_AT_ONCE),
-        strict=True,
+def _add_masks(head: MaskHead, levels: list[Tensor], found: list[Detections]) -> None:
+    """Give the detections of a few images their ``masks``, by one pass of the head."""
+    counts = [len(detections["labels"]) for detections in found]
+    boxes = pad_sequence([detections["boxes"] for detections in found], batch_first=True)
+    pooled = pool(levels, boxes, head.size // 2).unflatten(0, boxes.shape[:2])
+    features = torch.cat([own[:count] for own, count in zip(pooled, counts, strict=True)])
+    labels = torch.cat([detections["labels"] for detections in found])
+    parts = [boxes.new_zeros((0, head.size, head.size))]
+    for some, of_class in zip(
+        features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True
     ):
-        features = pool(levels, boxes[None], mask_head.size // 2)
-        parts.append(mask_head.of_classes(features, labels).float().sigmoid())
-    return torch.cat(parts)
+        if len(some):  # an empty tensor would be a graph of its own
+            any_size(0, some, of_class)
+            parts.append(head(some, of_class).float().sigmoid())
+    for detections, masks in zip(found, torch.cat(parts).split(counts), strict=True):
+        detections["masks"] = masks
 
 
 def _shapes(image: Tensor) -> list[tuple[int, int]]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotimm import masks as coded
 from autotimm.models import bilinear
 from autotimm.structures import RLE
 
@@ -37,6 +36,9 @@ def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> lis
     One at a time on the CPU, where RLEs are made: what it takes goes with the boxes' area, not with
     the image's.
     """
+    # The rest of the models run where pycocotools is missing.
+    from autotimm import masks as coded
+
     found = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)
     return [
         coded.encode_window(window.pixels[0].numpy(), window.top, window.left, height, width)

@@ -18,16 +18,13 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch._dynamo import config as dynamo
 
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
-from autotimm.models import restore
+from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization
 from autotimm.tasks.checkpoint import read_checkpoint
-
-_MOST_SHAPES = 64  # of batches that the network is compiled for
 
 
 class ObjectDetector(LightningModule):
@@ -115,11 +112,8 @@ class ObjectDetector(LightningModule):
         self.preprocessing: Preprocessing = self.network.backbone.preprocessing
         """Of images: what the weights were trained with. A data module asks for it."""
         if compile_model:
-            # Canvases times slots for instances: beyond the usual 8 shapes, torch gives up and
-            # goes on uncompiled.
-            dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
-            # In place: the keys of the state dict stay what they are.
-            self.network.compile(**{"dynamic": False, **(compile_kwargs or {})})
+            compiled.compile_in_place(self.network, compile_kwargs)
+        self._sizes = compiled.Sizes()
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_metrics": StageMetrics(stage, configs) for stage in ("val", "test")}
         )
@@ -192,7 +186,10 @@ class ObjectDetector(LightningModule):
         masks = batch.get("masks") if self.with_masks else None
         if self.with_masks and masks is None:
             raise InputError("the data has no masks: give the data module masks=True")
-        sums = self.network(batch["image"], batch["boxes"], batch["labels"], masks)
+        boxes, labels = batch["boxes"], batch["labels"]
+        compiled.any_size(1, boxes, labels, masks)
+        with compiled.explained():
+            sums = self.network(batch["image"], boxes, labels, masks)
         losses = sums.normalised(mean_over_ranks(sums.counts().detach()))
         return losses if self.with_masks else {k: v for k, v in losses.items() if k != "masks"}
 
@@ -258,9 +255,10 @@ class ObjectDetector(LightningModule):
 
     def _detect(self, image: Tensor) -> list[Detections]:
         options: Any = self.hparams
-        return self.network.detect(
-            image, options.score_thresh, options.nms_thresh, options.max_detections_per_image
-        )
+        with compiled.explained(), self._sizes.stance(image):
+            return self.network.detect(
+                image, options.score_thresh, options.nms_thresh, options.max_detections_per_image
+            )
 
     # --------------------------------------------------------------- inference
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotimm.evaluation.metrics import MetricConfig
+from autotimm.models import compiled
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector, check_weight
 
@@ -47,7 +48,10 @@ class InstanceSegmentor(ObjectDetector):
         self.save_hyperparameters(
             {"mask_size": mask_size, "mask_rois": mask_rois, "mask_loss_weight": mask_loss_weight}
         )
-        self.network.add_masks(mask_size, mask_rois)
+        head = self.network.add_masks(mask_size, mask_rois)
+        options: Any = self.hparams
+        if options.compile_model:
+            compiled.compile_in_place(head, options.compile_kwargs)
 
     def _loss_weights(self) -> dict[str, float]:
         options: Any = self.hparams

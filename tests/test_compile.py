@@ -1,0 +1,414 @@
+"""torch.compile: one graph a canvas, no break, no wait for the host, the same numbers as without.
+
+Where only the capture is looked at, ``backend="eager"`` runs the captured graph as it is, without
+minutes of code generation.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batches import random_batch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
+from torch._dynamo.utils import counters
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import autotimm.models
+from autotimm import (
+    AutoTrainer,
+    InputError,
+    InstanceSegmentationDataModule,
+    InstanceSegmentor,
+    ObjectDetector,
+)
+from autotimm.models import compiled
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CANVASES = [(64, 96), (96, 64)]
+CAPTURE = {"backend": "eager", "fullgraph": True}
+"""Only capture; a graph break is an error."""
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def small(cls: type = InstanceSegmentor, **options: Any) -> Any:
+    torch.manual_seed(0)
+    settings = {
+        "backbone": "resnet10t",
+        "num_classes": 3,
+        "pretrained": False,
+        "fpn_channels": 32,
+        "head_convs": 1,
+        "score_thresh": 0.0,
+        "compile_model": True,
+        "compile_kwargs": CAPTURE,
+    }
+    if cls is InstanceSegmentor:
+        settings |= {"mask_size": 12, "mask_rois": 16}
+    return cls(**{**settings, **options})
+
+
+def batches(slots: tuple[int, ...] = (8, 32, 16)) -> list[dict[str, Tensor]]:
+    """Of every canvas, with every number of slots."""
+    return [
+        random_batch([3, 0, count], *canvas, slots=count) for canvas in CANVASES for count in slots
+    ]
+
+
+def step(model: ObjectDetector, batch: dict[str, Any]) -> Tensor:
+    losses = model.losses(batch)
+    total = torch.stack(list(losses.values())).sum()
+    model.zero_grad()
+    total.backward()
+    return total.detach()
+
+
+@pytest.mark.parametrize("cls", [InstanceSegmentor, ObjectDetector])
+def test_a_canvas_is_one_graph_whatever_the_number_of_instances(cls: type) -> None:
+    model = small(cls)
+    for batch in batches():
+        step(model, batch)
+    assert graphs() == len(CANVASES)
+    assert not counters["graph_break"]
+    for batch in batches():  # the second epoch
+        step(model, batch)
+    assert graphs() == len(CANVASES)
+
+
+def test_many_canvases_stay_compiled() -> None:
+    """Torch by itself gives up at eight graphs, and goes on uncompiled."""
+    with torch._dynamo.config.patch(recompile_limit=8):
+        small()
+        counter, module = CompileCounter(), torch.nn.Sequential(torch.nn.ReLU())
+        module.compile(backend=counter, dynamic=False)
+        for side in range(2, 22):
+            module(torch.ones(side))
+    assert counter.frame_count == 20
+
+
+def test_keys_of_a_compiled_model_are_those_of_an_uncompiled_one() -> None:
+    compiled, plain = small(), small(compile_model=False)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert compiled.network._compiled_call_impl is not None
+    assert plain.network._compiled_call_impl is None
+
+
+def test_the_captured_step_holds_nothing_whose_size_or_value_the_host_would_wait_for() -> None:
+    recorder = EagerAndRecordGraphs()
+    model = small(compile_kwargs=None, compile_model=False)
+    model.network.compile(backend=recorder, fullgraph=True, dynamic=False)
+    step(model, random_batch([3, 5]))
+    (graph,) = recorder.graphs
+    nodes = list(graph.graph.nodes)
+    assert len(nodes) > 300
+    for node in nodes:
+        assert node.target not in {"item", "tolist", "nonzero", "cpu", "numpy"}, node
+        assert not free_unbacked_symbols(node.meta.get("example_value")), node
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Raises where a tensor of the host's memory meets one of the device: a copy, thus a wait.
+
+    Numbers that are wrapped as tensors of no dimension travel with the kernel's arguments.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        flat = torch.utils._pytree.tree_leaves((args, kwargs))
+        tensors = [t for t in flat if isinstance(t, Tensor) and t.ndim]
+        kinds = {t.device.type for t in tensors}
+        out = func(*args, **(kwargs or {}))
+        leaves = torch.utils._pytree.tree_leaves(out)
+        kinds |= {t.device.type for t in leaves if isinstance(t, Tensor) and t.ndim}
+        if len(kinds) > 1:
+            raise AssertionError(f"{func} moves data between {kinds}")
+        return out
+
+
+@pytest.mark.parametrize("cls", [InstanceSegmentor, ObjectDetector])
+def test_the_uncompiled_step_never_asks_the_device_for_a_value(cls: type, monkeypatch) -> None:
+    """On the meta device there are no values: whatever asks for one, or has a shape that depends on
+    one, raises. Backward pass and optimizer included."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not on meta
+    model = small(cls, compile_model=False).to("meta")
+    model.log = model.log_dict = lambda *_, **__: None
+    batch = {k: v.to("meta") for k, v in random_batch([3, 5]).items()}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(2):
+        with OnOneDevice():
+            loss = model.training_step(batch, 0)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_wait_would_be_found() -> None:
+    meta = torch.zeros(3, device="meta")
+    for wait in (meta.sum().item, meta.nonzero, lambda: meta[meta > 0], meta.tolist):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait()
+    with pytest.raises(AssertionError, match="moves data"), OnOneDevice():
+        torch.zeros(3).to("meta")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_compiled_equals_uncompiled(precision: torch.dtype) -> None:
+    """Losses and gradients, with several sizes of slots through one graph. There is room for every
+    candidate RoI, so that the random draw, which differs, does not matter."""
+    plain = small(compile_model=False, mask_rois=500)
+    model = small(compile_kwargs={"fullgraph": True}, mask_rois=500)
+    close = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.1, 0.02)}[precision]
+    for slots in (8, 32, 16):
+        batch = random_batch([3, slots], slots=slots, seed=slots)
+        for one in (plain, model):
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                losses = one.losses(batch)
+            one.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            one.seen = {k: v.detach() for k, v in losses.items()}
+        for name, loss in plain.seen.items():
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(model.seen[name], loss, rtol=close[0], atol=close[1])
+        gradients = dict(plain.named_parameters())
+        for name, parameter in model.named_parameters():
+            wanted, got = gradients[name].grad, parameter.grad
+            error = (got - wanted).norm() / wanted.norm().clamp(min=1e-3)
+            assert error < (0.2 if precision == torch.bfloat16 else 0.01), name
+    assert graphs() == 1
+
+
+@pytest.mark.slow
+def test_eighty_real_batches(shared_data) -> None:
+    """Three canvases, instances from none to dozens, generated code: a graph each, in an epoch and
+    in the one after it."""
+    data = InstanceSegmentationDataModule(
+        shared_data / "coco_mini",
+        image_size=160,
+        batch_size=2,
+        num_workers=0,
+        aspect_buckets=True,
+        augmentation_preset="default",
+    )
+    data.setup("fit")
+    model = small(num_classes=data.num_classes, compile_kwargs={"fullgraph": True})
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    seen = set()
+    loader = data.train_dataloader()
+    for _ in range(2):
+        for batch in loader:
+            batch = data.on_after_batch_transfer(batch, 0)
+            seen.add((tuple(batch["image"].shape[2:]), batch["boxes"].shape[1]))
+            assert torch.isfinite(step(model, batch))
+            optimizer.step()
+        canvases = {canvas for canvas, _ in seen}
+        assert graphs() == len(canvases) == 3
+    assert not counters["graph_break"]
+    assert len(loader) == 40
+    assert len({slots for _, slots in seen}) >= 3
+    data.teardown()
+
+
+@pytest.mark.parametrize("cls", [InstanceSegmentor, ObjectDetector])
+def test_pictures_of_ever_new_sizes_compile_nothing(cls: type) -> None:
+    model = small(cls, max_detections_per_image=5)
+    for i in range(6):
+        model.predict(torch.randn(1, 3, 64, 64 + 32 * i))
+    assert graphs() == 0
+    expected = small(cls, max_detections_per_image=5, compile_model=False)
+    for _ in range(3):  # one that comes again is worth it
+        image = torch.randn(1, 3, 64, 96)
+        found, wanted = model.predict(image)[0], expected.predict(image)[0]
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value)
+    count = 2 if cls is InstanceSegmentor else 1  # the mask head has one for itself
+    assert graphs() == count
+    model.predict(torch.randn(1, 3, 96, 96))  # seen once before
+    model.predict(torch.randn(1, 3, 96, 96))
+    assert graphs() == count + 1  # the mask head takes any number of boxes of any picture
+
+
+def test_only_so_many_sizes_are_compiled(monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "MOST_SIZES", 2)
+    model = small(ObjectDetector, max_detections_per_image=5)
+    for i in range(4):
+        for _ in range(2):
+            model.predict(torch.randn(1, 3, 32, 32 + 32 * i))
+    assert graphs() == 2
+
+
+def test_an_evaluation_between_epochs_changes_nothing_for_training() -> None:
+    model = small()
+    batch = random_batch([3, 5])
+    step(model, batch)
+    for _ in range(3):
+        model.eval()
+        with torch.no_grad():
+            model._detect(batch["image"])
+        model.train()
+        step(model, batch)
+    assert graphs() == 3  # training, evaluation, its mask head
+
+
+def trainer(folder: Any, epochs: int) -> AutoTrainer:
+    return AutoTrainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def fitted(model: Any, shared_data: Any, folder: Any, epochs: int, **options: Any) -> Any:
+    data = InstanceSegmentationDataModule(
+        shared_data / "fruits_nuts", image_size=96, batch_size=4, num_workers=0, val_split=None
+    )
+    run = trainer(folder, epochs)
+    run.fit(model, datamodule=data, **options)
+    return run
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["compiled-first", "compiled-last"])
+def test_checkpoints_go_between_compiled_and_uncompiled_runs(
+    shared_data, tmp_path, first: bool
+) -> None:
+    """And the run goes on from them as an uncompiled one does. The optimizer's state too."""
+    one = small(compile_model=first)
+    run = fitted(one, shared_data, tmp_path / "one", 1)
+    path = tmp_path / "one.ckpt"
+    run.save_checkpoint(path)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert not any("_orig_mod" in key for key in weights)
+    assert list(weights) == list(small(compile_model=False).state_dict())
+    for wanted in (True, False):
+        loaded = InstanceSegmentor.load_from_checkpoint(path, compile_model=wanted)
+        assert (loaded.network._compiled_call_impl is not None) == wanted
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, weights[key]), key
+    other, reference = small(compile_model=not first), small(compile_model=first)
+    for i, resumed in enumerate((other, reference)):
+        torch.manual_seed(5)
+        fitted(resumed, shared_data, tmp_path / f"resumed{i}", 2, ckpt_path=str(path))
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(value, reference.state_dict()[key], rtol=1e-4, atol=1e-5)
+        assert not value.is_floating_point() or not torch.equal(value, weights[key]) or "bn" in key
+
+
+def test_a_copy_of_a_compiled_model_works_by_itself() -> None:
+    """As averaging of weights makes one."""
+    model = small()
+    batch = random_batch([3, 5])
+    step(model, batch)
+    twin = copy.deepcopy(model)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        twin.network.head.classes.bias.fill_(20)
+    for _ in range(2):
+        assert twin.predict(batch["image"])[0]["scores"].min() > 0.5
+        assert model.predict(batch["image"])[0]["scores"].max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "fastest"}, "fastest"),
+        ({"mod": "default"}, "'mod'.*mode"),
+        ({"backend": "inducto"}, "inducto"),
+        ({"options": {"no_such": 1}}, "no_such"),
+        ({"mode": "default", "options": {"max_autotune": True}}, "mode or options"),
+    ],
+)
+def test_arguments_that_the_compiler_does_not_take_are_refused(options, said) -> None:
+    with pytest.raises(InputError, match=f"compile_kwargs.*{said}") as caught:
+        small(compile_kwargs=options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "default"},
+        {"mode": "reduce-overhead"},
+        {"mode": "max-autotune"},
+        {"mode": "max-autotune-no-cudagraphs"},
+        {"options": {"max_autotune": True}},
+        {"dynamic": None},
+        {"disable": True},
+    ],
+)
+def test_arguments_that_it_takes_are_passed_on(options) -> None:
+    model = small(compile_kwargs=options)
+    assert model.network._compiled_call_impl is not None
+    assert model.hparams.compile_kwargs == options
+
+
+def test_a_compiler_that_fails_is_told_in_one_line_with_the_way_out() -> None:
+    def broken(graph, inputs):
+        raise OSError("no g++ anywhere\nhere")
+
+    model = small(compile_model=False)
+    model.network.compile(backend=broken)
+    with pytest.raises(InputError, match=r"no g\+\+ anywhere here.*compile_model=False") as caught:
+        model.losses(random_batch([2]))
+    assert "\n" not in str(caught.value)
+
+
+@needs_gpu
+@pytest.mark.parametrize("options", [None, {}, {"mode": "reduce-overhead"}], ids=str)
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_a_step_on_a_gpu_never_waits(options, precision) -> None:
+    model = small(compile_model=options is not None, compile_kwargs=options).cuda()
+    model.log = model.log_dict = lambda *_, **__: None
+    several = [{k: v.cuda() for k, v in random_batch([3, n], slots=n).items()} for n in (8, 32, 16)]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
+
+    def train(batch: dict[str, Tensor]) -> None:
+        with torch.autocast("cuda", precision):
+            loss = model.training_step(batch, 0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    for batch in several * 3:  # compiles, records graphs, sets up the scaler
+        train(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in several:
+            train(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_model_needs_no_package_of_the_data_side() -> None:
+    """A machine with torch, torchvision and timm alone runs it: benchmarks/train_step.py does."""
+    missing = ("albumentations", "cv2", "pycocotools", "webdataset", "simplejpeg", "lightning")
+    folder = Path(autotimm.models.__file__).parent
+    models = ", ".join(f"autotimm.models.{path.stem}" for path in folder.glob("[a-z]*.py"))
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import {models}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
