@@ -210,13 +210,14 @@ def test_clipping_goes_with_fused_kernels(precision: str, tmp_path: Path) -> Non
 SCRIPT = """
 import os
 import sys
-from test_check_loss import Line, loader, trainer
+from test_check_loss import Line, loader, sixteen, trainer
 rank = int(os.environ["RANK"])
 model = Line({5: sys.argv[2]}, sys.argv[3] == "fused", rank=1)
 if sys.argv[2] == "own":  # each rank has its own gradient of these, as where they are sharded
     model._ddp_params_and_buffers_to_ignore = ["weight"]
 try:
-    trainer(sys.argv[1], devices="auto").fit(model, loader(rank=rank))
+    options = sixteen() if sys.argv[4] == "16" else {}
+    trainer(sys.argv[1], devices="auto", **options).fit(model, loader(rank=rank))
 except ValueError as error:
     kept = model.weight.tolist() == model.seen[5]
     open(f"{sys.argv[1]}/{rank}.txt", "w").write(f"{kept} {error}")
@@ -225,15 +226,16 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize(
-    ("how", "fused"),
+    ("how", "fused", "bits"),
     [
-        ("nan", "fused"),
-        pytest.param("inf", "no", marks=pytest.mark.slow),
-        pytest.param("gradient", "no", marks=pytest.mark.slow),
-        pytest.param("own", "fused", marks=pytest.mark.slow),
+        ("nan", "fused", "32"),
+        pytest.param("nan", "fused", "16", marks=pytest.mark.slow),
+        pytest.param("inf", "no", "32", marks=pytest.mark.slow),
+        pytest.param("gradient", "no", "32", marks=pytest.mark.slow),
+        pytest.param("own", "fused", "32", marks=pytest.mark.slow),
     ],
 )
-def test_two_ranks_stop_together(how: str, fused: str, tmp_path: Path) -> None:
+def test_two_ranks_stop_together(how: str, fused: str, bits: str, tmp_path: Path) -> None:
     """And name the images of the one that had it; of both where the gradients have been summed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -241,7 +243,7 @@ def test_two_ranks_stop_together(how: str, fused: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*words, str(script), str(tmp_path), how, fused],
+        [*words, str(script), str(tmp_path), how, fused, bits],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -1,7 +1,8 @@
 """A loss or a gradient that is no finite number ends the run before the weights are changed by it.
 
-Invariants: no optimizer steps on such gradients, on any rank; all ranks stop at the same step;
-nothing is saved after it; a step that the loss scaler of 16-mixed skips is not taken for one.
+Invariants: no optimizer steps on such gradients, on any rank; all ranks stop at the same step; no
+checkpoint to go on from is saved after it; a step that the loss scaler of 16-mixed skips is not
+taken for one.
 
 How the optimizer is held back without the host waiting for the device in every step: where its
 kernels are fused, a flag on the device makes them do nothing, and the host reads the flag a step

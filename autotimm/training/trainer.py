@@ -50,6 +50,7 @@ class AutoTrainer(Trainer):
       processes train with DDP.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (the last epoch's as ``last.ckpt``), ``pictures/``, and the results of a test as COCO JSON.
+    - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
 
     Raises:
