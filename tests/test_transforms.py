@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import queue
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from autotimm.data.transforms import (
     render,
     training_sample,
 )
+from autotimm.streaming import decode
 from autotimm.streaming.decode import DataError, decode_image
 from autotimm.structures import InputError, Record
 
@@ -97,6 +102,30 @@ def test_what_does_not_decode_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="the image cannot be decoded") as error:
         decode_image(data, 60, 40)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, real, within = encoded(Image.fromarray(picture()), "PNG"), decode._rgb, queue.Queue()
+
+    def waits(image: Image.Image) -> np.ndarray:
+        within.put(go_on := threading.Event())
+        go_on.wait()
+        warnings.warn("odd metadata", stacklevel=1)
+        return real(image)
+
+    monkeypatch.setattr(decode, "_rgb", waits)
+    before = [*warnings.filters]
+    with ThreadPoolExecutor(2) as pool:
+        results, events = [], []
+        for _ in range(2):
+            results.append(pool.submit(decode_image, data, 60, 40))
+            results[-1].add_done_callback(lambda _: within.put(threading.Event()))  # it failed
+            events.append(within.get())
+        for event, result in zip(events, results, strict=True):  # who came first goes first
+            event.set()
+            assert np.array_equal(result.result(), picture())
+    assert warnings.filters == before
 
 
 def test_a_program_that_draws_pictures_is_never_run() -> None:

@@ -18,6 +18,7 @@ photos upright has to store them upright.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -30,6 +31,34 @@ from autotimm.structures import InputError
 
 _EXIF_ORIENTATION = 0x0112
 _SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
+
+
+class _Quiet:
+    """Nothing warns as long as a thread is within.
+
+    ``warnings.catch_warnings`` alone is for one thread: of two that overlap, the one that came last
+    puts back what the first had set, and nothing would warn ever after.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._caught = warnings.catch_warnings(action="ignore")
+                self._caught.__enter__()
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self._caught.__exit__(None, None, None)
+
+
+# What PIL warns of (odd metadata, large images) does not concern the pixels or is checked.
+_quiet = _Quiet()
 
 
 class DataError(InputError):
@@ -68,18 +97,15 @@ def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarra
 
 def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
     try:
-        # What PIL warns of (odd metadata, large images) does not concern the pixels or is checked.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-                rotate = image.size != (width, height) and turned
-                if (image.size[::-1] if rotate else image.size) != (width, height):
-                    raise DataError(
-                        f"the image is {image.width} x {image.height} pixels, "
-                        f"its annotations say {width} x {height}"
-                    )
-                return _rgb(ImageOps.exif_transpose(image) if rotate else image)
+        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            rotate = image.size != (width, height) and turned
+            if (image.size[::-1] if rotate else image.size) != (width, height):
+                raise DataError(
+                    f"the image is {image.width} x {image.height} pixels, "
+                    f"its annotations say {width} x {height}"
+                )
+            return _rgb(ImageOps.exif_transpose(image) if rotate else image)
     except DataError:
         raise
     # PIL's plug-ins raise whatever comes up while they parse a broken file.
