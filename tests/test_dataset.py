@@ -119,6 +119,24 @@ def test_threads_change_nothing(source: Source) -> None:
     assert threading.active_count() == 1
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_source_that_fails_is_not_asked_again(
+    source: Source, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    asked = []
+
+    def gone(shard: int, index: int) -> Any:
+        asked.append(threading.current_thread())
+        raise InputError("the server is gone")
+
+    given = loader(source, batch_size=5)
+    given.stream.threads = threads
+    monkeypatch.setattr(source, "read", gone)
+    with pytest.raises(InputError, match="the server is gone"):
+        next(iter(given))
+    assert asked == [threading.main_thread()]  # in which Ctrl-C ends a download
+
+
 def test_spawned_workers_too(source: Source) -> None:
     spawned = loader(source, workers=1, multiprocessing_context="spawn", persistent_workers=False)
     assert same(list(spawned), list(loader(source)))

@@ -48,7 +48,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         image_size: side of the canvas in pixels, or height and width; rounded up to multiples of
             32.
         batch_size: images a step on each rank.
-        num_workers: processes that decode on each rank; 0 decodes in the training process.
+        num_workers: processes that decode on each rank; 0 decodes in the training process, in
+            as many threads as PyTorch uses there (one with ``custom_train_transforms``).
         augmentation_preset: "light", "default", "strong", or an ``Augmentation`` (also as a dict of
             its fields, as in a config file).
         resize: "letterbox" keeps the aspect and pads, "stretch" fills the canvas.

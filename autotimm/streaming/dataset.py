@@ -13,9 +13,9 @@ travels, with the batch in which it had its place, to the loader, which counts i
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -31,7 +31,7 @@ from autotimm.streaming.buckets import BucketPlan, Canvases, Segment, assign
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.order import EpochOrder, Plan, sample_rng
 from autotimm.streaming.store import Source
-from autotimm.structures import InputError, World
+from autotimm.structures import InputError, Record, World
 
 Load = Callable[..., Any]
 """(image file's bytes, record, randomness) -> sample; of a stream with canvases, that of the step
@@ -40,9 +40,7 @@ Collate = Callable[[list[Any], list[bool]], Any]
 """(samples, for each whether it is padding) -> batch."""
 Skipped = dict[tuple[int, int], str]
 """(shard, index within the shard) -> what is wrong with the sample, by name."""
-_Start = Callable[[Callable[[], Any]], Callable[[], Any]]
-"""Work -> what gives its result: the work itself, or one that waits for a thread."""
-_READING = threading.Lock()  # sources are not made for two threads
+_AHEAD = 2  # samples for each thread that are read before their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +142,17 @@ class SampleStream(IterableDataset):
         order = EpochOrder(self.source.shard_sizes, self.seed, epoch, self.shuffle)
         plan = self._plan(order, epoch, consumed)
         window, damaged = -1, Skipped()
-        # Threads end with the epoch: a process that is forked should have none.
-        with _starting(threads) as start:
+        with contextlib.ExitStack() as stack:
+            pool = None
+            if threads > 1:  # they end with the epoch: a process that is forked should have none
+                pool = stack.enter_context(ThreadPoolExecutor(threads))
             for step in range(worker, plan.steps, workers):
                 if (now := plan.window(step)) != window:
                     window = now
                     ahead = order.window_shards(now), order.window_shards(now + 1)
                     self.source.prefetch(np.concatenate(ahead).tolist())
                 try:
-                    batch, skipped = self._batch(plan, order, step, epoch, damaged, start)
+                    batch, skipped = self._batch(plan, order, step, epoch, damaged, pool)
                 except InputError as error:
                     yield Failure(str(error))
                     return
@@ -167,7 +167,7 @@ class SampleStream(IterableDataset):
         step: int,
         epoch: int,
         damaged: Skipped,
-        start: _Start,
+        pool: ThreadPoolExecutor | None,
     ) -> tuple[Any | None, Skipped]:
         """A batch, and what was skipped of its own places; ``damaged`` also has what was tried in
         their stead, which is another batch's to tell. No batch, and all of it, if it is too much.
@@ -175,20 +175,16 @@ class SampleStream(IterableDataset):
         positions, canvas = plan.positions(step), plan.canvas(step)
         samples, padding, skipped = [], [], Skipped()
         firsts = [*zip(positions.tolist(), _places(order, positions), strict=True)]
-        begun = {
-            (position, place): start(partial(self._sample, *place, epoch, position, canvas))
-            for position, place in firsts
-            if place not in damaged
-        }
-        for position, first in firsts:
+        make = partial(self._make, epoch=epoch, canvas=canvas)
+        for position, first, begun in self._begun(firsts, make, damaged, pool):
             others = (p for n in plan.substitutes(position, step) for p in _places(order, n))
             for place in chain([first], others):
                 if place not in damaged:
-                    made = begun.get((position, place))
                     try:
-                        samples.append(
-                            made() if made else self._sample(*place, epoch, position, canvas)
-                        )
+                        if place == first and begun is not None:
+                            samples.append(begun.result())
+                        else:
+                            samples.append(make(*self._read(*place), position=position))
                         break
                     except DataError as error:
                         damaged[place] = str(error)
@@ -201,29 +197,60 @@ class SampleStream(IterableDataset):
             padding.append(self.pad and (place != first or position >= self.samples))
         return self.collate(samples, padding), skipped
 
-    def _sample(
-        self, shard: int, index: int, epoch: int, position: int, canvas: tuple[int, int] | None
+    def _begun(
+        self,
+        firsts: Iterable[tuple[int, tuple[int, int]]],
+        make: Callable[..., Any],
+        damaged: Skipped,
+        pool: ThreadPoolExecutor | None,
+    ) -> Iterator[tuple[int, tuple[int, int], Future[Any] | None]]:
+        """Each position and place with its sample, which threads make before its turn; None where
+        there are no threads, or where it is known that the sample cannot be used.
+
+        Read is here, as sources are not made for two threads: a download that fails or that is
+        interrupted ends this at once, rather than when all that wait for it have tried it too.
+        """
+        if pool is None:
+            yield from ((position, place, None) for position, place in firsts)
+            return
+        begun: deque[tuple[int, tuple[int, int], Future[Any] | None]] = deque()
+        for position, place in firsts:
+            sample: Future[Any] | None = None
+            if place not in damaged:
+                try:
+                    sample = pool.submit(make, *self._read(*place), position=position)
+                except DataError as error:
+                    sample = Future()
+                    sample.set_exception(error)
+            begun.append((position, place, sample))
+            if len(begun) > _AHEAD * self.threads:
+                yield begun.popleft()
+        yield from begun
+
+    def _read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record, int]:
+        return *self.source.read(shard, index), shard
+
+    def _make(
+        self,
+        data: bytes | memoryview,
+        record: Record,
+        shard: int,
+        *,
+        epoch: int,
+        position: int,
+        canvas: tuple[int, int] | None,
     ) -> Any:
-        with _READING:
-            data, record = self.source.read(shard, index)
-        name = f"{record['file_name']} (in {self.source.where(shard)})"
         given = (data, record, sample_rng(self.seed, epoch, position))
         try:
             return self.load(*given) if canvas is None else self.load(*given, canvas)
         except InputError as error:
-            raise type(error)(f"{name}: {error}") from error
+            raise type(error)(f"{self._name(record, shard)}: {error}") from error
         except Exception as error:
-            error.add_note(f"while sample {name} was made")
+            error.add_note(f"while sample {self._name(record, shard)} was made")
             raise
 
-
-@contextlib.contextmanager
-def _starting(threads: int) -> Iterator[_Start]:
-    if threads == 1:
-        yield lambda work: work
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            yield lambda work: pool.submit(work).result
+    def _name(self, record: Record, shard: int) -> str:
+        return f"{record['file_name']} (in {self.source.where(shard)})"
 
 
 def _places(order: EpochOrder, positions: NDArray[np.int64] | int) -> Iterator[tuple[int, int]]:
