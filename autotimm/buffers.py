@@ -2,8 +2,9 @@
 
 The system hands out memory page by page, zeroed, and takes it back as soon as it is freed: for an
 image of a megabyte that takes longer than resizing it. So memory that nobody holds any more is used
-again. An array counts as held as long as Python does, or a tensor made of it by
-``torch.from_numpy``, or any view.
+again, unless so much of it lies idle that it was needed once rather than batch after batch. An
+array counts as held as long as Python does, or a tensor made of it by ``torch.from_numpy``, or any
+view.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from numpy.typing import DTypeLike
 
 _LEAST, _MOST = 1 << 17, 1 << 27  # bytes: below, fresh memory is cheap; above, too dear to keep
 _ROOMY = 4  # times what is asked for: larger ones are left to larger arrays
+_IDLE = 1 << 29  # bytes that may wait for use; a batch of 256 images has 300 MB
 
-_buffers: list[np.ndarray] = []  # as many as were ever held at once
+_buffers: list[np.ndarray] = []
 _lock = threading.Lock()
 
 
@@ -33,15 +35,22 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.ndarray:
 
 def _buffer(size: int) -> np.ndarray:
     """One that nobody holds, or a new one, in place of one that is too small."""
-    too_small = None
-    for place in range(len(_buffers)):
-        if sys.getrefcount(_buffers[place]) > 2:  # the list and this call's argument: else a view
-            continue
+    # Two hold it, the list and this call's argument; a third is a view.
+    idle = [i for i in range(len(_buffers)) if sys.getrefcount(_buffers[i]) <= 2]
+    for place in idle:
         if size <= len(_buffers[place]) <= _ROOMY * size:
-            return _buffers[place]
-        if len(_buffers[place]) < size:
-            too_small = place
-    if too_small is not None:
-        del _buffers[too_small]
-    _buffers.append(np.empty(size, np.uint8))
-    return _buffers[-1]
+            found = _buffers[place]
+            idle.remove(place)
+            break
+    else:
+        found = np.empty(size, np.uint8)
+        too_small = [i for i in idle if len(_buffers[i]) < size]
+        if too_small:
+            idle.remove(too_small[-1])
+            _buffers[too_small[-1]] = found
+        else:
+            _buffers.append(found)
+    waiting = sum(len(_buffers[i]) for i in idle)
+    while waiting > _IDLE:
+        waiting -= len(_buffers.pop(idle.pop()))  # the last, so that the others keep their places
+    return found

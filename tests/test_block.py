@@ -116,13 +116,66 @@ def test_a_fork_that_drops_a_block_does_not_let_go_of_it() -> None:
         gc.collect()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert memory[0] == 1
+    assert memory[0] == block._HELD
     assert intact(arrays, 0)
     del received, arrays
-    assert memory[0] == 0
+    assert memory[0] == block._LOST
 
 
-def test_other_ways_to_share_and_to_start_workers() -> None:
+def test_a_fork_goes_on_seeing_what_it_has() -> None:
+    batches = iter(loader())
+    received, _ = next(batches)
+    arrays = received.tensors()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)  # until the main process has gone on
+        os._exit(0 if intact(arrays, 0) else 1)
+    os.close(reading)
+    del received, arrays
+    counts = [made for _, made in batches]
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
+    assert counts[-1] <= 6
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_comes_in_inference_mode_is_let_go_outside_of_it() -> None:
+    with torch.inference_mode():
+        received, _ = next(iter(loader()))
+        memory = received._memory.numpy()
+        held = received.tensors()["image"][0]
+    del received
+    assert memory[0] == block._HELD
+    del held  # an exception in here would be a warning
+    gc.collect()
+    assert memory[0] == block._FREE
+
+
+def test_blocks_that_were_kept_once_are_given_up() -> None:
+    kept, counts = [], []
+    for number, (received, made) in enumerate(loader()):
+        kept.append(received)
+        if number == 25:
+            kept.clear()
+        counts.append(made)
+    assert max(counts) > 25
+    assert counts[35] <= block._IDLE + 16
+
+
+def test_no_more_is_pinned_than_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for length in (300_000, 500_000, 10):
+        monkeypatch.setattr(block, "get_worker_info", lambda: "a worker")
+        made.append(Block.of({"flat": ("uint8", (length,))}))
+        made[-1]._memory[block._STATE] = block._FREE
+    assert [len(b._memory) // 1000 for b in made] == [300, 500, 0]
+    assert made[1]._memory.data_ptr() == made[2]._memory.data_ptr()
+    block._made.clear()
+
+
+def test_another_way_to_share_memory() -> None:
     strategy = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")
     try:

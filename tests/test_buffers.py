@@ -65,6 +65,18 @@ def test_a_small_buffer_makes_way_for_a_larger_one() -> None:
     assert [len(buffer) for buffer in buffers._buffers] == [800 * 800]
 
 
+def test_memory_that_was_needed_once_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_IDLE", 5 << 18)
+    held = [buffers.empty(SIDE) for _ in range(20)]
+    places = [address(array) for array in held]
+    del held[2:4], held[10:]
+    again = buffers.empty(SIDE)
+    assert len(buffers._buffers) == 10 + 1 + 5
+    assert address(again) in places and address(again) not in map(address, held)
+    others = [buffers.empty(SIDE) for _ in range(6)]
+    assert len({*map(address, [*held, again, *others])}) == 10 + 1 + 6
+
+
 def test_a_far_larger_buffer_is_left_to_larger_arrays() -> None:
     large = address(buffers.empty((4096, 4096)))
     assert address(buffers.empty(SIDE)) != large

@@ -3,8 +3,8 @@
 A batch of 16 images has 25 MB. To have the system find and clear as much shared memory for every
 batch takes a worker several times longer than to fill it. So a worker keeps the blocks that it has
 made, and fills one again once nobody in the main process holds any of it, which the main process
-says by clearing a byte of the block. Batches that are kept stay as they are; the worker makes more
-blocks then.
+says with a byte of the block. Batches that are kept stay as they are; the worker makes more blocks
+then, and gives up those that are idle once there are many.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from autotimm import buffers
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Key -> type and shape of an array."""
 _ALIGNED = 64  # bytes: arrays begin at multiples of this
-_HELD = 0  # the byte of a shared block that is 1 as long as the block is in use
+_STATE = 0  # the byte of a shared block that says whether it is in use:
+_FREE, _HELD, _LOST = range(3)  # lost is what the main process let go of and a fork of it may have
+_IDLE = 8  # blocks that a worker keeps beside those in use
 _made: list[Tensor] = []  # the shared blocks of this worker
+_forks = 0  # of this process, twice counted
 
 
 class Block:
@@ -47,7 +50,7 @@ class Block:
         size = _ALIGNED + sum(_room(*kind) for kind in shapes.values())
         if get_worker_info() is None:
             return cls(torch.from_numpy(buffers.empty((size,))), shapes)
-        return cls(_shared_memory(size), shapes)
+        return cls(_shared_memory(size)[:size], shapes)  # no more than that is to be pinned
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays, as views of the memory."""
@@ -74,27 +77,37 @@ def _received(memory: Tensor, shapes: Shapes) -> Block:
     """The block that a worker sent."""
     block = Block(memory, shapes)
     block._shared = memory.numpy()
-    weakref.finalize(block._shared, _let_go, memory, os.getpid()).atexit = False
+    # Through NumPy: a tensor of inference mode may be written to in that mode only.
+    weakref.finalize(block._shared, _let_go, memory.numpy(), os.getpid(), _forks).atexit = False
     return block
 
 
-def _let_go(memory: Tensor, process: int) -> None:
+def _let_go(memory: np.ndarray, process: int, forks: int) -> None:
     if os.getpid() == process:  # not a fork of it, which may still need what the fork does not
-        memory[_HELD] = 0
+        memory[_STATE] = _FREE if forks == _forks else _LOST
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # both: nothing is received between the count and the fork
+    os.register_at_fork(before=_count_fork, after_in_parent=_count_fork)
 
 
 def _shared_memory(size: int) -> Tensor:
     """[size or more] uint8 of this worker's shared memory, in use from now on."""
-    for place, memory in enumerate(_made):
-        if not memory[_HELD]:
-            if len(memory) >= size:
-                memory[_HELD] = 1
-                return memory
-            del _made[place]
-            break
-    memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-    _made.append(memory)
-    memory[_HELD] = 1
+    states = [(memory, int(memory[_STATE])) for memory in _made]
+    held = [memory for memory, state in states if state == _HELD]
+    free = sorted((memory for memory, state in states if state == _FREE), key=len)
+    if free and len(free[-1]) >= size:
+        memory = free.pop()
+    else:
+        del free[:1]  # the smallest makes way
+        memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    memory[_STATE] = _HELD
+    _made[:] = [*held, *free[-_IDLE:], memory]
     return memory
 
 
