@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import orjson
@@ -159,7 +160,7 @@ def write_shard(
         file = stack.enter_context(whole_file(folder / plan.name))
         # Left before the file is closed: a thread must not write to a descriptor of another file.
         pool = stack.enter_context(ThreadPoolExecutor(1)) if thread else None
-        tar = _Tar(file.fileno(), pool)
+        tar = _Tar(file, pool)
         rows = _write_samples(tar, plan, index, progress, written)
         if not rows:
             raise _NothingToWriteError
@@ -202,7 +203,7 @@ class _Tar:
         thread: that hashes and writes; None to do it here.
     """
 
-    def __init__(self, file: int | None, thread: Executor | None) -> None:
+    def __init__(self, file: BinaryIO | None, thread: Executor | None) -> None:
         self._file, self._thread = file, thread
         self._buffer, self._other = (memoryview(bytearray(_BUFFER)) for _ in range(2))
         self._filled = 0
@@ -239,14 +240,16 @@ class _Tar:
             self._at_work.result()
         self._filled = 0
 
-    def _put(self, file: int, content: memoryview) -> None:
+    def _put(self, file: BinaryIO, content: memoryview) -> None:
         self.sha256.update(content)
         start, end = self._written, self._written + len(content)
         while self._written < end:  # a signal or a quota may cut a write short
-            self._written += os.write(file, content[self._written - start :])
+            # Asked for each time: that of a closed file, which a second Ctrl-C leads to, may be
+            # another file's by now.
+            self._written += os.write(file.fileno(), content[self._written - start :])
         if hasattr(os, "posix_fadvise"):
             # Linux begins to write back what it is told not to keep: fsync has less to wait for.
-            os.posix_fadvise(file, start, end - start, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _write_samples(
