@@ -7,6 +7,8 @@ import copy
 import pytest
 import timm
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from batches import random_batch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,8 +30,9 @@ QUICK = [
     "convnext_atto",
     "vgg11_bn",
     "test_vit",
-    "test_maxvit",
-    "efficientvit_m0",  # maps at strides 16, 32 and 64
+    "vit_tiny_patch16_224",
+    "maxvit_rmlp_pico_rw_256",
+    "shvit_s1",  # maps at strides 16, 32 and 64
 ]
 SLOW = [
     "resnext26ts",
@@ -37,7 +40,6 @@ SLOW = [
     "swin_s3_tiny_224",
     "swinv2_tiny_window8_256",
     "swinv2_cr_tiny_224",
-    "vit_tiny_patch16_224",
     "vit_small_patch16_dinov3",
     "vit_small_patch14_dinov2",
     "vit_small_patch32_224",
@@ -94,7 +96,11 @@ def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
         "test_vit",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("test_maxvit", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3")
+            for name in (
+                "maxvit_rmlp_pico_rw_256",
+                "swin_tiny_patch4_window7_224",
+                "vit_small_patch16_dinov3",
+            )
         ),
     ],
 )
@@ -138,10 +144,10 @@ def test_a_plain_transformers_map_is_its_last_one_after_the_norm() -> None:
 
 def test_windows_of_a_share_of_the_image_are_whole() -> None:
     """MaxViT's: the canvas is padded below and right, and its maps are cut to it."""
-    backbone = Backbone("test_maxvit", pretrained=False).eval()
-    assert backbone.multiple == 160
+    backbone = Backbone("maxvit_rmlp_pico_rw_256", pretrained=False).eval()
+    assert backbone.multiple == 256
     image = torch.randn(1, 3, 96, 192)
-    padded = torch.nn.functional.pad(image, (0, 128, 0, 64))
+    padded = torch.nn.functional.pad(image, (0, 64, 0, 160))
     with torch.no_grad():
         for ours, theirs in zip(backbone(image), backbone(padded), strict=True):
             assert torch.equal(ours, theirs[..., : ours.shape[2], : ours.shape[3]])
@@ -232,6 +238,38 @@ def test_synchronised_norms_keep_keys_weights_and_activations() -> None:
         for a, b in zip(before, backbone(image), strict=True):
             torch.testing.assert_close(a, b)
     assert set(backbone.state_dict()) == keys
+
+
+def four_images() -> Tensor:
+    return torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    backbone = Backbone("resnet10t", pretrained=False, norm="sync").cuda()
+    backbone.synchronise()
+    maps = backbone(four_images()[2 * rank : 2 * rank + 2].cuda())
+    state = backbone.state_dict()
+    torch.save({"maps": maps, "state": state}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_with_synchronised_norms_are_one(tmp_path) -> None:
+    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    whole = Backbone("resnet10t", pretrained=False).cuda()
+    maps = whole(four_images().cuda())
+    for rank in range(2):
+        part = torch.load(tmp_path / f"{rank}.pt", map_location="cuda", weights_only=True)
+        for a, b in zip(part["maps"], maps, strict=True):
+            torch.testing.assert_close(a, b[2 * rank : 2 * rank + 2], atol=1e-3, rtol=1e-3)
+        for key, value in whole.state_dict().items():
+            torch.testing.assert_close(part["state"][key], value, atol=1e-3, rtol=1e-3)
 
 
 def test_checkpoints_of_all_norms_are_alike() -> None:

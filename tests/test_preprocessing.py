@@ -17,6 +17,7 @@ from autotimm import AutoTrainer, InputError, ObjectDetector
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.structures import Preprocessing
+from autotimm.tasks.checkpoint import preprocessing_of
 
 VIT = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")  # of vit_tiny_patch16_224
 
@@ -145,6 +146,21 @@ def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Pat
     model.preprocessing = VIT
     model.on_load_checkpoint({"categories": None})
     assert model.preprocessing == Preprocessing()
+
+
+@pytest.mark.parametrize(
+    ("saved", "match"),
+    [
+        ({"mean": (1, 1, 1)}, "the checkpoint's preprocessing is .* it is damaged"),
+        ("bicubic", "the checkpoint's preprocessing is 'bicubic': it is damaged"),
+        ({"mean": "?", "std": (1, 1, 1), "interpolation": "bicubic"}, "the checkpoint's mean is"),
+        ({"mean": (0, 0, 0), "std": (1, 1, 0), "interpolation": "bicubic"}, "checkpoint's std is"),
+        ({"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "area"}, "one of bilinear, bicub"),
+    ],
+)
+def test_a_checkpoint_that_says_what_cannot_be_is_refused(saved: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        preprocessing_of({"preprocessing": saved})
 
 
 def test_synchronised_norms_on_cpu_ranks_are_refused(folder: Path, tmp_path: Path) -> None:

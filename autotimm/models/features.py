@@ -96,21 +96,23 @@ def features(name: str) -> Features:
         ) from error
 
 
-def _near(name: str, most: int = 4) -> list[str]:
-    """Models of similar names that work, else some that are a good choice for most."""
+def _near(name: str, most: int = 2) -> list[str]:
+    """Models of similar names that work, and some that are a good choice for most."""
     stem = name.split(".")[0]
     found: list[str] = []
     failed = {_family(name)} if timm.is_model(name) else set()
     for other in difflib.get_close_matches(stem, timm.list_models(), n=12, cutoff=0.5):
+        if len(found) == most:
+            break
         # What its next of kin cannot do, it cannot either: trying takes seconds.
-        if len(found) == most or _family(other) in failed:
+        if _family(other) in failed:
             continue
         try:
             _features(other)
             found.append(other)
         except _UnusableError:
             failed.add(_family(other))
-    return [*found, *(good for good in _GOOD if good not in found)][:most]
+    return list(dict.fromkeys([*found, *_GOOD]))[:4]
 
 
 def _family(name: str) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import fsspec
 import torch
 
-from autotimm.structures import InputError
+from autotimm.data import options
+from autotimm.data.transforms import INTERPOLATIONS
+from autotimm.structures import InputError, Preprocessing
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -44,3 +46,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is not a checkpoint of a trained model: it has no state_dict")
     return checkpoint
+
+
+def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
+    """What images went through in the training of a checkpoint.
+
+    Raises:
+        InputError: it says something that cannot be.
+    """
+    saved = checkpoint.get("preprocessing")
+    if saved is None:  # of a time when all were trained with the default
+        return Preprocessing()
+    try:
+        mean, std, how = saved["mean"], saved["std"], saved["interpolation"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the checkpoint's preprocessing is {saved!r}: it is damaged") from error
+    return Preprocessing(
+        options.three("the checkpoint's mean", mean),
+        options.three("the checkpoint's std", std, above=0),
+        options.one_of("the checkpoint's interpolation", how, tuple(INTERPOLATIONS)),
+    )

@@ -24,7 +24,7 @@ from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization
-from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.checkpoint import preprocessing_of, read_checkpoint
 
 
 class ObjectDetector(LightningModule):
@@ -318,8 +318,7 @@ class ObjectDetector(LightningModule):
         saved = checkpoint.get("categories")
         self._check_categories(saved)
         self.categories = saved or self.categories
-        # A checkpoint without it is of a time when all were trained with the default.
-        self.preprocessing = Preprocessing(**checkpoint.get("preprocessing", {}))
+        self.preprocessing = preprocessing_of(checkpoint)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch, but weights that do not fit are an InputError of one line."""
