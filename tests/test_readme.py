@@ -63,7 +63,7 @@ def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     names: dict = {}
     exec(blocks[1], names)  # noqa: S102
     assert set(names["found"]) == {"boxes", "labels", "scores", "masks"}
-    assert Image.open("found.png").size == (640, 480)
+    assert Image.open("found.png").size == (200, 150)
 
 
 def test_every_config_named_is_there_and_every_config_is_named() -> None:
