@@ -155,7 +155,7 @@ class ObjectDetector(LightningModule):
         # Of the data, which may have been told otherwise: the checkpoint has to know.
         datamodule = getattr(self.trainer, "datamodule", None)
         self.preprocessing = getattr(datamodule, "preprocessing", self.preprocessing)
-        if self.network.backbone.norms_are_fresh() and self.network.backbone.norm == "frozen":
+        if self.network.backbone.norm == "frozen" and self.network.backbone.norms_are_fresh():
             rank_zero_warn(
                 "backbone_norm='frozen' keeps norms that have seen no image yet: give "
                 "pretrained=True or a weights file"
@@ -270,7 +270,7 @@ class ObjectDetector(LightningModule):
     def predict(
         self, image: Tensor, size: tuple[int, int] | None = None, *, rles: bool = False
     ) -> list[Detections]:
-        """Find the objects in normalised images of any size.
+        """Find the objects in images of any size, normalised by the mean and std of ``preprocessing``.
 
         Args:
             image: [B, 3, H, W] or [3, H, W] float.
