@@ -270,10 +270,10 @@ class ObjectDetector(LightningModule):
     def predict(
         self, image: Tensor, size: tuple[int, int] | None = None, *, rles: bool = False
     ) -> list[Detections]:
-        """Find the objects in images of any size, normalised by the mean and std of ``preprocessing``.
+        """Find the objects in images of any size.
 
         Args:
-            image: [B, 3, H, W] or [3, H, W] float.
+            image: [B, 3, H, W] or [3, H, W] float, normalised by ``preprocessing``'s mean and std.
             size: height and width of the pictures that were resized to ``image``, in whose pixels
                 boxes and masks are then given; as in ``image`` if None.
             rles: give masks as COCO's RLEs. Dense ones take N * height * width bytes (3 GiB for
