@@ -112,6 +112,15 @@ def test_extreme_half_precision_outputs_stay_finite() -> None:
         assert torch.isfinite(value)
 
 
+def test_half_precision_outputs_lose_nothing_more() -> None:
+    """What a loss makes of rounded outputs is what it makes of the same numbers in float32."""
+    _, _, _, outputs, targets = example(half_stride=True, seed=2)
+    low = HeadOutputs(*(part.half() for part in outputs))
+    same = HeadOutputs(*(part.float() for part in low))
+    got, expected = (losses.detection_losses(one, targets) for one in (low, same))
+    assert got == expected
+
+
 def test_counts_are_at_least_one() -> None:
     zero = torch.tensor(0.0)
     sums = losses.LossSums(torch.tensor(3.0), zero, zero, zero, zero, zero, zero)
