@@ -10,9 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_tests_that_the_docs_name_exist() -> None:
     for page in (ROOT / "docs").glob("*.md"):
-        named = re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text())
-        assert named, page
-        for file, test in named:
+        for file, test in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text()):
             assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
 
 
