@@ -190,6 +190,13 @@ def test_norms_that_cannot_be_are_refused(folder: Path) -> None:
         AutoTrainer(sync_batchnorm=True)
 
 
+def test_windows_that_do_not_fit_the_canvas_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    module = data(folder)
+    model = detector(module, backbone="maxvit_rmlp_pico_rw_256", pretrained=False)
+    with pytest.warns(UserWarning, match=r"image_size 96 x 96 costs as much as 256 x 256"):
+        trainer(tmp_path).fit(model, datamodule=module)
+
+
 def test_frozen_norms_of_random_weights_are_warned_of(folder: Path, tmp_path: Path) -> None:
     module = data(folder)
     with pytest.warns(UserWarning, match="norms that have seen no image yet"):

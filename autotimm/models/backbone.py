@@ -96,11 +96,16 @@ class Backbone(nn.Module):
                 module.eval()
         return self
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which a canvas is worked on: attention in windows of a share of the image
+        (MaxViT's) has to find whole ones."""
+        return height + -height % self.multiple, width + -width % self.multiple
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """``image`` [B, 3, H, W], H and W multiples of 32, to maps [B, C, H/s, W/s]."""
         height, width = image.shape[-2:]
-        # Attention in windows of a share of the image (MaxViT's) has to find whole ones.
-        below, right = -height % self.multiple, -width % self.multiple
+        full_height, full_width = self.padded(height, width)
+        below, right = full_height - height, full_width - width
         maps = self.model(F.pad(image, (0, right, 0, below)) if below or right else image)
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]

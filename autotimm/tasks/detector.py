@@ -155,10 +155,20 @@ class ObjectDetector(LightningModule):
         # Of the data, which may have been told otherwise: the checkpoint has to know.
         datamodule = getattr(self.trainer, "datamodule", None)
         self.preprocessing = getattr(datamodule, "preprocessing", self.preprocessing)
-        if self.network.backbone.norm == "frozen" and self.network.backbone.norms_are_fresh():
+        self._warn_of_backbone(getattr(datamodule, "image_size", None))
+
+    def _warn_of_backbone(self, canvas: tuple[int, int] | None) -> None:
+        backbone = self.network.backbone
+        if backbone.norm == "frozen" and backbone.norms_are_fresh():
             rank_zero_warn(
                 "backbone_norm='frozen' keeps norms that have seen no image yet: give "
                 "pretrained=True or a weights file"
+            )
+        if canvas is not None and canvas != (full := backbone.padded(*canvas)):
+            rank_zero_warn(
+                f"the backbone's windows fill images of a multiple of {backbone.multiple} pixels, "
+                f"so that image_size {canvas[0]} x {canvas[1]} costs as much as {full[0]} x "
+                f"{full[1]}: take another image_size, or a backbone such as convnext_tiny"
             )
 
     def _check_categories(self, others: list[dict[str, Any]] | None) -> None:
