@@ -48,6 +48,22 @@ def test_stream_without_peers() -> None:
     assert told["autotimm"] == ["**3**", "**3**", "**3**"]
 
 
+@pytest.mark.slow
+def test_train_step(tmp_path: Path) -> None:
+    """Also what becomes of a contestant that fails, and the file."""
+    names = "ours without masks,FCOS,FCOS parts compiled"
+    out = bench("train_step.py", "--only", names, "--mode", "fastest", "--out", tmp_path)
+    told = rows(out)
+    for name in ("ours without masks", "FCOS"):
+        batch, speed, _, memory, first, inference, found, flops = told[name][:8]
+        assert batch == "2"
+        assert min(float(v.split()[0]) for v in (speed, memory, first, inference, flops)) > 0
+        assert 0 < float(found) < 100
+    assert told["FCOS parts compiled"][0] == "failed"
+    assert "- FCOS parts compiled failed: RuntimeError: Unrecognized mode=fastest" in out
+    assert out in (tmp_path / "cpu.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
