@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,7 +211,6 @@ def compile_contestant(one: Contestant, how: str, mode: str | None) -> None:
         one.model.compile(**options)
     else:
         model: Any = one.model
-        parts: Sequence[nn.Module] = [model.backbone]
-        parts = [*parts, model.rpn.head] if one.masks else [*parts, model.head.classification_head]
-        for part in parts:
+        heads = [model.rpn.head] if one.masks else model.head.children()
+        for part in (model.backbone, *heads):
             part.compile(**options, dynamic=False)

@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from batches import random_batch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import autotimm.models
@@ -373,6 +376,40 @@ def test_a_compiler_that_fails_is_told_in_one_line_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"no g\+\+ anywhere here.*compile_model=False") as caught:
         model.losses(random_batch([2]))
     assert "\n" not in str(caught.value)
+
+
+class Losses(torch.nn.Module):
+    """DDP hooks into forward."""
+
+    def __init__(self, model: ObjectDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.stack(list(self.model.losses(batch).values())).sum()
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/it", rank=rank, world_size=2)
+    model = small(compile_kwargs={"backend": "aot_eager", "fullgraph": True})
+    parallel = DistributedDataParallel(Losses(model), gradient_as_bucket_view=True)
+    for slots in (8, 32, 16):
+        parallel.zero_grad()
+        parallel(random_batch([2, 3 + rank], slots=slots, seed=rank)).backward()
+    assert graphs() == 1, graphs()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    torch.save(gradients, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_have_one_graph_and_the_same_gradients(tmp_path) -> None:
+    """Under DDP, torch cuts the graph where gradients are sent: it is still compiled once."""
+    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert sum(gradient.abs().sum() > 0 for gradient in one.values()) > 30
+    for name, gradient in one.items():
+        assert torch.equal(gradient, other[name]), name
 
 
 @needs_gpu
