@@ -46,34 +46,30 @@ def decode(
     # What is no number is no detection, and takes no candidate's place.
     scores.nan_to_num_(nan=-1.0)
     boxes = clip_boxes_to_image(decode_boxes(outputs.distances, where), size)
-    starts = [sum(cells[:i]) for i in range(len(cells))]
-    return [
-        _decode_image(image_scores, image_boxes, starts, cells, nms_thresh, max_detections)
-        for image_scores, image_boxes in zip(scores, boxes, strict=True)
-    ]
+    score, label, box = _candidates(scores, boxes, cells)
+    solid = (score >= 0) & ((box[..., 2:] - box[..., :2]) > 0).all(-1)
+    found = []
+    for i, kept in enumerate(solid):
+        place = kept.nonzero()[:, 0]  # the host waits here, and in the NMS
+        own, labels, best = box[i, place], label[i, place], score[i, place]
+        keep = batched_nms(own, best, labels, nms_thresh)[:max_detections]
+        found.append(Detections(boxes=own[keep], labels=labels[keep], scores=best[keep]))
+    return found
 
 
-def _decode_image(
-    scores: Tensor,
-    boxes: Tensor,
-    starts: Sequence[int],
-    cells: Sequence[int],
-    nms_thresh: float,
-    max_detections: int,
-) -> Detections:
-    """``scores`` [L, K], -1 below the threshold; ``boxes`` [L, 4]."""
-    num_classes = scores.shape[1]
-    best, index = [], []
-    for start, count in zip(starts, cells, strict=True):
-        level = scores[start : start + count].flatten()
-        value, place = level.topk(min(CANDIDATES_PER_LEVEL, level.numel()))
+def _candidates(
+    scores: Tensor, boxes: Tensor, cells: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of each level, for all images at once: scores [B, N], labels [B, N], boxes
+    [B, N, 4], out of scores [B, L, K] and boxes [B, L, 4]."""
+    num_classes = scores.shape[2]
+    best, index, start = [], [], 0
+    for count in cells:
+        level = scores[:, start : start + count].flatten(1)
+        value, place = level.topk(min(CANDIDATES_PER_LEVEL, level.shape[1]))
         best.append(value)
         index.append(place + start * num_classes)
-    score, flat = torch.cat(best), torch.cat(index)
-    found = score >= 0
-    score, flat = score[found], flat[found]
-    box, label = boxes[flat // num_classes], flat % num_classes
-    solid = ((box[:, 2:] - box[:, :2]) > 0).all(-1)
-    box, label, score = box[solid], label[solid], score[solid]
-    keep = batched_nms(box, score, label, nms_thresh)[:max_detections]
-    return Detections(boxes=box[keep], labels=label[keep], scores=score[keep])
+        start += count
+    flat = torch.cat(index, 1)
+    where = (flat // num_classes)[..., None].expand(-1, -1, 4)
+    return torch.cat(best, 1), flat % num_classes, boxes.gather(1, where)
