@@ -2,7 +2,7 @@
 
 Invariants: a pixel is inside where its centre looks up 0.5 or more (detectron2's
 ``_do_paste_mask``; torchvision rounds boxes to whole pixels first); only the part of the image that
-boxes cover is ever made in floats, and at most about 128 MiB of it at once.
+boxes cover is ever made in floats, and of that about 128 MiB at once, or one mask if that is more.
 """
 
 from __future__ import annotations
