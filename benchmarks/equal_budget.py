@@ -41,7 +41,7 @@ from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor, coco, masks
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
-from autotimm.models.mask_head import paste_masks
+from autotimm.models import paste
 from autotimm.structures import Detections
 from autotimm.tasks import optimization
 
@@ -255,8 +255,7 @@ def theirs(
             batch["boxes"], batch["labels"], batch["masks"], strict=True
         ):
             real = labels >= 0
-            drawn = list(paste_masks(crops[real].float(), boxes[real], height, width))
-            dense = torch.cat(drawn) if drawn else crops.new_zeros((0, height, width))
+            dense = paste.dense(crops[real].float(), boxes[real], height, width)
             targets.append({"boxes": boxes[real], "labels": labels[real] + 1, "masks": dense})
         return torch.stack(list(model(list(batch["image"]), targets).values())).sum()
 
