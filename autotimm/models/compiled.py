@@ -106,4 +106,5 @@ def _check_names(arguments: Mapping[str, Any]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = str(error).partition("Set TORCHDYNAMO_VERBOSE")[0]  # advice for torch's developers
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
