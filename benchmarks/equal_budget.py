@@ -80,14 +80,19 @@ def main() -> None:
     add("--proposals", type=int, default=200, help="and its proposals (200)")
     add("--only", default=",".join(CONTESTANTS), help="contestants, with commas between (all)")
     add("--device", default="cpu")
+    add("--quick", action="store_true", help="a few images, once: does it run at all?")
     given = options.parse_args()
+    unseen = 100
+    if given.quick:
+        given.painted, unseen, given.size, given.seeds = 6, 4, 96, 1
+        given.images_seen, given.batch_size, given.boxes, given.proposals = 8, 2, 16, 20
     if unknown := sorted(set(given.only.split(",")) - set(CONTESTANTS)):
         sys.exit(f"--only: {unknown[0]!r} is none of {', '.join(CONTESTANTS)}")
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = given.data or Path(temporary) / "painted"
             if given.data is None:
-                make_dataset(folder, train=given.painted, val=100, size=192, seed=0)
+                make_dataset(folder, train=given.painted, val=unseen, size=192, seed=0)
             bench(folder, given)
     except InputError as error:
         sys.exit(f"error: {error}")

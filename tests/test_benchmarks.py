@@ -64,6 +64,15 @@ def test_train_step(tmp_path: Path) -> None:
     assert out in (tmp_path / "cpu.md").read_text()
 
 
+@pytest.mark.slow
+def test_equal_budget() -> None:
+    names = "autotimm,torchvision,torchvision v2 heads with our recipe"
+    told = rows(bench("equal_budget.py", "--only", names))
+    for name in names.split(","):
+        assert all(-1 <= float(cell.split()[0]) <= 1 for cell in told[name][:4])
+        assert float(told[name][4].split()[0]) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
