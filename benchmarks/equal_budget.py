@@ -76,7 +76,13 @@ def main() -> None:
     add("--images-seen", type=int, default=2400, help="of training, repeats counted (2400)")
     add("--batch-size", type=int, default=4)
     add("--seeds", type=int, default=2, help="runs of each (2)")
-    add("--boxes", type=int, default=64, help="torchvision's sampled boxes an image (64)")
+    add(
+        "--boxes",
+        type=int,
+        default=64,
+        help="torchvision's sampled boxes an image, a quarter of them for masks; ours has as many "
+        "for masks (64)",
+    )
     add("--proposals", type=int, default=200, help="and its proposals (200)")
     add("--only", default=",".join(CONTESTANTS), help="contestants, with commas between (all)")
     add("--device", default="cpu")
@@ -197,7 +203,11 @@ def ours(
 ) -> Contestant:
     """InstanceSegmentor under the recipe of launch/small_cpu.yaml."""
     model = InstanceSegmentor(
-        given.backbone, classes, pretrained=False, compile_model=False, mask_rois=32
+        given.backbone,
+        classes,
+        pretrained=False,
+        compile_model=False,
+        mask_rois=max(given.boxes // 4, 1),
     )
     missing, _ = model.network.backbone.model.load_state_dict(weights, strict=False)
     assert not missing, missing
