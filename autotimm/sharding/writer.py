@@ -350,7 +350,11 @@ def _opened(path: str) -> Iterator[tuple[int, int]]:
     except OSError as error:
         raise _ReadError(f"cannot be read: {error.strerror}") from None
     try:
-        yield file, os.fstat(file).st_size
+        try:
+            size = os.fstat(file).st_size
+        except OSError as error:  # of a file system on a network, say
+            raise _ReadError(f"cannot be read: {error.strerror}") from None
+        yield file, size
     finally:
         os.close(file)
 
