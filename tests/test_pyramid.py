@@ -89,3 +89,24 @@ def test_a_coarse_level_of_the_simple_pyramid_is_the_pooled_map() -> None:
 
     torch.testing.assert_close(p4, after(source, pyramid.scales[1]))
     torch.testing.assert_close(p5, after(pooled, pyramid.scales[2][1:]))
+
+
+def test_half_precision_gradients_of_maps_one_pixel_wide_are_those_of_float32() -> None:
+    """As on canvases of 64 pixels, where P6 is one pixel: of memory full of other numbers, as a
+    run's is, oneDNN leaves parts in the gradient."""
+    fpn = FPN([4, 6, 8], 16)
+    given = [torch.randn(2, c, 64 // s, 64 // s) for s, c in ((8, 4), (16, 6), (32, 8))]
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        fpn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            fpn(given)[-1].float().square().sum().backward()
+        assert fpn.p7.weight.grad is not None
+        return fpn.p7.weight.grad
+
+    expected = gradient(torch.float32)
+    for _ in range(20):
+        for size in (9 * 16 * 16 // 2, 9 * 16 * 16):
+            torch.full((size,), float("nan"))  # freed at once
+        found = gradient(torch.bfloat16)
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.max()))

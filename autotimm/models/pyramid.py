@@ -53,7 +53,7 @@ class FPN(nn.Module):
             merged.insert(0, laterals[stride] + above if stride in laterals else above)
         levels = [conv(level) for conv, level in zip(self.output, merged, strict=True)]
         if self.p5 is not None:
-            levels.append(self.p5(levels[-1]))
+            levels.append(_halved(self.p5, levels[-1]))
         return _coarser(levels, self.p6, self.p7)
 
 
@@ -102,9 +102,18 @@ def _scale(in_channels: int, channels: int, stride: int, target: int) -> nn.Sequ
 
 
 def _coarser(levels: list[Tensor], p6: nn.Module, p7: nn.Module) -> list[Tensor]:
-    levels.append(p6(levels[-1]))
-    levels.append(p7(F.relu(levels[-1])))
+    levels.append(_halved(p6, levels[-1]))
+    levels.append(_halved(p7, F.relu(levels[-1])))
     return levels
+
+
+def _halved(conv: nn.Module, level: Tensor) -> Tensor:
+    """``conv``, of stride 2, of ``level``.
+
+    On a map one pixel wide oneDNN's bfloat16 leaves parts of the weights' gradient unwritten; with
+    a column of zeros beside it, which is the padding anyway, the result is the same.
+    """
+    return conv(F.pad(level, (0, 1)) if level.shape[-1] == 1 else level)
 
 
 def _same(channels: int) -> nn.Conv2d:
