@@ -73,15 +73,29 @@ def test_predict_gives_what_it_finds_in_the_pixels_of_another_size() -> None:
         assert (near != coarse).float().mean() < 0.05
     (rles,) = model.predict(image, rles=True)
     assert [masks.area(rle) for rle in rles["rles"]] == own["masks"].sum((1, 2)).tolist()
-    for size in ((0, 100), (100,)):
+    for size in ((0, 100), (100,), 100, (100.5, 100), "ab"):
         with pytest.raises(InputError, match="size of"):
             model.predict(image, size)
 
 
-@pytest.mark.parametrize("image", [torch.zeros(1, 4, 64, 64), torch.zeros(1, 3, 64, 64).byte()])
+@pytest.mark.parametrize(
+    "image",
+    [torch.zeros(1, 4, 64, 64), torch.zeros(1, 3, 64, 64).byte(), np.zeros((1, 3, 64, 64), "f4")],
+)
 def test_predict_refuses_what_is_no_normalised_image(image) -> None:
-    with pytest.raises(InputError, match=r"normalised float images \[B, 3, H, W\]"):
+    with pytest.raises(InputError, match=r"normalised float images (\[B, 3, H, W\]|as a tensor)"):
         small().predict(image)
+
+
+def test_predict_takes_images_of_any_float() -> None:
+    """NumPy's arithmetic makes float64 of photos."""
+    model = small(score_thresh=0.0)
+    image = torch.randn(3, 64, 64).half()
+    expected = model.predict(image.float())[0]
+    for given in (image, image.double()):
+        found = model.predict(given)[0]
+        assert torch.equal(found["boxes"], expected["boxes"])
+        assert torch.equal(found["scores"], expected["scores"])
 
 
 def test_loss_weights_weigh() -> None:
@@ -172,6 +186,34 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
     torch.save({"epoch": 1}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of a trained model"):
         InstanceSegmentor.load_from_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("categories", 5, "categories are not a list"),
+        ("categories", [1], "categories are not a list"),
+        ("categories", [{"id": 1}], "categories are not a list"),
+        ("preprocessing", torch.ones(3), "preprocessing is"),
+        (
+            "preprocessing",
+            {"mean": [10**400, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"},
+            "mean is",
+        ),
+        ("hyper_parameters", {"backbone": 5}, r"odd\.ckpt is not a checkpoint of Inst"),
+        ("hyper_parameters", {"lr": torch.ones(2)}, r"odd\.ckpt is not a checkpoint of Inst"),
+        ("hyper_parameters", {"fpn_channels": float("nan")}, r"odd\.ckpt is not a checkpoint of"),
+        ("state_dict", {3: torch.ones(1)}, "weights do not fit"),
+    ],
+)
+def test_a_checkpoint_that_holds_what_cannot_be_is_refused(tmp_path, key, value, said) -> None:
+    model = small()
+    whole = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    if key == "hyper_parameters":
+        value = {**whole[key], **value}
+    torch.save({**whole, key: value}, tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=said):
+        InstanceSegmentor.load_from_checkpoint(tmp_path / "odd.ckpt")
 
 
 @pytest.mark.parametrize(

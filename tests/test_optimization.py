@@ -153,3 +153,11 @@ def test_a_run_goes_on_with_other_kernels(name: str, fused: bool) -> None:
         give_gradients(trained, 2)
         optimizer.step()
     torch.testing.assert_close([*others], [*parameters])
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"layer_decay": 0.5}])
+def test_a_run_does_not_go_on_with_another_optimizer(changes) -> None:
+    saved = configured().state_dict()
+    configured().load_state_dict(saved)
+    with pytest.raises(InputError, match="trained with another optimizer, or other layer_decay"):
+        configured(**changes).load_state_dict(saved)

@@ -137,14 +137,16 @@ def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> 
         assert files.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("batches_a_step", [1, 2])
 def test_a_line_an_epoch_goes_where_no_bar_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, batches_a_step: int
 ) -> None:
     class Known(Line):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * 0 + batch_idx  # 0, 1 and 2
 
-    quiet(tmp_path, max_epochs=2).fit(Known(), loader())
+    run = quiet(tmp_path, max_epochs=2, accumulate_grad_batches=batches_a_step)
+    run.fit(Known(), loader())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.partition(", loss")[0].partition(":")[0] for line in lines] == [
         "epoch 1 of 2",

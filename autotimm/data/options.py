@@ -119,7 +119,7 @@ def three(
     """Three finite numbers, of R, G and B, all above a bound; InputError if they are not."""
     try:
         red, green, blue = (float(v) for v in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} is {values!r}, but must be three numbers") from None
     if not math.isfinite(red + green + blue):
         raise InputError(f"{name} is {values!r}, but must be three finite numbers")

@@ -179,4 +179,5 @@ def _model(name: str, found: Features, pretrained: bool = False, **options: Any)
 
 
 def _first_sentence(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]
+    text = str(error).partition(" No automatic unsafe")[0]  # timm goes on to advise just that
+    return next(iter(text.splitlines()), "")[:200]

@@ -59,10 +59,29 @@ def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
         return Preprocessing()
     try:
         mean, std, how = saved["mean"], saved["std"], saved["interpolation"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"the checkpoint's preprocessing is {saved!r}: it is damaged") from error
     return Preprocessing(
         options.three("the checkpoint's mean", mean),
         options.three("the checkpoint's std", std, above=0),
         options.one_of("the checkpoint's interpolation", how, tuple(INTERPOLATIONS)),
     )
+
+
+def categories_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The categories that a checkpoint was trained on, by label; None if it does not say.
+
+    Raises:
+        InputError: it says something that cannot be.
+    """
+    saved = checkpoint.get("categories")
+    if saved is None:
+        return None
+    if not isinstance(saved, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("id"), int) and isinstance(c.get("name"), str)
+        for c in saved
+    ):
+        raise InputError(
+            "the checkpoint's categories are not a list of ids and names: it is damaged"
+        )
+    return saved

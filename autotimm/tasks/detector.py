@@ -7,6 +7,7 @@ it comes from.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,7 +25,7 @@ from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization
-from autotimm.tasks.checkpoint import preprocessing_of, read_checkpoint
+from autotimm.tasks.checkpoint import categories_of, preprocessing_of, read_checkpoint
 
 
 class ObjectDetector(LightningModule):
@@ -296,6 +297,10 @@ class ObjectDetector(LightningModule):
         Raises:
             InputError: not such a tensor, or not such a size.
         """
+        if not isinstance(image, Tensor):
+            raise InputError(
+                f"predict() takes normalised float images as a tensor, not {type(image).__name__}"
+            )
         if image.ndim == 3:
             image = image[None]
         if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
@@ -304,14 +309,12 @@ class ObjectDetector(LightningModule):
                 f"{list(image.shape)}"
             )
         height, width = image.shape[-2:]
-        wanted = (height, width) if size is None else tuple(size)
-        if len(wanted) != 2 or min(wanted) < 1:
-            raise InputError(f"predict() takes a size of (height, width), not {size}")
+        wanted = _size((height, width) if size is None else size)
         padded = F.pad(image, (0, -width % CANVAS_MULTIPLE, 0, -height % CANVAS_MULTIPLE))
         was_training = self.training
         self.eval()
         try:
-            found = self._detect(padded.to(self.device))
+            found = self._detect(padded.to(self.network.head.classes.weight))
         finally:
             self.train(was_training)
         scale = torch.tensor([width / wanted[1], height / wanted[0]], device=self.device)
@@ -325,7 +328,7 @@ class ObjectDetector(LightningModule):
         checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("categories")
+        saved = categories_of(checkpoint)
         self._check_categories(saved)
         self.categories = saved or self.categories
         self.preprocessing = preprocessing_of(checkpoint)
@@ -334,7 +337,8 @@ class ObjectDetector(LightningModule):
         """As in torch, but weights that do not fit are an InputError of one line."""
         try:
             return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
+        # What is no weight, or has no name, torch trips over.
+        except (RuntimeError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"the checkpoint's weights do not fit this {type(self).__name__} (num_classes, "
@@ -372,13 +376,26 @@ class ObjectDetector(LightningModule):
         settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
         try:
             model = cls(**settings)
-        except TypeError as error:
+        except InputError:
+            raise
+        # Settings of the wrong kind fail wherever they are used first.
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
                 f"{checkpoint_path} is not a checkpoint of {cls.__name__} ({error})"
             ) from error
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=strict)
         return model.to(map_location or "cpu")
+
+
+def _size(given: Any) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in given)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise InputError(f"predict() takes a size of (height, width) in whole pixels, not {given}")
+    return height, width
 
 
 def _check_normalised(image: Tensor) -> None:

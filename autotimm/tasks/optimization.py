@@ -128,10 +128,22 @@ def build(
         built = torch.optim.AdamW(groups, fused=fused)
 
     def keep_kernels(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        _check_same(built, state)
         return {**state, "param_groups": [{**g, "fused": fused} for g in state["param_groups"]]}
 
     built.register_load_state_dict_pre_hook(keep_kernels)
     return built
+
+
+def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raises InputError if ``state`` is of an optimizer of another kind or with other groups."""
+    mine, saved = optimizer.param_groups, state["param_groups"]
+    sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (mine, saved))
+    if sizes != saved_sizes or ("momentum" in mine[0]) != ("momentum" in saved[0]):
+        raise InputError(
+            "the checkpoint to go on from was trained with another optimizer, or other "
+            "layer_decay, backbone_lr_factor or freeze_backbone: give those of its run"
+        )
 
 
 def lr_factor(

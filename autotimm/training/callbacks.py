@@ -70,7 +70,7 @@ class ImagesPerSecond(Callback):
 class EpochLines(Callback):
     """Says one line an epoch where the output goes to a file, in which no progress bar shows.
 
-    The loss is the mean over the epoch's steps on the first rank.
+    The loss is the mean over the epoch's batches on the first rank.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,9 @@ class EpochLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._losses.append((outputs["loss"] if isinstance(outputs, dict) else outputs).detach())
+        loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
+        # Lightning has divided it by the batches of a step.
+        self._losses.append(loss * trainer.accumulate_grad_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         losses, self._losses = self._losses, []
