@@ -133,6 +133,27 @@ def checkpoint_of(model, folder) -> str:
     return path
 
 
+def test_a_run_does_not_go_on_from_weights_alone(tmp_path) -> None:
+    model = small()
+    trainer = AutoTrainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader([random_batch([2, 3])], batch_size=None)
+    trainer.fit(model, loader)
+    trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    assert InstanceSegmentor.load_from_checkpoint(tmp_path / "weights.ckpt")
+    with pytest.raises(InputError, match=r"holds weights alone, without the optimizer"):
+        trainer.fit(small(), loader, ckpt_path=tmp_path / "weights.ckpt")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "bare.ckpt")
+    with pytest.raises(InputError, match=r"bare\.ckpt was not saved by a trainer"):
+        trainer.fit(small(), loader, ckpt_path=tmp_path / "bare.ckpt")
+
+
 def test_a_checkpoint_gives_the_same_predictions(tmp_path) -> None:
     metrics = [MetricConfig(name="mAP", params={"iou_type": "segm"})]
     model = small(metrics=metrics, mask_size=12)

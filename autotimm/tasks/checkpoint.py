@@ -85,3 +85,15 @@ def categories_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]] | None:
             "the checkpoint's categories are not a list of ids and names: it is damaged"
         )
     return saved
+
+
+def check_goes_on(checkpoint: dict[str, Any]) -> None:
+    """Raises InputError if a checkpoint has no state of an optimizer to train on with."""
+    states = checkpoint.get("optimizer_states")
+    if not isinstance(states, list) or not all(
+        isinstance(state, dict) and isinstance(state.get("param_groups"), list) for state in states
+    ):
+        raise InputError(
+            "the checkpoint holds weights alone, without the optimizer's state, so that no run "
+            "goes on from it: give one that was saved whole (save_weights_only=False)"
+        )

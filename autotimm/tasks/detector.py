@@ -25,7 +25,12 @@ from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization
-from autotimm.tasks.checkpoint import categories_of, preprocessing_of, read_checkpoint
+from autotimm.tasks.checkpoint import (
+    categories_of,
+    check_goes_on,
+    preprocessing_of,
+    read_checkpoint,
+)
 
 
 class ObjectDetector(LightningModule):
@@ -328,6 +333,8 @@ class ObjectDetector(LightningModule):
         checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.training:
+            check_goes_on(checkpoint)
         saved = categories_of(checkpoint)
         self._check_categories(saved)
         self.categories = saved or self.categories

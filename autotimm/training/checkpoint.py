@@ -43,4 +43,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """As :func:`read_checkpoint`, whatever ``weights_only`` says."""
-        return read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise InputError(f"{path} was not saved by a trainer: it holds weights alone")
+        return checkpoint
