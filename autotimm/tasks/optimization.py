@@ -136,7 +136,8 @@ def build(
 
 
 def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raises InputError if ``state`` is of an optimizer of another kind or with other groups."""
+    """Raises InputError if ``state`` is of an optimizer of another kind or with other groups, or of
+    other learning rates or decays, which torch would put in the place of those given."""
     mine, saved = optimizer.param_groups, state["param_groups"]
     sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (mine, saved))
     if sizes != saved_sizes or ("momentum" in mine[0]) != ("momentum" in saved[0]):
@@ -144,6 +145,15 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
             "the checkpoint to go on from was trained with another optimizer, or other "
             "layer_decay, backbone_lr_factor or freeze_backbone: give those of its run"
         )
+    for name, key in (("lr", "initial_lr"), ("weight_decay", "weight_decay")):
+        for group, other in zip(mine, saved, strict=True):
+            given, kept = group.get(key), other.get(key)
+            if given is not None and kept is not None and not math.isclose(given, kept):
+                raise InputError(
+                    f"{name} is {given:g} for some parameters, where the checkpoint to go on from "
+                    f"was trained with {kept:g}: give that of its run, or begin a new one from its "
+                    f"weights (InstanceSegmentor.load_from_checkpoint)"
+                )
 
 
 def lr_factor(
