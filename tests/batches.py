@@ -1,12 +1,30 @@
-"""Random ground truth and small networks for tests of the model."""
+"""Random ground truth and small models for tests of the model."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autotimm import InstanceSegmentor
 from autotimm.structures import MASK_CROP
+
+
+def small(cls: type = InstanceSegmentor, **options: Any) -> Any:
+    """A model with the same few random weights every time, uncompiled, that finds something."""
+    torch.manual_seed(0)
+    settings = {
+        "backbone": "resnet10t",
+        "num_classes": 3,
+        "pretrained": False,
+        "fpn_channels": 32,
+        "head_convs": 1,
+        "compile_model": False,
+        "score_thresh": 0.0,
+    }
+    return cls(**{**settings, **options})
 
 
 def random_boxes(

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from batches import random_batch
+from batches import small as uncompiled
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from torch._dynamo.utils import counters
@@ -55,20 +56,10 @@ def graphs() -> int:
 
 
 def small(cls: type = InstanceSegmentor, **options: Any) -> Any:
-    torch.manual_seed(0)
-    settings = {
-        "backbone": "resnet10t",
-        "num_classes": 3,
-        "pretrained": False,
-        "fpn_channels": 32,
-        "head_convs": 1,
-        "score_thresh": 0.0,
-        "compile_model": True,
-        "compile_kwargs": CAPTURE,
-    }
+    settings: dict[str, Any] = {"compile_model": True, "compile_kwargs": CAPTURE}
     if cls is InstanceSegmentor:
         settings |= {"mask_size": 12, "mask_rois": 16}
-    return cls(**{**settings, **options})
+    return uncompiled(cls, **{**settings, **options})
 
 
 def batches(slots: tuple[int, ...] = (8, 32, 16)) -> list[dict[str, Tensor]]:

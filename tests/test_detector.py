@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from batches import random_batch
+from batches import random_batch, small
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
@@ -21,20 +21,6 @@ from autotimm import (
     ObjectDetector,
     masks,
 )
-
-
-def small(cls=InstanceSegmentor, **options):
-    torch.manual_seed(0)
-    settings = {
-        "backbone": "resnet10t",
-        "num_classes": 3,
-        "pretrained": False,
-        "fpn_channels": 32,
-        "head_convs": 1,
-        "compile_model": False,
-        "score_thresh": 0.0,
-    }
-    return cls(**{**settings, **options})
 
 
 def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size() -> None:
@@ -116,7 +102,8 @@ def test_loss_weights_weigh() -> None:
     assert set(small(ObjectDetector).losses(batch)) == {"classes", "boxes", "centerness"}
 
 
-def checkpoint_of(model, folder) -> str:
+def trained(model, folder) -> AutoTrainer:
+    """A trainer that has trained the model by one step."""
     trainer = AutoTrainer(
         accelerator="cpu",
         max_steps=1,
@@ -126,32 +113,30 @@ def checkpoint_of(model, folder) -> str:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader([random_batch([2, 3])], batch_size=None)
-    trainer.fit(model, loader)
+    trainer.fit(model, one_batch())
+    return trainer
+
+
+def one_batch() -> DataLoader:
+    return DataLoader([random_batch([2, 3])], batch_size=None)
+
+
+def checkpoint_of(model, folder) -> str:
     path = f"{folder}/model.ckpt"
-    trainer.save_checkpoint(path)
+    trained(model, folder).save_checkpoint(path)
     return path
 
 
 def test_a_run_does_not_go_on_from_weights_alone(tmp_path) -> None:
     model = small()
-    trainer = AutoTrainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    loader = DataLoader([random_batch([2, 3])], batch_size=None)
-    trainer.fit(model, loader)
+    trainer = trained(model, tmp_path)
     trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert InstanceSegmentor.load_from_checkpoint(tmp_path / "weights.ckpt")
     with pytest.raises(InputError, match=r"holds weights alone, without the optimizer"):
-        trainer.fit(small(), loader, ckpt_path=tmp_path / "weights.ckpt")
+        trainer.fit(small(), one_batch(), ckpt_path=tmp_path / "weights.ckpt")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "bare.ckpt")
     with pytest.raises(InputError, match=r"bare\.ckpt was not saved by a trainer"):
-        trainer.fit(small(), loader, ckpt_path=tmp_path / "bare.ckpt")
+        trainer.fit(small(), one_batch(), ckpt_path=tmp_path / "bare.ckpt")
 
 
 def test_a_checkpoint_gives_the_same_predictions(tmp_path) -> None:
