@@ -168,11 +168,12 @@ def test_a_run_does_not_go_on_with_another_optimizer(changes) -> None:
     [
         ({"lr": 5e-4}, "lr is 0.0005 for some parameters, where .* with 0.01"),
         ({"weight_decay": 0.3}, "weight_decay is 0.3 for some parameters"),
-        ({"backbone_lr_factor": 0.5}, "lr is|backbone_lr_factor"),
+        ({"backbone_lr_factor": 0.8}, "lr is 0.008 for some parameters, where .* with 0.005"),
     ],
 )
 def test_a_run_does_not_go_on_with_rates_that_the_checkpoint_would_replace(changes, told) -> None:
-    saved = configured(warmup_steps=5).state_dict()
-    configured(warmup_steps=5).load_state_dict(saved)
+    run = {"warmup_steps": 5, "backbone_lr_factor": 0.5}
+    saved = configured(**run).state_dict()
+    configured(**run).load_state_dict(saved)
     with pytest.raises(InputError, match=told):
-        configured(warmup_steps=5, **changes).load_state_dict(saved)
+        configured(**{**run, **changes}).load_state_dict(saved)

@@ -466,6 +466,26 @@ def test_a_stopped_run_leaves_no_shards_and_no_manifest(
     assert names == [".autotimm-shard", "backup-000000.tar", "notes.txt"]
 
 
+def test_an_image_whose_size_cannot_be_told_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system of a network, where a file may be gone once it is open."""
+    many(tmp_path / "coco")
+    real, stale = os.fstat, (tmp_path / "coco/train/pic.1.png").stat().st_ino
+
+    def fstat(file: int) -> os.stat_result:
+        found = real(file)
+        if found.st_ino == stale:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return found
+
+    monkeypatch.setattr(writer.os, "fstat", fstat)
+    cli.shard(tmp_path / "coco", tmp_path / "out")
+    split = read_manifest(tmp_path / "out").splits["train"]
+    assert split.images == 6
+    assert "cannot be read: Stale file handle (image left out)" in split.problems
+
+
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many(tmp_path / "coco")
     cli.shard(tmp_path / "coco", tmp_path / "out")
