@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 from batches import random_boxes
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import roi_align
 
 from autotimm.models import bilinear, mask_head
 
 
-def example() -> tuple[Tensor, Tensor]:
-    """A map [2, 5, 32, 40] and boxes in its cells: inside, over the edge, and far outside."""
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    """A map [2, 5, 32, 40], boxes in its cells (inside, over the edge, far outside) and whose."""
     g = torch.Generator().manual_seed(0)
     boxes = torch.stack([random_boxes(12, 32, 40, g, smallest=0.2) for _ in range(2)])
     boxes[:, 3:8] += torch.randn(2, 5, 4, generator=g).abs() * torch.tensor([-6.0, -6.0, 6.0, 6.0])
     boxes[:, 8] = -1e4
     boxes[:, 9] = torch.tensor([0.0, 0.0, 40.0, 32.0])
-    return torch.randn(2, 5, 32, 40, generator=g, dtype=torch.float64), boxes.double()
+    level = torch.randn(2, 5, 32, 40, generator=g, dtype=torch.float64)
+    return level, boxes.flatten(0, 1).double(), torch.arange(2).repeat_interleave(12)
 
 
 def test_equals_torchvision() -> None:
-    level, boxes = example()
+    level, boxes, image = example()
     weight = torch.randn(24, 5, 7, 7, generator=torch.Generator().manual_seed(1)).double()
     ours, theirs = level.clone().requires_grad_(), level.clone().requires_grad_()
-    got = torch.cat([bilinear.roi_align(a, b, 7) for a, b in zip(ours, boxes, strict=True)])
-    image = torch.arange(2).repeat_interleave(12)[:, None]
-    rows = torch.cat([image, boxes.flatten(0, 1)], 1)
+    got = bilinear.roi_align(ours, boxes, image, 7)
+    rows = torch.cat([image[:, None], boxes], 1)
     expected = roi_align(theirs, rows, 7, 1.0, 2, aligned=True)
     torch.testing.assert_close(got, expected)
     assert (expected[8] == 0).all()
@@ -40,30 +40,18 @@ def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
     """What such a run computes, where there is no GPU: tensors that only say that they are."""
     g = torch.Generator().manual_seed(2)
     levels = [torch.randn(2, 4, 256 // s, 320 // s, generator=g) for s in (8, 16, 32)]
-    boxes = torch.stack([random_boxes(9, 256, 320, g) for _ in range(2)])
-    expected = mask_head.pool(levels, boxes, 14)
+    boxes, image = random_boxes(18, 256, 320, g), torch.randint(0, 2, (18,), generator=g)
+    expected = mask_head.pool(levels, boxes, image, 14)
 
-    class OnGpu(nn.Module):
+    class OnGpu(Tensor):
         is_cuda = True
-
-        def __init__(self, tensor: Tensor) -> None:
-            super().__init__()
-            self.tensor = tensor
-
-        dtype = property(lambda self: self.tensor.dtype)
-
-        def float(self) -> OnGpu:
-            return self
-
-        def __iter__(self):
-            return iter(self.tensor)
 
     def refuse(*_, **__):
         raise AssertionError("torchvision's")
 
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     monkeypatch.setattr(mask_head, "roi_align", refuse)
-    got = mask_head.pool([OnGpu(level) for level in levels], boxes, 14)
+    got = mask_head.pool([level.as_subclass(OnGpu) for level in levels], boxes, image, 14)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -72,14 +60,14 @@ def test_gradients_on_a_gpu_are_the_same_each_time() -> None:
     """And fit beside the model: torchvision's deterministic way makes every sample at once."""
     g = torch.Generator().manual_seed(3)
     levels = [torch.randn(8, 256, 640 // s, 640 // s, generator=g).cuda() for s in (8, 16, 32)]
-    boxes = torch.stack([random_boxes(64, 640, 640, g) for _ in range(8)]).cuda()
-    expected = mask_head.pool(levels, boxes, 14)
+    boxes, image = random_boxes(512, 640, 640, g).cuda(), torch.arange(512).cuda() // 64
+    expected = mask_head.pool(levels, boxes, image, 14)
     torch.use_deterministic_algorithms(True)
     try:
         gradients = []
         for _ in range(2):
             leaves = [level.clone().requires_grad_() for level in levels]
-            got = mask_head.pool(leaves, boxes, 14)
+            got = mask_head.pool(leaves, boxes, image, 14)
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
             got.square().sum().backward()
             gradients.append([leaf.grad for leaf in leaves])

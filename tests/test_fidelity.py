@@ -62,9 +62,9 @@ def plain_targets(dense: list[np.ndarray], boxes: np.ndarray) -> np.ndarray:
 
 def our_targets(sample: Sample, cells: int = CELLS) -> np.ndarray:
     n = len(sample.labels)
-    boxes = torch.from_numpy(sample.boxes)[None]
-    rois = RoIs(boxes, torch.arange(n)[None], torch.ones(1, n, dtype=torch.bool))
-    return mask_targets(torch.from_numpy(sample.masks)[None], boxes, rois, cells).numpy()
+    boxes, first = torch.from_numpy(sample.boxes), torch.zeros(n, dtype=torch.int64)
+    rois = RoIs(boxes, first, torch.arange(n), torch.ones(n, dtype=torch.bool))
+    return mask_targets(torch.from_numpy(sample.masks)[None], boxes[None], rois, cells).numpy()
 
 
 def ious(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -30,7 +30,8 @@ def test_each_roi_is_pooled_from_its_own_level() -> None:
     levels = [torch.randn(2, 5, 512 // s, 640 // s, generator=g) for s in (8, 16, 32, 64)]
     boxes = torch.stack([random_boxes(20, 512, 640, g) for _ in range(2)])
     boxes[0, 0] = torch.tensor([3.0, 7.0, 600.0, 500.0])
-    got = pool(levels, boxes, 7).view(2, 20, 5, 7, 7)
+    whose = torch.arange(2).repeat_interleave(20)
+    got = pool(levels, boxes.flatten(0, 1), whose, 7).view(2, 20, 5, 7, 7)
     used = set()
     for image in range(2):
         for i in range(20):
@@ -52,13 +53,10 @@ def test_targets_equal_roialign_of_the_dense_mask() -> None:
     box = torch.tensor([xs.min(), ys.min(), xs.max() + 1.0, ys.max() + 1.0]).float()
     crop = masks.crop(rle, np.eye(3)[:2], box.tolist())
     shifts = torch.tensor([[0, 0, 0, 0], [-20, -11, 13, 30], [25, 10, -14, 5], [-9, 22, 31, -8.0]])
-    rois = RoIs(
-        (box + shifts)[None],
-        torch.zeros(1, 4, dtype=torch.int64),
-        torch.ones(1, 4, dtype=torch.bool),
-    )
+    first = torch.zeros(4, dtype=torch.int64)
+    rois = RoIs(box + shifts, first, first, torch.ones(4, dtype=torch.bool))
     got = mask_head.mask_targets(torch.from_numpy(crop)[None, None], box[None, None], rois, 28)
-    rows = torch.cat([torch.zeros(4, 1), rois.boxes[0]], 1)
+    rows = torch.cat([torch.zeros(4, 1), rois.boxes], 1)
     expected = roi_align(dense[None, None], rows, 28, aligned=True)[:, 0]
     assert (got - expected).abs().mean() < 0.01
     # Off the outline, where RoIAlign is sure, the two must agree entirely.
@@ -90,8 +88,8 @@ def test_sampled_rois_are_foreground_only() -> None:
     kept = {
         (tuple(b), s)
         for b, s in zip(
-            rois.boxes[0][rois.valid[0]].tolist(),
-            rois.slots[0][rois.valid[0]].tolist(),
+            rois.boxes[rois.valid].tolist(),
+            rois.slots[rois.valid].tolist(),
             strict=True,
         )
     }
@@ -102,12 +100,32 @@ def test_sampled_rois_are_foreground_only() -> None:
         ((61.0, 60.0, 90.0, 88.0), 1),
     }
     few = sample_rois(predicted, matched, boxes, labels, 2)
-    assert few.boxes.shape == (1, 2, 4)
+    assert few.boxes.shape == (2, 4)
     assert few.valid.all()
     many = sample_rois(predicted, matched, boxes, labels, 50)
-    assert many.boxes.shape == (1, 50, 4)
+    assert many.boxes.shape == (50, 4)
     assert many.valid.sum() == 4
     assert not sample_rois(predicted, matched * 0 - 1, boxes, labels * 0 - 1, 6).valid.any()
+
+
+def test_images_take_turns_for_the_places() -> None:
+    """What images of few instances leave goes to crowded ones, each RoI with its own image."""
+    counts = [30, 0, 3, 12]
+    boxes, labels = torch.zeros(4, 30, 4), torch.full((4, 30), -1)
+    for i, count in enumerate(counts):
+        low = torch.arange(count)[:, None] * 10.0 + 1000 * i
+        boxes[i, :count] = torch.cat([low, low, low + 8, low + 8], 1)
+        labels[i, :count] = 0
+    predicted, matched = torch.zeros(4, 5, 4), torch.full((4, 5), -1)
+    for places, shares in [(8, [3, 0, 3, 2]), (24, [11, 0, 3, 10]), (40, [25, 0, 3, 12])]:
+        rois = sample_rois(predicted, matched, boxes, labels, places)
+        assert rois.valid.all()
+        taken = rois.image.bincount(minlength=4).tolist()
+        # Of two that wait for the last place, either may have it.
+        assert all(abs(a - b) <= 1 for a, b in zip(taken, shares, strict=True)), taken
+        assert len(torch.stack([rois.image, rois.slots]).unique(dim=1)[0]) == places
+        assert torch.equal(rois.boxes, boxes[rois.image, rois.slots])
+    assert sample_rois(predicted, matched, boxes, labels, 50).valid.sum() == 45
 
 
 def test_mask_of_one_class_is_that_of_all_classes() -> None:
@@ -128,12 +146,13 @@ def test_rois_are_not_rounded_with_the_features() -> None:
     for stride in (8, 16, 32):
         y = (torch.arange(1024 // stride) + 0.5) * stride / 1024
         levels.append(torch.stack(torch.broadcast_tensors(y[None, :], y[:, None]))[None])
-    boxes = torch.tensor([[[501.3, 633.1, 551.3, 683.1], [900.7, 411.9, 960.7, 471.9]]])
+    boxes = torch.tensor([[501.3, 633.1, 551.3, 683.1], [900.7, 411.9, 960.7, 471.9]])
+    first = torch.zeros(2, dtype=torch.int64)
     low = [level.bfloat16() for level in levels]
     with torch.autocast("cpu", torch.bfloat16):
-        got = pool(low, boxes, 7)
+        got = pool(low, boxes, first, 7)
     assert got.dtype == torch.bfloat16
-    expected = pool([level.float() for level in low], boxes, 7)
+    expected = pool([level.float() for level in low], boxes, first, 7)
     torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=0)
 
 
@@ -146,16 +165,14 @@ def test_targets_are_those_of_each_rois_own_instance(slots: int) -> None:
     chosen = torch.randint(0, slots, (2, 9), generator=g)
     truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
     spread = (truth[..., 2:] - truth[..., :2]).repeat(1, 1, 2) / 4
-    rois = RoIs(
-        truth + spread * torch.randn(truth.shape, generator=g).clamp(-1, 1),
-        chosen,
-        torch.ones(2, 9, dtype=torch.bool),
-    )
+    predicted = truth + spread * torch.randn(truth.shape, generator=g).clamp(-1, 1)
+    whose = torch.arange(2).repeat_interleave(9)
+    rois = RoIs(predicted.flatten(0, 1), whose, chosen.flatten(), torch.ones(18) > 0)
     got = mask_head.mask_targets(crops, boxes, rois, 14).view(2, 9, 14, 14)
     for image in range(2):
         for i, slot in enumerate(chosen[image].tolist()):
             low, high = boxes[image, slot].split(2)
-            place = (rois.boxes[image, i].view(2, 2) - low) / (high - low) * 56 + 1
+            place = (predicted[image, i].view(2, 2) - low) / (high - low) * 56 + 1
             ringed = F.pad(crops[image, slot].float(), (1, 1, 1, 1))
             row = torch.cat([torch.zeros(1), place.flatten()])[None]
             expected = roi_align(ringed[None, None], row, 14, 1.0, 4, aligned=True)[0, 0]
@@ -164,9 +181,8 @@ def test_targets_are_those_of_each_rois_own_instance(slots: int) -> None:
 
 def test_padding_rois_have_finite_targets() -> None:
     """They point at any slot: an empty one, whose box has no extent, or one far away."""
-    rois = RoIs(
-        torch.tensor([[[0.0, 0.0, 1.0, 1.0]] * 2]), torch.tensor([[1, 0]]), torch.zeros(1, 2) > 0
-    )
+    unit = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    rois = RoIs(unit, torch.tensor([0, 0]), torch.tensor([1, 0]), torch.zeros(2) > 0)
     boxes = torch.tensor([[[5e4, 5e4, 5e4 + 1, 5e4 + 1], [0.0] * 4]])
     crops = torch.ones(1, 2, 112, 112, dtype=torch.uint8)
     assert torch.isfinite(mask_head.mask_targets(crops, boxes, rois, 28)).all()
@@ -177,7 +193,7 @@ def test_a_predicted_box_counts_from_an_iou_of_a_half_on() -> None:
     predicted = torch.tensor([[[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 19.5]]])
     rois = sample_rois(predicted, torch.tensor([[0, 0]]), truth, torch.tensor([[2]]), 3)
     assert rois.valid.sum() == 2
-    assert rois.boxes[0][rois.valid[0]][:, 3].sort().values.tolist() == [20, 40]
+    assert rois.boxes[rois.valid][:, 3].sort().values.tolist() == [20, 40]
 
 
 def test_predictions_that_are_no_numbers_are_not_learnt_from() -> None:

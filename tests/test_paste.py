@@ -20,9 +20,8 @@ def test_soft_targets_paste_back_to_the_mask_better_than_rounded_ones() -> None:
     truth = torch.from_numpy(masks.decode(rle)).bool()
     box = torch.tensor(masks.box(rle), dtype=torch.float32)
     crop = torch.from_numpy(masks.crop(rle, np.eye(3)[:2], box.tolist()))
-    rois = RoIs(
-        box[None, None], torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-    )
+    first = torch.zeros(1, dtype=torch.int64)
+    rois = RoIs(box[None], first, first, torch.ones(1, dtype=torch.bool))
     soft = mask_targets(crop[None, None], box[None, None], rois, 28)
 
     def iou(target: torch.Tensor) -> float:

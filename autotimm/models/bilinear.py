@@ -47,22 +47,26 @@ def cell_weights(
     return found.unflatten(1, (cells, points)).mean(2)
 
 
-def roi_align(level: Tensor, boxes: Tensor, size: int, points: int = 2) -> Tensor:
-    """RoIAlign, aligned, of one image's boxes, as torchvision's with ``sampling_ratio=points``.
+def roi_align(level: Tensor, boxes: Tensor, image: Tensor, size: int, points: int = 2) -> Tensor:
+    """RoIAlign, aligned, as torchvision's with ``sampling_ratio=points``.
 
     Slower than torchvision's, but the same each time: that one adds gradients up on a GPU in an
     order left to chance, and where deterministic algorithms are asked for it makes a tensor of
     every sample of every channel, which takes more memory than there is (pytorch/vision#8168).
 
     Args:
-        level: [C, h, w].
+        level: [B, C, h, w].
         boxes: [N, 4] in cells of the map.
+        image: [N] int64, whose each is in the batch.
 
     Returns:
         [N, C, size, size].
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
-    rows = cell_weights(y1, y2, size, points, level.shape[1], edge=True)
-    columns = cell_weights(x1, x2, size, points, level.shape[2], edge=True)
-    mixed = torch.einsum("nph,chw->ncpw", rows, level)
+    rows = cell_weights(y1, y2, size, points, level.shape[2], edge=True)
+    columns = cell_weights(x1, x2, size, points, level.shape[3], edge=True)
+    # The images as one tall map: rows of other images weigh nothing.
+    own = image[:, None] == torch.arange(len(level), device=image.device)  # [N, B]
+    tall = rows[:, :, None] * own[:, None, :, None]  # [N, size, B, h]
+    mixed = torch.einsum("npbh,bchw->ncpw", tall, level)
     return mixed @ columns.transpose(1, 2)[:, None]

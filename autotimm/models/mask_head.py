@@ -1,6 +1,6 @@
 """The mask branch: which RoIs it learns from, what it should say there, and the head.
 
-Invariants: a fixed number of RoIs an image, whatever the number of instances; only foreground RoIs
+Invariants: a fixed number of RoIs a batch, whatever the number of instances; only foreground RoIs
 carry weight; a target is the ground-truth mask cropped inside the RoI. ``models/paste.py`` draws
 what the head says into images.
 """
@@ -22,11 +22,12 @@ MATCH_IOU = 0.5
 
 
 class RoIs(NamedTuple):
-    """The boxes that the mask head trains on."""
+    """The boxes that the mask head trains on, of all images of the batch."""
 
-    boxes: Tensor  # [B, R, 4] canvas pixels
-    slots: Tensor  # [B, R] the instance of each
-    valid: Tensor  # [B, R] bool; False is padding
+    boxes: Tensor  # [N, 4] canvas pixels
+    image: Tensor  # [N] int64, whose in the batch
+    slots: Tensor  # [N] int64, the instance of each
+    valid: Tensor  # [N] bool; False is padding
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def sample_rois(
     matched: Tensor,
     boxes: Tensor,
     labels: Tensor,
-    per_image: int,
+    count: int,
     noise: Tensor | None = None,
 ) -> RoIs:
     """A random choice among ground-truth boxes and predicted boxes that hit theirs at IoU >= 0.5.
@@ -45,11 +46,14 @@ def sample_rois(
     that the location was assigned; there are at most nine or so for any instance, so that large
     ones do not crowd out small ones and no NMS is needed to balance them.
 
+    Images take turns until all places are taken: one of few candidates has all of them, and what it
+    leaves goes to those that have more, rather than to padding that the head computes for nothing.
+
     Args:
         predicted: [B, L, 4].
         matched: [B, L] instance slot of each location, -1 for background.
         boxes: [B, M, 4]; ``labels`` [B, M], -1 in an empty slot.
-        per_image: R.
+        count: N, of all images together.
         noise: [B, M + L] in [0, 1), the draw; random if None.
     """
     slots = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[:2])
@@ -60,16 +64,21 @@ def sample_rois(
     if noise is None:
         noise = torch.rand(all_slots.shape, device=boxes.device)
     key = torch.where(candidate, noise, -1.0)
-    key = F.pad(key, (0, max(per_image - key.shape[1], 0)), value=-1.0)
-    best, index = key.topk(per_image, sorted=False)
-    index = index.clamp(max=all_slots.shape[1] - 1)
-    valid = best >= 0
-    chosen = all_boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    key = F.pad(key, (0, max(count - key.shape[1], 0)), value=-1.0)
+    drawn, index = key.topk(count)  # [B, N], each image's own candidates in random order
+    turn = torch.arange(count, device=boxes.device) + drawn
+    first, place = (
+        torch.where(drawn >= 0, turn, torch.inf).flatten().topk(count, largest=False, sorted=False)
+    )
+    image = place // count
+    index = index.flatten()[place].clamp(max=all_slots.shape[1] - 1)
+    valid = first < torch.inf
     # A padding RoI is a unit box: finite whatever the prediction there was.
     unit = (torch.arange(4, device=boxes.device) >= 2).float()
     return RoIs(
-        boxes=torch.where(valid[..., None], chosen, unit),
-        slots=all_slots.gather(1, index),
+        boxes=torch.where(valid[:, None], all_boxes[image, index], unit),
+        image=image,
+        slots=all_slots[image, index],
         valid=valid,
     )
 
@@ -88,22 +97,21 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
         size: S.
 
     Returns:
-        [B * R, S, S] float32 in [0, 1].
+        [N, S, S] float32 in [0, 1].
     """
     side = crops.shape[-1]
-    frame = boxes.gather(1, rois.slots[..., None].expand(-1, -1, 4))
-    low = frame[..., :2]
-    extent = (frame[..., 2:] - low).clamp(min=1e-3)
+    frame = boxes[rois.image, rois.slots]
+    low = frame[:, :2]
+    extent = (frame[:, 2:] - low).clamp(min=1e-3)
     # The RoI in samples of the crop. A padding RoI points at any slot, an empty one perhaps, of no
     # extent.
-    corner = torch.where(rois.valid[..., None], (rois.boxes[..., :2] - low) / extent * side, 0.0)
-    opposite = torch.where(rois.valid[..., None], (rois.boxes[..., 2:] - low) / extent * side, 1.0)
-    (x1, y1), (x2, y2) = corner.flatten(0, 1).unbind(-1), opposite.flatten(0, 1).unbind(-1)
+    corner = torch.where(rois.valid[:, None], (rois.boxes[:, :2] - low) / extent * side, 0.0)
+    opposite = torch.where(rois.valid[:, None], (rois.boxes[:, 2:] - low) / extent * side, 1.0)
+    (x1, y1), (x2, y2) = corner.unbind(-1), opposite.unbind(-1)
     points = -(-side // size)  # one a crop sample, so that none is passed over
     rows = bilinear.cell_weights(y1, y2, size, points, side, edge=False)
     columns = bilinear.cell_weights(x1, x2, size, points, side, edge=False)
-    image = torch.arange(len(crops), device=crops.device)[:, None]
-    own = crops[image, rois.slots].flatten(0, 1).float()
+    own = crops[rois.image, rois.slots].float()
     return rows @ own @ columns.transpose(1, 2)
 
 
@@ -116,43 +124,38 @@ def roi_levels(boxes: Tensor) -> Tensor:
     return (level - 3).clamp(0, ROI_LEVELS - 1).long()
 
 
-def pool(levels: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    """RoIAlign of each image's RoIs from the level that fits each.
+def pool(levels: Sequence[Tensor], boxes: Tensor, image: Tensor, size: int) -> Tensor:
+    """RoIAlign of each RoI from the level that fits it.
 
     Every level pools all RoIs, but those of other levels lie outside of its map, where RoIAlign
     gives zeros at once: shapes stay fixed and nothing has to be sorted.
 
     Args:
         levels: P3, P4, P5 (more are ignored), each [B, C, h, w].
-        boxes: [B, R, 4] canvas pixels.
+        boxes: [N, 4] canvas pixels.
+        image: [N] int64, whose each is in the batch.
 
     Returns:
-        [B * R, C, size, size].
+        [N, C, size, size].
     """
     level_of = roi_levels(boxes)
     pooled = None
     for i, level in enumerate(levels[:ROI_LEVELS]):
         # Far outside of the map lie the RoIs of other levels. In float32: half precision would
         # move a corner at 1,000 pixels by up to two of them.
-        here = torch.where((level_of == i)[..., None], boxes, -1e4)
-        part = _roi_align(level.float(), here, 1 / (8 << i), size)
+        here = torch.where((level_of == i)[:, None], boxes, -1e4)
+        part = _roi_align(level.float(), here, image, 1 / (8 << i), size)
         # In place: with 1,024 RoIs of 256 channels each of these is 200 MiB.
         pooled = part if pooled is None else pooled.add_(part)
     assert pooled is not None
     return pooled.to(levels[0].dtype)
 
 
-def _roi_align(level: Tensor, boxes: Tensor, scale: float, size: int) -> Tensor:
-    """[B * R, C, size, size] of boxes [B, R, 4] in pixels; ``scale`` is cells a pixel."""
+def _roi_align(level: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int) -> Tensor:
+    """[N, C, size, size] of boxes [N, 4] in pixels; ``scale`` is cells a pixel."""
     if torch.are_deterministic_algorithms_enabled() and level.is_cuda:
-        own = [
-            bilinear.roi_align(one, box * scale, size)
-            for one, box in zip(level, boxes, strict=True)
-        ]
-        return torch.cat(own)
-    count, rois = boxes.shape[:2]
-    image = torch.arange(count, device=boxes.device).repeat_interleave(rois)
-    rows = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
+        return bilinear.roi_align(level, boxes * scale, image, size)
+    rows = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
     return roi_align(level, rows, size, scale, sampling_ratio=2, aligned=True)
 
 

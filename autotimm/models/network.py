@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from autotimm.models import assign, losses
 from autotimm.models.backbone import Backbone, Norm
@@ -80,12 +79,12 @@ class Network(nn.Module):
             self.backbone.requires_grad_(False)
             self.train(self.training)
 
-    def add_masks(self, size: int = 28, rois: int = 64) -> MaskHead:
+    def add_masks(self, size: int = 28, rois: int = 32) -> MaskHead:
         """Give the network a mask branch, and return it.
 
         Args:
             size: S, even.
-            rois: R, RoIs an image that the mask head trains on.
+            rois: that the mask head trains on, an image on average (:func:`sample_rois`).
         """
         head = self.head.classes
         self.mask_head = MaskHead(head.in_channels, head.out_channels, size)
@@ -143,13 +142,14 @@ class Network(nn.Module):
         masks: Tensor,
     ) -> tuple[Tensor, Tensor]:
         predicted = decode_boxes(head.distances.detach(), where)
-        rois = sample_rois(predicted, targets.matched, boxes, labels, self.mask_rois)
-        of_class = labels.gather(1, rois.slots).clamp(min=0).flatten()
-        features = pool(levels, rois.boxes, mask_head.size // 2)
+        count = self.mask_rois * len(boxes)
+        rois = sample_rois(predicted, targets.matched, boxes, labels, count)
+        of_class = labels[rois.image, rois.slots].clamp(min=0)
+        features = pool(levels, rois.boxes, rois.image, mask_head.size // 2)
         logits = mask_head(features, of_class)
         with torch.autocast(boxes.device.type, enabled=False):
             target = mask_targets(masks, boxes, rois, mask_head.size)
-            loss = losses.mask_loss(logits, target, rois.valid.flatten())
+            loss = losses.mask_loss(logits, target, rois.valid)
         return loss, rois.valid.sum().float()
 
     @torch.no_grad()
@@ -190,10 +190,10 @@ class Network(nn.Module):
 def _add_masks(head: MaskHead, levels: list[Tensor], found: list[Detections]) -> None:
     """Give the detections of a few images their ``masks``, by one pass of the head."""
     counts = [len(detections["labels"]) for detections in found]
-    boxes = pad_sequence([detections["boxes"] for detections in found], batch_first=True)
-    pooled = pool(levels, boxes, head.size // 2).unflatten(0, boxes.shape[:2])
-    features = torch.cat([own[:count] for own, count in zip(pooled, counts, strict=True)])
+    boxes = torch.cat([detections["boxes"] for detections in found])
     labels = torch.cat([detections["labels"] for detections in found])
+    image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
+    features = pool(levels, boxes, image.to(labels), head.size // 2)
     parts = [boxes.new_zeros((0, head.size, head.size))]
     for some, of_class in zip(
         features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True

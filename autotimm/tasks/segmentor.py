@@ -18,7 +18,8 @@ class InstanceSegmentor(ObjectDetector):
         num_classes: classes of the data set; ``data.num_classes`` knows.
         metrics: what to measure in validation and test.
         mask_size: side of the square mask that the head predicts for each box; even.
-        mask_rois: boxes an image that the mask head trains on.
+        mask_rois: boxes that the mask head trains on, an image on average: images of few instances
+            leave room to those of many.
         mask_loss_weight: what the mask loss counts.
         **detector: the other arguments of :class:`ObjectDetector`.
 
@@ -35,7 +36,7 @@ class InstanceSegmentor(ObjectDetector):
         metrics: list[MetricConfig] | None = None,
         *,
         mask_size: int = 28,
-        mask_rois: int = 64,
+        mask_rois: int = 32,
         mask_loss_weight: float = 1.0,
         **detector: Any,
     ) -> None:
