@@ -18,26 +18,6 @@ from autotimm.training import callbacks, progress, trainer
 from autotimm.training.checkpoint import PlainCheckpointIO
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, local: int, world: int) -> None:
-    for name, value in {
-        "TORCHELASTIC_RUN_ID": "1",
-        "LOCAL_WORLD_SIZE": str(local),
-        "WORLD_SIZE": str(world),
-    }.items():
-        monkeypatch.setenv(name, value)
-
-
-def test_devices_and_nodes_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trainer._world_of_launcher("auto", 1) == ("auto", 1)
-    launched(monkeypatch, local=4, world=8)
-    assert trainer._world_of_launcher("auto", 1) == (4, 2)
-    assert trainer._world_of_launcher([0, 1, 2, 3], 2) == ([0, 1, 2, 3], 2)
-    with pytest.raises(InputError, match="devices=1, but torchrun has started 4"):
-        trainer._world_of_launcher(1, 1)
-    with pytest.raises(InputError, match="num_nodes=3, but torchrun has started 2"):
-        trainer._world_of_launcher("auto", 3)
-
-
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", "foo"])
 def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> None:
     with pytest.raises(InputError, match=f"precision='{precision}'.*16-mixed"):

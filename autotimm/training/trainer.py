@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -25,6 +24,7 @@ from autotimm.training.callbacks import EpochLines, ImagesPerSecond, SavePicture
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO
 from autotimm.training.progress import ProgressBar
+from autotimm.training.world import find_launcher, launcher_world
 
 # What the libraries below say of each other's insides, and no user can mend.
 for _message in (
@@ -88,7 +88,7 @@ class AutoTrainer(Trainer):
                 f"precision={precision!r} does not suit this model, whose losses need float32: "
                 f"take 16-mixed, bf16-mixed or 32-true"
             )
-        devices, num_nodes = _world_of_launcher(devices, num_nodes)
+        devices, num_nodes = launcher_world(devices, num_nodes)
         root = default_root_dir or "runs"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         strategy = _strategy(strategy, devices, num_nodes)
@@ -113,46 +113,6 @@ class AutoTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             **kwargs,
         )
-
-
-def _world_of_launcher(
-    devices: list[int] | str | int, num_nodes: int
-) -> tuple[list[int] | str | int, int]:
-    """What torchrun or srun has started, where one has: Lightning alone takes one CPU process for
-    granted, and each process would train on its own."""
-    launcher = _launcher()
-    if launcher is None:
-        return devices, num_nodes
-    name, flag, local, nodes = launcher
-    if devices in ("auto", -1, "-1"):
-        devices = local
-    count = len(devices) if isinstance(devices, list) else devices
-    if str(count) != str(local):
-        raise InputError(
-            f"devices={devices}, but {name} has started {local} processes on this node: leave "
-            f"devices out, or give {flag}={count}"
-        )
-    if num_nodes not in (1, nodes):
-        raise InputError(
-            f"num_nodes={num_nodes}, but {name} has started {nodes}: leave num_nodes out"
-        )
-    return devices, nodes
-
-
-def _launcher() -> tuple[str, str, int, int] | None:
-    """Name, its flag for processes a node, processes on this node, nodes; None if by hand."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return "torchrun", "--nproc-per-node", local, world // local
-    if SLURMEnvironment.detect():
-        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
-        if tasks % nodes:
-            raise InputError(
-                f"srun has started {tasks} tasks on {nodes} nodes, which does not divide: give "
-                f"--ntasks-per-node"
-            )
-        return "srun", "--ntasks-per-node", tasks // nodes, nodes
-    return None
 
 
 def _strategy(
@@ -191,8 +151,8 @@ def _plugins(given: Any) -> list[Any]:
     plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(PlainCheckpointIO())
-    launcher = _launcher()
-    if launcher and launcher[0] == "srun":
+    launcher = find_launcher()
+    if launcher and launcher.name == "srun":
         # Lightning's own requeue acts on one rank alone and hangs the others.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins
