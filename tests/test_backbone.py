@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import timm
@@ -218,6 +219,38 @@ def test_frozen_norms_keep_statistics_and_affine_parameters(name: str) -> None:
         trains = network.backbone.train()(image)
         for a, b in zip(trains, network.backbone.eval()(image), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "frozen"),
+    [
+        ("resnet10t", 1, r"conv1|bn1"),
+        ("resnet10t", 2, r"conv1|bn1|layer1"),
+        ("convnext_atto", 2, r"stem_\d|stages_0"),
+        ("vit_tiny_patch16_224", 3, r"(model\.)?(cls_token|pos_embed|patch_embed|blocks\.[01]\.)"),
+    ],
+)
+def test_frozen_stages_stay_as_they_are(name: str, count: int, frozen: str) -> None:
+    """Parameters and statistics; all that is behind them trains. timm's own model says which."""
+    network = small(name, frozen_stages=count)
+    before = copy.deepcopy(network.backbone.model.state_dict())
+    sums = network.train()(**random_batch([2, 1]))
+    torch.stack(list(sums.normalised(sums.counts().detach()).values())).sum().backward()
+    for key, parameter in network.backbone.model.named_parameters():
+        assert (parameter.grad is None) == bool(re.match(frozen, key)), key
+    after = network.backbone.model.state_dict()
+    statistics = [key for key in before if "running" in key]
+    for key in statistics:
+        assert torch.equal(before[key], after[key]) == bool(re.match(frozen, key)), key
+    network.backbone.norm = "sync"
+    network.backbone.synchronise()
+    first = next(m for m in network.train().modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert not first.training
+
+
+def test_stages_that_are_not_there_are_refused() -> None:
+    with pytest.raises(InputError, match=r"frozen_stages=6: resnet10t has 5, .* take at most 4"):
+        small("resnet10t", frozen_stages=6)
 
 
 def test_batch_norms_learn() -> None:

@@ -235,12 +235,21 @@ def test_a_checkpoint_that_holds_what_cannot_be_is_refused(tmp_path, key, value,
         ("warmup_steps", -1, "warmup_steps=-1"),
         ("backbone_lr_factor", 0.0, r"backbone_lr_factor=0\.0 must be a positive"),
         ("layer_decay", 1.2, r"layer_decay=1\.2"),
+        ("compile_kwargs", {"mode": "default"}, "compile_kwargs has no effect"),
+        ("frozen_stages", -1, "frozen_stages=-1"),
         ("milestones", [0.5], "milestones have no effect with scheduler=cosine"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(option, value, said) -> None:
     with pytest.raises(InputError, match=said):
         small(**{option: value})
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(tmp_path) -> None:
+    path = checkpoint_of(small(), tmp_path)
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(InputError, match=f"map_location='{device}' cannot be had"):
+            InstanceSegmentor.load_from_checkpoint(path, map_location=device)
 
 
 def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path) -> None:

@@ -56,6 +56,8 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
     [
         ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be rising"),
         ({"milestones": []}, "milestones="),
+        ({"milestones": 0.5}, r"milestones=0\.5 must be rising shares"),
+        ({"warmup_steps": 2.5}, r"warmup_steps=2\.5 must be a whole number"),
         ({"milestones": [8, 11]}, "between 0 and 1"),
         ({"milestones": [0.5], "scheduler": "cosine"}, "scheduler=cosine: take multistep"),
         ({"layer_decay": 0.0}, "layer_decay=0"),

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
+from autotimm.models.features import original_name
 from autotimm.models.network import Network
 from autotimm.structures import InputError
 from autotimm.tasks import parameters
@@ -125,7 +126,7 @@ def test_the_layers_are_timms(backbone: str) -> None:
         own = name.removeprefix("backbone.model.")
         if own == name:
             continue
-        original = parameters._original(own, known)
+        original = original_name(own, known)
         assert original is not None, name
         assert decay == expected[original][1], name
         # The last layer may be left out of the extractor, which shifts the others alike.

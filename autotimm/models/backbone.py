@@ -17,7 +17,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autotimm.models.features import Features, features
+from autotimm.models.features import Features, features, first_stages
 from autotimm.structures import InputError, Preprocessing
 
 Norm = Literal["batch", "frozen", "sync"]
@@ -33,6 +33,8 @@ class Backbone(nn.Module):
         norm: what batch norms do: ``batch`` learns, each rank by its own images; ``frozen`` keeps
             the statistics and the affine parameters of the weights that it starts from; ``sync``
             learns by the images of all ranks, once :meth:`synchronise` was called.
+        frozen_stages: how many of the first stages stay as they are, statistics of norms included;
+            the stem is one.
 
     Attributes:
         strides: of the maps, finest first: of 8, 16 and 32 those that there are.
@@ -46,7 +48,11 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, pretrained: bool | str | Path = True, norm: Norm = "batch"
+        self,
+        name: str,
+        pretrained: bool | str | Path = True,
+        norm: Norm = "batch",
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
         found = features(name)
@@ -61,10 +67,20 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
         self.norm = norm
         self._check_norm(name)
+        # Names, as synchronised norms are other modules.
+        self._kept: list[str] = []
         if norm == "frozen":
-            for module in self._batch_norms():
-                module.requires_grad_(False)
-            self.train(self.training)
+            norms = self._batch_norms()
+            self._kept += [key for key, m in self.model.named_modules() if m in norms]
+        if frozen_stages:
+            names = [key for key, _ in self.model.named_parameters()]
+            frozen = first_stages(name, names, frozen_stages)
+            self._kept += [k for k, m in self.model.named_modules() if _consists(k, m, frozen)]
+            for key in frozen:
+                self.model.get_parameter(key).requires_grad_(False)
+        for key in self._kept:
+            self.model.get_submodule(key).requires_grad_(False)
+        self.train(self.training)
 
     def _check_norm(self, name: str) -> None:
         if self.norm not in get_args(Norm):
@@ -89,11 +105,10 @@ class Backbone(nn.Module):
         self.model = convert_sync_batchnorm(self.model)
 
     def train(self, mode: bool = True) -> Backbone:
-        """As ``nn.Module.train``, but frozen norms stay in evaluation mode."""
+        """As ``nn.Module.train``, but what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.norm == "frozen":
-            for module in self._batch_norms():
-                module.eval()
+        for key in self._kept:
+            self.model.get_submodule(key).eval()
         return self
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
@@ -115,6 +130,12 @@ class Backbone(nn.Module):
                 for m, stride in zip(maps, self.strides, strict=True)
             ]
         return list(maps)
+
+
+def _consists(name: str, module: nn.Module, of: set[str]) -> bool:
+    """Whether a module has parameters, and all of them are among those named."""
+    own = [f"{name}.{key}" for key, _ in module.named_parameters()]
+    return bool(own) and of.issuperset(own)
 
 
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:

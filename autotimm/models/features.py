@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import group_parameters
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -75,6 +76,44 @@ class _NormedMaps(FeatureGetterNet):
 
 class _UnusableError(Exception):
     """The reason why a model cannot be a backbone."""
+
+
+def original_name(name: str, known: set[str]) -> str | None:
+    """What the whole model calls a parameter of timm's feature extractor, None if it has it not.
+
+    Extractors hold the model in a module of their own ("body.stem.weight"), or join the first two
+    parts of a name ("stages_0.blocks.0.gamma").
+    """
+    head, dot, rest = name.partition(".")
+    joined = (f"{head[:i]}.{head[i + 1 :]}{dot}{rest}" for i, c in enumerate(head) if c == "_")
+    return next((n for n in (name, rest, *joined) if n in known), None)
+
+
+def first_stages(name: str, parameters: Sequence[str], count: int) -> set[str]:
+    """Of ``parameters`` of a model's extractor those in its first stages, by timm's
+    ``group_matcher``: the stem, then a stage each, or a block each of a plain transformer.
+
+    Raises:
+        InputError: timm does not tell the stages of this model, or it has no more than ``count``.
+    """
+    with torch.device("meta"):
+        whole = timm.create_model(name)
+    matcher: Any = getattr(whole, "group_matcher", None)
+    if not callable(matcher):
+        raise InputError(
+            f"frozen_stages: timm does not tell the stages of {name!r}: leave it out, or freeze "
+            f"all of it with freeze_backbone"
+        )
+    of_whole = group_parameters(whole, matcher(coarse=True), reverse=True)
+    original = {one: original_name(one, set(of_whole)) for one in parameters}
+    stages = {one: of_whole[o] for one, o in original.items() if o is not None}
+    last = max(stages.values())
+    if count > last:
+        raise InputError(
+            f"frozen_stages={count}: {name} has {last + 1}, the stem included: take at most "
+            f"{last}, or freeze_backbone for all of it"
+        )
+    return {one for one, stage in stages.items() if stage < count}
 
 
 def features(name: str) -> Features:

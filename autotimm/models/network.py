@@ -50,6 +50,7 @@ class Network(nn.Module):
         head_convs: convolutions a tower of the FCOS head.
         freeze_backbone: no gradient for it, and its batch norms keep their statistics.
         backbone_norm: its batch norms, as ``norm`` of :class:`Backbone`.
+        frozen_stages: as in :class:`Backbone`.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Network(nn.Module):
         head_convs: int = 4,
         freeze_backbone: bool = False,
         backbone_norm: Norm = "batch",
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained, backbone_norm)
+        self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages)
         channels, strides = self.backbone.channels, self.backbone.strides
         self.fpn: FPN | SimplePyramid = (
             SimplePyramid(channels[0], fpn_channels, strides[0])

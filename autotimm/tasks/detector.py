@@ -48,6 +48,8 @@ class ObjectDetector(LightningModule):
         nms_thresh: of two boxes of a class that overlap by more, the worse one goes.
         max_detections_per_image: best ones kept.
         freeze_backbone: train the pyramid and the heads alone.
+        frozen_stages: how many of the backbone's first stages are not trained: 1 for the stem, 2
+            for the first stage behind it as well, which is what detectron2's recipes do.
         backbone_norm: ``frozen`` keeps the batch norms of the backbone, statistics and affine
             parameters, as its pretrained weights have them, which suits a few images a rank;
             ``sync`` takes statistics over all ranks; ``batch`` leaves each rank to its own.
@@ -86,6 +88,7 @@ class ObjectDetector(LightningModule):
         nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
         freeze_backbone: bool = False,
+        frozen_stages: int = 0,
         backbone_norm: Literal["batch", "frozen", "sync"] = "batch",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-4,
@@ -114,6 +117,7 @@ class ObjectDetector(LightningModule):
             head_convs=head_convs,
             freeze_backbone=freeze_backbone,
             backbone_norm=backbone_norm,
+            frozen_stages=frozen_stages,
         )
         self.preprocessing: Preprocessing = self.network.backbone.preprocessing
         """Of images: what the weights were trained with. A data module asks for it."""
@@ -392,7 +396,11 @@ class ObjectDetector(LightningModule):
             ) from error
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=strict)
-        return model.to(map_location or "cpu")
+        try:
+            return model.to(map_location or "cpu")
+        except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or none here
+            reason = next(iter(str(error).splitlines()), "")
+            raise InputError(f"map_location={map_location!r} cannot be had: {reason}") from error
 
 
 def _size(given: Any) -> tuple[int, int]:
@@ -433,6 +441,12 @@ def _check(settings: dict[str, Any]) -> None:
         raise InputError(
             "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them out"
         )
+    if settings["freeze_backbone"] and settings["frozen_stages"]:
+        raise InputError("freeze_backbone=True freezes all stages: leave it or frozen_stages out")
+    if settings["frozen_stages"] < 0:
+        raise InputError(f"frozen_stages={settings['frozen_stages']} must not be negative")
+    if settings["compile_kwargs"] and not settings["compile_model"]:
+        raise InputError("compile_kwargs has no effect with compile_model=False: leave one out")
     optimization.check(settings)
     for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
         if settings[name] < 1:

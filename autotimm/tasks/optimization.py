@@ -48,8 +48,9 @@ def check(settings: dict[str, Any]) -> None:
                 raise InputError(
                     f"{name}={settings[name]} has no effect with freeze_backbone: leave one out"
                 )
-    if settings["warmup_steps"] < 0:
-        raise InputError(f"warmup_steps={settings['warmup_steps']} must not be negative")
+    warmup = settings["warmup_steps"]
+    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+        raise InputError(f"warmup_steps={warmup!r} must be a whole number, 0 or more")
     _check_milestones(settings["milestones"], scheduler)
 
 
@@ -58,10 +59,10 @@ def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None)
         return
     if scheduler != "multistep":
         raise InputError(f"milestones have no effect with scheduler={scheduler}: take multistep")
-    given = list(milestones)
+    given = list(milestones) if isinstance(milestones, Sequence) else []
     if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
         raise InputError(
-            f"milestones={given} must be rising shares of the run between 0 and 1, such as "
+            f"milestones={milestones!r} must be rising shares of the run between 0 and 1, such as "
             f"[0.667, 0.917]"
         )
 
@@ -143,7 +144,8 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
     if sizes != saved_sizes or ("momentum" in mine[0]) != ("momentum" in saved[0]):
         raise InputError(
             "the checkpoint to go on from was trained with another optimizer, or other "
-            "layer_decay, backbone_lr_factor or freeze_backbone: give those of its run"
+            "layer_decay, backbone_lr_factor, freeze_backbone or frozen_stages: give those of "
+            "its run"
         )
     for name, key in (("lr", "initial_lr"), ("weight_decay", "weight_decay")):
         for group, other in zip(mine, saved, strict=True):

@@ -15,6 +15,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from autotimm.models.features import original_name
 from autotimm.models.network import Network
 from autotimm.structures import InputError
 
@@ -52,7 +53,7 @@ def groups(
     with torch.device("meta"):
         whole = timm.create_model(backbone)
     known = {name for name, _ in whole.named_parameters()}
-    original = {name: _original(name, known) for name in names}
+    original = {name: original_name(name, known) for name in names}
     undecayed = _undecayed(whole)
     factors = dict.fromkeys(names, backbone_lr_factor)
     if layer_decay != 1:
@@ -75,17 +76,6 @@ def groups(
         }
         for factor, decays in sorted(parts, reverse=True)
     ]
-
-
-def _original(name: str, known: set[str]) -> str | None:
-    """What the whole model calls a parameter of timm's feature extractor, None if it has it not.
-
-    Extractors hold the model in a module of their own ("body.stem.weight"), or join the first two
-    parts of a name ("stages_0.blocks.0.gamma").
-    """
-    head, dot, rest = name.partition(".")
-    joined = (f"{head[:i]}.{head[i + 1 :]}{dot}{rest}" for i, c in enumerate(head) if c == "_")
-    return next((n for n in (name, rest, *joined) if n in known), None)
 
 
 def _undecayed(whole: nn.Module) -> set[str]:
