@@ -112,7 +112,10 @@ def bench(folder: Path, given: argparse.Namespace) -> None:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in given.only.split(",")}
     for seed in range(given.seeds):
         for name in rows:
-            rows[name].append(run(name, folder, splits[given.val], seed, given))
+            found = run(name, folder, splits[given.val], seed, given)
+            rows[name].append(found)
+            said = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+            print(f"seed {seed}, {name}: {said}", file=sys.stderr)  # hours may follow
     print(
         f"{given.images_seen:,} images seen in batches of {given.batch_size} at {given.size} px, "
         f"{given.backbone} from {given.weights or 'random weights'}, {given.seeds} seeds: mean "
