@@ -6,7 +6,6 @@ it comes from.
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from autotimm.tasks.checkpoint import (
     preprocessing_of,
     read_checkpoint,
 )
+from autotimm.tasks.settings import check
 
 
 class ObjectDetector(LightningModule):
@@ -103,7 +103,7 @@ class ObjectDetector(LightningModule):
     ) -> None:
         super().__init__()
         settings = {k: v for k, v in locals().items() if k not in {"self", "__class__", "metrics"}}
-        _check(settings)
+        check(settings)
         configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
         if not isinstance(pretrained, bool):
             settings["pretrained"] = str(pretrained)
@@ -428,32 +428,3 @@ def mean_over_ranks(counts: Tensor) -> Tensor:
     counts = counts.clone()
     dist.all_reduce(counts)
     return counts / dist.get_world_size()
-
-
-def check_weight(name: str, value: float) -> None:
-    """Raises InputError for a weight that is negative, infinite or not a number."""
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}={value} must be a number, 0 or more")
-
-
-def _check(settings: dict[str, Any]) -> None:
-    if settings["freeze_backbone"] and settings["backbone_norm"] == "sync":
-        raise InputError(
-            "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them out"
-        )
-    if settings["freeze_backbone"] and settings["frozen_stages"]:
-        raise InputError("freeze_backbone=True freezes all stages: leave it or frozen_stages out")
-    if settings["frozen_stages"] < 0:
-        raise InputError(f"frozen_stages={settings['frozen_stages']} must not be negative")
-    if settings["compile_kwargs"] and not settings["compile_model"]:
-        raise InputError("compile_kwargs has no effect with compile_model=False: leave one out")
-    optimization.check(settings)
-    for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
-        if settings[name] < 1:
-            raise InputError(f"{name}={settings[name]} must be at least 1")
-    for name in ("score_thresh", "nms_thresh"):
-        if not 0 <= settings[name] <= 1:
-            raise InputError(f"{name}={settings[name]} must lie between 0 and 1")
-    for name in settings:
-        if name.endswith("_loss_weight") or name == "weight_decay":
-            check_weight(name, settings[name])

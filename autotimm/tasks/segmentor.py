@@ -7,7 +7,8 @@ from typing import Any
 from autotimm.evaluation.metrics import MetricConfig
 from autotimm.models import compiled
 from autotimm.structures import InputError
-from autotimm.tasks.detector import ObjectDetector, check_weight
+from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.settings import check_weight
 
 
 class InstanceSegmentor(ObjectDetector):
