@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
-from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.training import callbacks, progress, trainer
-from autotimm.training.checkpoint import PlainCheckpointIO
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", "foo"])
@@ -82,40 +78,6 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=3).fit(Line(), loader(), loader(1))
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 15
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "last.ckpt"
-    files = PlainCheckpointIO()
-    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
-
-    def full_disk(content, file) -> None:
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt: No space"):
-        files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-    assert read_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
-
-
-def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    files = PlainCheckpointIO()
-    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for limit in (70, 50_000, 300_000):  # within the header, the tensor, and what is behind it
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt: "):
-                files.save_checkpoint({"state_dict": {"a": torch.zeros(74_900)}}, path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-        assert read_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("batches_a_step", [1, 2])

@@ -1,16 +1,36 @@
-"""How the trainer writes and reads its checkpoints: whole or not at all, plain values only."""
+"""How the trainer writes and reads its checkpoints: whole or not at all, plain values only.
+
+Invariants: what has a checkpoint's name is whole, whatever died while it was written; a folder that
+is one (of strategies that shard) says in ``complete.json`` what belongs to it, so that a copy that
+was cut off is told from it; where one rank cannot write, all of them hear of it.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from autotimm.sharding.manifest import whole_file
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint
+
+COMPLETE = "complete.json"
+"""In a folder that is a checkpoint: when it was saved (``saved``, seconds since 1970), after which
+step (``step``) and how many bytes every other file in it has (``files``)."""
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written; the one that had its name before is as it was."""
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
@@ -23,7 +43,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Raises InputError where it cannot be written."""
+        """Raises SaveError where it cannot be written."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -32,9 +52,9 @@ class PlainCheckpointIO(TorchCheckpointIO):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 torch.save(checkpoint, file)
+            sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
-            raise InputError(f"cannot write the checkpoint {target}: {reason}") from error
+            raise SaveError(f"cannot write the checkpoint {target}: {_reason(error)}") from error
 
     def load_checkpoint(
         self,
@@ -47,3 +67,95 @@ class PlainCheckpointIO(TorchCheckpointIO):
         if "pytorch-lightning_version" not in checkpoint:
             raise InputError(f"{path} was not saved by a trainer: it holds weights alone")
         return checkpoint
+
+
+@contextmanager
+def whole_folder(path: Path, step: int) -> Iterator[Path]:
+    """A folder beside ``path`` that takes its name when the block ends well on every rank.
+
+    All ranks enter, and write into the one folder; the first rank makes it, describes it in
+    ``complete.json``, syncs and renames it. A folder that has the name already is replaced.
+
+    Args:
+        path: of the checkpoint, the same on all ranks.
+        step: optimizer steps that the training has taken.
+
+    Raises:
+        SaveError: on all ranks, where one of them could not write.
+    """
+    first = not _distributed() or dist.get_rank() == 0
+    temporary, old = (path.with_name(f".{path.name}.{end}.tmp") for end in ("new", "old"))
+    with on_all_ranks(path):
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    with on_all_ranks(path):
+        yield temporary
+    with on_all_ranks(path):
+        if first:
+            _complete(temporary, step)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _complete(folder: Path, step: int) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    with whole_file(folder / COMPLETE) as file:
+        file.write(orjson.dumps({"saved": time.time(), "step": step, "files": sizes}))
+    for inner in {path.parent for path in files} | {folder}:
+        sync_folder(inner)
+
+
+@contextmanager
+def on_all_ranks(path: str | Path) -> Iterator[None]:
+    """Where writing a checkpoint fails in the block on some ranks, SaveError is raised on all.
+
+    Otherwise those that did not fail would wait for the others until the timeout. All ranks enter;
+    in the block itself none may wait for another.
+
+    Args:
+        path: of the checkpoint, for the message.
+    """
+    failure: str | None = None
+    cause: Exception | None = None
+    try:
+        yield
+    except dist.DistError:  # there is no one to tell any more
+        raise
+    except (SaveError, OSError, RuntimeError) as error:  # the last is torch.save's, of a full disk
+        cause = error
+        failure = str(error)
+        if not isinstance(error, SaveError):
+            failure = f"cannot write the checkpoint {path}: {_reason(error)}"
+    failures = [failure]
+    if _distributed():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    told = next((f"{f} (rank {r})" if r else f for r, f in enumerate(failures) if f), None)
+    if told is not None:
+        raise SaveError(told) from cause
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk, as fsync has a file's content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
