@@ -1,7 +1,8 @@
 """The command line of ``launch/train.py``: Lightning's own, with this package's classes.
 
-``fit``, ``validate``, ``test`` and ``predict`` take ``--config``, ``--print_config``, ``--help``
-and a flag for every argument of AutoTrainer, the model and the data module.
+``fit``, ``validate``, ``test``, ``predict``, ``find_lr`` and ``find_batch_size`` take ``--config``,
+``--print_config``, ``--help`` and a flag for every argument of AutoTrainer, the model and the data
+module.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ class TrainCLI(LightningCLI):
         parser.link_arguments(
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and two that look for a setting; with the arguments that are no flags."""
+        own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
+        return {**LightningCLI.subcommands(), **own}
 
     def _parse_ckpt_path(self) -> None:
         """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""

@@ -10,12 +10,15 @@ Invariants:
   images lie on the ranks. (torchmetrics gathers list states pairwise, and hangs or loses images
   where the ranks hold different numbers of them.) What to leave out, such as the repeats that even
   out the ranks, is for the caller to leave out.
+- A metric that fails is NaN on all ranks, and ends no run: the first rank computes for all, so none
+  waits for another.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,26 +152,33 @@ class StageMetrics(nn.Module):
             ``_mar_100``, ``_mar_small`` ... With two ``iou_type``s these are the masks', and the
             boxes' are ``<stage>/<name>_bbox``, ``<stage>/<name>_bbox_50`` ... ``class_metrics``
             adds ``_class_<label>`` (and ``_mar_100_class_<label>``) for the labels that occur.
-            AP is -1 where there was nothing to count.
+            AP is -1 where there was nothing to count. Of a metric that fails, of which a warning
+            tells, there is the main value alone, NaN.
         """
-        images = self._images
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, images)
-            images = [image for part in parts for image in part]
+        if not self.configs:
+            return {}
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self._compute(self._images)
+        first = dist.get_rank() == 0
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.gather_object(self._images, parts if first else None)
+        values: list[Any] = [None]
+        if first:
+            values[0] = self._compute([image for part in parts for image in part])
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def _compute(self, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         for config in self.configs:
-            metric = config.build()
-            if isinstance(metric, detection.MeanAveragePrecision):
-                metric.update([], [])  # so that torchmetrics does not warn of no update
-                for found, target in images:
-                    _fill(metric, found, target)
-            else:
-                metric.update([_NOTHING], [_NOTHING])  # class_metrics fails without any image
-                for found, target in images:
-                    _update(metric, found, target)
-            for suffix, value in _named(metric.compute()):
-                values[f"{self.stage}/{config.name}{suffix}"] = value
+            name = f"{self.stage}/{config.name}"
+            try:
+                found = _result(config.build(), images)
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
+                found = {"": torch.tensor(torch.nan)}
+            values |= {f"{name}{suffix}": value for suffix, value in found.items()}
         return values
 
     def reset(self) -> None:
@@ -181,6 +191,19 @@ _NOTHING = {
     "scores": torch.zeros(0),
     "labels": torch.zeros(0, dtype=torch.int64),
 }
+
+
+def _result(metric: Metric, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
+    """The values of a fresh metric over ``images``, by the suffixes of their names."""
+    if isinstance(metric, detection.MeanAveragePrecision):
+        metric.update([], [])  # so that torchmetrics does not warn of no update
+        for found, target in images:
+            _fill(metric, found, target)
+    else:
+        metric.update([_NOTHING], [_NOTHING])  # class_metrics fails without any image
+        for found, target in images:
+            _update(metric, found, target)
+    return dict(_named(metric.compute()))
 
 
 def _steps(first: float, last: float, step: float) -> list[float]:

@@ -7,6 +7,7 @@ samples were skipped than allowed ends with an error.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -48,6 +49,8 @@ class StreamLoader:
     recounted: bool
     """Whether ``step`` is not that of the state which was loaded, made under another global batch;
     a trainer's own count of batches has to be set to it then."""
+    waited: float
+    """Seconds that the takers of batches have waited for them, in all epochs together."""
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class StreamLoader:
         self._resumed = False
         self.recounted = False
         self.skipped = {}
+        self.waited = 0.0
 
     @property
     def epoch(self) -> int:
@@ -119,6 +123,7 @@ class StreamLoader:
         self._resumed = False
         self._start, self.skipped = self._consumed, {}
         self.stream.progress[0], self.stream.progress[1] = self._epoch, self._start
+        since = time.perf_counter()
         if self._loader is None:
             self._loader = DataLoader(self.stream, **self._options)
         for item in self._received(self._loader):
@@ -134,7 +139,10 @@ class StreamLoader:
             # Counted before it is handed out: a checkpoint that is saved at its step includes it.
             self._step += 1
             self._consumed += self.global_batch
-            yield self._finish(batch) if self._finish else batch
+            made = self._finish(batch) if self._finish else batch
+            self.waited += time.perf_counter() - since
+            yield made
+            since = time.perf_counter()
 
     def close(self) -> None:
         """Ends the workers; the next iteration starts new ones."""

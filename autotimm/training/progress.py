@@ -7,13 +7,16 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, but in training on a GPU the loss beside the bar is that of the last step that
-    was logged (``log_every_n_steps``).
+    """Lightning's, with what people look for: the loss and its parts, images a second, the share
+    of the time spent waiting for data, GPU memory and the time to go; metrics after a validation.
 
-    To read a number the host waits until the device has computed it, and then the device until the
-    host has sent it new work. At a step that is logged this happens anyway.
+    In training on a GPU the numbers are those of the last step that was logged
+    (``log_every_n_steps``). To read one the host waits until the device has computed it, and then
+    the device until the host has sent it new work. At a step that is logged this happens anyway.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -21,14 +24,35 @@ class ProgressBar(RichProgressBar):
         self._shown: Any = None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        logged = trainer.global_step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
-        if self._shown is None or logged or not (trainer.training and _waits(pl_module)):
-            self._shown = super().get_metrics(trainer, pl_module)
+        wanted = self._shown is None or is_logged(trainer)
+        if wanted or not (trainer.training and _waits(pl_module)):
+            self._shown = self._read(trainer, pl_module)
         return self._shown
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = None  # there is a validation's result to show
         super().on_train_epoch_end(trainer, pl_module)
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        chosen = super().get_metrics(trainer, pl_module)
+        chosen.pop("v_num", None)  # the bar's own folder is told at the end
+        parts = {
+            name.removesuffix("_loss"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/") and name.endswith("_loss")
+        }
+        shown = {name.removeprefix("train/"): v for name, v in {**chosen, **parts}.items()}
+        speed = throughput_of(trainer)
+        if speed and speed.recent:
+            shown["images/s"] = f"{speed.recent[0]:.4g}"
+            shown["data wait"] = f"{speed.recent[1]:.0%}"
+        memory = gpu_memory(pl_module)
+        if memory is not None:
+            shown["memory"] = f"{memory:.1f} GiB"
+        left = speed.remaining(trainer) if speed and trainer.training else None
+        if left is not None:
+            shown["ETA"] = str(left)
+        return shown
 
 
 def _waits(pl_module: LightningModule) -> bool:

@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.structures import InputError
 from autotimm.tasks.precision import MixedPrecision
-from autotimm.training.callbacks import EpochLines, ImagesPerSecond, SavePictures, SaveResults
+from autotimm.training import tuning
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO
+from autotimm.training.loggers import make_loggers
+from autotimm.training.pictures import SavePictures
 from autotimm.training.progress import ProgressBar
+from autotimm.training.results import SaveResults
+from autotimm.training.run_record import RunRecord
+from autotimm.training.throughput import EpochLines, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
 # What the libraries below say of each other's insides, and no user can mend.
@@ -65,7 +71,7 @@ class AutoTrainer(Trainer):
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
         precision: Any = None,
-        logger: Any = None,
+        logger: bool | str | Logger | Sequence[str | Logger] | None = None,
         callbacks: list[Callback] | Callback | None = None,
         default_root_dir: str | Path | None = "runs",
         plugins: Any = None,
@@ -99,7 +105,7 @@ class AutoTrainer(Trainer):
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=CSVLogger(root, name="") if logger is None else logger,
+            logger=make_loggers(logger, root),
             callbacks=[
                 *given,
                 *_default_callbacks(
@@ -113,6 +119,50 @@ class AutoTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             **kwargs,
         )
+
+    def find_lr(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        least: float = 1e-6,
+        most: float = 1.0,
+        steps: int = 100,
+    ) -> float:
+        """Finds a learning rate to begin with: that at which the loss falls fastest.
+
+        A run of its own, which keeps nothing; ``tuning.find_lr`` tells how.
+
+        Args:
+            model: to train for some steps; its weights are put back.
+            datamodule: the data.
+            least: the rate of the first step.
+            most: the rate of the last step.
+            steps: optimizer steps in all.
+        """
+        found = tuning.find_lr(self, model, datamodule, least, most, steps)
+        rank_zero_info(f"learning rate: {found:.3g} (--model.init_args.lr {found:.3g})")
+        return found
+
+    def find_batch_size(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        most: int = 512,
+        steps: int = 3,
+    ) -> int:
+        """Finds the largest batch size that fits into the GPU's memory, less 5 %.
+
+        A run of its own, which keeps nothing; ``tuning.find_batch_size`` tells how.
+
+        Args:
+            model: to train for some steps.
+            datamodule: the data.
+            most: the largest one to try.
+            steps: to train with each.
+        """
+        found = tuning.find_batch_size(self, model, datamodule, most, steps)
+        rank_zero_info(f"batch size: {found} on each GPU (--data.batch_size {found})")
+        return found
 
 
 def _strategy(
@@ -162,10 +212,11 @@ def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) 
     """What a run should have, less the kinds that the user brought."""
     defaults: list[Callback] = [
         CheckLoss(),
-        ImagesPerSecond(),
+        Throughput(),
         EpochLines(),
         SavePictures(),
         SaveResults(),
+        RunRecord(),
     ]
     if checkpoints:
         # After every epoch, also of those that are not validated.

@@ -1,0 +1,103 @@
+"""``metrics.csv``: the numbers of a run, a row for each time that they are logged.
+
+Invariants: rows are whole, at any time, on a full disk too, where those that wait are written once
+there is room; a run that goes on in its folder goes on in its file, without the rows of steps that
+it takes once more.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from autotimm.sharding.manifest import whole_file
+
+
+class MetricsLogger(CSVLogger):
+    """Lightning's, but a file that is there already is gone on with."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        if self._experiment is None:
+            self._experiment = MetricsFile(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+    @rank_zero_only
+    def go_on(self, step: int) -> None:
+        """Forgets what was logged from optimizer step ``step`` on, 0-based: it comes again."""
+        self.experiment.forget(step)
+
+
+class MetricsFile(ExperimentWriter):
+    """Rows that wait to be written, and the file that they go to."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
+        if self.path.exists():
+            text = self.path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last row short
+            self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
+            if not self.metrics_keys:
+                self.path.unlink()
+            elif len(whole) < len(text):
+                with self.path.open("r+b") as file:
+                    file.truncate(len(whole))
+
+    def save(self) -> None:
+        """Writes the rows that wait; where that fails they go on waiting, and the file is as it
+        was."""
+        if not self.metrics:
+            return
+        columns = sorted({*self.metrics_keys}.union(*self.metrics))
+        if columns != self.metrics_keys or not self.path.exists():
+            self._rewrite([*self._read(), *self.metrics], columns)
+        else:
+            with self.path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(_rows(self.metrics, columns))
+                    file.flush()
+                except OSError:
+                    # Without the buffer, whose rest would be written once more.
+                    file.raw.close()
+                    with self.path.open("r+b") as again:
+                        again.truncate(size)
+                    raise
+        self.metrics = []
+
+    def forget(self, step: int) -> None:
+        """Removes the rows of ``step`` and later ones."""
+        rows = self._read()
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(kept, self.metrics_keys)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
+        with whole_file(self.path, sync=False) as file:
+            file.write(_rows([dict(zip(columns, columns, strict=True)), *rows], columns))
+        self.metrics_keys = columns
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning would remove the file of a run that goes on."""
+
+
+def _rows(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,76 @@
+"""What a test or a prediction found, as a file in COCO's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from autotimm.evaluation import coco_eval
+from autotimm.sharding.manifest import whole_file
+from autotimm.structures import InputError
+from autotimm.training.loggers import run_folder
+from autotimm.training.pictures import real_images
+
+
+class SaveResults(Callback):
+    """Writes what a test or a prediction found as ``<stage>-results.json``, in COCO's format.
+
+    Boxes and masks are in original pixels and the category ids are the data set's own, so that
+    pycocotools and every tool around it read the file.
+    """
+
+    def __init__(self) -> None:
+        self._results: list[dict[str, Any]] = []
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = run_folder(trainer)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._results = []
+
+    on_predict_epoch_start = on_test_epoch_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        ids = _category_ids(pl_module)
+        for i, found in real_images(batch, outputs):
+            self._results += coco_eval.to_results(found, int(batch["image_id"][i]), ids)
+
+    on_predict_batch_end = on_test_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parts: list[Any] = [self._results]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * trainer.world_size
+            dist.gather_object(self._results, parts if trainer.is_global_zero else None)
+        self._results = []
+        if trainer.is_global_zero:
+            stage = "test" if trainer.testing else "predict"
+            path = self._folder / f"{stage}-results.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as file:
+                file.write(orjson.dumps([result for part in parts for result in part]))
+            rank_zero_info(f"results: {path}")
+
+    on_predict_epoch_end = on_test_epoch_end
+
+
+def _category_ids(pl_module: LightningModule) -> list[int]:
+    """The data set's own category id of each label."""
+    categories: Any = getattr(pl_module, "categories", None)
+    if categories is None:
+        raise InputError("results need the categories: give the trainer a data module")
+    return [category["id"] for category in categories]

@@ -1,0 +1,161 @@
+"""``run.json``: what a run is, where it stands and how it ended, for scripts to read.
+
+    status       "running", "finished", "preempted" or "failed"
+    stage        "fit", "validate", "test" or "predict"
+    step, epoch, total_steps, max_epochs
+    metrics      the last value of each, by name; null for what is no number
+    best, last   checkpoints: path, and of the best one its metric and value
+    error        of a failed run, one line
+    started, updated    UTC, ISO 8601
+    starts       how often the run was started: more than once where it was preempted or restarted
+    command, versions, environment, git, machine, settings      of the latest start
+    logger_ids   under which W&B and MLflow know the run
+
+Invariants: the file is replaced whole, so a reader never sees half of it; a disk that does not take
+it ends no run. A status of "running" that was not updated for long is that of a run that was
+killed. The first rank alone writes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from autotimm.sharding.manifest import whole_file
+from autotimm.training import provenance
+from autotimm.training.loggers import go_on, run_folder, run_ids, told
+from autotimm.training.throughput import is_logged
+
+RECORD = "run.json"
+SECONDS = 10.0
+"""Between two updates in training, at least."""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in ``folder`` says; empty where there is none that can be read."""
+    try:
+        content = orjson.loads((folder / RECORD).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_record(folder: Path, content: dict[str, Any]) -> None:
+    """Replaces ``run.json`` in ``folder``, which is made; OSError where that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / RECORD) as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+class RunRecord(Callback):
+    """Keeps ``run.json`` in the run's folder."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._content: dict[str, Any] = {}
+        self._written = 0.0
+        self._warned = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        before = read_record(self._folder)
+        self._content = before | {
+            "status": "running",
+            "stage": stage,
+            "error": None,
+            "started": before.get("started", _now()),
+            "starts": before.get("starts", 0) + 1,
+            "command": provenance.command_line(),
+            "versions": provenance.versions(),
+            "environment": provenance.environment(),
+            "git": provenance.git_states(),
+            "machine": provenance.machine(trainer),
+            "settings": provenance.settings(trainer, pl_module),
+            "logger_ids": run_ids(trainer.loggers),
+        }
+        self._write(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        go_on(trainer.loggers, trainer.global_step)
+        total = trainer.estimated_stepping_batches
+        self._content["total_steps"] = total if math.isfinite(total) and total >= 0 else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Metrics lie on the device; at a step that is logged they are waited for anyway.
+        if is_logged(trainer) and time.monotonic() - self._written >= SECONDS:
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._content["status"] = "finished"
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._content |= {"status": "failed", "error": told(exception)}
+        # A device that has failed gives no metrics any more.
+        self._write(trainer, with_metrics=False)
+
+    def _write(self, trainer: Trainer, with_metrics: bool = True) -> None:
+        if not trainer.is_global_zero or not self._content:
+            return
+        self._content |= {"updated": _now(), **_progress(trainer)}
+        if with_metrics:
+            self._content["metrics"] = {
+                name: number if math.isfinite(number := float(value)) else None
+                for name, value in sorted(trainer.callback_metrics.items())
+            }
+        self._written = time.monotonic()
+        try:
+            write_record(self._folder, self._content)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                path = self._folder / RECORD
+                rank_zero_warn(f"{path} cannot be written, and the run goes on ({told(error)})")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _progress(trainer: Trainer) -> dict[str, Any]:
+    """Where a run stands."""
+    if trainer.state.fn != "fit":
+        return {}
+    content: dict[str, Any] = {
+        "step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "max_epochs": trainer.max_epochs,
+    }
+    for saver in trainer.checkpoint_callbacks:
+        if not isinstance(saver, ModelCheckpoint):
+            continue
+        if saver.last_model_path:
+            content["last"] = saver.last_model_path
+        if saver.monitor and saver.best_model_path and saver.best_model_score is not None:
+            content["best"] = {
+                "checkpoint": saver.best_model_path,
+                "metric": saver.monitor,
+                "value": float(saver.best_model_score),
+            }
+    return content

@@ -1,0 +1,187 @@
+"""Speed, what bounds it, and the line an epoch, against clocks that the tests set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from line import Line, loader, quiet
+from torch.utils.data import DataLoader, IterableDataset
+
+from autotimm import AutoTrainer
+from autotimm.training import throughput
+from autotimm.training.throughput import Throughput, bounds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    return now
+
+
+class Timed(Line):
+    """A step takes a second, a validation a thousand."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def training_step(self, batch, batch_idx):
+        self.clock[0] += 1
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.clock[0] += 1000
+        return super().validation_step(batch, batch_idx)
+
+
+class Slow(IterableDataset):
+    """A batch takes three seconds."""
+
+    def __init__(self, clock: list[float], batches: int) -> None:
+        self.clock, self.batches = clock, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in loader(self.batches):
+            self.clock[0] += 3
+            yield batch
+
+
+class Telling(DataLoader):
+    """Says how long it was waited for: a second a batch, whatever it took."""
+
+    waited = 0.0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.waited += 1
+            yield batch
+
+
+def test_images_per_second_leaves_validation_out(tmp_path: Path, clock: list[float]) -> None:
+    run = quiet(tmp_path, max_epochs=1, val_check_interval=3)
+    run.fit(Timed(clock), loader(6), loader(1))
+    assert run.logged_metrics["train/images_per_second"] == pytest.approx(2.0)
+    assert run.logged_metrics["train/data_wait"] == 0
+
+
+def test_waiting_for_data_is_told_from_computing(tmp_path: Path, clock: list[float]) -> None:
+    run = quiet(tmp_path, max_epochs=2, val_check_interval=4)
+    data = DataLoader(Slow(clock, 8), batch_size=None)
+    run.fit(Timed(clock), data, loader(1))
+    assert run.logged_metrics["train/images_per_second"] == pytest.approx(0.5)
+    assert run.logged_metrics["train/data_wait"] == pytest.approx(0.75)
+
+
+def test_a_loader_that_tells_is_believed(tmp_path: Path, clock: list[float]) -> None:
+    run = quiet(tmp_path, max_epochs=2, val_check_interval=4)
+    run.fit(Timed(clock), Telling(Slow(clock, 8), batch_size=None), loader(1))
+    assert run.logged_metrics["train/data_wait"] == pytest.approx(0.25)
+
+
+def test_logged_steps_tell_of_the_time_since_the_last(tmp_path: Path, clock: list[float]) -> None:
+    speeds: list[tuple[float, float]] = []
+
+    class Faster(Timed):
+        def training_step(self, batch, batch_idx):
+            self.clock[0] += 9 if batch_idx < 6 else 0  # ten seconds, and from then on one
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            (callback,) = (c for c in self.trainer.callbacks if isinstance(c, Throughput))
+            if callback.recent and (not speeds or speeds[-1] != callback.recent):
+                speeds.append(callback.recent)
+
+    run = quiet(tmp_path, max_epochs=1, log_every_n_steps=2, limit_val_batches=0)
+    run.fit(Faster(clock), loader(10))
+    assert [speed for speed, _ in speeds] == pytest.approx([0.2, 2.0])
+
+
+def test_the_time_to_go_is_that_of_what_was_done(clock: list[float]) -> None:
+    callback = Throughput()
+    run: Any = SimpleNamespace(global_step=100, estimated_stepping_batches=1000)
+    callback.on_train_start(run, Line())
+    assert callback.remaining(run) is None
+    clock[0], run.global_step = 60.0, 130
+    assert callback.remaining(run) == timedelta(seconds=870 * 2)
+    run.estimated_stepping_batches = float("inf")
+    assert callback.remaining(run) is None
+
+
+class Event:
+    """A CUDA event at ``at`` seconds; the device has passed it unless ``ahead``."""
+
+    def __init__(self, at: float, ahead: bool = False) -> None:
+        self.at, self.ahead = at, ahead
+
+    def query(self) -> bool:
+        return not self.ahead
+
+    def elapsed_time(self, other: Event) -> float:
+        return (other.at - self.at) * 1000
+
+
+def test_a_gpu_that_was_busy_did_not_wait() -> None:
+    callback = Throughput()
+    gap: Any = throughput._Gap
+    callback._gaps.extend(
+        [
+            gap(Event(1.0), Event(1.5), 2.0),  # stood still for a part of what the loader took
+            gap(Event(3.0), Event(3.0), 2.0),  # had work enough
+            gap(Event(4.0), Event(9.0), 0.5),  # stood still for another reason
+            gap(Event(9.0), Event(10.0, ahead=True), 5.0),
+        ]
+    )
+    callback._add_gaps(finished=False)
+    assert callback._waited == pytest.approx(0.5 + 0 + 0.5)
+    callback._add_gaps(finished=True)
+    assert callback._waited == pytest.approx(1.0 + 1.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_slow_loader_is_found_out(tmp_path: Path) -> None:
+    class Late(DataLoader):
+        waited = 0.0
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.05)
+                self.waited += 0.05
+                yield batch
+
+    run = AutoTrainer(accelerator="gpu", devices=1, default_root_dir=tmp_path, max_epochs=1)
+    run.fit(Line(), Late(loader(12).dataset, batch_size=None))
+    assert run.logged_metrics["train/data_wait"] > 0.5
+    assert run.logged_metrics["train/gpu_memory_gib"] >= 0
+
+
+def test_what_bounds_a_run_is_said() -> None:
+    assert bounds(0.04) == "4% of the time waiting for data (bound by the model)"
+    assert bounds(0.62).endswith("(bound by data: raise data.num_workers)")
+
+
+@pytest.mark.parametrize("batches_a_step", [1, 2])
+def test_a_line_an_epoch_goes_where_no_bar_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture, batches_a_step: int
+) -> None:
+    class Known(Line):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 0 + batch_idx  # 0, 1 and 2
+
+    run = quiet(tmp_path, max_epochs=2, accumulate_grad_batches=batches_a_step)
+    run.fit(Known(), loader())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all("loss 1, " in line for line in lines)
+    assert all("% of the time waiting for data (bound by" in line for line in lines)
+    assert "0:00:00 to go" not in lines[1]
