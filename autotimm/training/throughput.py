@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -133,12 +134,16 @@ class Throughput(Callback):
         end = self._mark()
         if end.images == self._epoch.images:
             return
-        speed, wait = _rates(self._epoch, end)
-        pl_module.log("train/images_per_second", speed, sync_dist=True)
-        pl_module.log("train/data_wait", wait, sync_dist=True, reduce_fx="max")
         memory = gpu_memory(pl_module)
+        # Exchanged here, by all ranks. With sync_dist Lightning does it when a value is first read,
+        # which is for the first rank alone to do, while the others may be saving a checkpoint.
+        speeds, waits, memories = zip(
+            *_of_all_ranks((*_rates(self._epoch, end), memory or 0.0)), strict=True
+        )
+        pl_module.log("train/images_per_second", sum(speeds) / len(speeds))
+        pl_module.log("train/data_wait", max(waits))
         if memory is not None:
-            pl_module.log("train/gpu_memory_gib", memory, sync_dist=True, reduce_fx="max")
+            pl_module.log("train/gpu_memory_gib", max(memories))
 
     def remaining(self, trainer: Trainer) -> timedelta | None:
         """How long the rest of the fit takes if it goes on as it went, validation included; None
@@ -198,6 +203,15 @@ class EpochLines(Callback):
             parts.append(f"{left} to go")
         end = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
         print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
+
+
+def _of_all_ranks(numbers: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """By rank, the numbers of each; called by all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [numbers]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, numbers)
+    return parts
 
 
 def throughput_of(trainer: Any) -> Throughput | None:
