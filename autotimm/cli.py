@@ -17,6 +17,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
 _SAYS_ENOUGH = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
@@ -87,5 +88,5 @@ def train(args: list[str] | None = None) -> None:
         cause = cause or killed_worker(error) or error
         if not isinstance(cause, _SAYS_ENOUGH):
             raise
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        tell(cause, str(cause))
         raise SystemExit(2) from error

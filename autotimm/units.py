@@ -27,3 +27,11 @@ def byte_count(name: str, value: int | str) -> int:
     if not count:
         raise InputError(f"{name}: 512MiB, 1GB or a number of bytes, not {value!r}")
     return count
+
+
+def byte_text(count: int) -> str:
+    """A number of bytes to be read, as in "1.5 GB"; powers of 1000."""
+    for unit, power in (("TB", 4), ("GB", 3), ("MB", 2), ("kB", 1)):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.3g} {unit}"
+    return f"{count} B"

@@ -13,6 +13,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch, local: int, world: int) -> None:
         "TORCHELASTIC_RUN_ID": "1",
         "LOCAL_WORLD_SIZE": str(local),
         "WORLD_SIZE": str(world),
+        "GROUP_WORLD_SIZE": str(world // local),
     }.items():
         monkeypatch.setenv(name, value)
 

@@ -212,13 +212,20 @@ class InstanceSegmentationDataModule(LightningDataModule):
             trainer: Any = self.trainer
             others = [c for c in trainer.callbacks if not isinstance(c, StreamWatch)]
             trainer.callbacks = [StreamWatch(self._loaders), *others]
-        splits = []
         if stage in ("fit", None):
             # A fit of its own: where an earlier one was does not concern it.
             self._pending = None
             if "train" in self._loaders:
                 self._loaders.pop("train").close()
-            splits.append(self.train_split)
+        self.check(stage)
+
+    def check(self, stage: str | None = None) -> list[str]:
+        """Opens the splits of a stage, as ``setup`` does, changes nothing, and names them.
+
+        Raises:
+            InputError: as in ``setup``.
+        """
+        splits = [self.train_split] if stage in ("fit", None) else []
         if stage in ("fit", "validate", None) and self.val_split is not None:
             splits.append(self.val_split)
         if stage in ("test", "predict"):
@@ -234,6 +241,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             check_instances(self.source(self.train_split), self.train_split)
         for split in splits:
             check_categories(self.source(split), self.categories, self.train_split)
+        return splits
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""

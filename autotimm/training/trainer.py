@@ -29,6 +29,7 @@ from autotimm.training.pictures import SavePictures
 from autotimm.training.progress import ProgressBar
 from autotimm.training.results import SaveResults
 from autotimm.training.run_record import RunRecord
+from autotimm.training.setup_check import check_setup
 from autotimm.training.throughput import EpochLines, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
@@ -94,7 +95,7 @@ class AutoTrainer(Trainer):
                 f"precision={precision!r} does not suit this model, whose losses need float32: "
                 f"take 16-mixed, bf16-mixed or 32-true"
             )
-        devices, num_nodes = launcher_world(devices, num_nodes)
+        devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
         root = default_root_dir or "runs"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         strategy = _strategy(strategy, devices, num_nodes)
@@ -163,6 +164,11 @@ class AutoTrainer(Trainer):
         found = tuning.find_batch_size(self, model, datamodule, most, steps)
         rank_zero_info(f"batch size: {found} on each GPU (--data.batch_size {found})")
         return found
+
+    def _run(self, model: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # Here, as fit, validate, test and predict all come through it before processes join.
+        check_setup(self, model, ckpt_path)
+        return super()._run(model, ckpt_path, *args, **kwargs)
 
 
 def _strategy(

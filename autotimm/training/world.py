@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from autotimm.structures import InputError
@@ -34,20 +35,38 @@ def find_launcher() -> Launcher | None:
     """The launcher of this process; None where it was started by hand."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return Launcher("torchrun", "--nproc-per-node", local, world // local)
+        nodes = int(os.environ["GROUP_WORLD_SIZE"])
+        if world != local * nodes:
+            raise InputError(
+                f"torchrun has started {world} processes on {nodes} nodes, {local} of them on this "
+                "one: give the same --nproc-per-node on every node"
+            )
+        return Launcher("torchrun", "--nproc-per-node", local, nodes)
     if SLURMEnvironment.detect():
         tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
-        if tasks % nodes:
+        if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
             raise InputError(
-                f"srun has started {tasks} tasks on {nodes} nodes, which does not divide: give "
-                f"--ntasks-per-node"
+                f"the job is one of {tasks} tasks, but this process was not started by srun, and "
+                "would wait for the others: put srun before python"
+            )
+        # As in "2(x3),1": three nodes of 2, one of 1.
+        each = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+        if tasks % nodes or "," in each:
+            raise InputError(
+                f"srun has started {tasks} tasks on {nodes} nodes, not as many on each"
+                f"{f' ({each})' if each else ''}: give --ntasks-per-node"
             )
         return Launcher("srun", "--ntasks-per-node", tasks // nodes, nodes)
     return None
 
 
+def rank_of_launcher() -> int:
+    """This process's rank as the launcher has it; 0 where there is none."""
+    return int(os.environ.get("RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID", 0))
+
+
 def launcher_world(
-    devices: list[int] | str | int, num_nodes: int
+    devices: list[int] | str | int, num_nodes: int, accelerator: str = "auto"
 ) -> tuple[list[int] | str | int, int]:
     """``devices`` and ``num_nodes`` of the trainer, as the launcher has it where there is one.
 
@@ -60,7 +79,8 @@ def launcher_world(
     if launcher is None:
         return devices, num_nodes
     name, flag, local, nodes = launcher
-    if devices in ("auto", -1, "-1"):
+    given = devices not in ("auto", -1, "-1")
+    if not given:
         devices = local
     count = len(devices) if isinstance(devices, list) else devices
     if str(count) != str(local):
@@ -72,4 +92,28 @@ def launcher_world(
         raise InputError(
             f"num_nodes={num_nodes}, but {name} has started {nodes}: leave num_nodes out"
         )
+    if accelerator in ("auto", "gpu", "cuda") and (gpus := torch.cuda.device_count()):
+        _check_gpus(launcher, gpus, given)
     return devices, nodes
+
+
+def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
+    """Looks whether each process has a GPU and each GPU of a SLURM job a process.
+
+    Args:
+        launcher: of the processes.
+        gpus: that this process sees.
+        given: whether the user has said how many are to be used.
+    """
+    name, flag, local, _ = launcher
+    if local > gpus:
+        raise InputError(
+            f"{name} has started {local} processes on this node, of which this one sees {gpus} "
+            f"GPU{'s' * (gpus > 1)}: give {flag}={gpus}, or let every process see all GPUs of its "
+            "node (--gpus-per-node, not --gpus-per-task)"
+        )
+    if name == "srun" and local < gpus and not given:
+        raise InputError(
+            f"srun has started {local} task{'s' * (local > 1)} on this node, which has {gpus} "
+            f"GPUs: give {flag}={gpus}, or devices={local} to leave the others idle"
+        )
