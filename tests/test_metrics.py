@@ -352,3 +352,63 @@ def test_two_ranks_equal_one(tmp_path: Path, disturbance: Any) -> None:
     for rank in (0, 1):
         for values in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
             assert {key: float(value) for key, value in values.items()} == expected
+
+
+def _failing_rank(rank: int, folder: str, images: Any) -> None:
+    """One metric raises on rank 0 or 1, in update or compute."""
+    from torchmetrics.detection import IntersectionOverUnion
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room\nfor it")
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    configs = [MetricConfig("iou", metric_class="IntersectionOverUnion"), MetricConfig("box")]
+    cases = []
+    try:
+        for where, method in ((0, "compute"), (1, "compute"), (0, "update")):
+            metrics = StageMetrics("val", configs)
+            for detections, one in images[rank::2]:
+                metrics.update([detections], [one])
+            with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if rank == where:
+                    patch.setattr(IntersectionOverUnion, method, fail)
+                values = metrics.compute()
+            # What follows is a collective of the same shape on all ranks.
+            dist.all_reduce(torch.stack(list(values.values())))
+            cases.append(values)
+        torch.save(cases, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_metric_that_fails_on_one_rank_ends_nothing(tmp_path: Path) -> None:
+    images = [
+        (found([[0, 0, 9, 9 + i]], [0], [], [0.5]), target([[0, 0, 9, 9]], [0], [], [0], [81]))
+        for i in range(4)
+    ]
+    mp.spawn(_failing_rank, (str(tmp_path), images), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert str(first) == str(second)
+    # The first rank computes: what is broken on the other does no harm.
+    assert [bool(values["val/iou"].isnan()) for values in first] == [True, False, True]
+    assert all(values["val/box"] > 0 for values in first)
+
+
+def test_a_metric_that_fails_alone_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.detection import MeanAveragePrecision
+
+    def fail(*_: Any) -> None:
+        raise ValueError("as it\n happens")
+
+    monkeypatch.setattr(MeanAveragePrecision, "compute", fail)
+    metrics = StageMetrics(
+        "val", [MetricConfig("box"), MetricConfig("iou", metric_class="IntersectionOverUnion")]
+    )
+    image = found([[0, 0, 9, 9]], [0], [], [0.5])
+    metrics.update([image], [target([[0, 0, 9, 9]], [0], [], [0], [81])])
+    with pytest.warns(UserWarning, match="val/box fails, and is NaN: ValueError: as it happens"):
+        values = metrics.compute()
+    assert values["val/box"].isnan()
+    assert values["val/iou"] == 1
