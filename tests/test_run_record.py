@@ -69,6 +69,19 @@ def test_how_a_run_failed_is_told(tmp_path: Path) -> None:
     assert last["step"] == 3
 
 
+def test_a_run_that_failed_before_it_began_has_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unprepared(Line):
+        def prepare_data(self):
+            raise RuntimeError("no data")
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="no data"):
+        quiet(tmp_path / "runs").fit(Unprepared(), loader(4))
+    assert not list(tmp_path.rglob("run.json"))
+
+
 def test_a_test_has_a_record_of_its_own(tmp_path: Path) -> None:
     class Tested(Line):
         categories = ()

@@ -31,6 +31,8 @@ class ProgressBar(RichProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = None  # there is a validation's result to show
+        # Read by all ranks, also those without a bar: Lightning may reduce what is read.
+        _ = trainer.progress_bar_metrics
         super().on_train_epoch_end(trainer, pl_module)
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,42 +88,45 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         go_on(trainer.loggers, trainer.global_step)
-        total = trainer.estimated_stepping_batches
-        self._content["total_steps"] = total if math.isfinite(total) and total >= 0 else None
+        if self._content:
+            total = trainer.estimated_stepping_batches
+            self._content["total_steps"] = total if math.isfinite(total) and total >= 0 else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Metrics lie on the device; at a step that is logged they are waited for anyway.
         if is_logged(trainer) and time.monotonic() - self._written >= SECONDS:
-            self._write(trainer)
+            self._write(trainer, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
+        # By all ranks: reading may be what has Lightning reduce a value over them.
+        self._write(trainer, trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._write(trainer)
+            self._write(trainer, trainer.callback_metrics)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._content["status"] = "finished"
-        self._write(trainer)
+        if self._content:
+            self._content["status"] = "finished"
+        self._write(trainer, trainer.callback_metrics)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._content |= {"status": "failed", "error": told(exception)}
-        # A device that has failed gives no metrics any more.
-        self._write(trainer, with_metrics=False)
+        if self._content:  # else there is no folder yet
+            self._content |= {"status": "failed", "error": told(exception)}
+        self._write(trainer)  # a device that has failed gives no metrics any more
 
-    def _write(self, trainer: Trainer, with_metrics: bool = True) -> None:
+    def _write(self, trainer: Trainer, metrics: Mapping[str, Any] | None = None) -> None:
         if not trainer.is_global_zero or not self._content:
             return
         self._content |= {"updated": _now(), **_progress(trainer)}
-        if with_metrics:
+        if metrics is not None:
             self._content["metrics"] = {
                 name: number if math.isfinite(number := float(value)) else None
-                for name, value in sorted(trainer.callback_metrics.items())
+                for name, value in sorted(metrics.items())
             }
         self._written = time.monotonic()
         try:

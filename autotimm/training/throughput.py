@@ -187,9 +187,9 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         losses, self._losses = self._losses, []
+        values = trainer.callback_metrics  # by all ranks: Lightning may reduce what is read
         if not losses or not trainer.is_global_zero or sys.stdout.isatty():
             return
-        values = trainer.callback_metrics
         parts = [f"loss {torch.stack(losses).mean():.4g}"]
         if "train/images_per_second" in values:
             parts.append(f"{values['train/images_per_second']:.4g} images/s")
