@@ -11,12 +11,14 @@ import sys
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.training import signals
+from autotimm.training.lost import LostRanksError
 from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
@@ -42,6 +44,8 @@ class TrainCLI(LightningCLI):
         """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
 
     def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            signals.release()  # nothing is there to be saved
         if self.subcommand in ("validate", "test", "predict"):
             options = self.config[self.subcommand]
             if not options.ckpt_path:
@@ -58,27 +62,26 @@ class TrainCLI(LightningCLI):
 def train(args: list[str] | None = None) -> None:
     """Run the command line with ``args``, or those of the process.
 
-    Exits with 2 on bad input, after one line that says so, and with 143 if SIGTERM ended the run.
+    Exits with 2 on bad input, after one line that says so, and with 85 where a signal has stopped a
+    fit, which goes on when it is started again.
     """
     try:
-        TrainCLI(
-            ObjectDetector,
-            InstanceSegmentationDataModule,
-            trainer_class=AutoTrainer,
-            subclass_mode_model=True,
-            # The model has its own optimizers: these flags would be taken and not be used.
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
-    except SIGTERMException as error:  # Lightning's exit, with a code of 0
-        print(
-            "error: ended by SIGTERM; if an epoch was finished, --ckpt_path goes on from the run's "
-            "checkpoints/last.ckpt",
-            file=sys.stderr,
-        )
-        raise SystemExit(143) from error
+        with signals.caught():  # from here: it may be minutes to the first step
+            TrainCLI(
+                ObjectDetector,
+                InstanceSegmentationDataModule,
+                trainer_class=AutoTrainer,
+                subclass_mode_model=True,
+                # The model has its own optimizers: these flags would be taken and not be used.
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                args=args,
+            )
+    except LostRanksError as error:
+        if error.tells:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
     except Exception as error:
         # jsonargparse and Lightning wrap what a constructor or a hook raised.
         cause: Any = error

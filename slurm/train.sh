@@ -1,33 +1,77 @@
 #!/usr/bin/env bash
-# Train on the nodes of a SLURM job: one task a device, DDP over all of them.
+# Train on the nodes of a SLURM job: one task a device, all of them one run.
 #
-#   sbatch --nodes=2 --gpus-per-node=8 slurm/train.sh fit --config launch/coco_r50_1x.yaml --data.data_dir shards/
+#   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config launch/coco_r50_1x.yaml --data.data_dir s3://bucket/coco
 #
-# Nodes, GPUs, time and partition are sbatch's own flags; everything behind the script's name goes to
-# launch/train.py. Submit from the checkout, whose .venv (make install) every node must see.
+# Nodes, GPUs, CPUs, time and partition are sbatch's own flags; everything behind the script's name goes to
+# launch/train.py, whose subcommand is fit unless it comes first. Submit from the checkout, whose .venv (make install)
+# every node must see. Ahead of the time limit, and when the job is preempted, the run is saved and the job requeued: it
+# goes on where it was. See slurm/README.md.
 #SBATCH --job-name=autotimm
 #SBATCH --output=slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
 #SBATCH --nodes=1
 set -euo pipefail
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}"
 python=${AUTOTIMM_PYTHON:-.venv/bin/python}
-if ! [ -x "$python" ]; then
-  echo "error: $PWD/$python is missing: run make install, or set AUTOTIMM_PYTHON to a Python that has autotimm" >&2
-  exit 2
+[ -x "$python" ] || fail "$PWD/$python is missing: run make install, or set AUTOTIMM_PYTHON to a Python that has autotimm"
+[[ ${1:--} == -* ]] && set -- fit "$@"
+
+# One task a GPU; one a node where there are none. The CPUs of a node are shared out, as srun gives a task one only.
+nodes=${SLURM_JOB_NUM_NODES:?}
+tasks=${SLURM_GPUS_ON_NODE:-1}
+cpus=$((SLURM_CPUS_ON_NODE / tasks))
+step=(--nodes="$nodes" --ntasks="$((nodes * tasks))" --ntasks-per-node="$tasks" --kill-on-bad-exit=1)
+if ((cpus)); then
+  step+=(--cpus-per-task="$cpus")
+else
+  echo "warning: $tasks tasks share $SLURM_CPUS_ON_NODE CPUs of a node: give sbatch --cpus-per-gpu or --exclusive" >&2
+  step+=(--overcommit)
 fi
 
-# One task a GPU; one a node where there are none.
-tasks_per_node=${SLURM_GPUS_ON_NODE:-1}
-nodes=${SLURM_JOB_NUM_NODES:?}
-
-# Two jobs may share a node: the port follows from the job's number.
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+# The address that SLURM itself uses: the node's name may not resolve. Below the ports that systems hand out by
+# themselves, one that follows from the job's number, as two jobs may share a node, and that nobody listens on.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# The address that SLURM itself uses; the node's name may not resolve.
 MASTER_ADDR=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-export MASTER_ADDR=${MASTER_ADDR:-$first} MASTER_PORT
+MASTER_ADDR=${MASTER_ADDR:-$first}
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+while (: <"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do
+  MASTER_PORT=$((15000 + (MASTER_PORT - 14999) % 15000))
+done
+export MASTER_ADDR MASTER_PORT
 
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $nodes nodes x $tasks_per_node tasks, $MASTER_ADDR:$MASTER_PORT"
-exec srun --nodes="$nodes" --ntasks="$((nodes * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
-  --kill-on-bad-exit=1 "$python" launch/train.py "$@"
+starts=$((${SLURM_RESTART_COUNT:-0} + 1))
+echo "job $SLURM_JOB_ID, start $starts, $(date -Is): $nodes nodes x $tasks tasks on $SLURM_JOB_NODELIST, $MASTER_ADDR:$MASTER_PORT"
+echo "commit $(git describe --always --dirty 2>/dev/null || echo unknown), $("$python" --version)," "$("$python" -c '
+from importlib.metadata import version
+print(", ".join(f"{name} {version(name)}" for name in ("autotimm", "torch", "lightning")))')"
+env | grep -E '^(AUTOTIMM|CUDA|GLOO|MASTER|NCCL|OMP|SLURM_(CPUS|GPUS|JOB_(NAME|PARTITION|QOS)|MEM)|TORCH)' | grep -viE '(token|secret|password|_key)' | sort
+
+# A run that a signal has stopped leaves a file, see autotimm/training/preemption.py.
+export AUTOTIMM_STOPPED=$PWD/.slurm-$SLURM_JOB_ID.stopped
+rm -f "$AUTOTIMM_STOPPED"
+trap : TERM # which is for the tasks: the job ends with this script, and they have to save
+code=0
+srun "${step[@]}" "$python" launch/train.py "$@" || code=$?
+if ! [ -e "$AUTOTIMM_STOPPED" ]; then
+  ((code == 0)) || echo "failed with $code; scontrol requeue $SLURM_JOB_ID has it go on from its last checkpoint" >&2
+  exit $code
+fi
+steps=$(<"$AUTOTIMM_STOPPED")
+rm "$AUTOTIMM_STOPPED"
+if ((steps == 0 && starts > 1)); then
+  fail "stopped twice before a step was done: give more --time than the 120 seconds of --signal and those of the start"
+fi
+# Not a job that was cancelled, nor one that SLURM requeues itself.
+if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+  scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit it again with --ckpt_path last" >&2
+fi
+exit 85

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from autotimm.streaming.buckets import Segment
 from autotimm.streaming.dataset import Failure, SampleStream, Skipped
 from autotimm.streaming.order import steps_per_epoch
+from autotimm.streaming.workers import outlive_signals
 from autotimm.structures import InputError
 
 _NAMED = 20  # samples that an error lists
@@ -79,6 +80,7 @@ class StreamLoader:
                 "prefetch_factor": prefetch_factor,
                 "persistent_workers": persistent_workers,
                 "multiprocessing_context": multiprocessing_context,
+                "worker_init_fn": outlive_signals,
             }
         self._loader: DataLoader | None = None
         self._epoch = epoch

@@ -8,6 +8,7 @@
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
     starts       how often the run was started: more than once where it was preempted or restarted
+    launch_id    of SLURM's job or torchrun's launch, which finds its run by it when started again
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   under which W&B and MLflow know the run
 
@@ -33,7 +34,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from autotimm.sharding.manifest import whole_file
 from autotimm.training import provenance
 from autotimm.training.loggers import go_on, run_folder, run_ids, told
+from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
+from autotimm.training.world import find_launch
 
 RECORD = "run.json"
 SECONDS = 10.0
@@ -69,13 +72,14 @@ class RunRecord(Callback):
         self._folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        before = read_record(self._folder)
+        before, launch = read_record(self._folder), find_launch()
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
             "started": before.get("started", _now()),
             "starts": before.get("starts", 0) + 1,
+            "launch_id": launch and launch.id,
             "command": provenance.command_line(),
             "versions": provenance.versions(),
             "environment": provenance.environment(),
@@ -115,8 +119,10 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        stopped = isinstance(exception, Stopped)
+        status, error = ("preempted", None) if stopped else ("failed", told(exception))
         if self._content:  # else there is no folder yet
-            self._content |= {"status": "failed", "error": told(exception)}
+            self._content |= {"status": status, "error": error}
         self._write(trainer)  # a device that has failed gives no metrics any more
 
     def _write(self, trainer: Trainer, metrics: Mapping[str, Any] | None = None) -> None:

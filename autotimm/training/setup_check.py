@@ -66,7 +66,7 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
             if error is not None:
                 raise error
             return
-        meeting = _meeting(trainer)
+        meeting = meeting_of(trainer)
         verdict = meeting.meet(report, judge)
         if verdict["probe"]:
             told = meeting.meet(sight(trainer, verdict["probe"]), judge)
@@ -173,7 +173,8 @@ def _groups(values: Iterable[str], ranks: Iterable[int] | None = None) -> dict[s
     return groups
 
 
-def _meeting(trainer: Trainer) -> Meeting:
+def meeting_of(trainer: Trainer) -> Meeting:
+    """The meeting place of a trainer's ranks, of which there are several."""
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
     address, port = environment.main_address, environment.main_port
     return meeting_at(address, port, trainer.global_rank, trainer.world_size)

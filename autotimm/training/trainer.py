@@ -21,15 +21,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.structures import InputError
 from autotimm.tasks.precision import MixedPrecision
-from autotimm.training import tuning
+from autotimm.training import preemption, tuning
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO
 from autotimm.training.loggers import make_loggers
 from autotimm.training.pictures import SavePictures
+from autotimm.training.preemption import Preemption
 from autotimm.training.progress import ProgressBar
 from autotimm.training.results import SaveResults
+from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import RunRecord
 from autotimm.training.setup_check import check_setup
+from autotimm.training.start import NamedCheckpoints, begin
 from autotimm.training.throughput import EpochLines, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
@@ -106,7 +109,7 @@ class AutoTrainer(Trainer):
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=make_loggers(logger, root),
+            logger=make_loggers(logger, root, folder_name(root)),
             callbacks=[
                 *given,
                 *_default_callbacks(
@@ -120,6 +123,35 @@ class AutoTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             **kwargs,
         )
+        self._checkpoint_connector = NamedCheckpoints(self)
+        preemption.take_signals(self)
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Trains. What SLURM or torchrun starts again goes on from its own run's newest checkpoint.
+
+        SIGTERM, SIGUSR2 and Ctrl-C have all ranks save and end the process with code 85.
+
+        Args:
+            model: to train.
+            train_dataloaders: in place of a data module.
+            val_dataloaders: likewise.
+            datamodule: the data.
+            ckpt_path: the checkpoint to go on from; ``last`` for the newest one of the newest run
+                below ``default_root_dir``.
+            weights_only: has no effect: checkpoints are never read otherwise.
+        """
+        with preemption.stoppable(self):
+            super().fit(
+                model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only
+            )
 
     def find_lr(
         self,
@@ -167,8 +199,12 @@ class AutoTrainer(Trainer):
 
     def _run(self, model: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Here, as fit, validate, test and predict all come through it before processes join.
-        check_setup(self, model, ckpt_path)
-        return super()._run(model, ckpt_path, *args, **kwargs)
+        begun = begin(self, ckpt_path)
+        check_setup(self, model, begun.checkpoint)
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Preemption):
+                callback.join(begun.meeting, begun.hosts)
+        return super()._run(model, begun.checkpoint, *args, **kwargs)
 
 
 def _strategy(
@@ -230,6 +266,7 @@ def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) 
         defaults.append(
             ModelCheckpoint(filename=name, save_last=True, save_on_train_epoch_end=True)
         )
+        defaults.append(Preemption(TIMEOUT))
     if bar and not any(isinstance(callback, LightningBar) for callback in given):
         defaults.append(ProgressBar())
     return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]

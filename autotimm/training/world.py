@@ -7,6 +7,7 @@ contradicts it is refused: fewer processes than planned would train on without a
 from __future__ import annotations
 
 import os
+import platform
 from typing import NamedTuple
 
 import torch
@@ -117,3 +118,34 @@ def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
             f"srun has started {local} task{'s' * (local > 1)} on this node, which has {gpus} "
             f"GPUs: give {flag}={gpus}, or devices={local} to leave the others idle"
         )
+
+
+class Launch(NamedTuple):
+    """What started this process.
+
+    Attributes:
+        id: the same for every start of it, and for nothing else.
+        name: that its run's folder should have; None for the next free ``version_<n>``.
+        again: whether it has been started before.
+    """
+
+    id: str
+    name: str | None
+    again: bool
+
+
+def find_launch() -> Launch | None:
+    """The launch that this process belongs to; None if it was started by hand."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        name = env["TORCHELASTIC_RUN_ID"]
+        if name == "none":  # torchrun's default, the same for all
+            name = f"{platform.node()}-{os.getppid()}"
+        return Launch(f"torchrun-{name}", None, env.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+    if "SLURM_JOB_ID" in env and "SLURM_STEP_ID" in env:  # srun's
+        job = env["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_TASK_ID" in env:
+            job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+        step, again = env["SLURM_STEP_ID"], env.get("SLURM_RESTART_COUNT", "0") != "0"
+        return Launch(f"slurm-{job}.{step}", f"job_{job}", again)
+    return None

@@ -1,0 +1,208 @@
+"""A run that is asked to stop saves its last step on all ranks and leaves, to go on later.
+
+The signal may reach one rank only, at any time: before the first step, in a step, in validation.
+Invariants: all ranks leave after the same optimizer step; the run that goes on from there has the
+losses, the order of samples and the validations of one that was not stopped; a process that was
+stopped ends with ``CODE``, after all ranks have saved and closed their logs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from autotimm.training import signals
+from autotimm.training.agreement import Agreement, over_gloo
+from autotimm.training.loggers import run_folder
+from autotimm.training.lost import is_of_another_rank, ranks_lost
+from autotimm.training.meeting import Meeting
+
+CODE = 85
+"""Exit code of a run that a signal stopped: started again, it goes on."""
+
+MARK = "AUTOTIMM_STOPPED"
+"""Environment variable with the path of a file. A run that was stopped leaves the number of its
+steps there and ends with 0: srun kills the other tasks of a job as soon as one ends with another
+code, and returns the code of those that it has killed."""
+
+
+class Stopped(SystemExit):
+    """Ends a process whose run was stopped by a signal.
+
+    Attributes:
+        steps: optimizer steps that were taken since this start.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(CODE)
+        self.steps = steps
+
+
+class Preemption(Checkpoint):
+    """Acts upon signals. One of the checkpoint callbacks, which come after all others: what they do
+    at a step is done when it is saved.
+
+    Args:
+        timeout: after which a rank that does not answer is an error.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.agreement = Agreement()
+        self.meeting: Meeting | None = None
+        self.hosts: list[str] = []  # the node of every rank
+        self._timeout = timeout
+        self._begun = 0  # optimizer steps when the fit began
+        self._seen = 0  # optimizer steps at the last boundary
+        self._due = 0  # the signal upon which the run leaves at the end of the epoch
+        self._validates = False  # whether a run that goes on has to begin with a validation
+
+    def join(self, meeting: Meeting | None, hosts: list[str]) -> None:
+        """Takes note of where the ranks meet and which their nodes are; None for one process."""
+        self.meeting, self.hosts = meeting, hosts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._due, self._validates = 0, False
+            self.agreement = Agreement()
+            if self.meeting is not None:
+                self.agreement = over_gloo(self.meeting, self._timeout)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = self._seen = trainer.global_step
+        if number := self.agreement.now():
+            self._leave(trainer, number)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._seen:  # gradients are being accumulated
+            return
+        self._seen = trainer.global_step
+        number = self.agreement.answer()
+        if not number:
+            self.agreement.ask()
+        elif trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._due = number  # from here Lightning would go on without the end of the epoch
+        else:
+            self._leave(trainer, number, validation=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if number := self._due or self.agreement.answer():
+            self._leave(trainer, number, validation=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # All meet at the last batch, before they wait for each other's results; who hears of a
+        # signal goes there at once.
+        last = trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch
+        if (self.agreement.heard() or last) and (number := self.agreement.now()):
+            self._leave(trainer, number, validation=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due:
+            self._leave(trainer, self._due)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._validates:
+            loops = checkpoint["loops"]["fit_loop"]
+            _begin_validation(loops["epoch_loop.val_loop.batch_progress"])
+
+    def _leave(self, trainer: Trainer, number: int, validation: bool = False) -> None:
+        """Saves what there is to save, on all ranks, and raises Stopped."""
+        steps = 0 if trainer.sanity_checking else trainer.global_step - self._begun
+        said = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
+        if steps:
+            self._validates = validation
+            path = run_folder(trainer) / "checkpoints" / "last.ckpt"
+            trainer.save_checkpoint(path)
+            said += f"saved {path}, from which it goes on when started again"
+        else:
+            said += "no step was taken since the start, so that there is nothing to save"
+        if trainer.is_global_zero:
+            print(said, file=sys.stderr, flush=True)
+        raise Stopped(steps)
+
+
+def take_signals(trainer: Trainer) -> None:
+    """Has Lightning leave signals alone."""
+    # Its handler of SIGTERM broadcasts wherever the ranks are just then, and they hang.
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    # What it asks the other ranks at every step instead, it waits for the device to hear.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Around a fit: signals are for its ``Preemption``, and ranks that are gone are named.
+
+    Without that callback signals do what they do elsewhere.
+
+    Raises:
+        Stopped: on all ranks, once all have saved and closed their logs.
+        LostRanksError: others have died or hang.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    own = next((c for c in callbacks if isinstance(c, Preemption)), None)
+    if own is None:
+        signals.release()
+        yield
+        return
+    with signals.caught():
+        try:
+            yield
+        except Stopped as stopped:
+            own.agreement.together()
+            if mark := os.environ.get(MARK):
+                if trainer.is_global_zero:
+                    Path(mark).write_text(f"{stopped.steps}\n")
+                stopped.code = 0
+            raise
+        except Exception as error:
+            lost = None
+            if own.meeting is not None and is_of_another_rank(error):
+                lost = ranks_lost(own.meeting, own.hosts, error)
+            if lost is None:
+                raise
+            raise lost from error
+
+
+def _begin_validation(progress: dict[str, Any]) -> None:
+    """Makes the progress of a validation what it is in the first of its batches.
+
+    Lightning runs a validation once more that was saved in such a batch.
+
+    Args:
+        progress: of the validation loop, as a checkpoint has it; changed in place.
+    """
+    done = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    progress["current"] |= done | {"ready": 1, "started": 1}
+    total = progress["total"]["completed"]
+    progress["total"] |= dict.fromkeys(done, total) | {"ready": total + 1, "started": total + 1}
+    progress["is_last_batch"] = False

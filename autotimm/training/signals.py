@@ -1,0 +1,66 @@
+"""Signals that ask a run to stop: they are noted, and acted upon where all ranks can act alike.
+
+Invariants: a handler sets a flag and nothing else, so that it may come at any instruction; the same
+signal once more ends the process at once; outside of a fit signals do what they did before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOPS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""From schedulers and torchrun; from SLURM ahead of the time limit (slurm/train.sh); Ctrl-C."""
+
+ECHO = 3.0
+"""Seconds within which the same signal is the same wish: a terminal signals torchrun and its
+processes alike, and torchrun passes on what it gets."""
+
+_came: dict[int, float] = {}  # signal number -> when it first came
+_before: dict[int, Any] = {}  # signal number -> the handler that ours replaced
+
+
+def received() -> int:
+    """Number of the signal that came first since they are caught; 0 if none did."""
+    return next(iter(_came), 0)
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """Within it, ``STOPS`` are noted. It may be nested; beside the main thread it does nothing."""
+    if _before or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _came.clear()
+    _before.update({number: signal.signal(number, _note) for number in STOPS})
+    try:
+        yield
+    finally:
+        _restore()
+
+
+def release() -> None:
+    """Ends the catching early, where nothing is there to act upon the signals.
+
+    What came meanwhile takes its usual effect now.
+    """
+    _restore()
+    if number := received():
+        signal.raise_signal(number)
+
+
+def _restore() -> None:
+    while _before:
+        signal.signal(*_before.popitem())
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if now - _came.setdefault(number, now) > ECHO:
+        os._exit(128 + number)

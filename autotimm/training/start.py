@@ -1,0 +1,129 @@
+"""Where a run begins: anew, from the checkpoint that was asked for, or where it was stopped.
+
+Invariants: a launch that is started again goes on from its own run, whatever its flags say; all
+ranks begin from the checkpoint that the first one chose; nothing is loaded that nobody named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from autotimm.structures import InputError
+from autotimm.training.meeting import JointError, Meeting, host_name
+from autotimm.training.resume import newest
+from autotimm.training.run_folder import find_run
+from autotimm.training.setup_check import judge, meeting_of
+from autotimm.training.setup_report import Report
+from autotimm.training.world import Launch, find_launch
+
+LAST = "last"
+"""As a checkpoint's path: the newest one of the newest run."""
+
+
+class NamedCheckpoints(_CheckpointConnector):
+    """Lightning's, without what it looks for unasked: under SLURM it loads a file of its own name
+    from the root folder, which any other job may have left there."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None
+
+    def _select_ckpt_path(
+        self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool
+    ) -> Any:
+        if ckpt_path == "hpc":
+            raise InputError("ckpt_path='hpc' is not used here: give a path, or 'last'")
+        if ckpt_path == LAST:  # Lightning knows of this trainer's own run only
+            return ckpt_path
+        return super()._select_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+
+
+class Beginning(NamedTuple):
+    """What all ranks know before a run begins.
+
+    Attributes:
+        checkpoint: to begin from; None to begin anew.
+        meeting: where the ranks meet; None for one process.
+        hosts: the node of every rank.
+    """
+
+    checkpoint: Any
+    meeting: Meeting | None
+    hosts: list[str]
+
+
+def begin(trainer: Trainer, wanted: Any) -> Beginning:
+    """Has the first rank choose the checkpoint to begin from. Called by all ranks at once.
+
+    Args:
+        trainer: whose run it is.
+        wanted: the checkpoint that was asked for.
+
+    Raises:
+        InputError: on all ranks, where there is none, or one of them has failed.
+    """
+    launch = find_launch() if trainer.state.fn == TrainerFn.FITTING else None
+
+    def choose(reports: list[Any]) -> dict[str, Any]:
+        """What all ranks are told."""
+        problems = judge(reports)["problems"]
+        checkpoint, said = wanted, None
+        if not problems:
+            try:
+                checkpoint, said = starting_point(trainer.default_root_dir, wanted, launch)
+            except (InputError, OSError) as error:  # for all ranks, not for the first one alone
+                problems = [str(error)]
+        hosts = [report and report["host"] for report in reports]
+        checkpoint = checkpoint and str(checkpoint)
+        return {"problems": problems, "checkpoint": checkpoint, "said": said, "hosts": hosts}
+
+    report = Report(host=host_name())
+    meeting = meeting_of(trainer) if trainer.world_size > 1 else None
+    told = choose([report]) if meeting is None else meeting.meet(report, choose)
+    if told["problems"]:
+        raise JointError("; ".join(told["problems"]))
+    if told["said"]:
+        rank_zero_info(told["said"])
+    return Beginning(told["checkpoint"], meeting, told["hosts"])
+
+
+def starting_point(
+    root: str | Path, wanted: Any, launch: Launch | None = None
+) -> tuple[Any, str | None]:
+    """The checkpoint that a run begins from.
+
+    Args:
+        root: folder below which the runs lie.
+        wanted: the path that was asked for, ``LAST`` or None.
+        launch: that of a fit.
+
+    Returns:
+        Its path, or None to begin anew; and a line to say, if it is not what was asked for.
+    """
+    if launch is not None and launch.again:
+        run = find_run(root, launch)
+        own = newest(run) if run is not None else None
+        if own is not None:
+            return str(own), f"started again ({launch.id}): goes on from {own}"
+        if run is not None:
+            begins = f"from {wanted}" if wanted else "anew"
+            return wanted, f"started again ({launch.id}): {run} has no checkpoint, begins {begins}"
+    if wanted != LAST:
+        return wanted, None
+    found = newest_below(root)
+    if found is None:
+        return None, f"ckpt_path=last: there is no checkpoint below {root}"
+    return str(found), f"ckpt_path=last: {found}"
+
+
+def newest_below(root: str | Path) -> Path | None:
+    """The newest whole checkpoint of the run below ``root`` that saved last; None if none has."""
+    paths = sorted(Path(root).glob("**/checkpoints/*.ckpt"), key=lambda path: path.lstat().st_mtime)
+    folders = dict.fromkeys(path.parent for path in reversed(paths))
+    return next((path for folder in folders if (path := newest(folder)) is not None), None)
