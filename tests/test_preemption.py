@@ -82,6 +82,7 @@ STEPS = {"val_check_interval": 3}
 SUMS = {"accumulate_grad_batches": 2, "limit_val_batches": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "places"),
     [
@@ -105,5 +106,3 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
         assert left.value.code == CODE
         fit(shard_folder, root, second, ckpt_path="last", **options)
         assert first.done + second.done == truth.done, place
-        # It has left at once, and in a place to leave at.
-        print(place, len(first.done), first.done[-1:])

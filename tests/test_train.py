@@ -188,26 +188,6 @@ def test_detector_without_masks(
     assert (tmp_path / "version_1" / "predict-results.json").is_file()
 
 
-@pytest.mark.slow
-def test_a_run_that_sigterm_ends_does_not_count_as_finished(painted: Path, tmp_path: Path) -> None:
-    flags = [*TINY_MODEL, "--trainer.max_epochs=100000", "--trainer.limit_val_batches=0"]
-    flags += [f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"]
-    words = [sys.executable, str(TRAIN), "fit", "--config", str(SMALL), *flags]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2 "):
-            break
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == 143
-    assert "error: ended by SIGTERM" in errors
-    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] >= 7
-
-
 def test_print_config_shows_every_setting() -> None:
     printed = run("fit", "--config", SMALL, "--print_config").stdout
     for line in ("backbone: resnet18", "mask_loss_weight: 1.0", "batch_size: 2", "max_epochs: 100"):

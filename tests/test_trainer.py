@@ -30,7 +30,8 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
 
     every = [
         *("CheckLoss", "Throughput", "EpochLines", "SavePictures"),
-        *("SaveResults", "RunRecord", "ModelCheckpoint", "ProgressBar"),
+        *("SaveResults", "RunRecord", "ModelCheckpoint", "Preemption"),
+        "ProgressBar",
     ]
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
