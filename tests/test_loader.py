@@ -327,3 +327,20 @@ def test_the_account_is_of_one_epoch() -> None:
     loader.stream.source.damaged.clear()  # type: ignore[attr-defined]
     list(loader)
     assert loader.skipped == {}
+
+
+def test_how_long_batches_were_waited_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making a batch takes three seconds here, and what is done with it a hundred."""
+    now = [0.0]
+    monkeypatch.setattr("autotimm.streaming.loader.time.perf_counter", lambda: now[0])
+    loader = make(Numbers([6]), Leg(1, 2), 0)
+
+    def finish(batch: Any) -> Any:
+        now[0] += 3
+        return batch
+
+    loader._finish = finish
+    for epoch in (1, 2):
+        for step, _ in enumerate(loader, 1):
+            assert loader.waited == 3 * (step + 3 * (epoch - 1))
+            now[0] += 100

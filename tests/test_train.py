@@ -131,6 +131,32 @@ def test_a_coco_folder_trains_like_its_shards(painted: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_seed_reproduces_a_run(painted: Path, tmp_path: Path) -> None:
+    """On two ranks with workers: every logged number but those of the clock, to the last bit."""
+
+    def numbers(name: str, *seeds: str) -> list[dict[str, str]]:
+        run(
+            *("fit", "--config", SMALL, f"--data.data_dir={painted / 'shards'}", *TINY_MODEL),
+            *("--data.num_workers=1", "--trainer.max_epochs=2", "--trainer.limit_val_batches=0"),
+            *(f"--trainer.default_root_dir={tmp_path / name}", *seeds),
+            processes=2,
+        )
+        with (tmp_path / name / "version_0" / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        clock = ("train/images_per_second", "train/data_wait")
+        return [{k: v for k, v in row.items() if v and k not in clock} for row in rows]
+
+    first = numbers("a", "--seed_everything=5", "--data.seed=7")
+    assert sum("train/loss" in row for row in first) == 8
+    assert numbers("b", "--seed_everything=5", "--data.seed=7") == first
+    assert numbers("c", "--seed_everything=5", "--data.seed=8")[0] != first[0]
+    record = json.loads((tmp_path / "a" / "version_0" / "run.json").read_text())
+    assert (record["status"], record["step"], record["machine"]["processes"]) == ("finished", 8, 2)
+    kept = {p.name.partition(".")[0] for p in (tmp_path / "a" / "version_0").iterdir()}
+    assert kept >= {"config", "hparams", "metrics", "run", "checkpoints", "events"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "epochs"),
     # Enough for two dozen steps: one step's loss depends more on its images than on the training.
@@ -280,6 +306,53 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
     assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+
+
+@pytest.mark.slow
+def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> None:
+    """On two ranks: a logger, a metric, the pictures and run.json that fail, at every turn."""
+    script = tmp_path / "blind.py"
+    script.write_text(
+        "import os\n"
+        "from lightning.pytorch.loggers import TensorBoardLogger\n"
+        "from torchmetrics.detection import MeanAveragePrecision\n"
+        "from autotimm import visualize\n"
+        "from autotimm.cli import train\n"
+        "from autotimm.training import run_record\n"
+        "def fail(*_, **__):\n"
+        "    raise OSError('as it happens')\n"
+        "TensorBoardLogger.log_metrics = fail\n"
+        "visualize.draw_instances = fail\n"
+        "run_record.write_record = fail\n"
+        "compute = MeanAveragePrecision.compute\n"
+        "def broken(self):\n"
+        "    segm = 'segm' in self.iou_type and os.environ['RANK'] == '0'\n"
+        "    return fail() if segm else compute(self)\n"
+        "MeanAveragePrecision.compute = broken\n"
+        "train()\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
+    words = [*launcher, "--nproc-per-node=2", script, "fit", "--config", SMALL, *TINY_MODEL, *given]
+    done = subprocess.run(
+        [*map(str, words), "--trainer.max_epochs=3"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = tmp_path / "version_0" / "metrics.csv"
+    assert len(column(rows, "train/loss")) == 12
+    assert len(column(rows, "val/box_mAP")) == 3
+    assert column(rows, "val/mask_mAP") == pytest.approx([float("nan")] * 3, nan_ok=True)
+    for told in (
+        "_TensorBoard fails, and the run goes on without it",
+        "val/mask_mAP fails, and is NaN: OSError: as it happens",
+        "cannot be drawn, and the run goes on",
+        "run.json cannot be written, and the run goes on",
+    ):
+        assert done.stderr.count(told) == 1, done.stderr[-4000:]
 
 
 def test_a_worker_may_be_killed_during_a_step(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from batches import random_batch, small
 from lightning.pytorch.callbacks import TQDMProgressBar
 from line import Line, loader, quiet
+from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
 from autotimm.training import trainer
@@ -43,3 +46,39 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=3).fit(Line(), loader(), loader(1))
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 15
+
+
+def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path) -> None:
+    """Three batches, two to a step and the last alone; against gradients averaged by hand."""
+    batches = [random_batch([2, 1], seed=i) for i in range(3)]
+    settings = {"optimizer": "sgd", "lr": 0.1, "scheduler": None, "weight_decay": 0.0}
+    model = small(**settings)
+
+    def seeded(step: Any) -> Any:
+        def run(batch: Any, batch_idx: int) -> Any:
+            torch.manual_seed(batch_idx)  # chooses the boxes that masks are learnt on
+            return step(batch, batch_idx)
+
+        return run
+
+    model.training_step = seeded(model.training_step)
+    run = quiet(tmp_path, max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=0.5)
+    run.fit(model, DataLoader(batches, batch_size=None))
+    assert run.global_step == 2
+
+    twin = small(**settings)
+    twin.log = twin.log_dict = lambda *_, **__: None
+    step = seeded(twin.training_step)
+    weights = [p for p in twin.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, 0.1, momentum=0.9)
+    for indices in ([0, 1], [2]):
+        # Lightning divides by the batches of a whole step also where there are fewer.
+        (sum(step(batches[i], i) for i in indices) / 2).backward()
+        norm = torch.cat([p.grad.flatten() for p in weights]).norm()
+        assert norm > 0.5
+        for p in weights:
+            p.grad *= 0.5 / norm
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, found), wanted in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6), name

@@ -72,19 +72,23 @@ def find_batch_size(
     """
     if trainer.world_size > 1:
         raise InputError("find_batch_size runs on one process: its answer is that of every rank")
-    if trainer.strategy.root_device.type == "cpu":
+    if not _has_limited_memory(trainer):
         raise InputError("find_batch_size needs a GPU: what a CPU's memory holds cannot be tried")
     if most < 1 or steps < 1:
         raise InputError(f"find_batch_size: most={most} and steps={steps} must be at least 1")
     _bare(trainer, [])
-    found = Tuner(trainer).scale_batch_size(
-        model,
-        datamodule=datamodule,
-        mode="binsearch",
-        steps_per_trial=steps,
-        init_val=1,
-        max_val=most,
-    )
+    own, datamodule.batch_size = datamodule.batch_size, 1  # the schedule asks for a loader early
+    try:
+        found = Tuner(trainer).scale_batch_size(
+            model,
+            datamodule=datamodule,
+            mode="binsearch",
+            steps_per_trial=steps,
+            init_val=1,
+            max_val=most,
+        )
+    finally:
+        datamodule.batch_size = own
     assert found is not None
     return found
 
@@ -154,6 +158,10 @@ class _Sweep(Callback):
             self.rates.pop()
             self.losses.pop()
             trainer.should_stop = True
+
+
+def _has_limited_memory(trainer: Trainer) -> bool:
+    return trainer.strategy.root_device.type != "cpu"
 
 
 def _over_ranks(loss: Tensor) -> float:
