@@ -92,9 +92,9 @@ def test_csv_is_always_there_and_tensorboard_by_default(tmp_path: Path) -> None:
     def kinds(given: Any) -> list[str]:
         return [type(one).__name__ for one in make_loggers(given, tmp_path)]
 
-    assert kinds(None) == kinds(True) == ["MetricsLogger", "_TensorBoard"]
+    assert kinds(None) == kinds(True) == ["MetricsLogger", "TensorBoard"]
     assert kinds("csv") == ["MetricsLogger"]
-    assert kinds(["tensorboard", "csv", "tensorboard"]) == ["MetricsLogger", "_TensorBoard"]
+    assert kinds(["tensorboard", "csv", "tensorboard"]) == ["MetricsLogger", "TensorBoard"]
     assert kinds(False) == []
     own = CSVLogger(tmp_path)
     assert make_loggers([own, "tensorboard"], tmp_path)[0] is own

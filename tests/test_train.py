@@ -347,7 +347,7 @@ def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> No
     assert len(column(rows, "val/box_mAP")) == 3
     assert column(rows, "val/mask_mAP") == pytest.approx([float("nan")] * 3, nan_ok=True)
     for told in (
-        "_TensorBoard fails, and the run goes on without it",
+        "TensorBoard fails, and the run goes on without it",
         "val/mask_mAP fails, and is NaN: OSError: as it happens",
         "cannot be drawn, and the run goes on",
         "run.json cannot be written, and the run goes on",

@@ -77,7 +77,7 @@ def _named(name: Any, own: CSVLogger, root: Path, known: str | None) -> Logger:
     if not _installed(name):
         raise InputError(f"logger={name!r} needs pip install {name}")
     if name == "tensorboard":
-        return _TensorBoard(own)
+        return TensorBoard(own)
     run = Path(own.log_dir).name
     if name == "wandb":
         return WandbLogger(
@@ -228,7 +228,7 @@ class _Guarded(Logger):
         return _rebuilt, (kind, state)
 
 
-class _TensorBoard(TensorBoardLogger):
+class TensorBoard(TensorBoardLogger):
     """Writes into the folder of another logger."""
 
     def __init__(self, beside: CSVLogger) -> None:
