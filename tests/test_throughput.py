@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -116,6 +117,23 @@ def test_the_time_to_go_is_that_of_what_was_done(clock: list[float]) -> None:
     assert callback.remaining(run) == timedelta(seconds=870 * 2)
     run.estimated_stepping_batches = float("inf")
     assert callback.remaining(run) is None
+
+
+def test_the_rate_of_a_step_is_logged_with_it(tmp_path: Path) -> None:
+    class Stepped(Line):
+        def configure_optimizers(self):
+            groups = [{"params": [self.weight], "lr": 0.1}, {"params": [self.other], "lr": 0.4}]
+            optimizer = torch.optim.SGD(groups)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    model = Stepped()
+    model.other = torch.nn.Parameter(torch.tensor(0.0))
+    run = quiet(tmp_path, max_epochs=1, log_every_n_steps=1, limit_val_batches=0, logger="csv")
+    run.fit(model, loader(4))
+    with (tmp_path / "version_0" / "metrics.csv").open(newline="") as file:
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
+    assert rates == pytest.approx([0.4, 0.2, 0.4 / 3, 0.1])
 
 
 class Event:

@@ -32,7 +32,7 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
         return [type(c).__name__ for c in made]
 
     every = [
-        *("CheckLoss", "Throughput", "EpochLines", "SavePictures"),
+        *("CheckLoss", "Throughput", "LearningRate", "EpochLines", "SavePictures"),
         *("SaveResults", "RunRecord", "ModelCheckpoint", "Preemption"),
         "ProgressBar",
     ]

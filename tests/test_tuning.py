@@ -139,7 +139,7 @@ def test_the_largest_batch_that_fits_is_found(
 
 
 def test_the_command_line_finds_a_rate(
-    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(AutoTrainer, "fit", lambda *_, **__: None)
     monkeypatch.setattr(tuning, "steepest", lambda *_: 0.0125)
@@ -152,7 +152,7 @@ def test_the_command_line_finds_a_rate(
             f"--trainer.default_root_dir={tmp_path}",
         ]
     )
-    assert "learning rate: 0.0125 (--model.init_args.lr 0.0125)" in caplog.text
+    assert "learning rate: 0.0125 (--model.init_args.lr 0.0125)" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

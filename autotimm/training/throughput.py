@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 BOUND = 0.1
 """Share of the time from which on waiting for data is what bounds a run: below it are the moments
@@ -167,6 +168,15 @@ class Throughput(Callback):
             gap = self._gaps.popleft()
             # The clock of events counts milliseconds. More than the loader took is not its fault.
             self._waited += min(gap.before.elapsed_time(gap.after) / 1000, gap.waited)
+
+
+class LearningRate(Callback):
+    """Logs ``train/lr``, the highest of the parameter groups' rates: that of the heads."""
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        pl_module.log("train/lr", max(float(group["lr"]) for group in optimizer.param_groups))
 
 
 class EpochLines(Callback):

@@ -17,7 +17,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.structures import InputError
 from autotimm.tasks.precision import MixedPrecision
@@ -30,10 +29,10 @@ from autotimm.training.preemption import Preemption
 from autotimm.training.progress import ProgressBar
 from autotimm.training.results import SaveResults
 from autotimm.training.run_folder import folder_name
-from autotimm.training.run_record import RunRecord
+from autotimm.training.run_record import RunRecord, read_record
 from autotimm.training.setup_check import check_setup
 from autotimm.training.start import NamedCheckpoints, begin
-from autotimm.training.throughput import EpochLines, Throughput
+from autotimm.training.throughput import EpochLines, LearningRate, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
 # What the libraries below say of each other's insides, and no user can mend.
@@ -59,7 +58,11 @@ class AutoTrainer(Trainer):
     - Under torchrun or srun it takes the number of processes and nodes from there. Several
       processes train with DDP.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
-      (the last epoch's as ``last.ckpt``), ``pictures/``, and the results of a test as COCO JSON.
+      (the last epoch's as ``last.ckpt``), ``pictures/``, ``run.json`` (where it stands, and what it
+      came from), and the results of a test as COCO JSON.
+    - ``logger``: ``tensorboard`` (by default, where it is installed), ``wandb``, ``mlflow``, or
+      Logger objects, one or several; ``metrics.csv`` always. False for none. One that fails is
+      warned of, and ends no run.
     - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
 
@@ -100,6 +103,8 @@ class AutoTrainer(Trainer):
             )
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
         root = default_root_dir or "runs"
+        name = folder_name(root)
+        known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         strategy = _strategy(strategy, devices, num_nodes)
         precision, plugins = _precision(precision, accelerator, strategy, _plugins(plugins))
@@ -109,7 +114,7 @@ class AutoTrainer(Trainer):
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=make_loggers(logger, root, folder_name(root)),
+            logger=make_loggers(logger, root, name, known.get("logger_ids")),
             callbacks=[
                 *given,
                 *_default_callbacks(
@@ -173,7 +178,8 @@ class AutoTrainer(Trainer):
             steps: optimizer steps in all.
         """
         found = tuning.find_lr(self, model, datamodule, least, most, steps)
-        rank_zero_info(f"learning rate: {found:.3g} (--model.init_args.lr {found:.3g})")
+        if self.is_global_zero:
+            print(f"learning rate: {found:.3g} (--model.init_args.lr {found:.3g})", flush=True)
         return found
 
     def find_batch_size(
@@ -194,7 +200,7 @@ class AutoTrainer(Trainer):
             steps: to train with each.
         """
         found = tuning.find_batch_size(self, model, datamodule, most, steps)
-        rank_zero_info(f"batch size: {found} on each GPU (--data.batch_size {found})")
+        print(f"batch size: {found} on each GPU (--data.batch_size {found})", flush=True)
         return found
 
     def _run(self, model: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -255,6 +261,7 @@ def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) 
     defaults: list[Callback] = [
         CheckLoss(),
         Throughput(),
+        LearningRate(),
         EpochLines(),
         SavePictures(),
         SaveResults(),
