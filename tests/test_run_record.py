@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import threading
@@ -11,10 +12,12 @@ from typing import Any
 import orjson
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from line import Line, loader, quiet
 
 from autotimm import AutoTrainer
 from autotimm.training import provenance, run_record
+from autotimm.training.loggers import make_loggers
 from autotimm.training.run_record import read_record, write_record
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -97,8 +100,6 @@ def test_a_test_has_a_record_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
     class Better(Seen):
         def on_validation_epoch_end(self):
             self.log("val/mAP", (0.1, 0.3, 0.2)[self.trainer.current_epoch])
@@ -113,20 +114,28 @@ def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_in_its_folder_keeps_its_beginning(tmp_path: Path) -> None:
+    """From step 5 of 8, though it came to step 7 before it was lost."""
     folder = tmp_path / "version_0"
-    quiet(tmp_path, max_epochs=1).fit(Seen(), loader(4), loader(1))
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    first = Seen(fail_at=7)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        quiet(tmp_path, max_epochs=2, callbacks=[saving], log_every_n_steps=1).fit(
+            first, loader(4), loader(1)
+        )
     before = read_record(folder)
-    write_record(folder, {**before, "launch_id": "x-1", "started": "2020-01-01T00:00:00+00:00"})
-    from autotimm.training.loggers import make_loggers
+    assert (before["status"], before["step"]) == ("failed", 7)
+    write_record(folder, {**before, "started": "2020-01-01T00:00:00+00:00"})
 
-    again = quiet(tmp_path, max_epochs=2, logger=make_loggers("csv", tmp_path, "version_0"))
-    again.fit(Seen(), loader(4), loader(1), ckpt_path=folder / "checkpoints" / "last.ckpt")
+    logger = make_loggers("csv", tmp_path, "version_0")
+    again = quiet(tmp_path, max_epochs=2, logger=logger, log_every_n_steps=1)
+    again.fit(Seen(), loader(4), loader(1), ckpt_path=tmp_path / "step=5.ckpt")
     last = read_record(folder)
-    assert (last["starts"], last["launch_id"], last["started"][:4]) == (2, "x-1", "2020")
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    steps = [int(row.split(",")[rows[0].split(",").index("step")]) for row in rows[1:]]
-    assert steps == sorted(steps)
-    assert steps[-1] == 7
+    assert (last["status"], last["step"], last["error"]) == ("finished", 8, None)
+    assert (last["starts"], last["started"][:4]) == (2, "2020")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(8))
+    assert [int(row["step"]) for row in rows if row["val/mAP"]] == [3, 7]
 
 
 def test_readers_never_see_half_of_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from line import Line, loader, quiet
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -90,6 +91,26 @@ def test_a_loader_that_tells_is_believed(tmp_path: Path, clock: list[float]) -> 
     assert run.logged_metrics["train/data_wait"] == pytest.approx(0.25)
 
 
+def test_the_start_of_an_epoch_that_is_gone_on_with_is_left_out_too(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    class Compiling(Timed):
+        first = True
+
+        def training_step(self, batch, batch_idx):
+            self.clock[0] += 500 if self.first else 0
+            self.first = False
+            return super().training_step(batch, batch_idx)
+
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    first = quiet(tmp_path, max_steps=4, callbacks=saving, limit_val_batches=0)
+    first.fit(Timed(clock), loader(10))
+    run = quiet(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(Compiling(clock), loader(10), ckpt_path=tmp_path / "step=4.ckpt")
+    assert run.global_step > 4
+    assert run.logged_metrics["train/images_per_second"] == pytest.approx(2.0)
+
+
 def test_logged_steps_tell_of_the_time_since_the_last(tmp_path: Path, clock: list[float]) -> None:
     speeds: list[tuple[float, float]] = []
 
@@ -110,7 +131,9 @@ def test_logged_steps_tell_of_the_time_since_the_last(tmp_path: Path, clock: lis
 
 def test_the_time_to_go_is_that_of_what_was_done(clock: list[float]) -> None:
     callback = Throughput()
-    run: Any = SimpleNamespace(global_step=100, estimated_stepping_batches=1000)
+    run: Any = SimpleNamespace(
+        global_step=100, estimated_stepping_batches=1000, train_dataloader=None
+    )
     callback.on_train_start(run, Line())
     assert callback.remaining(run) is None
     clock[0], run.global_step = 60.0, 130

@@ -7,7 +7,7 @@
     best, last   checkpoints: path, and of the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
-    starts       how often the run was started: more than once where it was preempted or restarted
+    starts       how often training was started: again where it was preempted or restarted
     launch_id    of SLURM's job or torchrun's launch, which finds its run by it when started again
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   under which W&B and MLflow know the run
@@ -78,7 +78,7 @@ class RunRecord(Callback):
             "stage": stage,
             "error": None,
             "started": before.get("started", _now()),
-            "starts": before.get("starts", 0) + 1,
+            "starts": before.get("starts", 0) + (stage == "fit"),
             "launch_id": launch and launch.id,
             "command": provenance.command_line(),
             "versions": provenance.versions(),

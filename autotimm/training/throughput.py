@@ -53,11 +53,13 @@ class Throughput(Callback):
     ``train/gpu_memory_gib`` is the most that was allocated, on any rank.
 
     Args:
-        skip: steps at the start of each epoch that are left out: workers start and code compiles.
+        skip: batches at the start of each epoch, or where it is gone on with, that are left out:
+            workers start and code compiles.
     """
 
     def __init__(self, skip: int = 2) -> None:
         self.skip = skip
+        self._skipped = 0
         self.recent: tuple[float, float] | None = None
         """Images a second and data wait between the last two steps that were logged."""
         self._paused_since = self._paused = 0.0
@@ -73,10 +75,12 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = (time.perf_counter(), trainer.global_step)
+        self.on_train_epoch_start(trainer, pl_module)  # of an epoch that is gone on with, too
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = self._window = self._ended = self._before = self.recent = None
         self._gaps.clear()
+        self._skipped = 0
         self._told = _loader_waited(trainer) or 0.0
 
     def on_train_batch_start(
@@ -104,7 +108,8 @@ class Throughput(Callback):
         self._images += batch["image"].shape[0] * trainer.world_size
         self._ended = self._seconds()
         if self._epoch is None:
-            if batch_idx + 1 >= self.skip:
+            self._skipped += 1
+            if self._skipped >= self.skip:
                 _finish_device_work(pl_module)
                 self._add_gaps(finished=True)
                 self._epoch = self._window = self._mark()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def find_lr(
     trainer.fit_loop.epoch_loop.max_steps = steps
     # What a tried rate did to the weights is no part of the answer.
     before = copy.deepcopy(model.state_dict())
-    trainer.fit(model, datamodule=datamodule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "warmup_steps=")  # there is no warm-up here
+        trainer.fit(model, datamodule=datamodule)
     model.load_state_dict(before)
     return steepest(sweep.rates, sweep.losses)
 
