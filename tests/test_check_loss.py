@@ -129,7 +129,7 @@ def test_nothing_is_saved_after_it(fused: bool, tmp_path: Path) -> None:
     state = torch.load(folder / "last.ckpt", weights_only=True)
     assert state["global_step"] == 8
     assert state["state_dict"]["weight"].isfinite().all()
-    assert sorted(p.name for p in folder.iterdir()) == ["epoch=0-step=8.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["last.ckpt", "step_8.ckpt"]
 
 
 @pytest.mark.parametrize("fused", [False, True])

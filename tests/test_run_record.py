@@ -57,7 +57,7 @@ def test_a_script_can_follow_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert last["metrics"]["val/mAP"] == 0.5
     assert last["metrics"]["val/broken"] is None
     assert last["metrics"]["train/loss"] < model.seen[4]["metrics"]["train/loss"]
-    assert Path(last["last"]).name == "last.ckpt"
+    assert Path(last["last"]).name == "step_8.ckpt"
     assert last["starts"] == 1
     assert last["started"] <= last["updated"]
     assert not list((tmp_path / "version_0").glob(".run.json*"))

@@ -28,13 +28,12 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
         pass
 
     def kinds(given):
-        made = trainer._default_callbacks(given, checkpoints=True, bar=True)
+        made = trainer._default_callbacks(given, True)
         return [type(c).__name__ for c in made]
 
     every = [
         *("CheckLoss", "Throughput", "LearningRate", "EpochLines", "SavePictures"),
-        *("SaveResults", "RunRecord", "ModelCheckpoint", "Preemption"),
-        "ProgressBar",
+        *("SaveResults", "RunRecord", "KeepState", "ProgressBar"),
     ]
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]

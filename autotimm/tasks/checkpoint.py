@@ -13,6 +13,9 @@ from autotimm.data import options
 from autotimm.data.transforms import INTERPOLATIONS
 from autotimm.structures import InputError, Preprocessing
 
+EMA = "ema"
+"""The key of a checkpoint for the average of the weights: ``decay`` and ``state_dict``."""
+
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The content of a checkpoint of Lightning's. Code in it is refused, not run.
@@ -45,7 +48,29 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is not a checkpoint of a trained model: it has no state_dict")
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        settings = checkpoint.get(key)
+        if isinstance(settings, dict) and "_instantiator" in settings:  # Lightning would import it
+            raise InputError(
+                f"{path} names code to be run ({settings['_instantiator']!r} as _instantiator), "
+                f"which was not run: it does not come from this package"
+            )
     return checkpoint
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The weights to use and to publish: their average, where the training kept one (``ema``), else
+    those that were trained.
+
+    Raises:
+        InputError: the average is not what it should be.
+    """
+    average = checkpoint.get(EMA)
+    if average is None:
+        return checkpoint["state_dict"]
+    if not isinstance(average, dict) or not isinstance(average.get("state_dict"), dict):
+        raise InputError("the checkpoint's average of the weights (ema) is none: it is damaged")
+    return average["state_dict"]
 
 
 def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:

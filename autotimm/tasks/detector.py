@@ -25,10 +25,12 @@ from autotimm.models.network import CANVAS_MULTIPLE, Network
 from autotimm.structures import Batch, Detections, InputError, Preprocessing
 from autotimm.tasks import optimization
 from autotimm.tasks.checkpoint import (
+    EMA,
     categories_of,
     check_goes_on,
     preprocessing_of,
     read_checkpoint,
+    weights_of,
 )
 from autotimm.tasks.settings import check
 
@@ -339,6 +341,8 @@ class ObjectDetector(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.training:
             check_goes_on(checkpoint)
+        elif EMA in checkpoint:
+            checkpoint["state_dict"] = weights_of(checkpoint)
         saved = categories_of(checkpoint)
         self._check_categories(saved)
         self.categories = saved or self.categories
@@ -366,6 +370,8 @@ class ObjectDetector(LightningModule):
         **overrides: Any,
     ) -> Self:
         """The model of a checkpoint on disk or at a URL. Only weights and plain values are read.
+
+        Where the training kept an average of the weights (``ema_decay``), that is the model.
 
         It comes uncompiled, as a few predictions would not pay for minutes of compilation:
         ``compile_model=True`` asks for it.

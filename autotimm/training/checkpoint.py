@@ -153,8 +153,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
+def _reason(error: BaseException) -> str:
+    """The system's own words, which torch.save hides behind an error of its own."""
+    first: BaseException | None = error
+    while first is not None and not (isinstance(first, OSError) and first.strerror):
+        first = first.__cause__ or first.__context__
+    return str(getattr(first, "strerror", "")) or next(iter(str(error).splitlines()), "")
 
 
 def _distributed() -> bool:

@@ -23,9 +23,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from autotimm.training import signals
 from autotimm.training.agreement import Agreement, over_gloo
-from autotimm.training.loggers import run_folder
 from autotimm.training.lost import is_of_another_rank, ranks_lost
 from autotimm.training.meeting import Meeting
+from autotimm.training.saving import Checkpoints
 
 CODE = 85
 """Exit code of a run that a signal stopped: started again, it goes on."""
@@ -50,7 +50,7 @@ class Stopped(SystemExit):
 
 class Preemption(Checkpoint):
     """Acts upon signals. One of the checkpoint callbacks, which come after all others: what they do
-    at a step is done when it is saved.
+    at a step is done when it is saved, by ``Checkpoints``, which comes before it.
 
     Args:
         timeout: after which a rank that does not answer is an error.
@@ -136,8 +136,9 @@ class Preemption(Checkpoint):
         said = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
         if steps:
             self._validates = validation
-            path = run_folder(trainer) / "checkpoints" / "last.ckpt"
-            trainer.save_checkpoint(path)
+            savers: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            saver = next(one for one in savers if isinstance(one, Checkpoints))
+            path = saver.save(trainer)
             said += f"saved {path}, from which it goes on when started again"
         else:
             said += "no step was taken since the start, so that there is nothing to save"

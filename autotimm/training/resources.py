@@ -110,10 +110,11 @@ def check_batch(config: dict[str, Any], batch_size: int, accumulate: int, world:
 
 def checkpoint_folder(trainer: Trainer) -> str | None:
     """Where the run will write its checkpoints, or the folder above; None if it writes none."""
-    writers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    writers = trainer.checkpoint_callbacks
     if trainer.state.fn != TrainerFn.FITTING or not writers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    given = [str(writer.dirpath) for writer in writers if writer.dirpath]
+    others = [writer for writer in writers if isinstance(writer, ModelCheckpoint)]
+    given = [str(writer.dirpath) for writer in others if writer.dirpath]
     return given[0] if given else str(trainer.default_root_dir)
 
 

@@ -35,6 +35,7 @@ from autotimm.sharding.manifest import whole_file
 from autotimm.training import provenance
 from autotimm.training.loggers import go_on, run_folder, run_ids, told
 from autotimm.training.preemption import Stopped
+from autotimm.training.saving import Checkpoints
 from autotimm.training.throughput import is_logged
 from autotimm.training.world import find_launch
 
@@ -158,7 +159,7 @@ def _progress(trainer: Trainer) -> dict[str, Any]:
         "max_epochs": trainer.max_epochs,
     }
     for saver in trainer.checkpoint_callbacks:
-        if not isinstance(saver, ModelCheckpoint):
+        if not isinstance(saver, ModelCheckpoint | Checkpoints):
             continue
         if saver.last_model_path:
             content["last"] = saver.last_model_path

@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -18,11 +17,13 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
+from autotimm import urls
 from autotimm.structures import InputError
 from autotimm.tasks.precision import MixedPrecision
 from autotimm.training import preemption, tuning
 from autotimm.training.check_loss import CheckLoss
-from autotimm.training.checkpoint import PlainCheckpointIO
+from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
+from autotimm.training.ema import AverageWeights
 from autotimm.training.loggers import make_loggers
 from autotimm.training.pictures import SavePictures
 from autotimm.training.preemption import Preemption
@@ -30,8 +31,10 @@ from autotimm.training.progress import ProgressBar
 from autotimm.training.results import SaveResults
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import RunRecord, read_record
+from autotimm.training.saving import Checkpoints
 from autotimm.training.setup_check import check_setup
 from autotimm.training.start import NamedCheckpoints, begin
+from autotimm.training.state import KeepState
 from autotimm.training.throughput import EpochLines, LearningRate, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
@@ -40,7 +43,6 @@ for _message in (
     "Grad strides do not match bucket view strides",  # 1x1 convolutions of oneDNN in bf16
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Precision bf16-mixed is not supported by the model summary",
-    "The dirpath has changed from",  # a run that tests writes into a folder of its own
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -58,11 +60,17 @@ class AutoTrainer(Trainer):
     - Under torchrun or srun it takes the number of processes and nodes from there. Several
       processes train with DDP.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
-      (the last epoch's as ``last.ckpt``), ``pictures/``, ``run.json`` (where it stands, and what it
-      came from), and the results of a test as COCO JSON.
+      (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
+      (where it stands, and what it came from), and the results of a test as COCO JSON.
     - ``logger``: ``tensorboard`` (by default, where it is installed), ``wandb``, ``mlflow``, or
       Logger objects, one or several; ``metrics.csv`` always. False for none. One that fails is
       warned of, and ends no run.
+    - ``save_every_n_epochs``, ``save_every_n_steps`` and ``save_every_minutes`` say, together, when
+      the state of the training is saved, ``keep_last``, ``keep_best``, ``best_metric`` and
+      ``best_mode`` what is kept of it, as :class:`~autotimm.training.saving.Checkpoints` tells;
+      a ``ModelCheckpoint`` among the callbacks comes on top.
+    - ``ema_decay`` keeps an exponential moving average of the weights, which is evaluated, and
+      loaded by ``load_from_checkpoint`` (:class:`~autotimm.training.ema.AverageWeights`).
     - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
 
@@ -85,6 +93,14 @@ class AutoTrainer(Trainer):
         use_distributed_sampler: bool = False,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
+        save_every_n_epochs: int = 1,
+        save_every_n_steps: int | None = None,
+        save_every_minutes: float | None = None,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] | None = None,
+        ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         if use_distributed_sampler:
@@ -103,9 +119,28 @@ class AutoTrainer(Trainer):
             )
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
         root = default_root_dir or "runs"
+        if urls.kind(str(root)):
+            raise InputError(
+                f"default_root_dir={urls.shown(str(root))}: runs are written into a folder: give "
+                f"that of a local or mounted disk"
+            )
         name = folder_name(root)
         known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]
+        checkpoints = Checkpoints(
+            save_every_n_epochs,
+            save_every_n_steps,
+            save_every_minutes,
+            keep_last,
+            keep_best,
+            best_metric,
+            best_mode,
+        )
+        if enable_checkpointing is not False:
+            saving += [checkpoints, Preemption(TIMEOUT)]
+        elif save_every_n_steps or save_every_minutes or best_metric:
+            raise InputError("enable_checkpointing=False saves nothing: leave out when and what")
         strategy = _strategy(strategy, devices, num_nodes)
         precision, plugins = _precision(precision, accelerator, strategy, _plugins(plugins))
         super().__init__(
@@ -117,9 +152,7 @@ class AutoTrainer(Trainer):
             logger=make_loggers(logger, root, name, known.get("logger_ids")),
             callbacks=[
                 *given,
-                *_default_callbacks(
-                    given, enable_checkpointing is not False, enable_progress_bar is not False
-                ),
+                *_default_callbacks(given, enable_progress_bar is not False, *saving),
             ],
             enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
@@ -157,6 +190,16 @@ class AutoTrainer(Trainer):
             super().fit(
                 model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only
             )
+
+    def save_checkpoint(
+        self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """As Lightning's, but where one rank cannot write, all of them raise SaveError."""
+        if self.model is None:
+            super().save_checkpoint(filepath, weights_only, storage_options)  # which says so
+        checkpoint = self._checkpoint_connector.dump_checkpoint(weights_only)
+        with on_all_ranks(filepath):
+            self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def find_lr(
         self,
@@ -256,7 +299,7 @@ def _plugins(given: Any) -> list[Any]:
     return plugins
 
 
-def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) -> list[Callback]:
+def _default_callbacks(given: Sequence[Callback], bar: bool, *more: Callback) -> list[Callback]:
     """What a run should have, less the kinds that the user brought."""
     defaults: list[Callback] = [
         CheckLoss(),
@@ -266,14 +309,9 @@ def _default_callbacks(given: Sequence[Callback], checkpoints: bool, bar: bool) 
         SavePictures(),
         SaveResults(),
         RunRecord(),
+        KeepState(),
+        *more,
     ]
-    if checkpoints:
-        # After every epoch, also of those that are not validated.
-        name = "{epoch}-{step}"
-        defaults.append(
-            ModelCheckpoint(filename=name, save_last=True, save_on_train_epoch_end=True)
-        )
-        defaults.append(Preemption(TIMEOUT))
     if bar and not any(isinstance(callback, LightningBar) for callback in given):
         defaults.append(ProgressBar())
     return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]

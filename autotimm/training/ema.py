@@ -1,0 +1,189 @@
+"""An exponential moving average of the weights: what is evaluated and published, not trained.
+
+Invariants: training does not know of the average, so that a run with it has the losses of one
+without; every checkpoint has both, the trained weights as ``state_dict`` and the average as
+``ema``; a run that goes on from one has the average of the undisturbed run, bit for bit; nothing
+of it has the host wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from autotimm.structures import InputError
+from autotimm.tasks.checkpoint import EMA
+
+Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
+
+
+def decay_at(step: int, decay: float) -> float:
+    """The share of the average that stays at optimizer step ``step`` (1 for the first).
+
+    It rises to ``decay`` as (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage
+    with ``num_updates``: the weights that the training began with are soon forgotten.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+class AverageWeights(Callback):
+    """Averages the weights and buffers over the optimizer's steps, and evaluates the average.
+
+    Validation within a fit sees the average, and after the fit the model holds it. What is no
+    floating-point number, such as a count of batches, is copied.
+
+    Args:
+        decay: share of the average that stays at a step, see :func:`decay_at`.
+
+    Raises:
+        InputError: ``decay`` is no such share; in a fit: the strategy shards the weights, or the
+            average of the checkpoint to go on from is of another model.
+    """
+
+    def __init__(self, decay: float = 0.9998) -> None:
+        if not 0 < decay < 1:
+            raise InputError(f"ema_decay={decay} must lie between 0 and 1: 0.9998, say")
+        self.decay = decay
+        self._forget()
+
+    def _forget(self) -> None:
+        self._average: dict[str, Tensor] = {}  # by the names of the state dict
+        self._trained: dict[str, Tensor] | None = None  # while the model holds the average
+        self._loaded: Mapping[str, Tensor] | None = None
+        self._step = 0  # the last one that is in the average
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_strategy(trainer.strategy)
+            self._forget()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if EMA in checkpoint:
+            self._loaded = checkpoint[EMA]["state_dict"]
+        else:
+            rank_zero_warn(
+                "the checkpoint to go on from has no average of the weights (it was trained "
+                "without ema_decay): the average begins with its weights"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        copies: dict[int, Tensor] = {}  # tensors that have two names are averaged once
+        for name, tensor in _tensors(pl_module).items():
+            if id(tensor) not in copies:
+                full = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+                copies[id(tensor)] = full.clone()
+            self._average[name] = copies[id(tensor)]
+        if self._loaded is not None:
+            if self._loaded.keys() != self._average.keys():
+                raise InputError(
+                    "the average of the weights in the checkpoint to go on from is of another "
+                    "model: give the settings of its run"
+                )
+            for name, tensor in self._loaded.items():
+                self._average[name].copy_(tensor)
+            self._loaded = None
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._take_in(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._take_in(trainer, pl_module)
+            self._show(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._put_back(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or not self._average:
+            return
+        self._take_in(trainer, pl_module)
+        if self._trained is not None:
+            if isinstance(trainer.strategy, DeepSpeedStrategy):
+                self._put_back(pl_module)  # which it saves as it is
+            else:
+                checkpoint["state_dict"] = dict(self._trained)
+        checkpoint[EMA] = {"decay": self.decay, "state_dict": dict(self._average)}
+
+    @torch.no_grad()
+    def _take_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves the average by the last optimizer step, if it has not been: a callback that comes
+        earlier may save before this one's turn. Not after each of the batches of a step."""
+        if not self._average or self._trained is not None or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        pairs = self._pairs(pl_module)
+        moving = [(a, t.to(a.dtype)) for a, t in pairs if a.is_floating_point()]
+        share = 1 - decay_at(self._step, self.decay)
+        if moving:
+            torch._foreach_lerp_([a for a, _ in moving], [t for _, t in moving], share)
+        for average, tensor in pairs:
+            if not average.is_floating_point():
+                average.copy_(tensor)
+
+    def _show(self, pl_module: LightningModule) -> None:
+        if not self._average or self._trained is not None:
+            return
+        self._trained = {name: t.detach().clone() for name, t in _tensors(pl_module).items()}
+        _copy([(t, a) for a, t in self._pairs(pl_module)])
+
+    def _put_back(self, pl_module: LightningModule) -> None:
+        if self._trained is not None:
+            trained, self._trained = self._trained, None
+            _copy([(tensor, trained[name]) for name, tensor in _tensors(pl_module).items()])
+
+    def _pairs(self, pl_module: LightningModule) -> Pairs:
+        named = {id(t): (self._average[name], t) for name, t in _tensors(pl_module).items()}
+        return list(named.values())
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raises InputError for a strategy that leaves no rank the whole weights."""
+    name = None
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        name = "fsdp"
+    elif isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+        name = "deepspeed_stage_3"
+    if name:
+        raise InputError(
+            f"ema_decay does not go with strategy={name}, which leaves each rank only a part of "
+            f"the weights: take ddp or deepspeed_stage_2, or leave ema_decay out"
+        )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state dict themselves, by name. Asked for anew each time: moving a module to
+    another device replaces its buffers."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+@torch.no_grad()
+def _copy(pairs: Pairs) -> None:
+    """Second to first of each pair, whatever their types and devices."""
+    for target, source in pairs:
+        target.copy_(source, non_blocking=source.is_cuda and target.is_cuda)

@@ -1,0 +1,303 @@
+"""When a run saves its state, under which names, and which of its checkpoints it keeps.
+
+    <run>/checkpoints/
+        step_1200.ckpt    the state after 1,200 optimizer steps: a file, or a folder if sharded
+        step_1400.ckpt
+        last.ckpt         a link to the newest
+        best.ckpt         a link to the one with the best metric
+
+Invariants: a link and a name change only once what they lead to is whole on the disk; a checkpoint
+is removed only after a newer one was written, and only if this run, or the one that it goes on
+from in the same folder, wrote it; no step is saved in the middle of an accumulation; a checkpoint
+that cannot be written does not end a run that may write the next one; all ranks decide alike.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+from weakref import proxy
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from autotimm.structures import InputError
+from autotimm.training.checkpoint import SaveError, on_all_ranks, sync_folder
+from autotimm.training.loggers import run_folder
+from autotimm.training.retention import clear, kept, point, remove
+
+
+def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
+    """After how many steps to look at the clock again when ``seconds`` are left.
+
+    Half as many as fit, and 1 at least: the ranks have to agree at each look, which so happens a
+    few times in an interval instead of at every step.
+    """
+    return max(1, int(seconds / max(seconds_a_step, 1e-9) / 2))
+
+
+class Checkpoints(Checkpoint):
+    """Saves the state of the training as often as asked, and the best by a metric.
+
+    Args:
+        every_n_epochs: save after so many epochs; 0 for never.
+        every_n_steps: save after so many optimizer steps.
+        every_minutes: save when so much time has gone by since the last save.
+        keep_last: newest checkpoints to keep; -1 for all.
+        keep_best: best ones to keep; 0 for none.
+        metric: what is best, as it is logged in validation. By default the model's first metric
+            on the progress bar, or its first, as ``val/<name>``; without metrics nothing is best.
+        mode: whether a good value of it is large ("max") or small ("min"). By default large, unless
+            it is a loss by its name.
+
+    Raises:
+        InputError: a value that cannot be used; in a fit: the metric is not logged, or the last
+            checkpoint cannot be written.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str | None = None,
+        mode: Literal["max", "min"] | None = None,
+    ) -> None:
+        if every_n_epochs < 0:
+            raise InputError(f"save_every_n_epochs={every_n_epochs} must be 0 or more")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise InputError(f"save_every_n_steps={every_n_steps} must be at least 1")
+        if every_minutes is not None and not (0 < every_minutes < math.inf):
+            raise InputError(f"save_every_minutes={every_minutes} must be a number above 0")
+        if keep_last < 1 and keep_last != -1:
+            raise InputError(f"keep_last={keep_last} must be at least 1, or -1 for all")
+        if keep_best < 0:
+            raise InputError(f"keep_best={keep_best} must be 0 or more")
+        if mode not in (None, "max", "min"):
+            raise InputError(f"best_mode={mode!r} must be max or min")
+        if metric is None and mode is not None:
+            raise InputError("best_mode has no effect without best_metric: give both")
+        if metric is not None and not keep_best:
+            raise InputError("best_metric has no effect with keep_best=0: leave one of them out")
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.given_metric, self.given_mode = metric, mode
+        self.monitor: str | None = None  # under the names by which Lightning and loggers ask
+        self.mode = "max"
+        self.dirpath = Path()
+        self._files: dict[str, float | None] = {}
+        self._restored: dict[str, float | None] = {}
+        self._step = 0  # the last one that was looked at
+        self._saved = 0  # the last one that was saved
+        self._due = False
+        self._score: float | None = None  # of a validation after the last step
+        self._started = self._since = (0.0, 0)  # time and step: of the start, of the last save
+        self._look = 0  # the step to look at the clock at
+
+    # ------------------------------------------------------------- what there is
+
+    @property
+    def last_model_path(self) -> str:
+        """The newest checkpoint, empty before there is one."""
+        return str(self.dirpath / next(reversed(self._files))) if self._files else ""
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint; the newest where none has a score."""
+        best = kept(self._files, 0, 1, self.mode)
+        return str(self.dirpath / best[0]) if best else self.last_model_path
+
+    @property
+    def best_k_models(self) -> dict[str, torch.Tensor]:
+        """The best checkpoints and their scores, best first."""
+        names = kept(self._files, 0, self.keep_best, self.mode)
+        return {str(self.dirpath / name): torch.tensor(self._files[name]) for name in names}
+
+    @property
+    def best_model_score(self) -> torch.Tensor | None:
+        """The score of the best checkpoint."""
+        return next(iter(self.best_k_models.values()), None)
+
+    @property
+    def current_score(self) -> torch.Tensor | None:
+        """The score of the newest checkpoint."""
+        score = next(reversed(self._files.values()), None)
+        return None if score is None else torch.tensor(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"files": dict(self._files)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Names that lead elsewhere would have files removed there.
+        given = state_dict["files"].items()
+        self._restored = {n: s for n, s in given if re.fullmatch(r"step_\d+\.ckpt", str(n))}
+
+    # -------------------------------------------------------------- when to save
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = run_folder(trainer).absolute() / "checkpoints"
+        if stage == "fit":
+            self.monitor = self.given_metric or _first_metric(pl_module) if self.keep_best else None
+            small = "loss" in (self.monitor or "").lower()
+            self.mode = self.given_mode or ("min" if small else "max")
+            self._files, self._restored = {}, {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            clear(self.dirpath)
+            there = {n: s for n, s in self._restored.items() if (self.dirpath / n).exists()}
+        self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
+        self._step = self._look = trainer.global_step
+        self._saved = 0  # a step that was saved before the validation after it is saved once more
+        self._due, self._score = False, None
+        self._started = self._since = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # in the middle of an accumulation
+            return
+        self._step, self._score = step, None
+        self._due |= bool(self.every_n_steps and step % self.every_n_steps == 0)
+        self._due |= self._time_is_up(trainer)
+        # After a validation, or the epoch, that follows at once: a run that goes on would skip it.
+        if self._due and not trainer.is_last_batch and not _validates_next(trainer):
+            self._save_and_go_on(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        score = self._measured(trainer)
+        if trainer.sanity_checking:
+            return
+        self._score = score
+        if not trainer.is_last_batch and (self._due or self._is_best(trainer)):
+            self._save_and_go_on(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        self._due |= bool(self.every_n_epochs and epochs % self.every_n_epochs == 0)
+        if self._due or self._is_best(trainer):
+            self._save_and_go_on(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            self.save(trainer)
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        """Whether to save, by the clock of the first rank."""
+        if self.every_minutes is None or trainer.global_step < self._look:
+            return False
+        now, step = time.monotonic(), trainer.global_step
+        left = self.every_minutes * 60 - (now - self._since[0])
+        pace = (now - self._started[0]) / max(step - self._started[1], 1)
+        up, wait = trainer.strategy.broadcast((left <= 0, steps_to_wait(left, pace)))
+        self._look = step + wait
+        return up
+
+    def _measured(self, trainer: Trainer) -> float | None:
+        """What the validation gave, the same on all ranks."""
+        if self.monitor is None:
+            return None
+        if self.monitor not in trainer.callback_metrics:
+            there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise InputError(
+                f"best_metric={self.monitor!r} is not logged in validation, only {there}"
+            )
+        return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        name = _name(trainer)
+        return self._score is not None and name in kept(
+            {**self._files, name: self._score}, 0, self.keep_best, self.mode
+        )
+
+    # ------------------------------------------------------------------- saving
+
+    def _save_and_go_on(self, trainer: Trainer) -> None:
+        try:
+            self.save(trainer)
+        except SaveError as error:
+            self._due = False
+            there = self.last_model_path or "none yet"
+            rank_zero_warn(
+                f"{error}; the training goes on, and tries again when the next one is due (newest "
+                f"checkpoint: {there})"
+            )
+
+    def save(self, trainer: Trainer) -> Path:
+        """Saves the state after the last optimizer step; all ranks call.
+
+        Nothing is done if it is saved already, with the score of a validation after it.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            SaveError: on all ranks, where it cannot be written; the older ones are as they were.
+        """
+        name = _name(trainer)
+        path = self.dirpath / name
+        known = self._score is None or self._files.get(name) is not None
+        done = self._saved == trainer.global_step and name in self._files and known
+        if trainer.fast_dev_run or done:  # type: ignore[attr-defined]
+            self._due = False
+            return path
+        before = dict(self._files)
+        # The state that is saved knows of the checkpoint that it is in.
+        self._files.pop(name, None)
+        self._files[name] = self._score
+        try:
+            trainer.save_checkpoint(path)
+        except BaseException:
+            self._files = before
+            raise
+        self._saved, self._due = trainer.global_step, False
+        self._since = time.monotonic(), trainer.global_step
+        names = kept(self._files, self.keep_last, self.keep_best, self.mode)
+        gone = [old for old in self._files if old not in names]
+        self._files = {n: s for n, s in self._files.items() if n in names}
+        with on_all_ranks(path):
+            if trainer.is_global_zero:
+                point(self.dirpath / "last.ckpt", name)
+                if best := kept(self._files, 0, min(self.keep_best, 1), self.mode):
+                    point(self.dirpath / "best.ckpt", best[0])
+                sync_folder(self.dirpath)
+                for old in gone:
+                    remove(self.dirpath / old)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        return path
+
+
+def _name(trainer: Trainer) -> str:
+    return f"step_{trainer.global_step}.ckpt"
+
+
+def _first_metric(pl_module: LightningModule) -> str | None:
+    """The metric by which a model of this package is known, as it is logged."""
+    configs = pl_module.hparams.get("metrics") or []
+    found = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
+    shown = [c for c in found if c.get("prog_bar")]
+    return next((f"val/{c['name']}" for c in shown + found), None)
+
+
+def _validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that has just ended; where the clock says so, which
+    each rank reads for itself, it is not known yet."""
+    fit: Any = trainer.fit_loop
+    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
+    return not by_clock and fit.epoch_loop._should_check_val_fx(fit._data_fetcher)
