@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from autotimm import InputError
-from autotimm.training.world import Launcher, find_launcher, launcher_world
+from autotimm.training.world import Launcher, find_launcher, launcher_world, rank_and_size
 
 
 def torchrun(monkeypatch: pytest.MonkeyPatch, local: int, world: int) -> None:
@@ -28,3 +29,70 @@ def test_devices_and_nodes_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -
         launcher_world(1, 1)
     with pytest.raises(InputError, match="num_nodes=3, but torchrun has started 2"):
         launcher_world("auto", 3)
+
+
+def srun(monkeypatch: pytest.MonkeyPatch, tasks: int, nodes: int, each: str = "") -> None:
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NNODES": str(nodes),
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": each or f"{tasks // nodes}(x{nodes})",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_devices_and_nodes_come_from_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    srun(monkeypatch, tasks=8, nodes=2)
+    assert launcher_world("auto", 1) == (4, 2)
+    assert rank_and_size() == (1, 8)
+    with pytest.raises(InputError, match=r"devices=1, but srun has started 4.*ntasks-per-node=1"):
+        launcher_world(1, 1)
+
+
+@pytest.mark.parametrize(("tasks", "each"), [(3, "2,1"), (4, "3,1")])
+def test_nodes_with_unequal_tasks_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, each: str
+) -> None:
+    srun(monkeypatch, tasks, 2, each)
+    with pytest.raises(InputError, match=rf"{tasks} tasks on 2 nodes.*\({each}\).*--ntasks-per"):
+        find_launcher()
+    assert rank_and_size() == (1, tasks)  # who can tell each other
+
+
+def test_nodes_with_unequal_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun(monkeypatch, local=2, world=3)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="3 processes on 2 nodes, 2 of them on this one"):
+        find_launcher()
+
+
+def test_a_job_of_several_tasks_is_not_waited_for_without_srun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    srun(monkeypatch, tasks=2, nodes=2)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(InputError, match="put srun before python"):
+        find_launcher()
+    assert rank_and_size() == (0, 1)
+
+
+def test_every_process_has_a_gpu_and_every_gpu_of_a_job_a_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    srun(monkeypatch, tasks=4, nodes=1)
+    assert launcher_world("auto", 1) == (4, 1)
+    srun(monkeypatch, tasks=2, nodes=2)
+    with pytest.raises(
+        InputError, match=r"1 task on this node, which has 4 GPUs.*--ntasks-per-node=4"
+    ):
+        launcher_world("auto", 1)
+    assert launcher_world(1, 1) == (1, 2)
+    assert launcher_world("auto", 1, "cpu") == (1, 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    srun(monkeypatch, tasks=4, nodes=1)
+    with pytest.raises(InputError, match="4 processes on this node, of which this one sees 1 GPU:"):
+        launcher_world("auto", 1)

@@ -28,7 +28,7 @@ from autotimm.training.meeting import (
     meeting_of_launcher,
 )
 from autotimm.training.setup_report import Report, make_report, sight
-from autotimm.training.world import rank_of_launcher
+from autotimm.training.world import rank_and_size
 
 _ANSWER = timedelta(seconds=5)  # for ranks that fail at once to hear of each other
 _START = timedelta(minutes=1)  # the same before they have met
@@ -107,7 +107,7 @@ def _agreed(error: BaseException, message: str) -> tuple[Meeting | None, str | N
             message = "; ".join(meeting.meet(report, judge, patience)["problems"])
         return meeting, None if meeting.rank else message
     except (OSError, RuntimeError, InputError):  # nobody is there to agree with
-        return None, f"rank {rank_of_launcher()} on {host_name()}: {message}"
+        return None, f"rank {rank_and_size()[0]} on {host_name()}: {message}"
 
 
 def judge(reports: Sequence[Report | None]) -> Verdict:

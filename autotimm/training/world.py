@@ -45,7 +45,9 @@ def find_launcher() -> Launcher | None:
         return Launcher("torchrun", "--nproc-per-node", local, nodes)
     if SLURMEnvironment.detect():
         tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
-        if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
+        # Lightning asks for it, though srun given --ntasks tells the same in other words.
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
+        if tasks > 1 and not _by_srun():
             raise InputError(
                 f"the job is one of {tasks} tasks, but this process was not started by srun, and "
                 "would wait for the others: put srun before python"
@@ -61,9 +63,19 @@ def find_launcher() -> Launcher | None:
     return None
 
 
-def rank_of_launcher() -> int:
-    """This process's rank as the launcher has it; 0 where there is none."""
-    return int(os.environ.get("RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID", 0))
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank among those that torchrun or srun has started with it, and how many these
+    are, even or not; 0 and 1 by hand."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if _by_srun() and SLURMEnvironment.detect():
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    return 0, 1
+
+
+def _by_srun() -> bool:
+    """A batch script has the job's variables too, but not those of a step."""
+    return "SLURM_STEP_ID" in os.environ
 
 
 def launcher_world(
