@@ -66,7 +66,6 @@ run("other torch", patch=on_second(setup_report, "packages", lambda: packages))
 run("other batch", f"--data.batch_size={2 + rank}")
 run("other model", f"--model.init_args.head_convs={1 + rank}")
 run("wrong everywhere", "--model.init_args.backbone=resnet5O")
-run("no checkpoint", f"--ckpt_path={folder / ('a', 'nowhere')[rank]}")
 run("no folder", "--trainer.default_root_dir=/proc/runs")
 run("a bug", patch=on_second(InstanceSegmentationDataModule, "check", fail))
 run("right", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
@@ -123,7 +122,6 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
         "other batch": r"data.batch_size differs: 2 on rank 0 on a, 3 on rank 1 on b",
         "other model": r"model.head_convs differs: 1 on rank 0 on a, 2 on rank 1 on b",
         "wrong everywhere": r"'resnet5O' is not a timm model",
-        "no checkpoint": r"rank 1 on b: the checkpoint .*nowhere is not here",
         "no folder": r"rank 0 on a: /proc/runs: checkpoints cannot be written there",
         "a bug": r"rank 1 on b: ZeroDivisionError: of a bug",
     }
@@ -220,6 +218,15 @@ def test_images_that_are_out_of_reach_are_found_before_the_first_batch(
     with pytest.raises(InputError, match="no image of the first batch can be read"):
         trainer.fit(small(num_classes=data.num_classes), datamodule=data)
     assert not (tmp_path / "version_0").exists()
+
+
+def test_the_checkpoint_to_go_on_from_has_to_be_here(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    with pytest.raises(InputError, match=r"last\.ckpt is not here"):
+        setup_report.checkpoint(file)
+    file.write_bytes(b"1234")
+    assert list(setup_report.checkpoint(file).values()) == ["4"]
+    assert setup_report.checkpoint("https://a.b/c.ckpt") == setup_report.checkpoint(None) == {}
 
 
 def test_long_values_are_compared_by_a_digest() -> None:

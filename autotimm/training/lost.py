@@ -48,7 +48,8 @@ def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> Lost
     """
 
     def judge(reports: list[Any]) -> list[int]:
-        return [rank for rank, report in enumerate(reports) if report is None]
+        # A rank that has failed hands in what it says of it (``setup_check.tell``).
+        return [rank for rank, report in enumerate(reports) if report != "here"]
 
     try:
         missing = meeting.meet("here", judge, PATIENCE)

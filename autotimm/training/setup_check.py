@@ -97,17 +97,20 @@ def tell(error: BaseException, message: str) -> None:
 
 def _agreed(error: BaseException, message: str) -> tuple[Meeting | None, str | None]:
     """Where the ranks have agreed on what to say, and what this one has to say of it."""
+    own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
     try:
         meeting = meeting_of_launcher(_START)
         if meeting is None:
             return None, message
         if not isinstance(error, JointError):
             patience = _ANSWER if meeting.held else _START
-            report = Report(host=host_name(), problem=message)
-            message = "; ".join(meeting.meet(report, judge, patience)["problems"])
+            verdict = meeting.meet(Report(host=host_name(), problem=message), judge, patience)
+            if "problems" not in verdict:  # the others look for who is lost
+                return None, own
+            message = "; ".join(verdict["problems"])
         return meeting, None if meeting.rank else message
     except (OSError, RuntimeError, InputError):  # nobody is there to agree with
-        return None, f"rank {rank_and_size()[0]} on {host_name()}: {message}"
+        return None, own
 
 
 def judge(reports: Sequence[Report | None]) -> Verdict:
