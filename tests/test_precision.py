@@ -9,12 +9,12 @@ import torch
 from batches import random_batch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import precision as lightning_precision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InstanceSegmentor
 from autotimm.tasks.precision import MixedPrecision, may_fuse
-from autotimm.training import trainer as trainers
+from autotimm.training.fsdp import FSDP
 
 
 class Run:
@@ -38,32 +38,15 @@ class Run:
             False,
         ),
         (SingleDeviceStrategy("cpu"), lightning_precision.Precision(), False),
+        (
+            FSDP(parallel_devices=[torch.device("cuda:0")]),
+            MixedPrecision("16-mixed", "cuda"),
+            False,
+        ),
     ],
 )
 def test_optimizers_are_fused_where_nothing_else_steps_them(strategy, plugin, fused) -> None:
     assert may_fuse(Run(strategy, plugin)) is fused
-
-
-def test_precision_on_a_gpu_is_ours_where_the_strategy_has_none_of_its_own(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
-    def chosen(name, accelerator="auto", strategy="auto", plugins=()):
-        told, made = trainers._precision(name, accelerator, strategy, list(plugins))
-        return told, [(type(p), p.precision) for p in made]
-
-    ours = (None, [(MixedPrecision, "16-mixed")])
-    assert chosen(None) == chosen("16-mixed") == chosen(16) == ours
-    assert chosen("bf16-mixed", strategy=DDPStrategy()) == (
-        None,
-        [(MixedPrecision, "bf16-mixed")],
-    )
-    assert chosen("32-true") == ("32-true", [])
-    assert chosen("16-mixed", strategy=FSDPStrategy()) == ("16-mixed", [])
-    assert chosen("16-mixed", strategy="deepspeed") == ("16-mixed", [])
-    assert chosen(None, accelerator="cpu") == ("32-true", [])
-    assert chosen("bf16", accelerator="cpu") == ("bf16-mixed", [])
-    given = lightning_precision.MixedPrecision("bf16-mixed", "cuda")
-    assert chosen(None, plugins=[given]) == (None, [(type(given), "bf16-mixed")])
 
 
 def test_a_checkpoint_of_lightnings_scaler_is_taken_on() -> None:

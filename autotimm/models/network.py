@@ -76,6 +76,9 @@ class Network(nn.Module):
         self.head = FCOSHead(fpn_channels, num_classes, head_convs)
         self.mask_head: MaskHead | None = None
         self.mask_rois = 0
+        self.lockstep = False
+        """Whether :meth:`detect` has to call each part equally often on all ranks, whatever they
+        find: sharded parameters are gathered by all ranks at once."""
         self.frozen = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False)
@@ -185,12 +188,16 @@ class Network(nn.Module):
             for i in range(0, len(found), images):
                 some = slice(i, i + images)
                 own = [level[some] for level in outputs.levels]
-                _add_masks(self.mask_head, own, found[some])
+                calls = -(-max_detections * len(own[0]) // MASKS_AT_ONCE) if self.lockstep else 0
+                _add_masks(self.mask_head, own, found[some], calls)
         return found
 
 
-def _add_masks(head: MaskHead, levels: list[Tensor], found: list[Detections]) -> None:
-    """Give the detections of a few images their ``masks``, by one pass of the head."""
+def _add_masks(
+    head: MaskHead, levels: list[Tensor], found: list[Detections], calls: int = 0
+) -> None:
+    """Give the detections of a few images their ``masks``, by one pass of the head, or as many as
+    they take; at least ``calls``."""
     counts = [len(detections["labels"]) for detections in found]
     boxes = torch.cat([detections["boxes"] for detections in found])
     labels = torch.cat([detections["labels"] for detections in found])
@@ -203,6 +210,8 @@ def _add_masks(head: MaskHead, levels: list[Tensor], found: list[Detections]) ->
         if len(some):  # an empty tensor would be a graph of its own
             any_size(0, some, of_class)
             parts.append(head(some, of_class).float().sigmoid())
+    for _ in range(len(parts) - 1, calls):
+        head(features.new_zeros((2, *features.shape[1:])), labels.new_zeros(2))
     for detections, masks in zip(found, torch.cat(parts).split(counts), strict=True):
         detections["masks"] = masks
 

@@ -12,13 +12,16 @@ import torch
 from autotimm.data import options
 from autotimm.data.transforms import INTERPOLATIONS
 from autotimm.structures import InputError, Preprocessing
+from autotimm.tasks.weights import is_safetensors, read_weights
 
 EMA = "ema"
 """The key of a checkpoint for the average of the weights: ``decay`` and ``state_dict``."""
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint of Lightning's. Code in it is refused, not run.
+    """The content of a checkpoint of Lightning's, or of a safetensors file that was made of one.
+
+    Code in it is refused, not run.
 
     Args:
         path: a path, or a URL that fsspec opens.
@@ -30,10 +33,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     try:
         with fsspec.open(str(path), "rb") as file:
-            # Stated, because an environment variable of torch's can turn the default around.
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            head = file.read(9)
+            file.seek(0)
+            if is_safetensors(head):
+                checkpoint = read_weights(file.read())
+            else:
+                # Stated, because an environment variable of torch's can turn the default around.
+                checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint at {path}") from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"{path} is a folder, as DeepSpeed's checkpoints are: a run goes on from it with the "
+            f"same strategy=deepspeed_stage_<n>; for anything else, python -m "
+            f"autotimm.training.convert {path} OUT.safetensors makes one file of it"
+        ) from error
     except pickle.UnpicklingError as error:
         # torch's own text goes on to advise loading it without the protection.
         raise InputError(

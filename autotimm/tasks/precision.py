@@ -48,11 +48,12 @@ class MixedPrecision(precision.MixedPrecision):
 
 def may_fuse(trainer: Trainer) -> bool:
     """Whether the optimizer's kernels may be fused: on a GPU, where neither the strategy nor the
-    precision has a way of its own to step it."""
+    precision has a way of its own to step it, as those have that shard what it steps."""
     strategy = trainer.strategy
     plugin = strategy.precision_plugin
     return (
         strategy.root_device.type == "cuda"
         and isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
+        and getattr(strategy, "strategy_name", "") != "fsdp"
         and (type(plugin) is Precision or isinstance(plugin, MixedPrecision))
     )

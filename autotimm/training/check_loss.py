@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -122,11 +123,16 @@ class CheckLoss(Callback):
 
 
 def _gradient_norm(optimizer: Optimizer, loss: Tensor) -> Tensor:
-    """Norm of all gradients together; 0 if a strategy hides them. What overflows it (1e19) is as
-    little of use as what is infinite."""
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return get_total_norm(gradients).to(loss)
+    """Norm of all gradients together, or of this rank's share of them under DeepSpeed. What
+    overflows it (1e19) is as little of use as what is infinite."""
+    hidden: Any = getattr(optimizer, "averaged_gradients", None)  # DeepSpeed's
+    if hidden is not None:
+        gradients = [gradient for group in hidden.values() for gradient in group or ()]
+    else:
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = get_total_norm(gradients)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(loss)
 
 
 def _message(step: _Step) -> str:

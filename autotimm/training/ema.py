@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import EMA
+from autotimm.training.fsdp import FSDP
 
 Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
 
@@ -164,7 +165,7 @@ class AverageWeights(Callback):
 def check_strategy(strategy: Strategy) -> None:
     """Raises InputError for a strategy that leaves no rank the whole weights."""
     name = None
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if isinstance(strategy, FSDP | FSDPStrategy | ModelParallelStrategy):
         name = "fsdp"
     elif isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
         name = "deepspeed_stage_3"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +13,11 @@ from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from autotimm import urls
 from autotimm.structures import InputError
-from autotimm.tasks.precision import MixedPrecision
-from autotimm.training import preemption, tuning
+from autotimm.training import preemption, strategies, tuning
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
 from autotimm.training.ema import AverageWeights
@@ -46,19 +43,17 @@ for _message in (
 ):
     warnings.filterwarnings("ignore", message=_message)
 
-MIXED = ("16-mixed", "bf16-mixed")
-PRECISIONS = {"None", "16", "bf16", "32", "32-true", *MIXED}
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before the job ends with an error."""
+PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
 
 
 class AutoTrainer(Trainer):
     """``lightning.Trainer`` with other defaults; every argument of it can be given.
 
     - ``precision``: ``16-mixed`` on a GPU that is to be used, else ``32-true``.
-    - Under torchrun or srun it takes the number of processes and nodes from there. Several
-      processes train with DDP.
+    - ``strategy``: ``auto`` (DDP where there are several processes), ``ddp``,
+      ``deepspeed_stage_1``, ``_2``, ``_3``, the path of a DeepSpeed config, or ``fsdp``; on CPUs
+      too.
+    - Under torchrun or srun it takes the number of processes and nodes from there.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
       (where it stands, and what it came from), and the results of a test as COCO JSON.
@@ -138,11 +133,13 @@ class AutoTrainer(Trainer):
             best_mode,
         )
         if enable_checkpointing is not False:
-            saving += [checkpoints, Preemption(TIMEOUT)]
+            saving += [checkpoints, Preemption(strategies.TIMEOUT)]
         elif save_every_n_steps or save_every_minutes or best_metric:
             raise InputError("enable_checkpointing=False saves nothing: leave out when and what")
-        strategy = _strategy(strategy, devices, num_nodes)
-        precision, plugins = _precision(precision, accelerator, strategy, _plugins(plugins))
+        strategy = strategies.strategy(strategy, _one_device(devices, num_nodes))
+        precision, plugins = strategies.precision(
+            precision, accelerator, strategy, _plugins(plugins)
+        )
         super().__init__(
             accelerator=accelerator,
             strategy=strategy,
@@ -256,35 +253,12 @@ class AutoTrainer(Trainer):
         return super()._run(model, begun.checkpoint, *args, **kwargs)
 
 
-def _strategy(
-    strategy: str | Strategy, devices: list[int] | str | int, num_nodes: int
-) -> str | Strategy:
-    """DDP with settings that suit this model; any other strategy as given."""
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
+    if num_nodes > 1:
+        return False
     if devices in ("auto", -1, "-1"):
-        one = torch.cuda.device_count() <= 1
-    if strategy == "ddp" or (strategy == "auto" and not (one and num_nodes == 1)):
-        # Every parameter gets a gradient at every step, so none has to be searched for.
-        return DDPStrategy(
-            timeout=TIMEOUT, gradient_as_bucket_view=True, find_unused_parameters=False
-        )
-    return strategy
-
-
-def _precision(
-    name: Any, accelerator: str, strategy: str | Strategy, plugins: list[Any]
-) -> tuple[Any, list[Any]]:
-    """The precision that Lightning is told, and the plugins: one of ours is the precision where
-    mixed precision goes with a strategy that leaves the model and the optimizer as they are."""
-    if any(isinstance(plugin, Precision) for plugin in plugins):
-        return name, plugins
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    full = {"None": MIXED[0] if on_gpu else "32-true", "16": MIXED[0], "bf16": MIXED[1]}
-    name = full.get(str(name), name)
-    plain = strategy == "auto" or isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
-    if on_gpu and plain and name in MIXED:
-        return None, [*plugins, MixedPrecision(name, "cuda")]
-    return name, plugins
+        return torch.cuda.device_count() <= 1
+    return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
 
 
 def _plugins(given: Any) -> list[Any]:

@@ -1,0 +1,298 @@
+"""DeepSpeed's ZeRO, on GPUs and on CPUs, with the numbers of the other strategies.
+
+What Lightning's strategy does otherwise, and why it is not left at that:
+
+- Mixed precision there makes the weights and *every* input float16 or bfloat16, in which a box's
+  corner at 600 pixels moves by up to 2. Here it is autocast's, with float32 weights, and a loss
+  scaler of ours: DeepSpeed's own under autocast neither clips unscaled gradients nor gets away from
+  a scale that is too large.
+- Accumulated gradients are divided by the number of batches twice there, and the batches that an
+  epoch leaves over are never stepped on.
+- A checkpoint, which is a folder, is written beside its name and renamed; it holds tensors and
+  plain values and the scaler object of DeepSpeed's, which is looked at before DeepSpeed unpickles
+  it.
+
+Invariants: no code from a checkpoint runs; a checkpoint goes on only with the number of ranks and
+the stage that wrote it, and says so otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autotimm.structures import InputError
+from autotimm.training.checkpoint import whole_folder
+from autotimm.training.statistics import from_first_rank
+
+TAG = "checkpoint"
+"""The folder inside of a checkpoint that has the files, as Lightning names it."""
+
+OURS = ("gradient_accumulation_steps", "gradient_clipping", "fp16", "bf16", "torch_autocast")
+"""Settings of DeepSpeed's that follow from the trainer's."""
+
+_GROW_AFTER = 2000  # steps without overflow, as in torch
+
+
+def stage_config(stage: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a ZeRO stage of 1, 2 or 3; those of ``launch/deepspeed/``.
+
+    Buckets are of 25 million elements (100 MB): the buffers are allocated whole, whatever the size
+    of the model.
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": True,
+        "reduce_bucket_size": 25_000_000,
+    }
+    if stage < 3:
+        zero |= {"allgather_bucket_size": 25_000_000, "reduce_scatter": True}
+    else:
+        zero |= {
+            "stage3_prefetch_bucket_size": 5_000_000,
+            "stage3_param_persistence_threshold": 100_000,
+            "sub_group_size": 1_000_000_000,
+        }
+    return {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
+
+
+class ZeRO(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy with the differences above; CPUs talk over gloo."""
+
+    def setup_environment(self) -> None:
+        if isinstance(self.accelerator, CPUAccelerator):
+            # DeepSpeed wants an index on each device, and takes a GPU where it sees one.
+            count = len(self.parallel_devices or [])
+            self.parallel_devices = [torch.device("cpu", i) for i in range(count)]
+            self._process_group_backend = "gloo"
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            DDPStrategy.setup_environment(self)
+        else:
+            super().setup_environment()
+
+    def _format_config(self) -> None:
+        assert isinstance(self.config, dict)
+        assert self.lightning_module is not None
+        trainer: Any = self.lightning_module.trainer
+        self.config |= {
+            "train_micro_batch_size_per_gpu": getattr(trainer.datamodule, "batch_size", 1),
+            "gradient_accumulation_steps": trainer.accumulate_grad_batches,
+            "gradient_clipping": trainer.gradient_clip_val or 0.0,
+        }
+
+    def init_deepspeed(self) -> None:
+        super().init_deepspeed()
+        plugin = self.precision_plugin
+        if isinstance(plugin, Autocast):
+            plugin.apply_to(self.deepspeed_engine)
+        network = getattr(self.lightning_module, "network", None)
+        if self.zero_stage_3 and network is not None:
+            network.lockstep = True
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """No: Lightning steps where it says so, at the end of an epoch too, and DeepSpeed is told
+        (:meth:`backward`)."""
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        yield  # the boundary says it already
+
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        assert self.lightning_module is not None
+        loop = self.lightning_module.trainer.fit_loop
+        self.deepspeed_engine.set_gradient_accumulation_boundary(not loop._should_accumulate())
+        # The loss is divided by the batches of a step already.
+        kwargs["scale_wrt_gas"] = False
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    def on_validation_start(self) -> None:
+        assert self.model is not None
+        from_first_rank(self.model)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Every rank has to call it. Raises InputError where it cannot be written."""
+        if "://" in str(filepath):
+            raise InputError(
+                f"{filepath}: DeepSpeed writes its checkpoints to local folders only: give a "
+                f"default_root_dir on a disk that all nodes share"
+            )
+        assert self.lightning_module is not None
+        step = self.lightning_module.trainer.global_step
+        files = self.deepspeed_engine.checkpoint_engine
+        path = Path(self.broadcast(str(filepath)))
+        with whole_folder(path, step) as folder, _errors_at_the_end(files):
+            super().save_checkpoint(checkpoint, folder, storage_options)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Raises InputError if there is no checkpoint of this stage and number of ranks."""
+        path = Path(self.broadcast(str(checkpoint_path)))
+        states = check_folder(path)
+        ranks, stage = len(states), 3 if self.zero_stage_3 else 2
+        fitting = self.lightning_module is not None and self.lightning_module.trainer.training
+        if stage_of(path) != stage or (fitting and ranks != self.world_size):
+            saved = "3" if stage_of(path) == 3 else "1 or 2"
+            raise InputError(
+                f"{path} was written by {ranks} ranks with ZeRO stage {saved}, and goes on only "
+                f"with those, not with {self.world_size} and {'3' if stage == 3 else '1 or 2'}: "
+                f"give them, or begin from its weights (python -m autotimm.training.convert)"
+            )
+        checkpoint = super().load_checkpoint(path, weights_only)
+        # DeepSpeed has restored them; who looks for them finds nothing more to restore.
+        return {**checkpoint, "optimizer_states": [], "state_dict": {}}
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        # In evaluation the average of the weights takes the place of those that were trained.
+        if checkpoint["state_dict"]:
+            assert self.lightning_module is not None
+            self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+
+class Autocast(DeepSpeedPrecision):
+    """Mixed precision of a DeepSpeed engine whose weights are float32.
+
+    Args:
+        precision: "16-mixed" or "bf16-mixed".
+    """
+
+    def __init__(self, precision: str) -> None:
+        super().__init__("32-true")  # no input is converted
+        self.precision = precision  # type: ignore[assignment]
+        self.dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+        self.scaler: dict[str, float] | None = None
+        """Scale of the loss, and steps since it was last changed; None for bfloat16."""
+        if precision == "16-mixed":
+            self.scaler = {"scale": 65536.0, "steps": 0}
+
+    def apply_to(self, engine: Any) -> None:
+        """Has ``engine`` run its module under autocast.
+
+        It is not its own setting, ``torch_autocast``, which reduces gradients in half precision and
+        brings the scaler that the module's text tells of; it would switch off one from outside.
+        """
+        engine.torch_autocast_enabled = lambda: True
+        engine.torch_autocast_dtype = lambda: self.dtype
+
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.scaler is not None:
+            engine: Any = model.trainer.model
+            engine.optimizer.override_loss_scale(self.scaler["scale"])
+        super().backward(tensor, model, optimizer, *args, **kwargs)
+
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: Any, closure: Any, **kwargs: Any
+    ) -> Any:
+        result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        if self.scaler is not None:
+            overflow = bool(model.trainer.model.optimizer.overflow)
+            self.scaler = next_scale(self.scaler, overflow)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.scaler or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.scaler is not None:
+            self.scaler = {key: state_dict[key] for key in self.scaler}
+
+
+def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
+    """As ``torch.amp.GradScaler``: half after an overflow, double after 2,000 steps without."""
+    if overflow:
+        return {"scale": scaler["scale"] / 2, "steps": 0}
+    if scaler["steps"] + 1 == _GROW_AFTER:
+        return {"scale": scaler["scale"] * 2, "steps": 0}
+    return {"scale": scaler["scale"], "steps": scaler["steps"] + 1}
+
+
+def stage_of(path: Path) -> int:
+    """3, or 2 where it is 1 or 2, which write the same."""
+    return 3 if (path / TAG / "zero_pp_rank_0_mp_rank_00_model_states.pt").exists() else 2
+
+
+def check_folder(path: Path) -> list[Path]:
+    """The files of the ranks' optimizer states in a DeepSpeed checkpoint that holds no code.
+
+    Raises:
+        InputError: it is none, or a file has more than tensors and plain values, or is cut off.
+    """
+    states = sorted(_files(path, "optim_states"))
+    if not states:
+        raise InputError(
+            f"{path} is no checkpoint of DeepSpeed's: a run with strategy=deepspeed_stage_<n> goes "
+            f"on from its own alone; begin from the weights of another with load_from_checkpoint"
+        )
+    for file in [*states, *_files(path, "model_states")]:
+        try:
+            with torch.serialization.safe_globals(of_deepspeed()):
+                # Mapped, not read: what it would build is looked at, the tensors are not.
+                torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{file} has more than weights and plain values: it is damaged, or carries code, "
+                f"which was not run"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({type(error).__name__}): cut off?") from error
+    return states
+
+
+@contextmanager
+def _errors_at_the_end(files: Any) -> Iterator[None]:
+    """Has a file that cannot be written be an error at the end of the block, in which ranks wait
+    for each other, rather than in it.
+
+    Args:
+        files: the engine's way of writing them.
+    """
+    write = files.save
+    failures: list[Exception] = []
+
+    def save(*arguments: Any, **options: Any) -> None:
+        try:
+            write(*arguments, **options)
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+
+    files.save = save
+    try:
+        yield
+    finally:
+        files.save = write
+    if failures:
+        raise failures[0]
+
+
+def _files(path: Path, kind: str) -> Iterator[Path]:
+    return path.glob(f"{TAG}/*_{kind}.pt")
+
+
+def of_deepspeed() -> list[Any]:
+    """The classes of DeepSpeed's, with numbers inside, of which its checkpoints have objects."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
