@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from slurm import CLUSTER, ROOT, Environment
 
 SHARED_DATA = Path(
     os.environ.get("AUTOTIMM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
@@ -19,6 +25,24 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real COCO data (set AUTOTIMM_SHARED_DATA to its folder)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """The environment for SLURM's commands against two nodes on this machine."""
+    if not CLUSTER.exists():
+        pytest.skip("needs a script that starts a cluster (set AUTOTIMM_SLURM_LOCALHOST)")
+    if os.geteuid() or not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
+        pytest.skip("needs SLURM (slurm-wlm), and to be root to start it")
+    folder = tmp_path_factory.mktemp("slurm")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "AUTOTIMM_PYTHON": sys.executable}
+    subprocess.run(
+        [CLUSTER, "start", folder], env=env, check=True, timeout=120, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield env | {"SLURM_CONF": str(folder / "slurm.conf")}
+    finally:
+        subprocess.run([CLUSTER, "stop", folder], check=True)
 
 
 @pytest.fixture

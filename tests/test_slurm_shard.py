@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from coco_folder import annotation, image, picture, write
 
-ROOT = Path(__file__).parents[1]
+from slurm import ROOT, Environment, command, wait
+
 SCRIPT = ROOT / "slurm" / "shard.sh"
-CLUSTER = Path(
-    os.environ.get(
-        "AUTOTIMM_SLURM_LOCALHOST", Path(__file__).parents[2] / "shared/tools/slurm-localhost"
-    )
-)
 OPTIONS = ("--samples-per-shard", "20")
-
-Environment = dict[str, str]
-
-
-def command(*arguments: object, env: Environment) -> str:
-    """Runs a command in the checkout; returns what it printed."""
-    done = subprocess.run(
-        [str(a) for a in arguments], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment for SLURM's commands against two nodes on this machine."""
-    if not CLUSTER.exists():
-        pytest.skip("needs a script that starts a cluster (set AUTOTIMM_SLURM_LOCALHOST)")
-    if os.geteuid() or not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
-        pytest.skip("needs SLURM (slurm-wlm), and to be root to start it")
-    folder = tmp_path_factory.mktemp("slurm")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "AUTOTIMM_PYTHON": sys.executable}
-    subprocess.run(
-        [CLUSTER, "start", folder], env=env, check=True, timeout=120, stdout=subprocess.DEVNULL
-    )
-    try:
-        yield env | {"SLURM_CONF": str(folder / "slurm.conf")}
-    finally:
-        subprocess.run([CLUSTER, "stop", folder], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +41,6 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def wait(env: Environment, *jobs: str) -> None:
-    """Until no task of these jobs is waiting or running."""
-    while command("squeue", "--noheader", "--jobs", ",".join(jobs), "--states=all", env=env):
-        states = command(
-            "squeue", "-h", "-r", "-o", "%T", "-t", "all", "-j", ",".join(jobs), env=env
-        ).split()
-        if not {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"} & set(states):
-            return
-        time.sleep(0.2)
 
 
 def states(env: Environment, job: str) -> dict[str, str]:

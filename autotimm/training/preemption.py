@@ -65,6 +65,7 @@ class Preemption(Checkpoint):
         self._seen = 0  # optimizer steps at the last boundary
         self._due = 0  # the signal upon which the run leaves at the end of the epoch
         self._validates = False  # whether a run that goes on has to begin with a validation
+        self._stopped: Stopped | None = None  # once there is nothing left to save
 
     def join(self, meeting: Meeting | None, hosts: list[str]) -> None:
         """Takes note of where the ranks meet and which their nodes are; None for one process."""
@@ -72,7 +73,7 @@ class Preemption(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._due, self._validates = 0, False
+            self._due, self._validates, self._stopped = 0, False, None
             self.agreement = Agreement()
             if self.meeting is not None:
                 self.agreement = over_gloo(self.meeting, self._timeout)
@@ -94,11 +95,20 @@ class Preemption(Checkpoint):
         elif trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._due = number  # from here Lightning would go on without the end of the epoch
         else:
-            self._leave(trainer, number, validation=True)
+            self._save(trainer, number, validation=True)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not at the end of the batch before, after which its metrics are logged.
+        if self._stopped is not None:
+            raise self._stopped
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
+        if self._stopped is not None:
+            raise self._stopped
         if number := self._due or self.agreement.answer():
             self._leave(trainer, number, validation=True)
 
@@ -120,6 +130,8 @@ class Preemption(Checkpoint):
             self._leave(trainer, number, validation=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._stopped is not None:
+            raise self._stopped
         if self._due:
             self._leave(trainer, self._due)
 
@@ -131,7 +143,10 @@ class Preemption(Checkpoint):
             _begin_validation(loops["epoch_loop.val_loop.batch_progress"])
 
     def _leave(self, trainer: Trainer, number: int, validation: bool = False) -> None:
-        """Saves what there is to save, on all ranks, and raises Stopped."""
+        raise self._save(trainer, number, validation)
+
+    def _save(self, trainer: Trainer, number: int, validation: bool = False) -> Stopped:
+        """Saves what there is to save, on all ranks, for the run to end with what it returns."""
         steps = 0 if trainer.sanity_checking else trainer.global_step - self._begun
         said = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
         if steps:
@@ -144,7 +159,8 @@ class Preemption(Checkpoint):
             said += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:
             print(said, file=sys.stderr, flush=True)
-        raise Stopped(steps)
+        self._stopped = Stopped(steps)
+        return self._stopped
 
 
 def take_signals(trainer: Trainer) -> None:
