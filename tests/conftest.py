@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from slurm import CLUSTER, ROOT, Environment
+from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
 
 SHARED_DATA = Path(
     os.environ.get("AUTOTIMM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
@@ -39,9 +38,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     subprocess.run(
         [CLUSTER, "start", folder], env=env, check=True, timeout=120, stdout=subprocess.DEVNULL
     )
+    env |= {"SLURM_CONF": str(folder / "slurm.conf")}
     try:
-        yield env | {"SLURM_CONF": str(folder / "slurm.conf")}
-    finally:
+        yield env
+    finally:  # of a test that failed: jobs would live on
+        command("scancel", "--me", env=env)
+        wait(env)
         subprocess.run([CLUSTER, "stop", folder], check=True)
 
 

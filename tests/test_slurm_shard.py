@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from coco_folder import annotation, image, picture, write
-
-from slurm import ROOT, Environment, command, wait
+from slurm_cluster import ROOT, Environment, command, wait
 
 SCRIPT = ROOT / "slurm" / "shard.sh"
 OPTIONS = ("--samples-per-shard", "20")

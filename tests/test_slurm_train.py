@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from slurm_cluster import ROOT, Environment, command, until, wait
 
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
-from slurm import ROOT, Environment, command, until, wait
 
 SCRIPT = ROOT / "slurm" / "train.sh"
 JOB = {

@@ -37,8 +37,8 @@ def until(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def wait(env: Environment, *jobs: str) -> None:
-    """Until no task of these jobs is waiting or running."""
-    of = ("-t", "all", "-j", ",".join(jobs))
+    """Until no task of these jobs, of any if none is given, is waiting or running."""
+    of = ("-t", "all", *(("-j", ",".join(jobs)) if jobs else ()))
     until(
         lambda: not GOING & {*command("squeue", "-h", "-r", "-o", "%T", *of, env=env).split()}, 1000
     )
