@@ -402,13 +402,17 @@ def test_a_metric_that_fails_alone_is_no_number(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: Any) -> None:
         raise ValueError("as it\n happens")
 
-    monkeypatch.setattr(MeanAveragePrecision, "compute", fail)
-    metrics = StageMetrics(
-        "val", [MetricConfig("box"), MetricConfig("iou", metric_class="IntersectionOverUnion")]
-    )
+    configs = [MetricConfig("box"), MetricConfig("iou", metric_class="IntersectionOverUnion")]
+    metrics, fresh = StageMetrics("val", configs), StageMetrics("val", configs)
     image = found([[0, 0, 9, 9]], [0], [], [0.5])
-    metrics.update([image], [target([[0, 0, 9, 9]], [0], [], [0], [81])])
+    for each in (metrics, fresh):
+        each.update([image], [target([[0, 0, 9, 9]], [0], [], [0], [81])])
+    before = metrics.compute()
+    monkeypatch.setattr(MeanAveragePrecision, "compute", fail)
     with pytest.warns(UserWarning, match="val/box fails, and is NaN: ValueError: as it happens"):
         values = metrics.compute()
-    assert values["val/box"].isnan()
+    assert {*values} == {*before}
+    assert all(value.isnan() == ("box" in name) for name, value in values.items())
     assert values["val/iou"] == 1
+    with pytest.warns(UserWarning, match="val/box fails"):
+        assert {name for name, value in fresh.compute().items() if value.isnan()} == {"val/box"}

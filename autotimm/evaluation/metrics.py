@@ -124,6 +124,7 @@ class StageMetrics(nn.Module):
                 raise InputError(f"two metrics are named {name!r}: rename one")
         self.needs_masks = any("segm" in _iou_types(c.build()) for c in self.configs)
         self._images: list[tuple[Detections, Target]] = []
+        self._suffixes: dict[str, list[str]] = {}  # by metric, of its values' names
 
     def update(self, detections: Sequence[Detections], targets: Sequence[Target]) -> None:
         """Take note of some images.
@@ -153,7 +154,7 @@ class StageMetrics(nn.Module):
             boxes' are ``<stage>/<name>_bbox``, ``<stage>/<name>_bbox_50`` ... ``class_metrics``
             adds ``_class_<label>`` (and ``_mar_100_class_<label>``) for the labels that occur.
             AP is -1 where there was nothing to count. Of a metric that fails, of which a warning
-            tells, there is the main value alone, NaN.
+            tells, all values are NaN that it had before, or the main one if it had none.
         """
         if not self.configs:
             return {}
@@ -177,7 +178,10 @@ class StageMetrics(nn.Module):
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
-                found = {"": torch.tensor(torch.nan)}
+                found = dict.fromkeys(
+                    self._suffixes.get(config.name, [""]), torch.tensor(torch.nan)
+                )
+            self._suffixes[config.name] = [*found]
             values |= {f"{name}{suffix}": value for suffix, value in found.items()}
         return values
 
