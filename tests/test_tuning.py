@@ -100,6 +100,13 @@ def test_ranges_that_say_nothing_are_refused(least: float, most: float, steps: i
         tuning.find_lr(quiet(Path()), Line(), Any, least, most, steps)
 
 
+def test_weights_in_pieces_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="find_lr takes one device or strategy=ddp"):
+        quiet(tmp_path, strategy="fsdp").find_lr(Line(), Any)
+    with pytest.raises(InputError, match="find_batch_size takes one process and strategy=auto"):
+        quiet(tmp_path, strategy="ddp", devices=2).find_batch_size(Line(), Any)
+
+
 def test_a_batch_size_needs_a_gpu_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="find_batch_size needs a GPU"):
         quiet(tmp_path).find_batch_size(Line(), Any)

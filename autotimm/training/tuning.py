@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor
 
 from autotimm.structures import InputError
+from autotimm.training.fsdp import FSDP
 
 _SMOOTHING = 0.9
 _LOST = 4.0  # times the least loss: it will not come back from there
@@ -42,13 +44,16 @@ def find_lr(
     was at best, or no number. All ranks take part and get the same answer.
 
     Raises:
-        InputError: too few steps, no range, or a loss that never falls.
+        InputError: too few steps, no range, sharded weights, or a loss that never falls.
     """
     if steps <= 2 * _FIRST or not 0 < least < most < math.inf:
         raise InputError(
             f"find_lr: steps={steps} must be above {2 * _FIRST}, and least={least} below "
             f"most={most}, both above 0"
         )
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy | FSDP):
+        raise InputError("find_lr takes one device or strategy=ddp: it puts whole weights back")
     sweep = _Sweep(least, most, steps)
     _bare(trainer, [sweep])
     trainer.fit_loop.max_epochs = -1
@@ -73,8 +78,10 @@ def find_batch_size(
     Raises:
         InputError: several processes, or no GPU: a CPU's memory has no limit that could be tried.
     """
-    if trainer.world_size > 1:
-        raise InputError("find_batch_size runs on one process: its answer is that of every rank")
+    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise InputError(
+            "find_batch_size takes one process and strategy=auto: its answer is that of every rank"
+        )
     if not _has_limited_memory(trainer):
         raise InputError("find_batch_size needs a GPU: what a CPU's memory holds cannot be tried")
     if most < 1 or steps < 1:
