@@ -7,10 +7,12 @@ module.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
@@ -39,6 +41,21 @@ class TrainCLI(LightningCLI):
         """Lightning's, and two that look for a setting; with the arguments that are no flags."""
         own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
         return {**LightningCLI.subcommands(), **own}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning's, but what is wrong is told in a line, not below a list of all flags."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                super().parse_arguments(parser, args)
+        except SystemExit as stop:
+            told, _, wrong = said.getvalue().partition("\nerror: ")
+            if stop.code != 2 or not wrong:
+                raise
+            said = io.StringIO(told.partition("usage: ")[0])
+            raise InputError(f"{' '.join(wrong.split())} (--help lists the flags)") from None
+        finally:
+            sys.stderr.write(said.getvalue())
 
     def _parse_ckpt_path(self) -> None:
         """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""

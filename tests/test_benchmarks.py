@@ -65,6 +65,18 @@ def test_train_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scale() -> None:
+    told = rows(bench("scale.py", "--ranks", "2"))
+    check, _, _, sent, *_, gathered = (float(cell) for cell in told["2"])
+    assert (sent, min(check, gathered) > 0) == (4, True)  # two ranks send 4 MB of 4
+    step, work = (float(told[name][0]) for name in ("a step", "forward, backward, optimizer"))
+    assert 0 < work < step
+    assert {"CheckLoss", "Preemption", "Lightning's loop"} <= set(told)
+    assert [told[ranks][4] for ranks in ("8", "64")] == ["118 of 118"] * 2
+    assert float(told["AdamW"][0]) == pytest.approx(1.5 * float(told["SGD with momentum"][0]), 0.01)
+
+
+@pytest.mark.slow
 def test_equal_budget() -> None:
     names = "autotimm,torchvision,torchvision v2 heads with our recipe"
     told = rows(bench("equal_budget.py", "--only", names))

@@ -229,6 +229,7 @@ def test_print_config_shows_every_setting() -> None:
         (["--model.init_args.mask_size=27"], "mask_size=27 must be even"),
         (["--data.train_split=training"], "training"),
         (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
+        (["--data.bathc_size=3"], r"unrecognized arguments: --data.bathc_size=3 \(--help"),
     ],
 )
 def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted: Path) -> None:
@@ -240,6 +241,7 @@ def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted
     )
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+    assert "usage:" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(said, last), last
