@@ -181,7 +181,9 @@ class LearningRate(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        pl_module.log("train/lr", max(float(group["lr"]) for group in optimizer.param_groups))
+        # Only where it is read: the device is waited for to take the number.
+        if is_logged(trainer, trainer.global_step + 1):
+            pl_module.log("train/lr", max(float(group["lr"]) for group in optimizer.param_groups))
 
 
 class EpochLines(Callback):
@@ -241,10 +243,11 @@ def bounds(wait: float) -> str:
     return f"{wait:.0%} of the time waiting for data (bound by {what}{advice})"
 
 
-def is_logged(trainer: Trainer) -> bool:
-    """Whether the step that has ended is one that ``log_every_n_steps`` chooses."""
+def is_logged(trainer: Trainer, step: int | None = None) -> bool:
+    """Whether ``log_every_n_steps`` chooses a step, by its number from 1 on; that of the last one
+    by default."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return trainer.global_step % max(every, 1) == 0
+    return (trainer.global_step if step is None else step) % max(every, 1) == 0
 
 
 def gpu_memory(pl_module: LightningModule) -> float | None:
