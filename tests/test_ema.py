@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from batches import random_batch, small
+from coco_folder import mixed
+from fits import fit, fit_on_ranks
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from line import Line, quiet
@@ -15,7 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentor
+from autotimm.sharding.cli import shard
+from autotimm.training import zero
+from autotimm.training.convert import convert
 from autotimm.training.ema import AverageWeights, check_strategy, decay_at
+from autotimm.training.fsdp import FSDP
 
 DECAY = 0.7
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -311,12 +317,46 @@ def test_the_beginning_is_soon_forgotten(step: int, wanted: float) -> None:
 
 def test_strategies_that_shard_the_weights_are_refused() -> None:
     check_strategy(DDPStrategy())
-    for strategy in (FSDPStrategy(), ModelParallelStrategy()):
+    for strategy in (FSDP(), FSDPStrategy(), ModelParallelStrategy()):
         with pytest.raises(InputError, match="ema_decay does not go with strategy=fsdp"):
             check_strategy(strategy)
     pytest.importorskip("deepspeed")
-    from lightning.pytorch.strategies import DeepSpeedStrategy
-
-    check_strategy(DeepSpeedStrategy(stage=2))
+    check_strategy(zero.ZeRO(config=zero.stage_config(2)))
     with pytest.raises(InputError, match="ema_decay does not go with strategy=deepspeed_stage_3"):
-        check_strategy(DeepSpeedStrategy(stage=3))
+        check_strategy(zero.ZeRO(config=zero.stage_config(3)))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("mixed")
+    shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
+    return str(folder / "shards")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> None:
+    """Under DDP and DeepSpeed, also of a run that was interrupted; refused under the others."""
+    pytest.importorskip("deepspeed")
+    common = {"shards": shards, "ema_decay": 0.5, "max_epochs": 2, "keep_last": -1}
+    alone = tmp_path / "alone"
+    fit(folder=str(alone), batch_size=4, **common)
+    wanted = state(alone / "checkpoints" / "last.ckpt")["ema"]["state_dict"]
+    jobs, kinds = [], ("ddp", "deepspeed_stage_2")
+    for kind in kinds:
+        whole, rest = str(tmp_path / kind), str(tmp_path / f"{kind} rest")
+        jobs.append({"folder": whole, "strategy": kind, **common})
+        first = str(tmp_path / kind / "checkpoints" / "step_3.ckpt")
+        jobs.append({"folder": rest, "strategy": kind, "ckpt_path": first, **common})
+    refused = ("fsdp", "deepspeed_stage_3")
+    jobs += [{"folder": str(tmp_path / kind), "strategy": kind, **common} for kind in refused]
+    gave = fit_on_ranks(2, jobs, tmp_path / "jobs")
+    for kind, told in zip(refused, gave[4:], strict=True):
+        assert f"ema_decay does not go with strategy={kind}" in told["error"]
+    for kind in kinds:
+        for folder in (kind, f"{kind} rest"):
+            out = tmp_path / f"{folder}.safetensors"
+            convert(tmp_path / folder / "checkpoints" / "last.ckpt", out)
+            got = copied(InstanceSegmentor.load_from_checkpoint(out))
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
