@@ -110,8 +110,32 @@ def test_without_tensorboard_csv_is_enough(tmp_path: Path, monkeypatch) -> None:
             make_loggers(name, tmp_path)
     with pytest.raises(InputError, match="logger='comet' is unknown: choose from csv, tensorb"):
         make_loggers(["comet"], tmp_path)
+    with pytest.raises(InputError, match=r"logger=\{'a': 1\} is unknown"):
+        make_loggers([{"a": 1}], tmp_path)
     with pytest.raises(InputError, match="logger=3: give some of csv"):
         make_loggers(3, tmp_path)
+
+
+def test_ranks_but_the_first_connect_to_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loggers, "_installed", lambda _: True)
+    monkeypatch.setattr(loggers.rank_zero_only, "rank", 1)
+    made = make_loggers(["wandb", "mlflow"], tmp_path)
+    assert [type(one).__name__ for one in made] == ["MetricsLogger", "DummyLogger", "DummyLogger"]
+    for one in made:
+        one.log_metrics({"a": 1.0}, 0)
+        one.save()
+        one.finalize("success")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://user:secret@host")
+    with pytest.raises(InputError, match=r"logger='mlflow' cannot be set up: .*nosuch") as caught:
+        make_loggers("mlflow", tmp_path)
+    assert "secret" not in str(caught.value)
 
 
 def events(folder: Path) -> Any:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from lightning.pytorch.loggers.logger import DummyExperiment
+from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from autotimm import urls
@@ -65,27 +65,32 @@ def make_loggers(
     if own is None:
         own = MetricsLogger(root, name="", version=version)
     rest = [one for one in loggers if one is not own]
+    for name in names:
+        if name not in NAMES:
+            raise InputError(f"logger={name!r} is unknown: choose from {', '.join(NAMES)}")
+        if not _installed(name):
+            raise InputError(f"logger={name!r} needs pip install {name}")
     for name in dict.fromkeys(names):
         if name != "csv":
             rest.append(_named(name, own, Path(root), (ids or {}).get(name)))
     return [guarded(logger) for logger in (own, *rest)]
 
 
-def _named(name: Any, own: CSVLogger, root: Path, known: str | None) -> Logger:
-    if name not in NAMES:
-        raise InputError(f"logger={name!r} is unknown: choose from {', '.join(NAMES)}")
-    if not _installed(name):
-        raise InputError(f"logger={name!r} needs pip install {name}")
+def _named(name: str, own: CSVLogger, root: Path, known: str | None) -> Logger:
     if name == "tensorboard":
         return TensorBoard(own)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return DummyLogger()  # not a database, a service or a connection for each rank
     run = Path(own.log_dir).name
-    if name == "wandb":
-        return WandbLogger(
-            name=run, save_dir=root, id=known, project=_setting("WANDB_PROJECT", PROJECT)
-        )
-    experiment = _setting("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    place = _setting("MLFLOW_TRACKING_URI", "") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
-    return MLFlowLogger(experiment, run_name=run, tracking_uri=place, run_id=known)
+    try:
+        if name == "wandb":
+            project = _setting("WANDB_PROJECT", PROJECT)
+            return WandbLogger(name=run, save_dir=root, id=known, project=project)
+        experiment = _setting("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        place = _setting("MLFLOW_TRACKING_URI", f"sqlite:///{root.absolute() / 'mlflow.db'}")
+        return MLFlowLogger(experiment, run_name=run, tracking_uri=place, run_id=known)
+    except Exception as error:
+        raise InputError(f"logger={name!r} cannot be set up: {told(error)}") from error
 
 
 def _setting(name: str, default: str) -> str:

@@ -87,7 +87,7 @@ class RunRecord(Callback):
             "git": provenance.git_states(),
             "machine": provenance.machine(trainer),
             "settings": provenance.settings(trainer, pl_module),
-            "logger_ids": run_ids(trainer.loggers),
+            "logger_ids": before.get("logger_ids", {}) | run_ids(trainer.loggers),
         }
         self._write(trainer)
 
