@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from autotimm.training.fsdp import FSDP, LEAST_BLOCK, blocks
 
 ROOT = Path(__file__).parents[1]
 SHARDED = ["deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3", "fsdp"]
-SCALE = 2.0**30  # which the first steps overflow
+SCALE = 2.0**20  # which the first steps overflow
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -265,20 +266,27 @@ def test_a_deepspeed_config_is_a_strategy(shards: str, one, tmp_path: Path) -> N
     assert gave["losses"] == pytest.approx(one["main"]["losses"][:3], rel=1e-5)
 
 
+def made(name: Any, one_device: bool = True) -> Any:
+    return strategies.strategy(name, "cpu", one_device, timedelta(minutes=7))
+
+
 def test_names_of_strategies() -> None:
-    assert strategies.strategy("auto", one_device=True) == "auto"
-    assert type(strategies.strategy("auto", one_device=False)) is strategies.DDP
-    assert type(strategies.strategy("ddp", one_device=True)) is strategies.DDP
-    assert type(strategies.strategy("fsdp", one_device=True)) is FSDP
+    assert made("auto") == "auto"
+    assert type(made("auto", one_device=False)) is strategies.DDP
+    assert type(made("ddp")) is strategies.DDP
+    assert type(made("fsdp")) is FSDP
     for stage in (1, 2, 3):
-        made = strategies.strategy(f"deepspeed_stage_{stage}", one_device=False)
-        assert isinstance(made, zero.ZeRO)
-        assert made.config["zero_optimization"]["stage"] == stage
-        assert made._timeout == strategies.TIMEOUT
+        assert isinstance(made(f"deepspeed_stage_{stage}"), zero.ZeRO)
+        assert made(f"deepspeed_stage_{stage}").config["zero_optimization"]["stage"] == stage
+    for name in strategies.NAMES[1:]:
+        assert made(name)._timeout == timedelta(minutes=7), name
     mine = SingleDeviceStrategy("cpu")
-    assert strategies.strategy(mine, one_device=True) is mine
+    assert made(mine) is mine
     with pytest.raises(InputError, match="strategy='dpp' is unknown: take auto, ddp, deepspeed"):
         AutoTrainer(strategy="dpp")
+    assert AutoTrainer(strategy="ddp", timeout_minutes=0.5).strategy._timeout.seconds == 30
+    with pytest.raises(InputError, match="timeout_minutes=0 must be a positive"):
+        AutoTrainer(timeout_minutes=0)
 
 
 def test_deepspeed_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +318,8 @@ def test_a_bad_deepspeed_config_is_refused(content: str, said: str, tmp_path: Pa
 
 def test_precision_is_autocast_whatever_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(name, accelerator="auto", strategy="auto", plugins=()):
-        told, made = strategies.precision(name, accelerator, strategy, list(plugins))
-        return told, [(type(p), p.precision) for p in made]
+        told, chosen = strategies.precision(name, accelerator, strategy, list(plugins))
+        return told, [(type(p), p.precision) for p in chosen]
 
     assert chosen(None) == chosen("32") == chosen(32, strategy=FSDP()) == ("32-true", [])
     assert chosen("bf16") == ("bf16-mixed", [])
@@ -326,7 +334,7 @@ def test_precision_is_autocast_whatever_the_strategy(monkeypatch: pytest.MonkeyP
         [(MixedPrecision, "bf16-mixed")],
     )
     assert chosen("32-true") == ("32-true", [])
-    deepspeed = strategies.strategy("deepspeed_stage_2", one_device=False)
+    deepspeed = made("deepspeed_stage_2")
     assert chosen("16-mixed", strategy=deepspeed) == (None, [(zero.Autocast, "16-mixed")])
     assert chosen("32-true", strategy=deepspeed) == ("32-true", [])
     with pytest.raises(InputError, match="makes the boxes bf16 too"):

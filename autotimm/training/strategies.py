@@ -7,6 +7,7 @@ is autocast's, and each has an explicit timeout.
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,6 @@ NAMES = ("auto", "ddp", *STAGES, "fsdp")
 MIXED = ("16-mixed", "bf16-mixed")
 _FULL_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before the job ends with an error."""
-
 _DEEPSPEED = RequirementCache("deepspeed")
 
 
@@ -56,12 +54,13 @@ class DDP(DDPStrategy):
 
 
 def strategy(
-    given: str | Strategy, one_device: bool, timeout: timedelta = TIMEOUT
+    given: str | Strategy, accelerator: str, one_device: bool, timeout: timedelta
 ) -> str | Strategy:
     """The strategy of a name: DDP, one of ours, or "auto" for Lightning's on one device.
 
     Args:
         given: one of ``NAMES``, a DeepSpeed config (``<path>.json``), or a strategy as it is.
+        accelerator: as the user gave it.
         one_device: whether the run has a single process.
         timeout: how long a rank waits for the others in a collective operation.
 
@@ -81,6 +80,8 @@ def strategy(
                 f"strategy={given} needs DeepSpeed: pip install 'autotimm[deepspeed]', or take ddp "
                 f"or fsdp"
             )
+        if not _on_gpu(accelerator):
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for when it is imported
         stage = STAGES.get(given)
         config = zero.stage_config(stage) if stage else deepspeed_config(given)
         return zero.ZeRO(config=config, timeout=timeout)
@@ -127,7 +128,7 @@ def precision(
     """
     if any(isinstance(plugin, Precision) for plugin in plugins):
         return name, plugins
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_gpu = _on_gpu(accelerator)
     name = MIXED[0] if name is None and on_gpu else _FULL_NAMES.get(str(name), name or "32-true")
     if name == "16-mixed" and not on_gpu:
         raise InputError(
@@ -146,3 +147,7 @@ def precision(
     if on_gpu and plain:
         return None, [*plugins, MixedPrecision(name, "cuda")]
     return name, plugins
+
+
+def _on_gpu(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

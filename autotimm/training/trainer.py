@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,7 @@ class AutoTrainer(Trainer):
       a ``ModelCheckpoint`` among the callbacks comes on top.
     - ``ema_decay`` keeps an exponential moving average of the weights, which is evaluated, and
       loaded by ``load_from_checkpoint`` (:class:`~autotimm.training.ema.AverageWeights`).
+    - ``timeout_minutes`` is how long a rank waits for the others before the job ends with an error.
     - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
 
@@ -96,6 +98,7 @@ class AutoTrainer(Trainer):
         best_metric: str | None = None,
         best_mode: Literal["max", "min"] | None = None,
         ema_decay: float | None = None,
+        timeout_minutes: float = 30.0,
         **kwargs: Any,
     ) -> None:
         if use_distributed_sampler:
@@ -112,6 +115,9 @@ class AutoTrainer(Trainer):
                 f"precision={precision!r} does not suit this model, whose losses need float32: "
                 f"take 16-mixed, bf16-mixed or 32-true"
             )
+        if not 0 < timeout_minutes < 1e6:
+            raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
+        timeout = timedelta(minutes=timeout_minutes)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
@@ -133,10 +139,12 @@ class AutoTrainer(Trainer):
             best_mode,
         )
         if enable_checkpointing is not False:
-            saving += [checkpoints, Preemption(strategies.TIMEOUT)]
+            saving += [checkpoints, Preemption(timeout)]
         elif save_every_n_steps or save_every_minutes or best_metric:
             raise InputError("enable_checkpointing=False saves nothing: leave out when and what")
-        strategy = strategies.strategy(strategy, _one_device(devices, num_nodes))
+        strategy = strategies.strategy(
+            strategy, accelerator, _one_device(devices, num_nodes), timeout
+        )
         precision, plugins = strategies.precision(
             precision, accelerator, strategy, _plugins(plugins)
         )

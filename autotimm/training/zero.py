@@ -18,7 +18,6 @@ the stage that wrote it, and says so otherwise.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,11 +73,10 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         if isinstance(self.accelerator, CPUAccelerator):
-            # DeepSpeed wants an index on each device, and takes a GPU where it sees one.
+            # DeepSpeed wants an index on each device.
             count = len(self.parallel_devices or [])
             self.parallel_devices = [torch.device("cpu", i) for i in range(count)]
             self._process_group_backend = "gloo"
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
@@ -150,7 +148,9 @@ class ZeRO(DeepSpeedStrategy):
         states = check_folder(path)
         ranks, stage = len(states), 3 if self.zero_stage_3 else 2
         fitting = self.lightning_module is not None and self.lightning_module.trainer.training
-        if stage_of(path) != stage or (fitting and ranks != self.world_size):
+        # Without the optimizer, every rank can read the whole weights of stages 1 and 2.
+        alike = ranks == self.world_size or not (fitting or stage == 3)
+        if stage_of(path) != stage or not alike:
             saved = "3" if stage_of(path) == 3 else "1 or 2"
             raise InputError(
                 f"{path} was written by {ranks} ranks with ZeRO stage {saved}, and goes on only "
