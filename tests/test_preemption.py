@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +110,134 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
         assert left.value.code == CODE
         fit(shard_folder, root, second, ckpt_path="last", **options)
         assert first.done + second.done == truth.done, place
+
+
+def torchrun(tmp_path: Path, script: str, *arguments: object, restarts: int = 0) -> tuple[int, str]:
+    """Exit code and output of two processes that run a script with this file's names."""
+    path = tmp_path / "ranks.py"
+    path.write_text(
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_preemption import Record, fit\n"
+        "folder, root = map(Path, sys.argv[1:])\n"
+        "rank = int(os.environ['RANK'])\n" + textwrap.dedent(script)
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node=2", f"--max-restarts={restarts}"]
+    # Else torchrun's own store may be gone when it starts the processes again.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    words = [*launcher, path, *arguments]
+    done = subprocess.run(
+        [str(word) for word in words], env=env, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_rank_stops_all_at_the_same_step(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    code, output = torchrun(
+        tmp_path,
+        """
+        truth = Record()
+        fit(folder, root / "truth", truth)
+        cases = [
+            ("setup", signal.SIGUSR2, 1),
+            ("sanity.0", signal.SIGTERM, 1),
+            ("batch 0.1", signal.SIGTERM, 1),
+            ("batch 0.3", signal.SIGINT, 0),
+            ("validation 4.0", signal.SIGUSR2, 1),
+        ]
+        for number, (place, sign, who) in enumerate(cases):
+            first, second = Record(place if rank == who else "", sign), Record()
+            code = 0
+            try:
+                fit(folder, root / str(number), first)
+            except SystemExit as left:
+                code = left.code
+            assert code == 85, (place, code)
+            fit(folder, root / str(number), second, ckpt_path="last")
+            assert first.done + second.done == truth.done, place
+            print(f"rank {rank} {place}: {first.done[-1:]}", flush=True)
+        """,
+        shard_folder,
+        tmp_path,
+    )
+    assert code == 0, output[-6000:]
+    lines = [line for line in output.splitlines() if line.startswith("stopped by ")]
+    assert [line.split(":")[0] for line in lines] == [
+        "stopped by SIGUSR2 at step 0",
+        "stopped by SIGTERM at step 0",
+        "stopped by SIGTERM at step 3",
+        "stopped by SIGINT at step 4",
+        "stopped by SIGUSR2 at step 4",
+    ]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_checkpoint(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    code, output = torchrun(
+        tmp_path,
+        """
+        start = os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+        class Killed(Record):
+            def _see(self, what):
+                if start == "0" and rank == 1 and what == "batch 1.1":
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        from autotimm.training.lost import LostRanksError
+
+        record = Killed()
+        try:
+            fit(folder, root / "runs", record, max_epochs=3)
+        except LostRanksError as error:
+            print(f"lost: {error.tells} {error}", flush=True)
+            raise SystemExit(1)
+        assert start == "1"
+        truth = Record()
+        fit(folder, root / "truth", truth, max_epochs=3)
+        # The epoch in which the rank died is trained once more, from its beginning.
+        assert record.done == [what for what in truth.done if what not in truth.done[:6]]
+        print("as it was", flush=True)
+        """,
+        shard_folder,
+        tmp_path,
+        restarts=1,
+    )
+    assert code == 0, output[-6000:]
+    assert output.count("as it was") == 2
+    assert f"lost: True rank 1 on {platform.node()} has ended" in output
+    assert "goes on from " in output and "/runs/version_0/checkpoints/" in output
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_after_the_timeout(shard_folder: Path, tmp_path: Path) -> None:
+    code, output = torchrun(
+        tmp_path,
+        """
+        class Hanging(Record):
+            def _see(self, what):
+                if rank == 1 and what == "batch 0.2":
+                    print("hangs", flush=True)
+                    time.sleep(10000)
+
+        from autotimm.training.lost import LostRanksError
+
+        try:
+            fit(folder, root / "runs", Hanging(), timeout_minutes=0.5)
+        except LostRanksError as error:
+            print(f"lost: {error.tells} {error}", flush=True)
+            raise SystemExit(1)
+        """,
+        shard_folder,
+        tmp_path,
+    )
+    assert code == 1, output[-6000:]
+    assert "hangs" in output
+    assert f"lost: True rank 1 on {platform.node()} does not answer within the timeout" in output

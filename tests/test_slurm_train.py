@@ -168,7 +168,7 @@ def state(env: Environment, job: str) -> str:
 
 
 def has(log: Path, *texts: str) -> bool:
-    return log.exists() and all(text in log.read_text() for text in texts)
+    return log.exists() and all(text in log.read_text(errors="replace") for text in texts)
 
 
 def start_again(env: Environment, job: str) -> None:
@@ -232,18 +232,21 @@ def test_jobs_that_lose_a_task_are_cancelled_or_run_out_of_time(
     cluster: Environment, shards: Path, tmp_path: Path
 ) -> None:
     late, lost = tmp_path / "late", tmp_path / "lost"
-    limited = ("--time=3", "--signal=USR2@60", SCRIPT)
+    limited = ("--time=5", "--signal=USR2@150", SCRIPT)
     out_of_time = submit(cluster, late, *limited, *flags(shards, tmp_path / "a", epochs=9999))
+    until(lambda: has(late, "Seed set"))  # two jobs at once are too much for such a cluster
     job = submit(cluster, lost, SCRIPT, *flags(shards, tmp_path / "b", epochs=9999))
 
     until(lambda: has(lost, "epoch 1 of"))
     os.kill(processes(job)["1"], signal.SIGKILL)
     until(lambda: state(cluster, job) == "FAILED", 60)
-    assert has(lost, "n2: task 1: Killed", "failed with 137; scontrol requeue"), lost.read_text()
+    assert has(lost, "n2: task 1: Killed", "failed with 137; scontrol requeue"), lost.read_text(
+        errors="replace"
+    )
     command("scontrol", "requeue", job, env=cluster)
     start_again(cluster, job)
     until(lambda: has(lost, f"started again (slurm-{job}.0): goes on from {tmp_path}/b/job_{job}"))
-    until(lambda: lost.read_text().count("epoch ") > 3)
+    until(lambda: lost.read_text(errors="replace").count("epoch ") > 1)
     command("scancel", job, env=cluster)
     wait(cluster, job)
     until(lambda: not processes(job), 60)

@@ -67,7 +67,10 @@ class AutoTrainer(Trainer):
       a ``ModelCheckpoint`` among the callbacks comes on top.
     - ``ema_decay`` keeps an exponential moving average of the weights, which is evaluated, and
       loaded by ``load_from_checkpoint`` (:class:`~autotimm.training.ema.AverageWeights`).
-    - ``timeout_minutes`` is how long a rank waits for the others before the job ends with an error.
+    - SIGTERM, SIGUSR2 and Ctrl-C have all ranks of a fit save the same step and end with 85; what
+      SLURM or torchrun starts again goes on from there.
+    - ``timeout_minutes`` is how long a rank waits for the others before the job ends with an error;
+      a rank that has died or hangs is named.
     - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
 
@@ -139,7 +142,8 @@ class AutoTrainer(Trainer):
             best_mode,
         )
         if enable_checkpointing is not False:
-            saving += [checkpoints, Preemption(timeout)]
+            # Before NCCL's watchdog, which ends the process without naming the rank that hangs.
+            saving += [checkpoints, Preemption(0.9 * timeout)]
         elif save_every_n_steps or save_every_minutes or best_metric:
             raise InputError("enable_checkpointing=False saves nothing: leave out when and what")
         strategy = strategies.strategy(
