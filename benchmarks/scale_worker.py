@@ -194,8 +194,8 @@ def part_of(action: str) -> str | None:
     if action.startswith("[Callback]"):
         return action.removeprefix("[Callback]").partition(".")[0].partition("{")[0]
     for end, name in {
-        "Strategy.training_step": "forward",
-        "Strategy.backward": "backward",
+        ".training_step": "forward",  # the strategy's
+        ".backward": "backward",
         ".train_dataloader_next": "the loader's next batch",
         ".on_after_batch_transfer": "normalising",
     }.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -61,6 +62,7 @@ def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
     def act(meeting: Meeting) -> None:
         meeting.meet(0, len)
         if meeting.rank == 0:
+            time.sleep(0.2)
             left.append(0)  # says it
         meeting.part()
         if meeting.rank:

@@ -17,8 +17,11 @@ from batches import small
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.training import setup_report
+from autotimm.training.fsdp import FSDP
 from autotimm.training.setup_check import judge
 from autotimm.training.setup_report import Report, sight
+from autotimm.training.strategies import DDP
+from autotimm.training.zero import ZeRO
 
 SMALL = Path(__file__).parents[1] / "launch" / "small_cpu.yaml"
 RANKS = """
@@ -191,8 +194,8 @@ def test_the_probe_is_looked_for_where_there_are_several_nodes(tmp_path: Path) -
     one = [report for report in reports(probe={0: "/runs/p"}) if report and report["host"] == "a"]
     assert judge(one)["probe"] == ""
     (tmp_path / "p").touch()
-    sharded = setup_report.SHARDED[0].__new__(setup_report.SHARDED[0])
-    for strategy, kind in ((sharded, "problem"), (object(), "warning")):
+    sharded = [(cls.__new__(cls), "problem") for cls in (FSDP, ZeRO)]
+    for strategy, kind in (*sharded, (DDP.__new__(DDP), "warning")):
         trainer: Any = SimpleNamespace(strategy=strategy)
         assert set(sight(trainer, str(tmp_path / "p"))) == {"host"}
         assert set(sight(trainer, str(tmp_path / "q"))) == {"host", kind}
