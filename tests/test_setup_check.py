@@ -194,8 +194,8 @@ def test_the_probe_is_looked_for_where_there_are_several_nodes(tmp_path: Path) -
     one = [report for report in reports(probe={0: "/runs/p"}) if report and report["host"] == "a"]
     assert judge(one)["probe"] == ""
     (tmp_path / "p").touch()
-    sharded = [(cls.__new__(cls), "problem") for cls in (FSDP, ZeRO)]
-    for strategy, kind in (*sharded, (DDP.__new__(DDP), "warning")):
+    for cls, kind in ((ZeRO, "problem"), (FSDP, "warning"), (DDP, "warning")):
+        strategy: Any = cls.__new__(cls)
         trainer: Any = SimpleNamespace(strategy=strategy)
         assert set(sight(trainer, str(tmp_path / "p"))) == {"host"}
         assert set(sight(trainer, str(tmp_path / "q"))) == {"host", kind}

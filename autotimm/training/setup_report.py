@@ -32,10 +32,9 @@ from autotimm.streaming.order import EpochOrder, batch_positions
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, World
 from autotimm.training import resources
-from autotimm.training.fsdp import FSDP
 from autotimm.training.meeting import host_name
 
-SHARDED = (FSDP, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 """Strategies of which every rank writes its part of a checkpoint."""
 _LONGEST = 60  # characters of a value in a message
 _TRAINER = (
