@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
 from autotimm.sharding.cli import shard
+from autotimm.training.resume import newest
 
 IMAGES = 13
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -37,7 +42,7 @@ class Record(Callback):
 
 
 def fit(folder: Path, out: Path, *, backbone: str = "resnet10t", **options: Any) -> Record:
-    keys = ("aspect_buckets", "num_workers", "batch_size")
+    keys = ("aspect_buckets", "num_workers", "batch_size", "image_size")
     data = {key: options.pop(key) for key in keys if key in options}
     ckpt_path = options.pop("ckpt_path", None)
     module = InstanceSegmentationDataModule(
@@ -91,3 +96,59 @@ def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
             shard_folder, tmp_path, ckpt_path=checkpoint, num_workers=2 * (stop % 2), **options
         )
         assert rest.steps == truth[stop:], stop
+
+
+def killed_over_and_over(shards: Path, root: Path) -> None:
+    """What a process does in the test below: goes on from the newest whole checkpoint, saves at
+    every step, and tells of each."""
+
+    class Tell(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            print("step", trainer.global_step, outputs["loss"].item().hex(), flush=True)
+
+    fit(
+        shards,
+        root,
+        image_size=64,
+        callbacks=[Tell()],
+        ckpt_path=newest(root),
+        save_every_n_steps=1,
+        keep_last=1,
+        ema_decay=0.9,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_no_step_is_lost_or_changed(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    """kill -9, with a save at every step: most of the time that a step takes goes into it."""
+    record = fit(shard_folder, tmp_path / "truth", image_size=64)
+    truth = [loss.hex() for _, _, loss in record.steps]
+    command = f"from test_resume import *; killed_over_and_over({shard_folder!r}, {tmp_path!r})"
+    words = [sys.executable, "-c", f"from pathlib import PosixPath; {command}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    next_step = 1
+    for kills in range(30):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        steps: list[int] = []
+        for line in process.stdout:
+            if not line.startswith("step "):
+                continue
+            _, step, loss = line.split()
+            assert truth[int(step) - 1] == loss
+            steps.append(int(step))
+            if len(steps) == 5:
+                time.sleep(0.03 * kills)
+                process.kill()
+        # The checkpoint of a step that was told is being written; that of the one before is there.
+        assert next_step - 1 <= steps[0] <= next_step
+        next_step = steps[-1] + 1
+        if process.wait() == 0:
+            break
+    assert next_step == len(truth) + 1
+    assert kills >= 2
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "step_14.ckpt"}
