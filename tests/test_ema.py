@@ -347,13 +347,16 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
         whole, rest = str(tmp_path / kind), str(tmp_path / f"{kind} rest")
         jobs.append({"folder": whole, "strategy": kind, **common})
         first = str(tmp_path / kind / "checkpoints" / "step_3.ckpt")
-        jobs.append({"folder": rest, "strategy": kind, "ckpt_path": first, **common})
+        often = {"save_every_n_steps": 1, "keep_last": 1}
+        jobs.append({"folder": rest, "strategy": kind, "ckpt_path": first, **common, **often})
     refused = ("fsdp", "deepspeed_stage_3")
     jobs += [{"folder": str(tmp_path / kind), "strategy": kind, **common} for kind in refused]
     gave = fit_on_ranks(2, jobs, tmp_path / "jobs")
     for kind, told in zip(refused, gave[4:], strict=True):
         assert f"ema_decay does not go with strategy={kind}" in told["error"]
     for kind in kinds:
+        left = {path.name for path in (tmp_path / f"{kind} rest" / "checkpoints").iterdir()}
+        assert left == {"step_6.ckpt", "last.ckpt"}
         for folder in (kind, f"{kind} rest"):
             out = tmp_path / f"{folder}.safetensors"
             convert(tmp_path / folder / "checkpoints" / "last.ckpt", out)

@@ -210,7 +210,14 @@ def test_a_metric_that_is_not_logged_is_told_before_the_training(tmp_path: Path)
 
 
 def test_a_best_one_in_mid_epoch_is_saved_after_its_validation(tmp_path: Path) -> None:
-    """Also where a save is due before it: that one would know nothing of the score."""
+    """Also where a save is due before it: that one would know nothing of the score, and a run that
+    goes on from it would leave the validation out."""
+    saved: list[int] = []
+
+    class Count(Callback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+            saved.append(trainer.global_step)
+
     run(
         tmp_path,
         Measured(0.1, 0.9, 0.2, 0.3),
@@ -219,7 +226,9 @@ def test_a_best_one_in_mid_epoch_is_saved_after_its_validation(tmp_path: Path) -
         save_every_n_steps=4,
         keep_last=-1,
         best_metric="val/AP",
+        callbacks=[Count()],
     )
+    assert saved == [2, 4, 8]
     folder = tmp_path / "version_0"
     assert names(folder) == {
         *(f"step_{step}.ckpt" for step in (2, 4, 8)),

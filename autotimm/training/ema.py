@@ -139,12 +139,12 @@ class AverageWeights(Callback):
         self._step = trainer.global_step
         pairs = self._pairs(pl_module)
         moving = [(a, t.to(a.dtype)) for a, t in pairs if a.is_floating_point()]
+        others = [(a, t) for a, t in pairs if not a.is_floating_point()]
         share = 1 - decay_at(self._step, self.decay)
         if moving:
             torch._foreach_lerp_([a for a, _ in moving], [t for _, t in moving], share)
-        for average, tensor in pairs:
-            if not average.is_floating_point():
-                average.copy_(tensor)
+        if others:
+            torch._foreach_copy_([a for a, _ in others], [t for _, t in others])
 
     def _show(self, pl_module: LightningModule) -> None:
         if not self._average or self._trained is not None:
