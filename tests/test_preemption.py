@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import signal
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule
 from autotimm.sharding.cli import shard
+from autotimm.training import signals
 from autotimm.training.preemption import CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -67,8 +69,16 @@ class Record(Callback):
         self.done.append(("epoch", trainer.current_epoch, trainer.global_step))
 
 
-def fit(folder: Path, root: Path, record: Record, ckpt_path: Any = None, **options: Any) -> None:
-    module = InstanceSegmentationDataModule(folder, image_size=64, batch_size=2, num_workers=0)
+def fit(
+    folder: Path,
+    root: Path,
+    record: Record,
+    ckpt_path: Any = None,
+    num_workers: int = 0,
+    **options: Any,
+) -> None:
+    data = {"image_size": 64, "batch_size": 2, "num_workers": num_workers}
+    module = InstanceSegmentationDataModule(folder, **data)
     trainer = AutoTrainer(
         accelerator="cpu",
         default_root_dir=root,
@@ -110,6 +120,33 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
         assert left.value.code == CODE
         fit(shard_folder, root, second, ckpt_path="last", **options)
         assert first.done + second.done == truth.done, place
+
+
+class ToAll(Record):
+    """Signals the data workers too, as a terminal or SLURM does; not as their parent, though."""
+
+    def _see(self, what: str) -> None:
+        if what == self.at:
+            every = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            assert len(every) >= 3
+            words = ["kill", f"-{int(self.number)}", *map(str, every)]
+            subprocess.run(words, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", signals.STOPS)
+def test_a_signal_to_the_data_workers_does_not_end_them(
+    number: int, shard_folder: Path, tmp_path: Path
+) -> None:
+    truth, first, second = Record(), ToAll("batch 0.1", number), Record()
+    options: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0, "num_workers": 2}
+    fit(shard_folder, tmp_path / "truth", truth, **options)
+    with pytest.raises(SystemExit) as left:
+        fit(shard_folder, tmp_path, first, **options)
+    assert left.value.code == CODE
+    fit(shard_folder, tmp_path, second, ckpt_path="last", **options)
+    assert first.done[-1][2] == 2
+    assert first.done + second.done == truth.done
 
 
 def torchrun(tmp_path: Path, script: str, *arguments: object, restarts: int = 0) -> tuple[int, str]:

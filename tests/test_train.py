@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,39 @@ def test_detector_without_masks(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     run("predict", *flags, f"--ckpt_path={checkpoint}")
     assert (tmp_path / "version_1" / "predict-results.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
+    painted: Path, tmp_path: Path
+) -> None:
+    flags = [*TINY_MODEL, "--trainer.limit_val_batches=0", "--data.num_workers=2"]
+    flags += [f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"]
+    words = [sys.executable, str(TRAIN), "fit", "--config", str(SMALL), *flags]
+    process = subprocess.Popen(
+        [*words, "--trainer.max_epochs=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2 "):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    said, _ = process.communicate()
+    assert process.returncode == 85, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("stopped by SIGINT at step "))
+    step = int(line.split()[5].rstrip(":"))
+    assert step >= 14 and f"checkpoints/step_{step}.ckpt, from which it goes on" in line
+    done = run(
+        "fit", "--config", SMALL, *flags, f"--trainer.max_steps={step + 2}", "--ckpt_path=last"
+    )
+    assert f"step_{step}.ckpt" in done.stderr
+    assert len(column(tmp_path / "version_1" / "metrics.csv", "train/loss")) == 2
 
 
 def test_print_config_shows_every_setting() -> None:

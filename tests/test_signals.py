@@ -1,0 +1,86 @@
+"""Signals are noted while they are caught, by the training process and its data workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from autotimm.streaming.workers import outlive_signals
+from autotimm.training import signals
+
+
+def test_the_first_signal_is_noted_and_all_is_as_it_was_afterwards() -> None:
+    before = [signal.getsignal(number) for number in signals.STOPS]
+    with signals.caught():
+        assert signals.received() == 0
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with signals.caught():  # a fit within the command line
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received() == signal.SIGUSR2
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in signals.STOPS] == before
+    with signals.caught():
+        assert signals.received() == 0
+
+
+def test_what_came_before_a_release_takes_its_usual_effect() -> None:
+    with signals.caught():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signals.release()
+    with signals.caught():
+        signals.release()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
+    script = """
+        import os, signal, time
+        from autotimm.training import signals
+        signals.ECHO = 0.5
+        with signals.caught():
+            try:
+                for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2):
+                    os.kill(os.getpid(), number)
+                time.sleep(0.6)
+                os.kill(os.getpid(), signal.SIGINT)
+                print("lives", flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                print("cleans up", flush=True)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stdout == "lives\n"
+
+
+def _work(ready) -> None:
+    outlive_signals(0)
+    ready.set()
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    ready = context.Event()
+    worker = context.Process(target=_work, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(120)
+    for number in signals.STOPS:
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    worker.join(1)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0

@@ -1,0 +1,148 @@
+"""Which folder a run has, and which checkpoint it begins from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from line import Line, loader, quiet
+
+from autotimm.structures import InputError
+from autotimm.training.run_folder import find_run, folder_name
+from autotimm.training.run_record import write_record
+from autotimm.training.start import newest_below, starting_point
+from autotimm.training.world import Launch, find_launch
+
+SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launch"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "12"}, None),  # in a job, but not started by srun
+        (SLURM, Launch("slurm-12.0", "job_12", again=False)),
+        (SLURM | {"SLURM_RESTART_COUNT": "2"}, Launch("slurm-12.0", "job_12", again=True)),
+        (
+            SLURM | {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"},
+            Launch("slurm-10_3.0", "job_10_3", again=False),
+        ),
+        (SLURM | TORCHRUN, Launch("torchrun-abc", None, again=False)),
+        (
+            TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"},
+            Launch("torchrun-abc", None, again=True),
+        ),
+    ],
+)
+def test_launches(
+    variables: dict[str, str], launch: Launch | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, variables)
+    assert find_launch() == launch
+
+
+def test_torchruns_default_id_is_not_that_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"})
+    launch = find_launch()
+    assert launch is not None and launch.id.endswith(f"-{os.getppid()}")
+
+
+def test_a_requeued_job_finds_its_folder_and_another_step_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert folder_name(tmp_path) is None  # version_<n>
+    given(monkeypatch, SLURM)
+    assert folder_name(tmp_path) == "job_12"
+    write_record(tmp_path / "job_12", {"launch_id": "slurm-12.0"})
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert folder_name(tmp_path) == "job_12-2"
+    write_record(tmp_path / "job_12-2", {"launch_id": "slurm-12.1"})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert folder_name(tmp_path) == "job_12-2"
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert folder_name(tmp_path) == "job_12"
+
+
+def test_of_two_runs_of_an_id_the_newer_is_meant(tmp_path: Path) -> None:
+    for n, name in enumerate(["b", "a"]):
+        write_record(tmp_path / name, {"launch_id": "slurm-1.0"})
+        os.utime(tmp_path / name / "run.json", (n, n))
+    launch = Launch("slurm-1.0", "job_1", again=True)
+    assert find_run(tmp_path, launch) == tmp_path / "a"
+    assert find_run(tmp_path / "none", launch) is None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole one, as a trainer saves it."""
+    root = tmp_path_factory.mktemp("runs")
+    trainer = quiet(root, max_steps=1, logger=[])
+    trainer.fit(Line(), loader())
+    found = newest_below(root)
+    assert found is not None
+    return found
+
+
+def run(
+    root: Path, name: str, checkpoint: Path, saved: float, launch_id: str | None = None
+) -> Path:
+    path = root / name / "checkpoints" / "step_1.ckpt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, path)
+    os.utime(path, (saved, saved))
+    write_record(root / name, {"launch_id": launch_id})
+    return path
+
+
+def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
+    first, again = Launch("slurm-1.0", "job_1", False), Launch("slurm-1.0", "job_1", True)
+    assert starting_point(tmp_path, None) == (None, None)
+    assert starting_point(tmp_path, "a.ckpt", again) == ("a.ckpt", None)
+    path, said = starting_point(tmp_path, "last", first)
+    assert path is None and said is not None and "no checkpoint below" in said
+
+    newer = run(tmp_path, "version_0", checkpoint, saved=20)
+    own = run(tmp_path, "job_1", checkpoint, saved=10, launch_id="slurm-1.0")
+    assert starting_point(tmp_path, "last", first) == (str(newer), f"ckpt_path=last: {newer}")
+    assert starting_point(tmp_path, "a.ckpt", first) == ("a.ckpt", None)
+    assert starting_point(tmp_path, None, first) == (None, None)
+    for wanted in (None, "last", "a.ckpt"):
+        path, said = starting_point(tmp_path, wanted, again)
+        assert path == str(own) and said == f"started again (slurm-1.0): goes on from {own}"
+    # The newest run's is cut off: the one before it is taken.
+    newer.write_bytes(newer.read_bytes()[:-100])
+    os.utime(newer, (20, 20))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert starting_point(tmp_path, "last", first)[0] == str(own)
+    # It died before it saved anything.
+    own.unlink()
+    path, said = starting_point(tmp_path, "a.ckpt", again)
+    assert path == "a.ckpt" and said is not None and said.endswith("begins from a.ckpt")
+
+
+def test_nothing_is_loaded_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another job")
+    trainer = quiet(tmp_path, max_steps=1, logger=False)
+    name = "lightning.pytorch.trainer.connectors.checkpoint_connector.SLURMEnvironment.detect"
+    monkeypatch.setattr(name, lambda: True)
+    trainer.fit(Line(), loader())
+    assert trainer.global_step == 1
+    with pytest.raises(InputError, match="'hpc' is not used here"):
+        trainer.fit(Line(), loader(), ckpt_path="hpc")
