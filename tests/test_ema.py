@@ -235,14 +235,20 @@ def test_left_out_later_the_training_goes_on_with_its_own_weights(tmp_path: Path
     assert "ema" not in state(tmp_path / "second" / "checkpoints" / "last.ckpt")
 
 
-def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", [None, torch.ones(3), 5])
+def test_an_average_of_another_model_is_refused(odd: Any, tmp_path: Path) -> None:
     run(tmp_path, Net(), max_epochs=1)
     last = tmp_path / "checkpoints" / "last.ckpt"
     content = state(last)
-    del content["ema"]["state_dict"]["weight"]
+    content["ema"]["state_dict"]["weight"] = odd
+    if odd is None:
+        del content["ema"]["state_dict"]["weight"]
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="is of another model"):
         run(tmp_path, Net(), ckpt_path=tmp_path / "other.ckpt")
+    torch.save({**content, "ema": []}, tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=r"average of the weights \(ema\) is none"):
+        run(tmp_path, Net(), ckpt_path=tmp_path / "odd.ckpt")
 
 
 def test_the_model_of_a_checkpoint_is_the_average(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,39 @@ def test_a_checkpoint_says_what_it_came_from(tmp_path: Path) -> None:
     assert own["settings"]["trainer"]["max_steps"] == 2
     assert len(own["random"]) == 1
     assert own["saved"] == pytest.approx(path.stat().st_mtime, abs=60)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [],
+        {"versions": {}, "random": [5]},
+        {"versions": 3, "random": []},
+        {"versions": {}},
+        {"versions": {}, "random": [{"python": [3, [1], None], "numpy": {}, "torch": "a"}]},
+    ],
+)
+def test_a_state_that_cannot_be_is_told_in_one_line(odd: Any, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
+    torch.save({**torch.load(path, weights_only=True), "autotimm": odd}, tmp_path / "odd.ckpt")
+    with warnings.catch_warnings(), pytest.raises(InputError, match="under 'autotimm' is not what"):
+        warnings.simplefilter("ignore")
+        quiet(tmp_path, logger=False, max_epochs=2).fit(
+            Line(), shuffled(), ckpt_path=tmp_path / "odd.ckpt"
+        )
+
+
+def test_another_version_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
+    content = torch.load(path, weights_only=True)
+    content["autotimm"]["versions"]["torch"] = "1.0"
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.warns(UserWarning, match=r"was saved with torch 1\.0, and this is torch \d"):
+        quiet(tmp_path, logger=False, max_epochs=2).fit(
+            Line(), shuffled(), ckpt_path=tmp_path / "old.ckpt"
+        )
 
 
 RANKS = """

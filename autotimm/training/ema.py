@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from autotimm.structures import InputError
-from autotimm.tasks.checkpoint import EMA
+from autotimm.tasks.checkpoint import EMA, weights_of
 from autotimm.training.fsdp import FSDP
 
 Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
@@ -76,7 +76,7 @@ class AverageWeights(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if EMA in checkpoint:
-            self._loaded = checkpoint[EMA]["state_dict"]
+            self._loaded = weights_of(checkpoint)
         else:
             rank_zero_warn(
                 "the checkpoint to go on from has no average of the weights (it was trained "
@@ -91,7 +91,8 @@ class AverageWeights(Callback):
                 copies[id(tensor)] = full.clone()
             self._average[name] = copies[id(tensor)]
         if self._loaded is not None:
-            if self._loaded.keys() != self._average.keys():
+            shapes = {name: getattr(value, "shape", None) for name, value in self._loaded.items()}
+            if shapes != {name: tensor.shape for name, tensor in self._average.items()}:
                 raise InputError(
                     "the average of the weights in the checkpoint to go on from is of another "
                     "model: give the settings of its run"

@@ -140,8 +140,13 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Names that lead elsewhere would have files removed there.
-        given = state_dict["files"].items()
-        self._restored = {n: s for n, s in given if re.fullmatch(r"step_\d+\.ckpt", str(n))}
+        given = state_dict.get("files")
+        self._restored = {
+            name: score
+            for name, score in (given.items() if isinstance(given, dict) else ())
+            if re.fullmatch(r"step_\d+\.ckpt", str(name))
+            and (score is None or isinstance(score, float))
+        }
 
     # -------------------------------------------------------------- when to save
 

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.structures import InputError
 from autotimm.training import provenance
 from autotimm.training.resume import STATE
 
@@ -55,17 +57,34 @@ class KeepState(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        every = checkpoint.get(STATE, {}).get("random", [])
-        if trainer.state.fn == TrainerFn.FITTING and len(every) == trainer.world_size:
-            self._random = every[trainer.global_rank]
-            # An epoch's loader that is made next draws from it.
-            set_random_state(self._random, trainer.strategy.root_device)
+        if trainer.state.fn != TrainerFn.FITTING or STATE not in checkpoint:
+            return
+        try:
+            _tell_versions(checkpoint[STATE]["versions"], self._versions)
+            every = checkpoint[STATE]["random"]
+            if len(every) == trainer.world_size:
+                self._random = every[trainer.global_rank]
+                # An epoch's loader that is made next draws from it.
+                set_random_state(every[trainer.global_rank], trainer.strategy.root_device)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"what the checkpoint to go on from has under {STATE!r} is not what a run saves "
+                f"there ({type(error).__name__}): it is damaged"
+            ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._random is not None and not trainer.is_last_batch:
             # In mid-epoch, it was made long before.
             set_random_state(self._random, trainer.strategy.root_device)
         self._random = None
+
+
+def _tell_versions(saved: dict[str, str], here: dict[str, str]) -> None:
+    """Says so where results may differ in their last digits from those of the undisturbed run."""
+    other = [n for n in ("torch", "autotimm") if saved.get(n) != here.get(n)]
+    if other:
+        was, now = (", ".join(f"{n} {found.get(n)}" for n in other) for found in (saved, here))
+        rank_zero_warn(f"the checkpoint to go on from was saved with {was}, and this is {now}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
