@@ -102,6 +102,7 @@ def exchanged(ranks: list[int], quick: bool) -> str:
                 f"{1e3 * told['gradients']:.0f}",
                 f"{told['image_bytes'] / 1e3:.1f}",
                 f"{told['gather']:.2f}",
+                f"{told['ap_of_a_tenth']:.1f}" if "ap_of_a_tenth" in told else "-",
             ]
         )
     progress("")
@@ -113,7 +114,8 @@ def exchanged(ranks: list[int], quick: bool) -> str:
         "gradients: MB that each rank sends",
         "their all-reduce, ms",
         "evaluation: kB an image",
-        "gathering 5,000 images, s" if not quick else "gathering 50 images, s",
+        f"gathering {50 if quick else 5000} images, s",
+        f"mask AP of {5 if quick else 500}, s",
     ]
     return markdown(headings, rows)
 

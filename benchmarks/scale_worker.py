@@ -64,7 +64,7 @@ def exchange(quick: bool) -> dict[str, float]:
             agreement.answer()
 
         told["agreement"] = median(agree, 50)
-    weights = torch.zeros(1_000_000 if quick else 32_000_000)  # a ResNet-50 with its heads
+    weights = torch.zeros(1_000_000 if quick else 34_900_000)  # a ResNet-50 with its heads
     told["gradient_bytes"] = 4 * len(weights)
     told["gradients"] = median(lambda: dist.all_reduce(weights), 3)
     images = 50 if quick else 5000
@@ -72,6 +72,11 @@ def exchange(quick: bool) -> dict[str, float]:
     made = [pickle.dumps(image(seed)) for seed in range(20)]
     part = [pickle.loads(made[n % len(made)]) for n in range(rank, images, world)]  # noqa: S301
     metrics.update([found for found, _ in part], [truth for _, truth in part])
+    if world == 1:
+        some = metrics._images[: images // 10]
+        start = time.perf_counter()
+        metrics._compute(some)
+        told["ap_of_a_tenth"] = time.perf_counter() - start
     metrics._compute = lambda _: {}  # type: ignore[method-assign]  # the gathering alone
     told["image_bytes"] = len(pickle.dumps(part)) / len(part)
     told["gather"] = median(metrics.compute, 3)
@@ -98,7 +103,7 @@ def image(seed: int) -> tuple[Any, Any]:
         rles = [masks.encode(disc) for disc in discs]
         return {
             "boxes": torch.from_numpy(np.concatenate([centre, centre + 9], 1)).float(),
-            "labels": torch.zeros(count, dtype=torch.int64),
+            "labels": torch.from_numpy(rng.integers(0, 80, count)),
             "rles": [rles[n % len(rles)] for n in range(count)],
         }
 
