@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotimm.structures import InputError
-from autotimm.units import byte_count
+from autotimm.units import byte_count, byte_text
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_bytes(value: int | str, expected: int) -> None:
 def test_what_is_no_number_of_bytes(value: Any) -> None:
     with pytest.raises(InputError, match=r"^--size: 512MiB, 1GB or a number of bytes, not "):
         byte_count("--size", value)
+
+
+def test_bytes_as_people_read_them() -> None:
+    amounts = (999, 1000, 1_234_567, 5_200_000_000, 2_470_000_000_000)
+    assert [byte_text(n) for n in amounts] == ["999 B", "1 kB", "1.23 MB", "5.2 GB", "2.47 TB"]
