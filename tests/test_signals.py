@@ -11,9 +11,11 @@ import textwrap
 import time
 
 import pytest
+from torch.distributed import HashStore
 
 from autotimm.streaming.workers import outlive_signals
-from autotimm.training import signals
+from autotimm.training import agreement, signals
+from autotimm.training.agreement import Agreement
 
 
 def test_the_first_signal_is_noted_and_all_is_as_it_was_afterwards() -> None:
@@ -84,3 +86,17 @@ def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
     worker.terminate()
     worker.join(60)
     assert worker.exitcode == 0
+
+
+def test_who_hears_of_another_ranks_signal_without_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = HashStore()
+    one, other = Agreement(store=store), Agreement(store=store)
+    monkeypatch.setattr(agreement, "LOOK", 0.0)
+    with signals.caught():
+        assert not one.heard() and not other.heard()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert one.heard() and one.answer() == signal.SIGTERM
+    with signals.caught():  # as in the process of another rank
+        assert other.heard() and other.answer() == 0

@@ -19,7 +19,8 @@ from autotimm.training import signals
 from autotimm.training.meeting import Meeting
 
 _STOPPING = "stopping"  # key in the store
-_LOOK = 1.0  # seconds between two looks into the store
+LOOK = 1.0
+"""Seconds between two looks into the store."""
 
 
 class Agreement:
@@ -71,7 +72,7 @@ class Agreement:
             return mine
         if mine:
             self._store.set(_STOPPING, "yes")
-        elif time.monotonic() - self._looked > _LOOK:
+        elif time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
             return self._store.check([_STOPPING])
         return mine

@@ -41,6 +41,7 @@ for _message in (
     "Grad strides do not match bucket view strides",  # 1x1 convolutions of oneDNN in bf16
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Precision bf16-mixed is not supported by the model summary",
+    r"It is recommended to use `self.log\('train/",  # all ranks have agreed on these already
 ):
     warnings.filterwarnings("ignore", message=_message)
 
