@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from batches import small
+from slurm_cluster import ROOT, Environment, command, wait
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
@@ -23,7 +24,7 @@ from autotimm.training.setup_report import Report, sight
 from autotimm.training.strategies import DDP
 from autotimm.training.zero import ZeRO
 
-SMALL = Path(__file__).parents[1] / "launch" / "small_cpu.yaml"
+SMALL = ROOT / "launch" / "small_cpu.yaml"
 RANKS = """
 import contextlib, io, json, os, platform, sys
 from pathlib import Path
@@ -141,6 +142,32 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
     # What one rank alone meets with later is that rank's to say; torchrun ends the other.
     assert done.returncode != 0
     assert "error: rank 1 on b: a trouble of its own" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_job_whose_second_task_differs_fails_with_one_line(
+    cluster: Environment, coco: Path, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'[ "${{SLURM_PROCID:-0}}" = 0 ] || set -- "$@" --data.data_dir={coco / "b"}\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    log = tmp_path / "log"
+    job = command(
+        *("sbatch", "--parsable", "--nodes=2", f"--output={log}", ROOT / "slurm" / "train.sh"),
+        *("--config", SMALL, f"--data.data_dir={coco / 'a'}", "--data.image_size=64"),
+        *("--model.init_args.backbone=resnet10t", f"--trainer.default_root_dir={tmp_path / 'r'}"),
+        env=cluster | {"AUTOTIMM_PYTHON": str(python)},
+    )
+    wait(cluster, job)
+    said = log.read_text()
+    assert said.count("error: the data of split 'train' differs: ") == 1, said
+    assert "Traceback" not in said
+    assert command("squeue", "-h", "-o", "%T", "-t", "all", "-j", job, env=cluster) == "FAILED"
+    assert not (tmp_path / "r").exists()
 
 
 def reports(**changes: dict[int, Any]) -> list[Report | None]:
