@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -341,6 +342,37 @@ def test_a_checkpoint_callback_of_the_users_comes_on_top(tmp_path: Path) -> None
     )
     last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     assert state(last)["global_step"] == 8
+
+
+def test_where_links_cannot_be_made_the_newest_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    run(tmp_path, Line(), max_epochs=3)
+    folder = tmp_path / "version_0"
+    assert names(folder) == {"step_8.ckpt", "step_12.ckpt", "last.ckpt"}
+    assert state(folder / "checkpoints" / "last.ckpt")["global_step"] == 12
+
+
+def test_what_cannot_be_removed_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "step_4.ckpt":
+            raise OSError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match=r"step_4\.ckpt .*cannot be removed: Operation not"):
+        run(tmp_path, Line(), max_epochs=4)
+    assert names(tmp_path / "version_0") == {
+        *("step_4.ckpt", "step_12.ckpt", "step_16.ckpt", "last.ckpt -> step_16.ckpt")
+    }
 
 
 class Big(Line):

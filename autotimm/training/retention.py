@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from autotimm.sharding.manifest import whole_file
 
 Scores = Mapping[str, float | None]  # file name -> the metric, None before validation; oldest first
@@ -51,14 +53,17 @@ def point(link: Path, name: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint; a folder not bit by bit under its name."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    moved = path.with_name(f".{path.name}.old.tmp")
-    shutil.rmtree(moved, ignore_errors=True)
-    path.rename(moved)
-    shutil.rmtree(moved)
+    """Removes a checkpoint; a folder not bit by bit under its name. Warns where it cannot."""
+    try:
+        if path.is_dir():
+            moved = path.with_name(f".{path.name}.old.tmp")
+            shutil.rmtree(moved, ignore_errors=True)
+            path.rename(moved)
+            shutil.rmtree(moved)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        rank_zero_warn(f"{path} is not needed any more, but cannot be removed: {error.strerror}")
 
 
 def clear(folder: Path) -> None:

@@ -280,9 +280,9 @@ class Checkpoints(Checkpoint):
                 if best := kept(self._files, 0, min(self.keep_best, 1), self.mode):
                     point(self.dirpath / "best.ckpt", best[0])
                 sync_folder(self.dirpath)
-                for old in gone:
-                    remove(self.dirpath / old)
         if trainer.is_global_zero:
+            for old in gone:
+                remove(self.dirpath / old)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
         return path
