@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine, markdown, progress
-from scale_worker import settings
+from scale_worker import BATCH as IMAGES
+from scale_worker import settings, steps_of
 from torch.distributed import PrefixStore, TCPStore
 
 from autotimm import InstanceSegmentor
@@ -122,7 +123,8 @@ def exchanged(ranks: list[int], quick: bool) -> str:
 
 def lost(ranks: list[int], folder: Path, quick: bool) -> str:
     """What a step loses, part by part, in milliseconds."""
-    make_dataset(folder / "data", train=16 if quick else 120, val=1, size=320, seed=0)
+    images = (steps_of(quick) + 1) * IMAGES * max(ranks)
+    make_dataset(folder / "data", train=images, val=1, size=320, seed=0)
     told = {}
     for n in ranks:
         progress(f"steps on {n} ranks")

@@ -34,7 +34,8 @@ from autotimm.training.setup_check import judge
 from autotimm.training.setup_report import Report, packages
 
 WAIT = timedelta(minutes=5)
-_SKIP = 4  # steps that are not counted: workers start, buffers are made
+SKIP = 4  # steps that are not counted: workers start, buffers are made
+BATCH = 2  # images a step on each rank
 
 
 def main() -> None:
@@ -133,7 +134,7 @@ class Clock(Callback):
         self._stepping = time.perf_counter()
 
     def _stepped(self, *_: Any) -> None:
-        if self.steps >= _SKIP:
+        if self.steps >= SKIP:
             self.optimizer += time.perf_counter() - self._stepping
 
     def on_train_batch_end(
@@ -141,7 +142,7 @@ class Clock(Callback):
     ) -> None:
         self.steps += 1
         self.ended = time.perf_counter()
-        if self.steps == _SKIP:
+        if self.steps == SKIP:
             self.began = self.ended
 
 
@@ -151,12 +152,11 @@ def step(folder: Path, quick: bool) -> dict[str, Any]:
     Lightning's own profiler times every hook; the forward and backward pass (with DDP's
     all-reduce inside) and the optimizer's step (with clipping) are the work, all else is lost.
     """
-    steps = _SKIP + (4 if quick else 40)
     profiler, clock = SimpleProfiler(folder, "profile"), Clock()
     data = InstanceSegmentationDataModule(
         str(folder / "data"),
         image_size=96 if quick else 320,
-        batch_size=2,
+        batch_size=BATCH,
         num_workers=1,
         val_split=None,
     )
@@ -170,16 +170,16 @@ def step(folder: Path, quick: bool) -> dict[str, Any]:
     )
     trainer = AutoTrainer(
         accelerator="cpu",
-        max_steps=steps,
+        max_steps=steps_of(quick),
         max_epochs=-1,
         gradient_clip_val=10.0,
-        callbacks=[clock],
         profiler=profiler,
         default_root_dir=folder / "runs",
         enable_progress_bar=False,
     )
+    trainer.callbacks.append(clock)  # behind all others
     trainer.fit(model, datamodule=data)
-    counted = clock.steps - _SKIP
+    counted = clock.steps - SKIP
     wall = 1e3 * (clock.ended - clock.began) / counted
     parts: dict[str, float] = {}
     for action, durations in profiler.recorded_durations.items():
@@ -192,6 +192,11 @@ def step(folder: Path, quick: bool) -> dict[str, Any]:
     known = {name: took for name, took in parts.items() if took >= 0.005}
     rest = wall - work - sum(known.values())
     return {"step": wall, "work": work, "parts": known | {"Lightning's loop": rest}}
+
+
+def steps_of(quick: bool) -> int:
+    """Steps of a training, less than an epoch, whose end is no step's."""
+    return SKIP + (4 if quick else 40)
 
 
 def part_of(action: str) -> str | None:
