@@ -21,6 +21,7 @@ from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training import signals
 from autotimm.training.lost import LostRanksError
+from autotimm.training.preemption import Stopped
 from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
@@ -95,6 +96,10 @@ def train(args: list[str] | None = None) -> None:
                 save_config_kwargs={"overwrite": True},
                 args=args,
             )
+    except Stopped:
+        # torchrun signals the other processes as soon as one has ended: they end with this, too.
+        signals.ignore()
+        raise
     except LostRanksError as error:
         if error.tells:
             print(f"error: {error}", file=sys.stderr, flush=True)

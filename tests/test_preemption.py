@@ -85,7 +85,7 @@ def fit(
         callbacks=[record],
         enable_progress_bar=False,
         enable_model_summary=False,
-        **({"max_epochs": 2} | options),
+        **({"max_epochs": 2, "timeout_minutes": 5} | options),
     )
     model = small(num_classes=4, mask_size=12, mask_rois=2, scheduler="cosine", warmup_steps=3)
     trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
@@ -94,18 +94,20 @@ def fit(
 EVERY = {}
 STEPS = {"val_check_interval": 3}
 SUMS = {"accumulate_grad_batches": 2, "limit_val_batches": 0}
+AVERAGE = {"ema_decay": 0.9}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "places"),
     [
+        (AVERAGE, ["batch 0.2", "validation 7.1"]),
         (EVERY, ["setup", "sanity.0", "batch 0.0", "batch 0.2", "batch 0.6", "validation 7.1"]),
         (EVERY, ["epoch end 0", "batch 1.0", "batch 1.6", "validation 14.0"]),
         (STEPS, ["batch 0.2", "validation 3.0", "validation 6.1", "batch 0.6"]),
         (SUMS, ["batch 0.0", "batch 0.1", "batch 0.4", "batch 0.6", "batch 1.0"]),
     ],
-    ids=["first epoch", "second epoch", "validation in an epoch", "accumulation"],
+    ids=["average", "first epoch", "second epoch", "validation in an epoch", "accumulation"],
 )
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(
     options: dict[str, Any], places: list[str], shard_folder: Path, tmp_path: Path

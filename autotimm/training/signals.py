@@ -55,6 +55,12 @@ def release() -> None:
         signal.raise_signal(number)
 
 
+def ignore() -> None:
+    """Has ``STOPS`` have no effect any more, in a process that is about to end."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _restore() -> None:
     while _before:
         signal.signal(*_before.popitem())
