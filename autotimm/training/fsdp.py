@@ -34,6 +34,8 @@ LEAST_BLOCK = 1_000_000
 class FSDP(DDPStrategy):
     """Lightning's DDP strategy, but ``network`` of the model is sharded rather than wrapped.
 
+    A compiled network is several graphs then, as a block is gathered between two of them.
+
     An evaluation without training before it has nothing to shard: each rank holds the whole model.
     """
 
@@ -62,12 +64,12 @@ class FSDP(DDPStrategy):
         from_first_rank(self.model)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights, on the CPU. Every rank has to ask for them."""
-        return _whole(super().lightning_module_state_dict())
+        """The whole weights, on the first rank's CPU. Every rank has to ask for them."""
+        return _whole(super().lightning_module_state_dict(), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As without shards, on the CPU. Every rank has to ask for it."""
-        return _whole(super().optimizer_state(optimizer))
+        """As without shards, on the first rank's CPU. Every rank has to ask for it."""
+        return _whole(super().optimizer_state(optimizer), self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -148,11 +150,15 @@ def _is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
-def _whole(state: Any) -> Any:
+def _whole(state: Any, keep: bool) -> Any:
+    """``state`` with its shards joined, one after the other; None in their place if not ``keep``:
+    a node has memory for one copy rather than for one a GPU."""
+
     def gather(value: Any) -> Any:
         if isinstance(value, DTensor):
-            value = value.full_tensor()
-        return value.detach().cpu() if isinstance(value, Tensor) else value
+            whole = value.full_tensor()
+            return whole.detach().cpu() if keep else None
+        return value
 
     return tree_map(gather, state)
 

@@ -29,7 +29,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autotimm.structures import InputError
@@ -72,6 +72,12 @@ class ZeRO(DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy with the differences above; CPUs talk over gloo."""
 
     def setup_environment(self) -> None:
+        if self.zero_stage_3 and _compiled(self.lightning_module):
+            raise InputError(
+                "deepspeed_stage_3 takes the weights out of the modules between calls, which "
+                "torch.compile does not bear: give the model compile_model=False "
+                "(--model.init_args.compile_model=false), or take fsdp or deepspeed_stage_2"
+            )
         if isinstance(self.accelerator, CPUAccelerator):
             # DeepSpeed wants an index on each device.
             count = len(self.parallel_devices or [])
@@ -216,6 +222,10 @@ class Autocast(DeepSpeedPrecision):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.scaler is not None:
             self.scaler = {key: state_dict[key] for key in self.scaler}
+
+
+def _compiled(module: nn.Module | None) -> bool:
+    return module is not None and any(m._compiled_call_impl is not None for m in module.modules())
 
 
 def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
