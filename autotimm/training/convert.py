@@ -62,6 +62,8 @@ def from_zero(folder: Path) -> dict[str, Any]:
     first = min((folder / zero.TAG).glob("*model_states.pt"), key=lambda path: path.name)
     with torch.serialization.safe_globals(zero.of_deepspeed()):
         rest = torch.load(first, map_location="cpu", mmap=True, weights_only=True)
+    if zero.stage_of(folder) < 3:  # of stage 1, frozen weights are nowhere else
+        weights = {**rest["module"], **weights}
     return {**rest, "state_dict": weights}
 
 
