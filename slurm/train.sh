@@ -55,6 +55,10 @@ from importlib.metadata import version
 print(", ".join(f"{name} {version(name)}" for name in ("autotimm", "torch", "lightning")))')"
 env | grep -E '^(AUTOTIMM|CUDA|GLOO|MASTER|NCCL|OMP|SLURM_(CPUS|GPUS|JOB_(NAME|PARTITION|QOS)|MEM)|TORCH)' | grep -viE '(token|secret|password|_key)' | sort
 
+# Of an array the tasks have numbers of their own, but one of them that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 # A run that a signal has stopped leaves a file, see autotimm/training/preemption.py.
 export AUTOTIMM_STOPPED=$PWD/.slurm-$SLURM_JOB_ID.stopped
 rm -f "$AUTOTIMM_STOPPED"
@@ -62,7 +66,7 @@ trap : TERM # which is for the tasks: the job ends with this script, and they ha
 code=0
 srun "${step[@]}" "$python" launch/train.py "$@" || code=$?
 if ! [ -e "$AUTOTIMM_STOPPED" ]; then
-  ((code == 0)) || echo "failed with $code; scontrol requeue $SLURM_JOB_ID has it go on from its last checkpoint" >&2
+  ((code == 0)) || echo "failed with $code; scontrol requeue $job has it go on from its last checkpoint" >&2
   exit $code
 fi
 steps=$(<"$AUTOTIMM_STOPPED")
@@ -71,7 +75,7 @@ if ((steps == 0 && starts > 1)); then
   fail "stopped twice before a step was done: give more --time than the 120 seconds of --signal and those of the start"
 fi
 # Not a job that was cancelled, nor one that SLURM requeues itself.
-if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
-  scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit it again with --ckpt_path last" >&2
+if [[ $(scontrol show job "$job") == *JobState=RUNNING* ]]; then
+  scontrol requeue "$job" || echo "not requeued; submit it again with --ckpt_path last" >&2
 fi
 exit 85

@@ -75,10 +75,11 @@ def fit(
     record: Record,
     ckpt_path: Any = None,
     num_workers: int = 0,
+    val_batch_size: int | None = None,
     **options: Any,
 ) -> None:
-    data = {"image_size": 64, "batch_size": 2, "num_workers": num_workers}
-    module = InstanceSegmentationDataModule(folder, **data)
+    data: dict[str, Any] = {"image_size": 64, "batch_size": 2, "num_workers": num_workers}
+    module = InstanceSegmentationDataModule(folder, val_batch_size=val_batch_size, **data)
     trainer = AutoTrainer(
         accelerator="cpu",
         default_root_dir=root,
@@ -213,6 +214,41 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(
         "stopped by SIGINT at step 4",
         "stopped by SIGUSR2 at step 4",
     ]
+
+
+@pytest.mark.slow
+def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_next_batch(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    code, output = torchrun(
+        tmp_path,
+        """
+        class Slow(Record):
+            def on_validation_batch_end(self, trainer, *arguments):
+                time.sleep(2 * rank)  # the other rank does not hear of the signal in this batch
+
+        first = Slow("validation 4.0" if rank else "")
+        code = 0
+        try:
+            fit(
+                folder,
+                root,
+                first,
+                val_batch_size=1,
+                strategy="fsdp",
+                num_sanity_val_steps=0,
+                timeout_minutes=1,
+            )
+        except SystemExit as left:
+            code = left.code
+        assert code == 85, code
+        assert first.done[-1][2] == 4
+        """,
+        shard_folder,
+        tmp_path,
+    )
+    assert code == 0, output[-6000:]
+    assert "stopped by SIGTERM at step 4" in output
 
 
 @pytest.mark.slow

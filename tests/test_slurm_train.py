@@ -120,6 +120,15 @@ def test_a_run_that_was_stopped_is_requeued_and_nothing_else(tmp_path: Path) -> 
     assert "requeue 15007" not in said(tmp_path, "scontrol")
 
 
+def test_of_an_array_the_task_alone_is_requeued(tmp_path: Path) -> None:
+    # SLURM gives one of the tasks the number of the array.
+    array = {"SLURM_ARRAY_JOB_ID": "15007", "SLURM_ARRAY_TASK_ID": "4"}
+    assert outside(tmp_path, srun=STOPPED.format(3), **array)[0] == 85
+    assert said(tmp_path, "scontrol")[-2:] == ["show job 15007_4", "requeue 15007_4"]
+    _, output = outside(tmp_path, srun="exit 137", **array)
+    assert "scontrol requeue 15007_4 has it go on" in output
+
+
 def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(tmp_path: Path) -> None:
     assert outside(tmp_path, srun=STOPPED.format(0))[0] == 85
     assert "requeue 15007" in said(tmp_path, "scontrol")

@@ -133,6 +133,9 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
     own.unlink()
     path, said = starting_point(tmp_path, "a.ckpt", again)
     assert path == "a.ckpt" and said is not None and said.endswith("begins from a.ckpt")
+    older = run(tmp_path, "version_1", checkpoint, saved=5)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert starting_point(tmp_path, "last", again) == (str(older), f"ckpt_path=last: {older}")
 
 
 def test_nothing_is_loaded_that_nobody_named(

@@ -13,19 +13,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-    Strategy,
-)
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import EMA, weights_of
-from autotimm.training.fsdp import FSDP
+from autotimm.training.strategies import shards_weights
 
 Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
 
@@ -165,12 +160,8 @@ class AverageWeights(Callback):
 
 def check_strategy(strategy: Strategy) -> None:
     """Raises InputError for a strategy that leaves no rank the whole weights."""
-    name = None
-    if isinstance(strategy, FSDP | FSDPStrategy | ModelParallelStrategy):
-        name = "fsdp"
-    elif isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
-        name = "deepspeed_stage_3"
-    if name:
+    if shards_weights(strategy):
+        name = "deepspeed_stage_3" if isinstance(strategy, DeepSpeedStrategy) else "fsdp"
         raise InputError(
             f"ema_decay does not go with strategy={name}, which leaves each rank only a part of "
             f"the weights: take ddp or deepspeed_stage_2, or leave ema_decay out"

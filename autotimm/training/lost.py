@@ -55,7 +55,8 @@ def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> Lost
         missing = meeting.meet("here", judge, PATIENCE)
         tells = meeting.rank == 0
     except (OSError, RuntimeError):  # the first rank is not there, or its store went with it
-        missing, tells = [0], meeting.rank == 1
+        # Nor are perhaps the others of its node: a line a node, as nobody hears of the others.
+        missing, tells = [0], meeting.rank in (1, hosts.index(hosts[meeting.rank]))
     if not missing:
         return None
     hangs = "imed out" in str(error)

@@ -26,6 +26,7 @@ from autotimm.training.agreement import Agreement, over_gloo
 from autotimm.training.lost import is_of_another_rank, ranks_lost
 from autotimm.training.meeting import Meeting
 from autotimm.training.saving import Checkpoints
+from autotimm.training.strategies import shards_weights
 
 CODE = 85
 """Exit code of a run that a signal stopped: started again, it goes on."""
@@ -124,9 +125,10 @@ class Preemption(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         # All meet at the last batch, before they wait for each other's results; who hears of a
-        # signal goes there at once.
+        # signal goes there at once, unless the others need it for their next batch.
         last = trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch
-        if (self.agreement.heard() or last) and (number := self.agreement.now()):
+        meets = last or shards_weights(trainer.strategy) or self.agreement.heard()
+        if meets and (number := self.agreement.now()):
             self._leave(trainer, number, validation=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

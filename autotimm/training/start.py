@@ -111,7 +111,7 @@ def starting_point(
         own = newest(run) if run is not None else None
         if own is not None:
             return str(own), f"started again ({launch.id}): goes on from {own}"
-        if run is not None:
+        if run is not None and wanted != LAST:
             begins = f"from {wanted}" if wanted else "anew"
             return wanted, f"started again ({launch.id}): {run} has no checkpoint, begins {begins}"
     if wanted != LAST:

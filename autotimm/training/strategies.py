@@ -18,6 +18,8 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
 )
@@ -89,6 +91,14 @@ def strategy(
         f"strategy={given!r} is unknown: take {', '.join(NAMES)}, the path of a DeepSpeed config "
         f"(.json), or a Strategy of Lightning's"
     )
+
+
+def shards_weights(strategy: Strategy) -> bool:
+    """Whether each rank has a part of the weights alone, so that no forward pass, of an evaluation
+    either, goes without all ranks."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        return strategy.zero_stage_3
+    return isinstance(strategy, FSDP | FSDPStrategy | ModelParallelStrategy)
 
 
 def deepspeed_config(path: str | Path) -> dict[str, Any]:
