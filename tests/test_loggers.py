@@ -6,6 +6,7 @@ import pickle
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -268,3 +269,12 @@ def test_on_a_full_disk_rows_wait_and_stay_whole(tmp_path: Path) -> None:
     assert rows[0] == "loss,new,step"
     assert [row.split(",")[-1] for row in rows[1:]] == [str(step) for step in range(22)]
     assert [p.name for p in path.parent.iterdir()] == ["metrics.csv"]
+
+
+def test_two_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
+    (tmp_path / "version_3").mkdir()
+    one, two = (make_loggers("csv", tmp_path)[0] for _ in range(2))
+    with mock.patch.object(type(one), "_get_next_version", lambda _: 4):  # both have looked
+        folders = [one.log_dir, two.log_dir]
+    assert folders == [str(tmp_path / "version_4"), str(tmp_path / "version_5")]
+    assert [one.log_dir, two.log_dir] == folders

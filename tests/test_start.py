@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,32 @@ def test_nothing_is_loaded_that_nobody_named(
     assert trainer.global_step == 1
     with pytest.raises(InputError, match="'hpc' is not used here"):
         trainer.fit(Line(), loader(), ckpt_path="hpc")
+
+
+def test_what_is_no_whole_checkpoint_is_refused_by_its_path(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    path = run(tmp_path, "version_0", checkpoint, saved=10)
+    for folder in (tmp_path / "version_0", path.parent):
+        with pytest.raises(
+            InputError, match=f"{folder} is a folder, but no checkpoint: give {path}"
+        ):
+            starting_point(tmp_path, str(folder))
+    with pytest.raises(InputError, match="no checkpoint: and none is in it"):
+        starting_point(tmp_path, tmp_path)
+    assert starting_point(tmp_path, str(path)) == (str(path), None)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:  # a byte of a tensor, which torch does not compare
+        entry = next(one for one in archive.infolist() if "/data/" in one.filename)
+    names = content[entry.header_offset + 26 :][:4]  # lengths of the name and of what follows it
+    skipped = 30 + sum(struct.unpack("<HH", names))
+    content[entry.header_offset + skipped] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"step_1.ckpt is damaged \(.* is not what was written"):
+        starting_point(tmp_path, str(path))
+
+
+@pytest.mark.parametrize(("given_path", "said"), [("", "is empty"), ("best", "there was none")])
+def test_a_checkpoint_that_no_path_names(tmp_path: Path, given_path: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"ckpt_path.*{said}"):
+        quiet(tmp_path, max_steps=1).fit(Line(), loader(), ckpt_path=given_path)

@@ -23,6 +23,20 @@ def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> N
         AutoTrainer(precision=precision)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("devices", value) for value in (-3, "abc", [0])),
+        ("accumulate_grad_batches", 0),
+        ("check_val_every_n_epoch", 0),
+        ("val_check_interval", 0),
+    ],
+)
+def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name}="):
+        AutoTrainer(accelerator="cpu", **{name: value})
+
+
 def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> None:
     class Mine(SavePictures):
         pass

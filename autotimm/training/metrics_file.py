@@ -25,6 +25,23 @@ class MetricsLogger(CSVLogger):
     """Lightning's, but a file that is there already is gone on with."""
 
     @property
+    def version(self) -> int | str:
+        """That of the run's folder. The first rank makes a new one's folder at once: of two runs
+        that start together both would find the same number free."""
+        if self._version is None:
+            self._version = self._get_next_version()
+            while not rank_zero_only.rank:  # type: ignore[attr-defined]
+                try:
+                    Path(self.root_dir, f"version_{self._version}").mkdir(parents=True)
+                except FileExistsError:
+                    self._version += 1
+                    continue
+                except OSError:  # who writes there says so
+                    pass
+                break
+        return self._version
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> MetricsFile:
         if self._experiment is None:

@@ -40,7 +40,7 @@ def newest(folder: str | Path) -> Path | None:
         if saved is not None:
             found.append((saved, path))
     for _, path in sorted(found, reverse=True):
-        if damage := _damage(path):
+        if damage := damage_of(path):
             rank_zero_warn(f"{path} is damaged and left aside ({damage})")
         else:
             return path
@@ -57,7 +57,7 @@ def _saved(path: Path) -> float | None:
     return float(content.get(STATE, {}).get("saved", path.stat().st_mtime))
 
 
-def _damage(path: Path) -> str | None:
+def damage_of(path: Path) -> str | None:
     """What is wrong with the bytes of a checkpoint, None if nothing is."""
     if path.is_dir():
         files: dict[str, int] = orjson.loads((path / COMPLETE).read_bytes())["files"]

@@ -6,6 +6,7 @@ ranks begin from the checkpoint that the first one chose; nothing is loaded that
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,12 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from autotimm import urls
 from autotimm.structures import InputError
+from autotimm.training import zero
+from autotimm.training.checkpoint import COMPLETE
 from autotimm.training.meeting import JointError, Meeting, host_name
-from autotimm.training.resume import newest
+from autotimm.training.resume import damage_of, newest
 from autotimm.training.run_folder import find_run
 from autotimm.training.setup_check import judge, meeting_of
 from autotimm.training.setup_report import Report
@@ -39,9 +43,19 @@ class NamedCheckpoints(_CheckpointConnector):
     ) -> Any:
         if ckpt_path == "hpc":
             raise InputError("ckpt_path='hpc' is not used here: give a path, or 'last'")
+        if ckpt_path == "":
+            raise InputError("ckpt_path is empty: give a path, or 'last'")
         if ckpt_path == LAST:  # Lightning knows of this trainer's own run only
             return ckpt_path
-        return super()._select_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        try:
+            return super()._select_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        except ValueError as error:
+            if ckpt_path != "best":
+                raise
+            raise InputError(
+                "ckpt_path='best' is of a fit of the same trainer, and there was none: give the "
+                "path of a run's best.ckpt, or 'last'"
+            ) from error
 
 
 class Beginning(NamedTuple):
@@ -115,11 +129,24 @@ def starting_point(
             begins = f"from {wanted}" if wanted else "anew"
             return wanted, f"started again ({launch.id}): {run} has no checkpoint, begins {begins}"
     if wanted != LAST:
+        if wanted and not urls.kind(str(wanted)):
+            _check_whole(Path(wanted))
         return wanted, None
     found = newest_below(root)
     if found is None:
         return None, f"ckpt_path=last: there is no checkpoint below {root}"
     return str(found), f"ckpt_path=last: {found}"
+
+
+def _check_whole(path: Path) -> None:
+    """Raises InputError for a folder that is no checkpoint, and a file whose bytes have changed,
+    which torch would load. A file that is none at all is told of where it is read."""
+    if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero.TAG).is_dir()):
+        found = newest(path)
+        what = f"give {found}" if found else "and none is in it"
+        raise InputError(f"{path} is a folder, but no checkpoint: {what}")
+    if path.is_file() and zipfile.is_zipfile(path) and (damage := damage_of(path)):
+        raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
 
 
 def newest_below(root: str | Path) -> Path | None:

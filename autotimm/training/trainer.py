@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -123,6 +124,12 @@ class AutoTrainer(Trainer):
             raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
         timeout = timedelta(minutes=timeout_minutes)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
+        _check_devices(devices, accelerator)
+        for counted in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if (number := kwargs.get(counted)) is not None and number < 1:
+                raise InputError(f"{counted}={number} must be at least 1")
+        if kwargs.get("val_check_interval") == 0:
+            raise InputError("val_check_interval=0 must be above 0: limit_val_batches=0 is never")
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
             raise InputError(
@@ -207,7 +214,8 @@ class AutoTrainer(Trainer):
         """As Lightning's, but where one rank cannot write, all of them raise SaveError."""
         if self.model is None:
             super().save_checkpoint(filepath, weights_only, storage_options)  # which says so
-        checkpoint = self._checkpoint_connector.dump_checkpoint(weights_only)
+        # Lightning says of None, at every checkpoint, what it takes that for.
+        checkpoint = self._checkpoint_connector.dump_checkpoint(bool(weights_only))
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
@@ -272,6 +280,15 @@ def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() <= 1
     return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+
+
+def _check_devices(devices: list[int] | str | int, accelerator: str) -> None:
+    """Raises InputError for a number of CPU processes that is none: Lightning has a TypeError."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and devices != "auto" and not re.fullmatch(r"[1-9]\d*", str(devices)):
+        raise InputError(
+            f"devices={devices!r} is no number of CPU processes: give 1 or more, or leave it out"
+        )
 
 
 def _plugins(given: Any) -> list[Any]:
