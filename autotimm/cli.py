@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import traceback
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -77,6 +78,14 @@ class TrainCLI(LightningCLI):
             options.return_predictions = False
 
 
+def _is_lightnings_refusal(error: BaseException) -> bool:
+    """Whether it is the ValueError with which Lightning itself refuses a setting."""
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
 def train(args: list[str] | None = None) -> None:
     """Run the command line with ``args``, or those of the process.
 
@@ -111,7 +120,7 @@ def train(args: list[str] | None = None) -> None:
             cause = cause.__cause__ or cause.__context__
         # A worker's end is told in whatever code runs just then, a training step's too.
         cause = cause or killed_worker(error) or error
-        if not isinstance(cause, _SAYS_ENOUGH):
+        if not isinstance(cause, _SAYS_ENOUGH) and not _is_lightnings_refusal(cause):
             raise
         tell(cause, str(cause))
         raise SystemExit(2) from error

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -68,6 +69,7 @@ def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> 
 SAVES = """
 import itertools, os, signal, sys, time
 from pathlib import Path
+from typing import Any
 import torch
 from autotimm.training.checkpoint import PlainCheckpointIO, whole_folder
 
@@ -194,3 +196,22 @@ def test_a_folder_is_whole_when_all_of_it_is_there(tmp_path: Path) -> None:
     (path / COMPLETE).unlink()
     with pytest.warns(UserWarning, match=r"b\.ckpt is damaged"):
         assert newest(tmp_path) == old
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"loops": {"fit_loop": 7}},
+        {"loops": []},
+        {"callbacks": 5},
+        {"optimizer_states": {}},
+        {"pytorch-lightning_version": 7},
+    ],
+)
+def test_what_lightning_would_stumble_over_is_said_to_be_damaged(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"pytorch-lightning_version": "2.5", "state_dict": {}, **content}, path)
+    with pytest.raises(InputError, match="is not what a trainer saves there"):
+        FILES.load_checkpoint(path)

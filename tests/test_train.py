@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from autotimm import InstanceSegmentor, cli
 from autotimm.data.synthetic import make_dataset
@@ -240,7 +241,8 @@ def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if line.startswith("stopped by SIGINT at step "))
     step = int(line.split()[5].rstrip(":"))
-    assert step >= 14 and f"checkpoints/step_{step}.ckpt, from which it goes on" in line
+    how = "from which it goes on when started with it as ckpt_path"
+    assert step >= 14 and f"checkpoints/step_{step}.ckpt, {how}" in line
     done = run(
         "fit", "--config", SMALL, *flags, f"--trainer.max_steps={step + 2}", "--ckpt_path=last"
     )
@@ -406,6 +408,24 @@ def test_a_worker_may_be_killed_during_a_step(
     assert capsys.readouterr().err.startswith("error: a data worker was killed (out of memory?)")
     said = "of another kind"
     with pytest.raises(RuntimeError, match=said):
+        cli.train([])
+
+
+def test_what_lightning_refuses_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        Trainer(barebones=True, enable_progress_bar=True)
+
+    def fail(*_: object, **__: object) -> None:
+        int("of our own")
+
+    monkeypatch.setattr(cli, "TrainCLI", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        cli.train([])
+    assert capsys.readouterr().err.startswith("error: `Trainer(barebones=True, enable_progress")
+    monkeypatch.setattr(cli, "TrainCLI", fail)
+    with pytest.raises(ValueError, match="of our own"):
         cli.train([])
 
 

@@ -30,6 +30,7 @@ def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> N
         ("accumulate_grad_batches", 0),
         ("check_val_every_n_epoch", 0),
         ("val_check_interval", 0),
+        ("gradient_clip_val", -1),
     ],
 )
 def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:

@@ -96,3 +96,15 @@ def test_every_process_has_a_gpu_and_every_gpu_of_a_job_a_process(
     srun(monkeypatch, tasks=4, nodes=1)
     with pytest.raises(InputError, match="4 processes on this node, of which this one sees 1 GPU:"):
         launcher_world("auto", 1)
+
+
+def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    srun(monkeypatch, tasks=2, nodes=1)
+    monkeypatch.setenv("SLURM_NTASKS", "2(x3)")
+    for look in (find_launcher, rank_and_size):
+        with pytest.raises(InputError, match=r"SLURM_NTASKS is 2\(x3\), where"):
+            look()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE is nothing, where"):
+        find_launcher()

@@ -29,6 +29,15 @@ COMPLETE = "complete.json"
 step (``step``) and how many bytes every other file in it has (``files``)."""
 
 
+_KINDS = {
+    "pytorch-lightning_version": str,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+
+
 class SaveError(InputError):
     """A checkpoint could not be written; the one that had its name before is as it was."""
 
@@ -66,7 +75,21 @@ class PlainCheckpointIO(TorchCheckpointIO):
         checkpoint = read_checkpoint(path, map_location)
         if "pytorch-lightning_version" not in checkpoint:
             raise InputError(f"{path} was not saved by a trainer: it holds weights alone")
+        _check_kinds(path, checkpoint)
         return checkpoint
+
+
+def _check_kinds(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Raises InputError where Lightning would stumble over what is under one of its keys."""
+    wrong = [
+        key for key, kind in _KINDS.items() if not isinstance(checkpoint.get(key, kind()), kind)
+    ]
+    loops = {} if "loops" in wrong else checkpoint.get("loops", {})
+    wrong += [name for name, state in loops.items() if not isinstance(state, dict)]
+    if wrong:
+        raise InputError(
+            f"{path} is damaged: what it has under {wrong[0]!r} is not what a trainer saves there"
+        )
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from autotimm.training.lost import is_of_another_rank, ranks_lost
 from autotimm.training.meeting import Meeting
 from autotimm.training.saving import Checkpoints
 from autotimm.training.strategies import shards_weights
+from autotimm.training.world import find_launch
 
 CODE = 85
 """Exit code of a run that a signal stopped: started again, it goes on."""
@@ -156,7 +157,11 @@ class Preemption(Checkpoint):
             savers: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             saver = next(one for one in savers if isinstance(one, Checkpoints))
             path = saver.save(trainer)
-            said += f"saved {path}, from which it goes on when started again"
+            launch = find_launch()
+            # A job finds its run; who starts it by hand, or calls torchrun once more, begins anew.
+            found = launch is not None and launch.name is not None
+            how = "when the job is requeued" if found else "when started with it as ckpt_path"
+            said += f"saved {path}, from which it goes on {how}"
         else:
             said += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:

@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Names that lead elsewhere would have files removed there.
-        given = state_dict.get("files")
+        given = state_dict.get("files") if isinstance(state_dict, dict) else None
         self._restored = {
             name: score
             for name, score in (given.items() if isinstance(given, dict) else ())

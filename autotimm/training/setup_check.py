@@ -97,7 +97,10 @@ def tell(error: BaseException, message: str) -> None:
 
 def _agreed(error: BaseException, message: str) -> tuple[Meeting | None, str | None]:
     """Where the ranks have agreed on what to say, and what this one has to say of it."""
-    own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
+    try:
+        own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
+    except InputError:  # which this error tells
+        return None, message
     try:
         meeting = meeting_of_launcher(_START)
         if meeting is None:

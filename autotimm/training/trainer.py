@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -124,12 +123,7 @@ class AutoTrainer(Trainer):
             raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
         timeout = timedelta(minutes=timeout_minutes)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
-        _check_devices(devices, accelerator)
-        for counted in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            if (number := kwargs.get(counted)) is not None and number < 1:
-                raise InputError(f"{counted}={number} must be at least 1")
-        if kwargs.get("val_check_interval") == 0:
-            raise InputError("val_check_interval=0 must be above 0: limit_val_batches=0 is never")
+        _check_numbers(kwargs)
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
             raise InputError(
@@ -282,13 +276,15 @@ def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
     return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
 
 
-def _check_devices(devices: list[int] | str | int, accelerator: str) -> None:
-    """Raises InputError for a number of CPU processes that is none: Lightning has a TypeError."""
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if on_cpu and devices != "auto" and not re.fullmatch(r"[1-9]\d*", str(devices)):
-        raise InputError(
-            f"devices={devices!r} is no number of CPU processes: give 1 or more, or leave it out"
-        )
+def _check_numbers(given: dict[str, Any]) -> None:
+    """Raises InputError for numbers that Lightning would take."""
+    for counted in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (number := given.get(counted)) is not None and number < 1:
+            raise InputError(f"{counted}={number} must be at least 1")
+    if (norm := given.get("gradient_clip_val")) is not None and not norm >= 0:
+        raise InputError(f"gradient_clip_val={norm} must be 0 or more")
+    if given.get("val_check_interval") == 0:
+        raise InputError("val_check_interval=0 must be above 0: limit_val_batches=0 is never")
 
 
 def _plugins(given: Any) -> list[Any]:

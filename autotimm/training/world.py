@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import NamedTuple
 
 import torch
@@ -35,8 +36,8 @@ class Launcher(NamedTuple):
 def find_launcher() -> Launcher | None:
     """The launcher of this process; None where it was started by hand."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        nodes = int(os.environ["GROUP_WORLD_SIZE"])
+        local, world = _number("LOCAL_WORLD_SIZE"), _number("WORLD_SIZE")
+        nodes = _number("GROUP_WORLD_SIZE")
         if world != local * nodes:
             raise InputError(
                 f"torchrun has started {world} processes on {nodes} nodes, {local} of them on this "
@@ -44,7 +45,7 @@ def find_launcher() -> Launcher | None:
             )
         return Launcher("torchrun", "--nproc-per-node", local, nodes)
     if SLURMEnvironment.detect():
-        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
+        tasks, nodes = _number("SLURM_NTASKS"), _number("SLURM_NNODES")
         # Lightning asks for it, though srun given --ntasks tells the same in other words.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
         if tasks > 1 and not _by_srun():
@@ -67,10 +68,20 @@ def rank_and_size() -> tuple[int, int]:
     """This process's rank among those that torchrun or srun has started with it, and how many these
     are, even or not; 0 and 1 by hand."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return _number("RANK"), _number("WORLD_SIZE")
     if _by_srun() and SLURMEnvironment.detect():
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        return _number("SLURM_PROCID"), _number("SLURM_NTASKS")
     return 0, 1
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "nothing")
+    if not value.isdecimal():
+        raise InputError(
+            f"the environment variable {name} is {value}, where torchrun or srun leaves a number: "
+            "unset what else is there of an earlier job's (TORCHELASTIC_RUN_ID, SLURM_*)"
+        )
+    return int(value)
 
 
 def _by_srun() -> bool:
@@ -86,10 +97,16 @@ def launcher_world(
     Lightning alone takes one CPU process for granted, and each process would train on its own.
 
     Raises:
-        InputError: they contradict the launcher.
+        InputError: they contradict the launcher, or are no number.
     """
     launcher = find_launcher()
     if launcher is None:
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+        # For which Lightning has a TypeError.
+        if on_cpu and devices != "auto" and not re.fullmatch(r"[1-9]\d*", str(devices)):
+            raise InputError(
+                f"devices={devices!r} is no number of CPU processes: give 1 or more, or none"
+            )
         return devices, num_nodes
     name, flag, local, nodes = launcher
     given = devices not in ("auto", -1, "-1")
