@@ -243,12 +243,26 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
             code = left.code
         assert code == 85, code
         assert first.done[-1][2] == 4
+
+        # Nor is an error in a forward pass hidden by the end of the run.
+        class Failing(Record):
+            def on_validation_start(self, trainer, pl_module):
+                pl_module.network.head.register_forward_pre_hook(self._fail)
+
+            def _fail(self, *_):
+                raise ValueError("of a pass")
+
+        try:
+            fit(folder, root / "failing", Failing(), strategy="fsdp")
+        except ValueError as error:
+            print(f"raised: {error}", flush=True)
         """,
         shard_folder,
         tmp_path,
     )
     assert code == 0, output[-6000:]
     assert "stopped by SIGTERM at step 4" in output
+    assert output.count("raised: of a pass") == 2
 
 
 @pytest.mark.slow

@@ -63,6 +63,15 @@ class FSDP(DDPStrategy):
         assert self.model is not None
         from_first_rank(self.model)
 
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        # What an error in a forward pass leaves gathered cannot be moved to the CPU at the end,
+        # which would hide that error behind another.
+        for module in self.lightning_module.modules() if self.lightning_module else ():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The whole weights, on the first rank's CPU. Every rank has to ask for them."""
         return _whole(super().lightning_module_state_dict(), self.is_global_zero)
