@@ -482,3 +482,11 @@ def test_what_the_first_rank_cannot_write_all_ranks_hear_of(tmp_path: Path) -> N
     assert names(tmp_path / "version_0") == {
         *("step_4.ckpt", "step_12.ckpt", "last.ckpt -> step_12.ckpt")
     }
+
+
+def test_a_best_metric_that_nothing_measures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="best_metric is empty"):
+        quiet(tmp_path, best_metric="")
+    trainer = quiet(tmp_path, max_steps=1, best_metric="val/a", limit_val_batches=0)
+    with pytest.raises(InputError, match="no effect with limit_val_batches=0"):
+        trainer.fit(Line(), loader())

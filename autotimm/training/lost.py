@@ -64,7 +64,7 @@ def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> Lost
     if len(missing) == 1:
         how = "does not answer within the timeout: it hangs, or waits" if hangs else "has ended"
     return LostRanksError(
-        f"{located(missing, hosts)} {how}; see what was said there last. Started again, the run "
-        "goes on from its last checkpoint",
+        f"{located(missing, hosts)} {how}; see what was said there last. Started again, by hand "
+        "with ckpt_path=last, the run goes on from its last checkpoint",
         tells,
     )

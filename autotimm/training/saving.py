@@ -85,6 +85,8 @@ class Checkpoints(Checkpoint):
             raise InputError(f"best_mode={mode!r} must be max or min")
         if metric is None and mode is not None:
             raise InputError("best_mode has no effect without best_metric: give both")
+        if metric == "":
+            raise InputError("best_metric is empty: name one, or leave it out")
         if metric is not None and not keep_best:
             raise InputError("best_metric has no effect with keep_best=0: leave one of them out")
         self.every_n_epochs = every_n_epochs
@@ -153,6 +155,8 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = run_folder(trainer).absolute() / "checkpoints"
         if stage == "fit":
+            if self.given_metric and trainer.limit_val_batches == 0:
+                raise InputError("best_metric has no effect with limit_val_batches=0")
             self.monitor = self.given_metric or _first_metric(pl_module) if self.keep_best else None
             small = "loss" in (self.monitor or "").lower()
             self.mode = self.given_mode or ("min" if small else "max")
