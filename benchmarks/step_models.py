@@ -65,7 +65,7 @@ class Ours:
     """FCOS with the mask branch, or without."""
 
     def __init__(self, backbone: str, masks: bool) -> None:
-        network = Network(backbone, CLASSES, pretrained=False)
+        network = Network(backbone, CLASSES, pretrained=False, with_masks=masks)
         if masks:
             network.add_masks()
         self.model, self.masks, self._threshold = network, masks, 0.05

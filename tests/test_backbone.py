@@ -60,7 +60,9 @@ TABLE = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 def small(name: str, **options) -> Network:
     torch.manual_seed(0)
-    network = Network(name, 3, pretrained=False, fpn_channels=32, head_convs=1, **options)
+    network = Network(
+        name, 3, pretrained=False, fpn_channels=32, head_convs=1, with_masks=True, **options
+    )
     network.add_masks(12, 8)
     return network
 
@@ -110,7 +112,7 @@ def test_a_backbone_and_its_pyramid_are_one_graph_a_canvas(name: str) -> None:
     counter = CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda image: network.fpn(network.backbone(image)),
+        lambda image: network.fpn(network.backbone(image)[network.fine is not None :]),
         backend=counter,
         fullgraph=True,
         dynamic=False,

@@ -20,27 +20,30 @@ def test_levels_equal_torchvision() -> None:
     boxes = random_boxes(2000, 1000, 1300, g, smallest=1.0)
     exact = torch.tensor([[0.0, 0.0, side, side] for side in (112.0, 224.0, 448.0)])
     boxes = torch.cat([boxes, exact])
-    theirs = LevelMapper(3, 5, canonical_scale=224, canonical_level=4)([boxes])
-    assert theirs.unique().tolist() == [0, 1, 2]
-    assert torch.equal(roi_levels(boxes), theirs)
+    for finest in (2, 3):
+        theirs = LevelMapper(finest, 5, canonical_scale=224, canonical_level=4)([boxes])
+        assert theirs.unique().tolist() == list(range(6 - finest))
+        assert torch.equal(roi_levels(boxes, finest), theirs + finest)
 
 
-def test_each_roi_is_pooled_from_its_own_level() -> None:
+@pytest.mark.parametrize("finest", [2, 3])
+def test_each_roi_is_pooled_from_its_own_level(finest: int) -> None:
     g = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, 5, 512 // s, 640 // s, generator=g) for s in (8, 16, 32, 64)]
+    sides = [(512 >> n, 640 >> n) for n in range(finest, 7)]
+    levels = [torch.randn(2, 5, *side, generator=g) for side in sides]
     boxes = torch.stack([random_boxes(20, 512, 640, g) for _ in range(2)])
     boxes[0, 0] = torch.tensor([3.0, 7.0, 600.0, 500.0])
     whose = torch.arange(2).repeat_interleave(20)
-    got = pool(levels, boxes.flatten(0, 1), whose, 7).view(2, 20, 5, 7, 7)
+    got = pool(levels, boxes.flatten(0, 1), whose, 7, finest).view(2, 20, 5, 7, 7)
     used = set()
     for image in range(2):
         for i in range(20):
-            level = int(roi_levels(boxes[image, i]))
+            level = int(roi_levels(boxes[image, i], finest))
             used.add(level)
             row = torch.cat([torch.tensor([float(image)]), boxes[image, i]])[None]
-            expected = roi_align(levels[level], row, 7, 1 / (8 * 2**level), 2, aligned=True)[0]
+            expected = roi_align(levels[level - finest], row, 7, 1 / 2**level, 2, aligned=True)[0]
             torch.testing.assert_close(got[image, i], expected)
-    assert used == {0, 1, 2}
+    assert used == set(range(finest, 6))
 
 
 def test_targets_equal_roialign_of_the_dense_mask() -> None:

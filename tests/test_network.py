@@ -24,7 +24,13 @@ CLASSES = 3
 def small_network(masks: bool = True, rois: int = 16, **options) -> Network:
     torch.manual_seed(0)
     network = Network(
-        "resnet10t", CLASSES, pretrained=False, fpn_channels=32, head_convs=1, **options
+        "resnet10t",
+        CLASSES,
+        pretrained=False,
+        fpn_channels=32,
+        head_convs=1,
+        with_masks=masks,
+        **options,
     )
     if masks:
         network.add_masks(12, rois)
@@ -69,9 +75,8 @@ def test_losses_are_float32_under_autocast(precision: torch.dtype) -> None:
     batch = random_batch([4, 2])
     with torch.autocast("cpu", precision):
         low = network(**batch)
-        assert (
-            network.head(network.fpn(network.backbone(batch["image"]))).classes.dtype == precision
-        )
+        outputs = network(batch["image"])
+        assert outputs.head.classes.dtype == outputs.levels[0].dtype == precision
     assert all(value.dtype == torch.float32 for value in low)
     assert all(torch.isfinite(value) for value in low)
 
@@ -106,6 +111,33 @@ def test_any_number_of_instances(count: int) -> None:
     total(sums).backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_small_masks_are_cut_from_the_backbones_finest_map() -> None:
+    """Where it has one: P2, which what it adds to P3 reaches as it should."""
+    network = small_network().eval()
+    image = random_batch([1])["image"]
+    with torch.no_grad():
+        maps = network.backbone(image)
+        levels = network(image).levels
+        assert [tuple(m.shape[2:]) for m in levels[:2]] == [(32, 40), (16, 20)]
+        added = torch.nn.functional.conv2d(maps[0], network.fine.weight, network.fine.bias)
+        above = levels[1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        torch.testing.assert_close(levels[0], added + above)
+    assert network.finest == 2
+    for network in (small_network(masks=False), vit_network()):
+        assert network.fine is None and network.finest == 3
+        assert network(image).levels[0].shape[2:] == (16, 20)
+    with pytest.raises(ValueError, match="with_masks"):
+        small_network(masks=False).add_masks()
+
+
+def vit_network() -> Network:
+    network = Network(
+        "test_vit", 3, pretrained=False, fpn_channels=32, head_convs=1, with_masks=True
+    )
+    network.add_masks(12, 4)
+    return network
 
 
 def test_masks_of_many_detections_are_made_some_at_a_time(monkeypatch) -> None:

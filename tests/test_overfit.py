@@ -46,7 +46,9 @@ def test_a_few_real_images_are_learnt_by_heart(shared_data: Path) -> None:
     image = (batch["image"].float() - 116) / 58
 
     torch.manual_seed(0)
-    network = Network("resnet10t", len(ids), pretrained=False, fpn_channels=64, head_convs=2)
+    network = Network(
+        "resnet10t", len(ids), pretrained=False, fpn_channels=64, head_convs=2, with_masks=True
+    )
     network.add_masks(28, 24)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LR)
     for step in range(STEPS):

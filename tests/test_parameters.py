@@ -15,7 +15,9 @@ from autotimm.tasks import parameters
 
 def network(backbone: str, **options) -> Network:
     with torch.device("meta"):
-        made = Network(backbone, 3, pretrained=False, fpn_channels=32, head_convs=1, **options)
+        made = Network(
+            backbone, 3, pretrained=False, fpn_channels=32, head_convs=1, with_masks=True, **options
+        )
         made.add_masks(8, 4)
     return made
 

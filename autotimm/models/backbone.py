@@ -24,7 +24,7 @@ Norm = Literal["batch", "frozen", "sync"]
 
 
 class Backbone(nn.Module):
-    """A timm model cut down to its maps at strides 8, 16 and 32, as far as it has them.
+    """A timm model cut down to its maps at strides (4,) 8, 16 and 32, as far as it has them.
 
     Args:
         name: a timm model name, with a tag where wanted (``resnet50.a1_in1k``).
@@ -35,9 +35,10 @@ class Backbone(nn.Module):
             learns by the images of all ranks, once :meth:`synchronise` was called.
         frozen_stages: how many of the first stages stay as they are, statistics of norms included;
             the stem is one.
+        fine: give the map at stride 4, too, where there is one.
 
     Attributes:
-        strides: of the maps, finest first: of 8, 16 and 32 those that there are.
+        strides: of the maps, finest first: of (4,) 8, 16 and 32 those that there are.
         channels: of each map.
         plain: whether all of the model works at one stride, as a plain transformer does.
         preprocessing: what the weights were trained with; ImageNet's and bilinear for random ones.
@@ -53,9 +54,10 @@ class Backbone(nn.Module):
         pretrained: bool | str | Path = True,
         norm: Norm = "batch",
         frozen_stages: int = 0,
+        fine: bool = False,
     ) -> None:
         super().__init__()
-        found = features(name)
+        found = features(name, fine)
         self.strides, self.channels, self.plain = found.strides, list(found.channels), found.plain
         self.multiple, self.channels_last = found.multiple, found.channels_last
         self.model = _create(name, pretrained, found)

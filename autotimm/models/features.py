@@ -25,6 +25,9 @@ from autotimm.structures import InputError
 STRIDES = (8, 16, 32)
 """Of the maps that a pyramid starts from, where the model has them."""
 
+FINE = 4
+"""The stride of the map that small masks are cut from, where the model has it."""
+
 _ANY_SIZE = {  # by the file of timm that defines a model: what it takes to give up a fixed size
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
@@ -49,8 +52,8 @@ class Features:
 
     Attributes:
         options: for ``timm.create_model``, besides the name and the weights.
-        strides: of the maps, finest first: those of 8, 16 and 32 that the model has. A plain
-            transformer has one, and it is all that there is.
+        strides: of the maps, finest first: those of 8, 16 and 32 that the model has, and of 4 where
+            that was asked for. A plain transformer has one, and it is all that there is.
         channels: of each map.
         plain: whether all layers of the model work at this one stride.
         multiple: the canvas is padded to multiples of this many pixels (32: not at all).
@@ -116,8 +119,12 @@ def first_stages(name: str, parameters: Sequence[str], count: int) -> set[str]:
     return {one for one, stage in stages.items() if stage < count}
 
 
-def features(name: str) -> Features:
+def features(name: str, fine: bool = False) -> Features:
     """The maps of a timm model.
+
+    Args:
+        name: timm's name of it.
+        fine: take the map at stride 4, too, where there is one.
 
     Raises:
         InputError: there is no such model, or it cannot be a backbone: with others that can.
@@ -128,7 +135,7 @@ def features(name: str) -> Features:
             f"backbone={name!r} is not a timm model (see timm.list_models()); near it: {near}"
         )
     try:
-        return _features(name)
+        return _features(name, fine)
     except _UnusableError as error:
         raise InputError(
             f"backbone={name!r} {error}; near it that work: {', '.join(_near(name))}"
@@ -147,7 +154,7 @@ def _near(name: str, most: int = 2) -> list[str]:
         if _family(other) in failed:
             continue
         try:
-            _features(other)
+            _features(other, fine=False)
             found.append(other)
         except _UnusableError:
             failed.add(_family(other))
@@ -159,7 +166,7 @@ def _family(name: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _features(name: str) -> Features:
+def _features(name: str, fine: bool) -> Features:
     options: dict[str, Any] = {"features_only": True, **_ANY_SIZE.get(_family(name), {})}
     info = _info(name, options)
     strides = [entry["reduction"] for entry in info]
@@ -170,8 +177,10 @@ def _features(name: str) -> Features:
             options |= _other_patches(name, options, strides[0])
             strides = [_PATCH] * len(strides)
     # Where several maps share a stride the last one is the deepest.
-    indices = {stride: i for i, stride in enumerate(strides) if stride in STRIDES}
-    if len(indices) < (1 if plain else 2):
+    indices = {stride: i for i, stride in enumerate(strides) if stride in (FINE, *STRIDES)}
+    if not (fine and not plain):
+        indices.pop(FINE, None)
+    if len(indices.keys() - {FINE}) < (1 if plain else 2):
         raise _UnusableError(
             f"has feature maps at strides {sorted(set(strides))}, but a feature pyramid needs "
             f"two of {STRIDES} at least"

@@ -17,7 +17,7 @@ from torchvision.ops import roi_align
 
 from autotimm.models import bilinear
 
-ROI_LEVELS = 3  # RoIs are pooled from P3, P4 and P5
+COARSEST = 5  # RoIs are pooled from P5 and finer levels
 MATCH_IOU = 0.5
 
 
@@ -115,36 +115,39 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
     return rows @ own @ columns.transpose(1, 2)
 
 
-def roi_levels(boxes: Tensor) -> Tensor:
-    """Pyramid level of each RoI, 0 for P3 to 2 for P5: floor(4 + log2(sqrt(area) / 224)), clamped
-    (Lin et al. 2017, equation 1). [..., 4] to [...]."""
+def roi_levels(boxes: Tensor, finest: int) -> Tensor:
+    """Pyramid level of each RoI: floor(4 + log2(sqrt(area) / 224)) (Lin et al. 2017, equation 1),
+    but at least ``finest`` and at most 5. [..., 4] to [...]."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
     # torchvision's epsilon, so that 112 pixels exactly fall where its mapper puts them.
     level = torch.floor(4 + torch.log2(sides.prod(-1).sqrt() / 224) + 1e-6)
-    return (level - 3).clamp(0, ROI_LEVELS - 1).long()
+    return level.clamp(finest, COARSEST).long()
 
 
-def pool(levels: Sequence[Tensor], boxes: Tensor, image: Tensor, size: int) -> Tensor:
+def pool(
+    levels: Sequence[Tensor], boxes: Tensor, image: Tensor, size: int, finest: int = 3
+) -> Tensor:
     """RoIAlign of each RoI from the level that fits it.
 
     Every level pools all RoIs, but those of other levels lie outside of its map, where RoIAlign
     gives zeros at once: shapes stay fixed and nothing has to be sorted.
 
     Args:
-        levels: P3, P4, P5 (more are ignored), each [B, C, h, w].
+        levels: from P<finest> on; those above P5 are ignored. Each [B, C, h, w].
         boxes: [N, 4] canvas pixels.
         image: [N] int64, whose each is in the batch.
+        finest: n of the first level, whose stride is 2**n.
 
     Returns:
         [N, C, size, size].
     """
-    level_of = roi_levels(boxes)
+    level_of = roi_levels(boxes, finest)
     pooled = None
-    for i, level in enumerate(levels[:ROI_LEVELS]):
+    for i, level in enumerate(levels[: COARSEST - finest + 1], finest):
         # Far outside of the map lie the RoIs of other levels. In float32: half precision would
         # move a corner at 1,000 pixels by up to two of them.
         here = torch.where((level_of == i)[:, None], boxes, -1e4)
-        part = _roi_align(level.float(), here, image, 1 / (8 << i), size)
+        part = _roi_align(level.float(), here, image, 1 / 2**i, size)
         # In place: with 1,024 RoIs of 256 channels each of these is 200 MiB.
         pooled = part if pooled is None else pooled.add_(part)
     assert pooled is not None

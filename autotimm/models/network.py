@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autotimm.models import assign, losses
@@ -24,9 +25,10 @@ from autotimm.models.fcos import (
     level_shapes,
     locations,
 )
+from autotimm.models.features import FINE
 from autotimm.models.losses import LossSums
 from autotimm.models.mask_head import MaskHead, mask_targets, pool, sample_rois
-from autotimm.models.pyramid import FPN, SimplePyramid
+from autotimm.models.pyramid import FPN, SimplePyramid, lateral
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
@@ -37,7 +39,7 @@ class Outputs(NamedTuple):
     """What :meth:`Network.forward` gives without ground truth."""
 
     head: HeadOutputs
-    levels: list[Tensor]  # P3 to P7
+    levels: list[Tensor]  # what masks are cut from, finest first
 
 
 class Network(nn.Module):
@@ -51,6 +53,7 @@ class Network(nn.Module):
         freeze_backbone: no gradient for it, and its batch norms keep their statistics.
         backbone_norm: its batch norms, as ``norm`` of :class:`Backbone`.
         frozen_stages: as in :class:`Backbone`.
+        with_masks: whether a mask branch is to be added.
     """
 
     def __init__(
@@ -64,10 +67,16 @@ class Network(nn.Module):
         freeze_backbone: bool = False,
         backbone_norm: Norm = "batch",
         frozen_stages: int = 0,
+        with_masks: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages)
+        self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages, with_masks)
         channels, strides = self.backbone.channels, self.backbone.strides
+        self.with_masks = with_masks
+        self.fine: nn.Conv2d | None = None
+        if strides[0] == FINE:
+            self.fine = lateral(channels[0], fpn_channels)
+            channels, strides = channels[1:], strides[1:]
         self.fpn: FPN | SimplePyramid = (
             SimplePyramid(channels[0], fpn_channels, strides[0])
             if self.backbone.plain
@@ -91,10 +100,18 @@ class Network(nn.Module):
             size: S, even.
             rois: that the mask head trains on, an image on average (:func:`sample_rois`).
         """
+        if not self.with_masks:
+            raise ValueError("the network was made without with_masks=True")
         head = self.head.classes
         self.mask_head = MaskHead(head.in_channels, head.out_channels, size)
         self.mask_rois = rois
         return self.mask_head
+
+    @property
+    def finest(self) -> int:
+        """n of the level P<n> that the smallest masks are cut from: 2, or 3 where the backbone has
+        no map at stride 4."""
+        return 3 if self.fine is None else 2
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``, but a frozen backbone stays in evaluation mode."""
@@ -117,12 +134,17 @@ class Network(nn.Module):
             boxes, labels, masks: as in :class:`autotimm.structures.Batch`; masks are needed only
                 with a mask branch.
         """
-        levels = self.fpn(self.backbone(image))
+        shapes = _shapes(image)
+        maps = self.backbone(image)
+        fine = maps.pop(0) if self.fine is not None else None
+        levels = self.fpn(maps)
         head = self.head(levels)
+        if self.fine is not None and fine is not None:
+            levels.insert(0, _finer(levels[0], self.fine(fine)))
         if boxes is None or labels is None:
             return Outputs(head, levels)
         with torch.autocast(image.device.type, enabled=False):
-            where = locations(_shapes(image), image.device)
+            where = locations(shapes, image.device)
             targets = assign.targets(where, boxes, labels)
             detection = losses.detection_losses(head, targets)
         zero = detection["classes"].new_zeros(())
@@ -150,7 +172,7 @@ class Network(nn.Module):
         count = self.mask_rois * len(boxes)
         rois = sample_rois(predicted, targets.matched, boxes, labels, count)
         of_class = labels[rois.image, rois.slots].clamp(min=0)
-        features = pool(levels, rois.boxes, rois.image, mask_head.size // 2)
+        features = pool(levels, rois.boxes, rois.image, mask_head.size // 2, self.finest)
         logits = mask_head(features, of_class)
         with torch.autocast(boxes.device.type, enabled=False):
             target = mask_targets(masks, boxes, rois, mask_head.size)
@@ -189,12 +211,12 @@ class Network(nn.Module):
                 some = slice(i, i + images)
                 own = [level[some] for level in outputs.levels]
                 calls = -(-max_detections * len(own[0]) // MASKS_AT_ONCE) if self.lockstep else 0
-                _add_masks(self.mask_head, own, found[some], calls)
+                _add_masks(self.mask_head, own, self.finest, found[some], calls)
         return found
 
 
 def _add_masks(
-    head: MaskHead, levels: list[Tensor], found: list[Detections], calls: int = 0
+    head: MaskHead, levels: list[Tensor], finest: int, found: list[Detections], calls: int = 0
 ) -> None:
     """Give the detections of a few images their ``masks``, by one pass of the head, or as many as
     they take; at least ``calls``."""
@@ -202,7 +224,7 @@ def _add_masks(
     boxes = torch.cat([detections["boxes"] for detections in found])
     labels = torch.cat([detections["labels"] for detections in found])
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
-    features = pool(levels, boxes, image.to(labels), head.size // 2)
+    features = pool(levels, boxes, image.to(labels), head.size // 2, finest)
     parts = [boxes.new_zeros((0, head.size, head.size))]
     for some, of_class in zip(
         features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True
@@ -214,6 +236,12 @@ def _add_masks(
         head(features.new_zeros((2, *features.shape[1:])), labels.new_zeros(2))
     for detections, masks in zip(found, torch.cat(parts).split(counts), strict=True):
         detections["masks"] = masks
+
+
+def _finer(level: Tensor, own: Tensor) -> Tensor:
+    """P2 from P3 and what the backbone's finest map adds. Without a 3x3 convolution over this map,
+    four times P3's size: the mask head has four, over what is cut out of it."""
+    return own + F.interpolate(level, scale_factor=2.0, mode="nearest")
 
 
 def _shapes(image: Tensor) -> list[tuple[int, int]]:

@@ -34,7 +34,7 @@ class FPN(nn.Module):
         super().__init__()
         self.merged = [stride for stride in STRIDES if stride <= max(strides)]
         self.sources = list(strides)
-        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.lateral = nn.ModuleList(lateral(c, channels) for c in in_channels)
         self.output = nn.ModuleList(_same(channels) for _ in self.merged)
         self.p5 = _half(channels) if max(strides) < 32 else None
         self.p6 = _half(channels)
@@ -114,6 +114,13 @@ def _halved(conv: nn.Module, level: Tensor) -> Tensor:
     a column of zeros beside it, which is the padding anyway, the result is the same.
     """
     return conv(F.pad(level, (0, 1)) if level.shape[-1] == 1 else level)
+
+
+def lateral(in_channels: int, channels: int) -> nn.Conv2d:
+    """The convolution that brings a map of the backbone to the pyramid's width."""
+    conv = nn.Conv2d(in_channels, channels, 1)
+    _initialise(conv)
+    return conv
 
 
 def _same(channels: int) -> nn.Conv2d:

@@ -120,6 +120,7 @@ class ObjectDetector(LightningModule):
             freeze_backbone=freeze_backbone,
             backbone_norm=backbone_norm,
             frozen_stages=frozen_stages,
+            with_masks=self.with_masks,
         )
         self.preprocessing: Preprocessing = self.network.backbone.preprocessing
         """Of images: what the weights were trained with. A data module asks for it."""
