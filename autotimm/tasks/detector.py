@@ -66,7 +66,7 @@ class ObjectDetector(LightningModule):
         milestones: shares of the run, for ``multistep``; by default 8/12 and 11/12.
         warmup_steps: optimizer steps of linear warm-up.
         compile_model: run the network through torch.compile.
-        compile_kwargs: passed on to it.
+        compile_kwargs: passed on to it; unused while ``compile_model`` is off.
 
     Raises:
         InputError: a value that cannot be used, naming the argument.

@@ -19,8 +19,6 @@ def check(settings: dict[str, Any]) -> None:
         raise InputError("freeze_backbone=True freezes all stages: leave it or frozen_stages out")
     if settings["frozen_stages"] < 0:
         raise InputError(f"frozen_stages={settings['frozen_stages']} must not be negative")
-    if settings["compile_kwargs"] and not settings["compile_model"]:
-        raise InputError("compile_kwargs has no effect with compile_model=False: leave one out")
     optimization.check(settings)
     for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
         if settings[name] < 1:
