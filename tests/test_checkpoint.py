@@ -145,6 +145,31 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, recwarn: pytest.WarningsR
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_between_the_renames_of_a_folder_loses_neither(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same step saved again, as after its validation: killed at either rename."""
+    path = tmp_path / "checkpoints" / "step_7.ckpt"
+    with whole_folder(path, step=7) as folder:
+        (folder / "weights").write_bytes(b"old")
+    real, left = Path.rename, [renames]
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.parent == path.parent:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), whole_folder(path, step=7) as folder:
+        (folder / "weights").write_bytes(b"new")
+    monkeypatch.undo()
+    assert newest(tmp_path) == path
+    assert (path / "weights").read_bytes() == (b"old" if renames == 1 else b"new")
+
+
 @pytest.mark.parametrize("harm", ["cut", "empty", "zeros", "text", "bit"])
 def test_a_damaged_one_is_left_aside(harm: str, tmp_path: Path) -> None:
     good, bad = save(tmp_path / "a.ckpt", saved=10), save(tmp_path / "b.ckpt", saved=20)

@@ -29,6 +29,10 @@ def test_the_steepest_fall_is_found_on_a_logarithmic_scale() -> None:
         for r in rates
     ]
     assert steepest(rates, losses) == pytest.approx(1e-3, rel=0.05)
+    # Thrown up by too high a rate it falls again, more steeply than ever.
+    thrown = [loss + (9 - 12 * i / 20) * (i < 15) for i, loss in enumerate([losses[0]] * 20)]
+    longer = [10 ** (-6 + i / 10) for i in range(61 + 20)]
+    assert steepest(longer, losses + thrown) == pytest.approx(1e-3, rel=0.05)
     with pytest.raises(InputError, match="falls at no learning rate between 1e-06 and 1"):
         steepest(rates, sorted(losses))
     with pytest.raises(InputError, match="or more steps"):

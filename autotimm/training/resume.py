@@ -27,6 +27,8 @@ def newest(folder: str | Path) -> Path | None:
         folder: that of the run, or its ``checkpoints``.
     """
     folder = Path(folder)
+    for path in [*folder.glob(".*.ckpt.new.tmp"), *folder.glob("checkpoints/.*.ckpt.new.tmp")]:
+        _finish(path)
     paths = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
     real = {path.resolve() for path in paths if not path.name.startswith(".") and path.exists()}
     found: list[tuple[float, Path]] = []
@@ -45,6 +47,14 @@ def newest(folder: str | Path) -> Path | None:
         else:
             return path
     return None
+
+
+def _finish(temporary: Path) -> None:
+    """Gives a folder that ``whole_folder`` has completed its name, if a kill came before that, when
+    the folder that it replaces had been moved away."""
+    target = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".new.tmp"))
+    if (temporary / COMPLETE).is_file() and not target.exists():
+        temporary.rename(target)
 
 
 def _saved(path: Path) -> float | None:

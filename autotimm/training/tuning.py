@@ -106,6 +106,9 @@ def find_batch_size(
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The rate at which the loss falls fastest for a relative growth of the rate.
 
+    Only the fall to the least loss counts: too high a rate throws the loss up, and it may fall
+    steeply from there, to nowhere good.
+
     Args:
         rates: growing.
         losses: smoothed, one for each; the first ones, and the one before the end, are left out.
@@ -113,8 +116,9 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     Raises:
         InputError: it falls nowhere, or there are too few.
     """
-    x = torch.tensor(rates[_FIRST:-1], dtype=torch.float64).log()
     y = torch.tensor(losses[_FIRST:-1], dtype=torch.float64)
+    y = y[: int(y.argmin()) + 1] if len(y) else y
+    x = torch.tensor(rates[_FIRST : _FIRST + len(y)], dtype=torch.float64).log()
     if len(y) >= 2:
         slope = torch.gradient(y, spacing=(x,))[0]
         at = int(slope.argmin())
