@@ -132,6 +132,7 @@ def test_a_run_that_goes_on_in_its_folder_keeps_its_beginning(tmp_path: Path) ->
     last = read_record(folder)
     assert (last["status"], last["step"], last["error"]) == ("finished", 8, None)
     assert (last["starts"], last["started"][:4]) == (2, "2020")
+    assert before["from"] is None and last["from"] == str(tmp_path / "step=5.ckpt")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(8))

@@ -7,6 +7,7 @@
     best, last   checkpoints: path, and of the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
+    from         the checkpoint that the latest start began from; null for none
     starts       how often training was started: again where it was preempted or restarted
     launch_id    of SLURM's job or torchrun's launch, which finds its run by it when started again
     command, versions, environment, git, machine, settings      of the latest start
@@ -78,6 +79,7 @@ class RunRecord(Callback):
             "status": "running",
             "stage": stage,
             "error": None,
+            "from": getattr(trainer, "begun_from", None),
             "started": before.get("started", _now()),
             "starts": before.get("starts", 0) + (stage == "fit"),
             "launch_id": launch and launch.id,

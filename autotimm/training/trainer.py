@@ -262,6 +262,7 @@ class AutoTrainer(Trainer):
         # Here, as fit, validate, test and predict all come through it before processes join.
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
+        self.begun_from = begun.checkpoint
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
                 callback.join(begun.meeting, begun.hosts)
