@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
 SHARED_DATA = Path(
     os.environ.get("AUTOTIMM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
+
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

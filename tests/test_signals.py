@@ -73,7 +73,11 @@ def _work(ready) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
+def test_a_worker_ends_at_its_parents_word_alone(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads that a spawned process has from its imports do not block the signal.
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     context = multiprocessing.get_context(method)
     ready = context.Event()
     worker = context.Process(target=_work, args=(ready,), daemon=True)
