@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 from torch.distributed import HashStore
 
-from autotimm.streaming.workers import outlive_signals
+from autotimm.streaming.workers import outlive_signals, shielded
 from autotimm.training import agreement, signals
 from autotimm.training.agreement import Agreement
 
@@ -67,21 +68,20 @@ def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
 
 
 def _work(ready) -> None:
+    # As those of libraries that the process has imported before.
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     outlive_signals(0)
     ready.set()
     time.sleep(1000)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_ends_at_its_parents_word_alone(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Threads that a spawned process has from its imports do not block the signal.
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
     context = multiprocessing.get_context(method)
     ready = context.Event()
     worker = context.Process(target=_work, args=(ready,), daemon=True)
-    worker.start()
+    with shielded():
+        worker.start()
     assert ready.wait(120)
     for number in signals.STOPS:
         subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)

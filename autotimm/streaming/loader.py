@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from autotimm.streaming.buckets import Segment
 from autotimm.streaming.dataset import Failure, SampleStream, Skipped
 from autotimm.streaming.order import steps_per_epoch
-from autotimm.streaming.workers import outlive_signals
+from autotimm.streaming.workers import outlive_signals, shielded
 from autotimm.structures import InputError
 
 _NAMED = 20  # samples that an error lists
@@ -207,7 +207,9 @@ class StreamLoader:
 
     def _received(self, loader: DataLoader) -> Iterator[Any]:
         try:
-            yield from loader
+            with shielded():
+                batches = iter(loader)
+            yield from batches
         except RuntimeError as error:
             killed = killed_worker(error)
             if killed is None:

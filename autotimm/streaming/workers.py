@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Around the start of workers that call :func:`outlive_signals`: they have SIGTERM blocked from
+    the first, and with it the threads that their imports start, which it would end them by. One
+    that comes to this process meanwhile comes after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def outlive_signals(_worker: int) -> None:
@@ -18,10 +33,12 @@ def outlive_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # A handler is not told who sent a signal, a thread that waits for it is.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_for_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
+    assert parent is not None
+    threading.Thread(target=_end_for, args=(parent.pid,), daemon=True).start()
 
 
-def _end_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_for(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
