@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from ranks import TORCHRUN
 from torch._dynamo.utils import counters
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule, InstanceSegmentor
@@ -178,9 +179,8 @@ def fit_on_ranks(ranks: int, jobs: list[dict[str, Any]], out: Path) -> list[dict
     """What each of ``jobs`` gave on so many processes that torchrun started."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "jobs.json").write_text(json.dumps(jobs))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*launcher, f"--nproc-per-node={ranks}", __file__, out / "jobs.json", out / "gave.json"],
+        [*TORCHRUN, f"--nproc-per-node={ranks}", __file__, out / "jobs.json", out / "gave.json"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from ranks import on_ranks
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
@@ -237,18 +235,7 @@ except ValueError as error:
 )
 def test_two_ranks_stop_together(how: str, fused: str, bits: str, tmp_path: Path) -> None:
     """And name the images of the one that had it; of both where the gradients have been summed."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    here = Path(__file__).parent
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*words, str(script), str(tmp_path), how, fused, bits],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = on_ranks(SCRIPT, tmp_path, tmp_path, how, fused, bits)
     assert done.returncode != 0
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import torch
 from coco_folder import mixed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from ranks import on_ranks
 
 from autotimm.data.augmentation import Augmentation
 from autotimm.data.datamodule import InstanceSegmentationDataModule
@@ -298,30 +295,27 @@ def test_overfitting_keeps_to_its_batches(shard_folder: Path, tmp_path: Path) ->
     assert len(model.batches) == 4
 
 
+ENDS = """
+    from autotimm.training.agreement import settle_at_exit
+    settle_at_exit()  # AutoTrainer does
+"""
+
+
 def run_ranks(code: str, out: Path, *arguments: object) -> list[dict[str, Any]]:
     """Runs code on two ranks, each of which leaves ``<rank>.json`` in a folder: their content."""
-    script = out / "rank.py"
-    script.write_text(textwrap.dedent(code))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = on_ranks(code + ENDS, out, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 RANK = """
     import json, sys
-    sys.path.insert(0, sys.argv[3])
     from test_datamodule import Recorder, module, trainer
     from pathlib import Path
 
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     model = Recorder()
-    run = trainer(out, devices=2, strategy="ddp", use_distributed_sampler=sys.argv[4] == "1")
+    run = trainer(out, devices=2, strategy="ddp", use_distributed_sampler=sys.argv[3] == "1")
     run.fit(model, datamodule=module(folder, num_workers=1))
     run.validate(model, datamodule=module(folder), verbose=False)
     found = {"seen": model.seen, "evaluated": model.evaluated[-5:]}
@@ -332,7 +326,7 @@ RANK = """
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["0", "1"])
 def test_two_ranks_share_an_epoch(shard_folder: Path, tmp_path: Path, sampler: str) -> None:
-    arguments = [shard_folder, tmp_path, Path(__file__).parent, sampler]
+    arguments = [shard_folder, tmp_path, sampler]
     ranks = run_ranks(RANK, tmp_path, *arguments)
     one = Recorder()
     trainer(tmp_path, limit_val_batches=0).fit(one, datamodule=module(shard_folder, batch_size=4))

@@ -7,7 +7,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from batches import small
 from coco_folder import mixed
 from lightning.pytorch import Callback
+from ranks import on_ranks
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule
 from autotimm.sharding.cli import shard
@@ -154,22 +154,17 @@ def test_a_signal_to_the_data_workers_does_not_end_them(
 
 def torchrun(tmp_path: Path, script: str, *arguments: object, restarts: int = 0) -> tuple[int, str]:
     """Exit code and output of two processes that run a script with this file's names."""
-    path = tmp_path / "ranks.py"
-    path.write_text(
+    names = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_preemption import Record, fit\n"
         "folder, root = map(Path, sys.argv[1:])\n"
-        "rank = int(os.environ['RANK'])\n" + textwrap.dedent(script)
+        "rank = int(os.environ['RANK'])\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node=2", f"--max-restarts={restarts}"]
     # Else torchrun's own store may be gone when it starts the processes again.
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    words = [*launcher, path, *arguments]
-    done = subprocess.run(
-        [str(word) for word in words], env=env, capture_output=True, text=True, check=False
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    done = on_ranks(
+        names + textwrap.dedent(script), tmp_path, *arguments, restarts=restarts, **own_store
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.utilities import _scan_checkpoints
 from line import Line, loader, quiet
+from ranks import on_ranks
 
 from autotimm import AutoTrainer, InputError
 from autotimm.training import saving
@@ -442,15 +442,13 @@ class Bulky(Line):
 
 
 RANKS = """
-import sys, warnings
-sys.path.insert(0, sys.argv[2])
-import resource
+import os, resource, sys, warnings
 import torch.distributed as dist
 from line import quiet, loader
 from test_saving import Big
 from autotimm import InputError
 
-if int(__import__("os").environ["RANK"]) == 0:
+if int(os.environ["RANK"]) == 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 warnings.simplefilter("ignore")
 trainer = quiet(sys.argv[1], max_epochs=3, strategy="ddp", save_every_minutes=1000)
@@ -465,17 +463,7 @@ except InputError as error:
 
 @pytest.mark.slow
 def test_what_the_first_rank_cannot_write_all_ranks_hear_of(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, script, tmp_path, Path(__file__).parent],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = on_ranks(RANKS, tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("went on to step 12") == 2
     assert done.stdout.count("step_8.ckpt: ") == 2

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from batches import small
+from ranks import on_ranks
 from slurm_cluster import ROOT, Environment, command, wait
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
@@ -97,25 +96,13 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
     flags = [
         *("fit", "--config", str(SMALL), f"--data.data_dir={coco / 'a'}"),
         *("--model.init_args.backbone=resnet10t", "--model.init_args.fpn_channels=32"),
         *("--model.init_args.head_convs=1", "--data.image_size=64", "--data.num_workers=0"),
         *(f"--trainer.default_root_dir={tmp_path / 'runs'}", "--trainer.max_epochs=1"),
     ]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", str(script), str(coco), *flags),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+    done = on_ranks(RANKS, tmp_path, coco, *flags)
     told = [coco / f"told-{rank}.json" for rank in range(2)]
     assert all(path.is_file() for path in told), done.stderr[-4000:]
     first, second = (json.loads(path.read_text()) for path in told)

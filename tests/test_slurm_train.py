@@ -9,10 +9,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import TORCHRUN
 from slurm_cluster import ROOT, Environment, command, until, wait
 
 from autotimm.data.synthetic import make_dataset
@@ -211,10 +211,9 @@ def processes(job: str) -> dict[str, int]:
 def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
     cluster: Environment, shards: Path, tmp_path: Path
 ) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     alone = flags(shards, tmp_path / "alone", epochs=5)
     one_thread = cluster | {"OMP_NUM_THREADS": "1"}
-    run = [*launcher, "--nproc-per-node=2", "launch/train.py", "fit", *alone]
+    run = [*TORCHRUN, "--nproc-per-node=2", "launch/train.py", "fit", *alone]
     command(*run, env=one_thread)
     truth = losses(tmp_path / "alone" / "version_0")
     assert len(truth) == 20

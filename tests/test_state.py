@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from batches import small
 from coco_folder import mixed
 from line import Line, quiet
+from ranks import on_ranks
 from torch.utils.data import DataLoader
 
 from autotimm import InputError, InstanceSegmentationDataModule
@@ -178,7 +177,6 @@ def test_another_version_is_told(tmp_path: Path) -> None:
 
 RANKS = """
 import os, sys, warnings
-sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch.distributed as dist
 from test_state import both
@@ -196,17 +194,7 @@ print("the same", flush=True)
 
 @pytest.mark.slow
 def test_each_rank_goes_on_with_its_own(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, script, tmp_path, Path(__file__).parent],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = on_ranks(RANKS, tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the same") == 2
 

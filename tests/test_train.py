@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from ranks import TORCHRUN, on_ranks
 
 from autotimm import InstanceSegmentor, cli
 from autotimm.data.synthetic import make_dataset
@@ -36,8 +37,7 @@ TINY_MODEL = (
 def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(processes)]
+        launcher = [*TORCHRUN, f"--nproc-per-node={processes}"]
     words = [*launcher, str(TRAIN), *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
@@ -309,8 +309,7 @@ def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -
 def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
     painted: Path, tmp_path: Path
 ) -> None:
-    script = tmp_path / "lost.py"
-    script.write_text(
+    code = (
         "import os\n"
         "from autotimm import InstanceSegmentor\n"
         "from autotimm.cli import train\n"
@@ -324,22 +323,18 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
         "InstanceSegmentor.training_step = lost\n"
         "train()\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", script, "fit", "--config", SMALL, *TINY_MODEL, *given],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = on_ranks(code, tmp_path, "fit", "--config", SMALL, *TINY_MODEL, *given)
     assert done.returncode != 0
     (spoilt,) = (line for line in done.stdout.splitlines() if line.startswith("spoilt: "))
     images = ", ".join(spoilt.split()[1:])
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     (line,) = errors  # for both ranks
     assert f"nan at step 6 on rank 1 (images {images}): " in line
-    assert 'Traceback (most recent call last):\n  File "' + str(script) not in done.stderr
+    assert (
+        'Traceback (most recent call last):\n  File "' + str(tmp_path / "each_rank.py")
+        not in done.stderr
+    )
     # The checkpoint of the epoch before is there and whole.
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
@@ -349,8 +344,7 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
 @pytest.mark.slow
 def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> None:
     """On two ranks: a logger, a metric, the pictures and run.json that fail, at every turn."""
-    script = tmp_path / "blind.py"
-    script.write_text(
+    code = (
         "import os\n"
         "from lightning.pytorch.loggers import TensorBoardLogger\n"
         "from torchmetrics.detection import MeanAveragePrecision\n"
@@ -369,16 +363,9 @@ def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> No
         "MeanAveragePrecision.compute = broken\n"
         "train()\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
-    words = [*launcher, "--nproc-per-node=2", script, "fit", "--config", SMALL, *TINY_MODEL, *given]
-    done = subprocess.run(
-        [*map(str, words), "--trainer.max_epochs=3"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    flags = (*TINY_MODEL, *given, "--trainer.max_epochs=3")
+    done = on_ranks(code, tmp_path, "fit", "--config", SMALL, *flags)
     assert done.returncode == 0, done.stderr[-4000:]
     rows = tmp_path / "version_0" / "metrics.csv"
     assert len(column(rows, "train/loss")) == 12

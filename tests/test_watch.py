@@ -174,7 +174,6 @@ def test_max_steps_may_cut_an_epoch_again_and_again(shard_folder: Path, tmp_path
 
 CUT_RANK = """
     import json, sys
-    sys.path.insert(0, sys.argv[3])
     from test_watch import Told, module, stopped_at, trainer
     from pathlib import Path
 
@@ -192,7 +191,7 @@ CUT_RANK = """
 
 @pytest.mark.slow
 def test_two_ranks_train_the_rest_of_an_epoch(shard_folder: Path, tmp_path: Path) -> None:
-    for found in run_ranks(CUT_RANK, tmp_path, shard_folder, tmp_path, Path(__file__).parent):
+    for found in run_ranks(CUT_RANK, tmp_path, shard_folder, tmp_path):
         assert len(found["first"]) == 3
         assert found["first"][:2] + found["second"] == found["whole"]
 
@@ -265,7 +264,6 @@ def test_damaged_samples_are_left_out_and_told(
 
 DAMAGED_RANK = """
     import json, sys, warnings
-    sys.path.insert(0, sys.argv[3])
     from test_datamodule import Recorder, module, trainer
     from pathlib import Path
 
@@ -301,7 +299,7 @@ def test_two_ranks_keep_in_step_over_damaged_samples(mixed_folder: Path, tmp_pat
     val = [i for b in data.val_dataloader() for i in b["image_id"][~b["padding"]].tolist()]
     damage(folder, bad | {val[1]})
 
-    ranks = run_ranks(DAMAGED_RANK, tmp_path, folder, tmp_path, Path(__file__).parent)
+    ranks = run_ranks(DAMAGED_RANK, tmp_path, folder, tmp_path)
     assert ranks[0]["shapes"] == ranks[1]["shapes"]
     assert len(set(map(tuple, ranks[0]["shapes"]))) > 1
     assert ranks[0]["batches"] == clean[0]

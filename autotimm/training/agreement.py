@@ -6,6 +6,7 @@ device is waited for; the host waits only for ranks that are a whole step behind
 
 from __future__ import annotations
 
+import atexit
 import time
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,8 @@ from autotimm.training.meeting import Meeting
 _STOPPING = "stopping"  # key in the store
 LOOK = 1.0
 """Seconds between two looks into the store."""
+SETTLE = 0.2
+"""Seconds that gloo's threads have to let go of their last tensors before Python ends."""
 
 
 class Agreement:
@@ -102,3 +105,19 @@ def over_gloo(meeting: Meeting, timeout: timedelta) -> Agreement:
         ) from error
     # A key of its own: those of an earlier fit are still there.
     return Agreement(group, PrefixStore(f"agreement/{meeting.held}", meeting.store))
+
+
+def settle_at_exit() -> None:
+    """Has this process wait for ``SETTLE`` when it ends, after collectives over gloo.
+
+    A thread of gloo's drops the tensors of a collective after the main thread was told of its end.
+    If Python ends meanwhile, that thread gets no GIL and aborts the process: a run that is whole
+    would end with SIGABRT. Leaving the group does not help, as its threads live on with whatever
+    holds it, and a barrier would wait for ranks that are gone.
+    """
+    atexit.unregister(_settle)
+    atexit.register(_settle)
+
+
+def _settle() -> None:
+    time.sleep(SETTLE)

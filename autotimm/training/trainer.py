@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from autotimm import urls
 from autotimm.structures import InputError
 from autotimm.training import preemption, strategies, tuning
+from autotimm.training.agreement import settle_at_exit
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
 from autotimm.training.ema import AverageWeights
@@ -263,6 +264,8 @@ class AutoTrainer(Trainer):
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
         self.begun_from = begun.checkpoint
+        if begun.meeting is not None:
+            settle_at_exit()
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
                 callback.join(begun.meeting, begun.hosts)
