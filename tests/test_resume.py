@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +99,33 @@ def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
         assert rest.steps == truth[stop:], stop
 
 
-def killed_over_and_over(shards: Path, root: Path) -> None:
-    """What a process does in the test below: goes on from the newest whole checkpoint, saves at
-    every step, and tells of each."""
+class Tell(Callback):
+    """Says the exact loss of each step."""
 
-    class Tell(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            print("step", trainer.global_step, outputs["loss"].item().hex(), flush=True)
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        print("step", trainer.global_step, outputs["loss"].item().hex(), flush=True)
 
-    fit(
-        shards,
-        root,
-        image_size=64,
-        callbacks=[Tell()],
-        ckpt_path=newest(root),
-        save_every_n_steps=1,
-        keep_last=1,
-        ema_decay=0.9,
+
+def process(folder: Path, root: Path, **options: Any) -> subprocess.Popen[str]:
+    """A process that trains and tells of each step. It goes on from the newest whole checkpoint."""
+    found = newest(root)
+    options |= {"image_size": 64, "ckpt_path": str(found) if found else None}
+    code = f"fit(*map(Path, sys.argv[1:]), callbacks=[Tell()], **{options})"
+    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import sys; from test_resume import *; {code}", folder, root],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)},
     )
+
+
+def told(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Number and loss of the steps that a process tells of."""
+    for line in lines:
+        if line.startswith("step "):
+            _, step, loss = line.split()
+            yield int(step), loss
 
 
 @pytest.mark.slow
@@ -123,30 +133,24 @@ def test_killed_at_any_moment_no_step_is_lost_or_changed(
     shard_folder: Path, tmp_path: Path
 ) -> None:
     """kill -9, with a save at every step: most of the time that a step takes goes into it."""
-    record = fit(shard_folder, tmp_path / "truth", image_size=64)
-    truth = [loss.hex() for _, _, loss in record.steps]
-    command = f"from test_resume import *; killed_over_and_over({shard_folder!r}, {tmp_path!r})"
-    words = [sys.executable, "-c", f"from pathlib import PosixPath; {command}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    with process(shard_folder, tmp_path / "truth") as whole:
+        truth = dict(told(whole.stdout))
+    assert [*truth] == [*range(1, 15)]
+    saving = {"save_every_n_steps": 1, "keep_last": 1, "ema_decay": 0.9}
     next_step = 1
     for kills in range(30):
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
+        running = process(shard_folder, tmp_path, **saving)
         steps: list[int] = []
-        for line in process.stdout:
-            if not line.startswith("step "):
-                continue
-            _, step, loss = line.split()
-            assert truth[int(step) - 1] == loss
-            steps.append(int(step))
+        for step, loss in told(running.stdout):
+            assert truth[step] == loss
+            steps.append(step)
             if len(steps) == 5:
                 time.sleep(0.03 * kills)
-                process.kill()
+                running.kill()
         # The checkpoint of a step that was told is being written; that of the one before is there.
         assert next_step - 1 <= steps[0] <= next_step
         next_step = steps[-1] + 1
-        if process.wait() == 0:
+        if running.wait() == 0:
             break
     assert next_step == len(truth) + 1
     assert kills >= 2
