@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from coco_folder import mixed
 from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
+
+from autotimm.sharding.cli import shard
 
 SHARED_DATA = Path(
     os.environ.get("AUTOTIMM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
@@ -29,6 +32,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real COCO data (set AUTOTIMM_SHARED_DATA to its folder)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a small folder of images of several shapes; not to be changed."""
+    folder = tmp_path_factory.mktemp("mixed")
+    shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
+    return folder / "shards"
 
 
 @pytest.fixture(scope="module")

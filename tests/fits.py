@@ -19,10 +19,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from line import quiet
 from ranks import TORCHRUN
 from torch._dynamo.utils import counters
 
-from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule, InstanceSegmentor
+from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
 from autotimm.tasks.precision import MixedPrecision
 from autotimm.training import zero
 
@@ -150,13 +151,10 @@ def fit(
     elif sixteen:
         scaler = torch.amp.GradScaler("cpu", init_scale=sixteen)
         options["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
-    trainer = AutoTrainer(
-        accelerator="cpu",
-        default_root_dir=folder,
+    trainer = quiet(
+        folder,
         callbacks=callbacks,
         logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         **({"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 0} | options),
     )

@@ -13,23 +13,14 @@ from typing import Any
 
 import pytest
 from batches import small
-from coco_folder import mixed
 from lightning.pytorch import Callback
 from ranks import on_ranks
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule
-from autotimm.sharding.cli import shard
 from autotimm.training import signals
 from autotimm.training.preemption import CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixed")
-    shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
-    return folder / "shards"
 
 
 class Record(Callback):
@@ -111,17 +102,17 @@ AVERAGE = {"ema_decay": 0.9}
     ids=["average", "first epoch", "second epoch", "validation in an epoch", "accumulation"],
 )
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(
-    options: dict[str, Any], places: list[str], shard_folder: Path, tmp_path: Path
+    options: dict[str, Any], places: list[str], mixed_shards: Path, tmp_path: Path
 ) -> None:
     truth = Record()
-    fit(shard_folder, tmp_path / "truth", truth, **options)
+    fit(mixed_shards, tmp_path / "truth", truth, **options)
     for number, place in enumerate(places):
         root = tmp_path / str(number)
         first, second = Record(place), Record()
         with pytest.raises(SystemExit) as left:
-            fit(shard_folder, root, first, **options)
+            fit(mixed_shards, root, first, **options)
         assert left.value.code == CODE
-        fit(shard_folder, root, second, ckpt_path="last", **options)
+        fit(mixed_shards, root, second, ckpt_path="last", **options)
         assert first.done + second.done == truth.done, place
 
 
@@ -139,15 +130,15 @@ class ToAll(Record):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", signals.STOPS)
 def test_a_signal_to_the_data_workers_does_not_end_them(
-    number: int, shard_folder: Path, tmp_path: Path
+    number: int, mixed_shards: Path, tmp_path: Path
 ) -> None:
     truth, first, second = Record(), ToAll("batch 0.1", number), Record()
     options: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0, "num_workers": 2}
-    fit(shard_folder, tmp_path / "truth", truth, **options)
+    fit(mixed_shards, tmp_path / "truth", truth, **options)
     with pytest.raises(SystemExit) as left:
-        fit(shard_folder, tmp_path, first, **options)
+        fit(mixed_shards, tmp_path, first, **options)
     assert left.value.code == CODE
-    fit(shard_folder, tmp_path, second, ckpt_path="last", **options)
+    fit(mixed_shards, tmp_path, second, ckpt_path="last", **options)
     assert first.done[-1][2] == 2
     assert first.done + second.done == truth.done
 
@@ -171,7 +162,7 @@ def torchrun(tmp_path: Path, script: str, *arguments: object, restarts: int = 0)
 
 @pytest.mark.slow
 def test_a_signal_to_any_rank_stops_all_at_the_same_step(
-    shard_folder: Path, tmp_path: Path
+    mixed_shards: Path, tmp_path: Path
 ) -> None:
     code, output = torchrun(
         tmp_path,
@@ -197,7 +188,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(
             assert first.done + second.done == truth.done, place
             print(f"rank {rank} {place}: {first.done[-1:]}", flush=True)
         """,
-        shard_folder,
+        mixed_shards,
         tmp_path,
     )
     assert code == 0, output[-6000:]
@@ -213,7 +204,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(
 
 @pytest.mark.slow
 def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_next_batch(
-    shard_folder: Path, tmp_path: Path
+    mixed_shards: Path, tmp_path: Path
 ) -> None:
     code, output = torchrun(
         tmp_path,
@@ -252,7 +243,7 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
         except ValueError as error:
             print(f"raised: {error}", flush=True)
         """,
-        shard_folder,
+        mixed_shards,
         tmp_path,
     )
     assert code == 0, output[-6000:]
@@ -262,7 +253,7 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_checkpoint(
-    shard_folder: Path, tmp_path: Path
+    mixed_shards: Path, tmp_path: Path
 ) -> None:
     code, output = torchrun(
         tmp_path,
@@ -289,7 +280,7 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
         assert record.done == [what for what in truth.done if what not in truth.done[:6]]
         print("as it was", flush=True)
         """,
-        shard_folder,
+        mixed_shards,
         tmp_path,
         restarts=1,
     )
@@ -301,7 +292,7 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_named_after_the_timeout(shard_folder: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_path: Path) -> None:
     code, output = torchrun(
         tmp_path,
         """
@@ -319,7 +310,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(shard_folder: Path, tmp_pa
             print(f"lost: {error.tells} {error}", flush=True)
             raise SystemExit(1)
         """,
-        shard_folder,
+        mixed_shards,
         tmp_path,
     )
     assert code == 1, output[-6000:]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from line import quiet
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -47,15 +48,7 @@ def detector(module: InstanceSegmentationDataModule, **options: Any) -> ObjectDe
 
 
 def trainer(folder: Path, steps: int = 1) -> AutoTrainer:
-    return AutoTrainer(
-        accelerator="cpu",
-        max_steps=steps,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    return quiet(folder, max_steps=steps, logger=False, enable_checkpointing=False)
 
 
 def expected(folder: Path, wanted: Preprocessing) -> torch.Tensor:

@@ -12,23 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from coco_folder import mixed
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
-from autotimm.sharding.cli import shard
 from autotimm.training.resume import newest
 
 IMAGES = 13
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixed")
-    shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
-    return folder / "shards"
 
 
 class Record(Callback):
@@ -82,19 +73,19 @@ def fit(folder: Path, out: Path, *, backbone: str = "resnet10t", **options: Any)
     [(False, "resnet10t", (1, 7, 10)), (True, "resnet18", (4, 9))],
 )
 def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
-    aspect_buckets: bool, backbone: str, stops: tuple[int, ...], shard_folder: Path, tmp_path: Path
+    aspect_buckets: bool, backbone: str, stops: tuple[int, ...], mixed_shards: Path, tmp_path: Path
 ) -> None:
     options = {"aspect_buckets": aspect_buckets, "backbone": backbone}
     # At every save, batches that two workers made ahead are under way.
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    truth = fit(shard_folder, tmp_path, callbacks=[saving], **options).steps
+    truth = fit(mixed_shards, tmp_path, callbacks=[saving], **options).steps
     assert len(truth) == 14
     canvases = {(96, 96), (64, 96), (96, 64)} if aspect_buckets else {(96, 96)}
     assert {canvas for _, canvas, _ in truth} == canvases
     for stop in stops:
         checkpoint = tmp_path / f"step={stop}.ckpt"
         rest = fit(
-            shard_folder, tmp_path, ckpt_path=checkpoint, num_workers=2 * (stop % 2), **options
+            mixed_shards, tmp_path, ckpt_path=checkpoint, num_workers=2 * (stop % 2), **options
         )
         assert rest.steps == truth[stop:], stop
 
@@ -130,16 +121,16 @@ def told(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_no_step_is_lost_or_changed(
-    shard_folder: Path, tmp_path: Path
+    mixed_shards: Path, tmp_path: Path
 ) -> None:
     """kill -9, with a save at every step: most of the time that a step takes goes into it."""
-    with process(shard_folder, tmp_path / "truth") as whole:
+    with process(mixed_shards, tmp_path / "truth") as whole:
         truth = dict(told(whole.stdout))
     assert [*truth] == [*range(1, 15)]
     saving = {"save_every_n_steps": 1, "keep_last": 1, "ema_decay": 0.9}
     next_step = 1
     for kills in range(30):
-        running = process(shard_folder, tmp_path, **saving)
+        running = process(mixed_shards, tmp_path, **saving)
         steps: list[int] = []
         for step, loss in told(running.stdout):
             assert truth[step] == loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -92,24 +92,41 @@ def original_name(name: str, known: set[str]) -> str | None:
     return next((n for n in (name, rest, *joined) if n in known), None)
 
 
+def layers(whole: nn.Module, parameters: Iterable[str], coarse: bool) -> dict[str, int] | None:
+    """The number of the layer that each of an extractor's ``parameters`` is in, by timm's
+    ``group_matcher``; those that the whole model has not are left out.
+
+    Args:
+        whole: the model that the extractor is of.
+        parameters: their names in the extractor.
+        coarse: count the stem and then stages, or blocks of a plain transformer, rather than all
+            that timm tells apart.
+
+    Returns:
+        None where timm does not tell.
+    """
+    matcher: Any = getattr(whole, "group_matcher", None)
+    if not callable(matcher):
+        return None
+    of_whole = group_parameters(whole, matcher(coarse=coarse), reverse=True)
+    original = {one: original_name(one, set(of_whole)) for one in parameters}
+    return {one: of_whole[o] for one, o in original.items() if o is not None}
+
+
 def first_stages(name: str, parameters: Sequence[str], count: int) -> set[str]:
-    """Of ``parameters`` of a model's extractor those in its first stages, by timm's
-    ``group_matcher``: the stem, then a stage each, or a block each of a plain transformer.
+    """Of ``parameters`` of a model's extractor those in its first stages.
 
     Raises:
         InputError: timm does not tell the stages of this model, or it has no more than ``count``.
     """
     with torch.device("meta"):
         whole = timm.create_model(name)
-    matcher: Any = getattr(whole, "group_matcher", None)
-    if not callable(matcher):
+    stages = layers(whole, parameters, coarse=True)
+    if stages is None:
         raise InputError(
             f"frozen_stages: timm does not tell the stages of {name!r}: leave it out, or freeze "
             f"all of it with freeze_backbone"
         )
-    of_whole = group_parameters(whole, matcher(coarse=True), reverse=True)
-    original = {one: original_name(one, set(of_whole)) for one in parameters}
-    stages = {one: of_whole[o] for one, o in original.items() if o is not None}
     last = max(stages.values())
     if count > last:
         raise InputError(

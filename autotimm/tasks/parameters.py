@@ -12,10 +12,9 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import group_parameters
 from torch import nn
 
-from autotimm.models.features import original_name
+from autotimm.models.features import layers, original_name
 from autotimm.models.network import Network
 from autotimm.structures import InputError
 
@@ -57,7 +56,7 @@ def groups(
     undecayed = _undecayed(whole)
     factors = dict.fromkeys(names, backbone_lr_factor)
     if layer_decay != 1:
-        for name, above in _layers_above(whole, original, backbone).items():
+        for name, above in _layers_above(whole, names, backbone).items():
             factors[name] *= layer_decay**above
     parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -88,18 +87,14 @@ def _matches(name: str | None, patterns: Iterable[str]) -> bool:
     return name is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _layers_above(
-    whole: nn.Module, original: dict[str, str | None], backbone: str
-) -> dict[str, int]:
+def _layers_above(whole: nn.Module, names: Iterable[str], backbone: str) -> dict[str, int]:
     """For each parameter of the extractor that ``whole`` has: 1 in its last layer, 2 in the one
     before. Layers that the extractor leaves out do not count."""
-    matcher: Any = getattr(whole, "group_matcher", None)
-    if not callable(matcher):
+    numbers = layers(whole, names, coarse=False)
+    if numbers is None:
         raise InputError(
             f"layer_decay: timm does not tell the layers of {backbone!r}: leave it out, or take "
             f"backbone_lr_factor"
         )
-    of_whole = group_parameters(whole, matcher(coarse=False), reverse=True)
-    layers = {name: of_whole[o] for name, o in original.items() if o is not None}
-    order = {layer: i for i, layer in enumerate(sorted(set(layers.values())))}
-    return {name: len(order) - order[layer] for name, layer in layers.items()}
+    order = {number: i for i, number in enumerate(sorted(set(numbers.values())))}
+    return {name: len(order) - order[number] for name, number in numbers.items()}
