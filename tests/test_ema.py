@@ -116,7 +116,7 @@ def test_it_is_the_average_over_the_steps(batches_a_step: int, tmp_path: Path) -
     assert wanted[-1]["norm.num_batches_tracked"] == 12
     # Checkpoints have both, and so has one of a trainer that is done, whose model has the average.
     trainer.save_checkpoint(tmp_path / "after.ckpt")
-    for path in (tmp_path / "checkpoints" / "last.ckpt", tmp_path / "after.ckpt"):
+    for path in (tmp_path / "version_0" / "checkpoints" / "last.ckpt", tmp_path / "after.ckpt"):
         saved = state(path)
         same(saved["state_dict"], model.trained[-1])
         same(saved["ema"]["state_dict"], wanted[-1], exactly=False)
@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
     options = {"val_check_interval": 2, "save_every_n_steps": 2, "keep_last": -1, "max_epochs": 2}
     truth = Net()
     run(tmp_path / "whole", truth, **options)
-    parts = tmp_path / "whole" / "checkpoints" / f"step_{stop}.ckpt"
+    parts = tmp_path / "whole" / "version_0" / "checkpoints" / f"step_{stop}.ckpt"
 
     rest = Net()
     trainer = quiet(
@@ -154,7 +154,9 @@ def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
     trainer.fit(rest, Skipping(stop % 6), batches(1), ckpt_path=parts)
     assert rest.losses == truth.losses[stop:]
     same(copied(rest), copied(truth))
-    whole, gone_on = (state(tmp_path / f / "checkpoints" / "last.ckpt") for f in ("whole", "rest"))
+    whole, gone_on = (
+        state(tmp_path / f / "version_0" / "checkpoints" / "last.ckpt") for f in ("whole", "rest")
+    )
     same(gone_on["ema"]["state_dict"], whole["ema"]["state_dict"])
     same(gone_on["state_dict"], whole["state_dict"])
     for seen, wanted in zip(reversed(rest.validated), reversed(truth.validated), strict=False):
@@ -190,7 +192,10 @@ def test_saved_in_a_validation_the_weights_are_those_of_the_training(tmp_path: P
 
     model = Net()
     run(tmp_path, model, callbacks=[Save()], max_epochs=1)
-    during, after = state(tmp_path / "during.ckpt"), state(tmp_path / "checkpoints" / "last.ckpt")
+    during, after = (
+        state(tmp_path / "during.ckpt"),
+        state(tmp_path / "version_0" / "checkpoints" / "last.ckpt"),
+    )
     same(during["state_dict"], after["state_dict"])
     same(during["ema"]["state_dict"], after["ema"]["state_dict"])
     same(during["state_dict"], model.trained[-1])
@@ -213,7 +218,7 @@ def test_a_callback_that_saves_before_its_turn_has_the_step_in_the_average(tmp_p
 def test_begun_late_the_average_begins_with_the_checkpoints_weights(tmp_path: Path) -> None:
     first = Net()
     run(tmp_path / "first", first, max_epochs=1, ema_decay=None)
-    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "first" / "version_0" / "checkpoints" / "last.ckpt"
     model = Net()
     with pytest.warns(UserWarning, match="has no average of the weights"):
         run(tmp_path / "second", model, ckpt_path=last)
@@ -229,16 +234,16 @@ def test_left_out_later_the_training_goes_on_with_its_own_weights(tmp_path: Path
     run(tmp_path / "whole", truth)
     run(tmp_path / "first", Net(), max_epochs=1)
     model = Net()
-    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "first" / "version_0" / "checkpoints" / "last.ckpt"
     run(tmp_path / "second", model, ckpt_path=last, ema_decay=None)
     assert model.losses == truth.losses[6:]
-    assert "ema" not in state(tmp_path / "second" / "checkpoints" / "last.ckpt")
+    assert "ema" not in state(tmp_path / "second" / "version_0" / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("odd", [None, torch.ones(3), 5])
 def test_an_average_of_another_model_is_refused(odd: Any, tmp_path: Path) -> None:
     run(tmp_path, Net(), max_epochs=1)
-    last = tmp_path / "checkpoints" / "last.ckpt"
+    last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     content = state(last)
     content["ema"]["state_dict"]["weight"] = odd
     if odd is None:
@@ -257,7 +262,7 @@ def test_the_model_of_a_checkpoint_is_the_average(tmp_path: Path) -> None:
     batch = random_batch([2, 1], height=64, width=64) | {"padding": torch.ones(2)}
     trainer = quiet(tmp_path, logger=False, max_epochs=1, callbacks=[callback], limit_val_batches=0)
     trainer.fit(model, DataLoader([batch] * 3, batch_size=None))
-    last = tmp_path / "checkpoints" / "last.ckpt"
+    last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     saved = state(last)
     average, trained = saved["ema"]["state_dict"], saved["state_dict"]
     name = "network.head.classes.weight"
@@ -289,7 +294,7 @@ def test_compiled_networks_are_evaluated_with_it(tmp_path: Path) -> None:
     data = DataLoader([batch] * 3, batch_size=None)
     trainer = quiet(tmp_path, logger=False, max_epochs=2, ema_decay=0.5, num_sanity_val_steps=0)
     trainer.fit(model, data, data)
-    saved = state(tmp_path / "checkpoints" / "last.ckpt")
+    saved = state(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
     same(model.weights, saved["ema"]["state_dict"])
 
 
@@ -347,12 +352,12 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
     common = {"shards": shards, "ema_decay": 0.5, "max_epochs": 2, "keep_last": -1}
     alone = tmp_path / "alone"
     fit(folder=str(alone), batch_size=4, **common)
-    wanted = state(alone / "checkpoints" / "last.ckpt")["ema"]["state_dict"]
+    wanted = state(alone / "version_0" / "checkpoints" / "last.ckpt")["ema"]["state_dict"]
     jobs, kinds = [], ("ddp", "deepspeed_stage_2")
     for kind in kinds:
         whole, rest = str(tmp_path / kind), str(tmp_path / f"{kind} rest")
         jobs.append({"folder": whole, "strategy": kind, **common})
-        first = str(tmp_path / kind / "checkpoints" / "step_3.ckpt")
+        first = str(tmp_path / kind / "version_0" / "checkpoints" / "step_3.ckpt")
         often = {"save_every_n_steps": 1, "keep_last": 1}
         jobs.append({"folder": rest, "strategy": kind, "ckpt_path": first, **common, **often})
     refused = ("fsdp", "deepspeed_stage_3")
@@ -361,11 +366,14 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
     for kind, told in zip(refused, gave[4:], strict=True):
         assert f"ema_decay does not go with strategy={kind}" in told["error"]
     for kind in kinds:
-        left = {path.name for path in (tmp_path / f"{kind} rest" / "checkpoints").iterdir()}
+        left = {
+            path.name
+            for path in (tmp_path / f"{kind} rest" / "version_0" / "checkpoints").iterdir()
+        }
         assert left == {"step_6.ckpt", "last.ckpt"}
         for folder in (kind, f"{kind} rest"):
             out = tmp_path / f"{folder}.safetensors"
-            convert(tmp_path / folder / "checkpoints" / "last.ckpt", out)
+            convert(tmp_path / folder / "version_0" / "checkpoints" / "last.ckpt", out)
             got = copied(InstanceSegmentor.load_from_checkpoint(out))
             for name, tensor in wanted.items():
                 torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

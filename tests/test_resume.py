@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger  # noqa: F401  for the processes
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
 from autotimm.training.resume import newest
@@ -58,10 +59,9 @@ def fit(folder: Path, out: Path, *, backbone: str = "resnet10t", **options: Any)
         callbacks=[record, *options.pop("callbacks", [])],
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        **({"max_epochs": 2} | options),
+        **({"max_epochs": 2, "logger": False} | options),
     )
     trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
     return record
@@ -98,10 +98,12 @@ class Tell(Callback):
 
 
 def process(folder: Path, root: Path, **options: Any) -> subprocess.Popen[str]:
-    """A process that trains and tells of each step. It goes on from the newest whole checkpoint."""
-    found = newest(root)
+    """A process that trains and tells of each step. It goes on from the newest whole checkpoint, in
+    the same folder."""
+    found = newest(root / "run")
     options |= {"image_size": 64, "ckpt_path": str(found) if found else None}
-    code = f"fit(*map(Path, sys.argv[1:]), callbacks=[Tell()], **{options})"
+    logger = "CSVLogger(sys.argv[2], name='', version='run')"
+    code = f"fit(*map(Path, sys.argv[1:]), callbacks=[Tell()], logger={logger}, **{options})"
     here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-c", f"import sys; from test_resume import *; {code}", folder, root],
@@ -145,5 +147,5 @@ def test_killed_at_any_moment_no_step_is_lost_or_changed(
             break
     assert next_step == len(truth) + 1
     assert kills >= 2
-    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "step_14.ckpt"}

@@ -97,7 +97,16 @@ def test_of_nothing_nothing_is_kept() -> None:
         ({"best_metric": "a", "best_mode": "most"}, "best_mode='most' must be max or min"),
         ({"best_mode": "max"}, "best_mode has no effect without best_metric"),
         ({"best_metric": "a", "keep_best": 0}, "best_metric has no effect with keep_best=0"),
-        ({"enable_checkpointing": False, "save_every_n_steps": 1}, "saves nothing"),
+        *(
+            (
+                {"enable_checkpointing": False, name: value},
+                f"saves nothing: leave out {name}={value}",
+            )
+            for name, value in (
+                *(("save_every_n_steps", 1), ("save_every_n_epochs", 2), ("keep_last", 3)),
+                *(("keep_best", 0), ("best_metric", "val/AP"), ("save_every_minutes", 1)),
+            )
+        ),
         ({"default_root_dir": "s3://key:secret@bucket/runs"}, "default_root_dir=s3://bucket/runs:"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie between 0 and 1"),
     ],

@@ -59,7 +59,7 @@ def both(folder: Path, first: int) -> tuple[Chance, Chance]:
     quiet(folder / "whole", logger=False, max_epochs=3, keep_last=-1).fit(whole, shuffled())
     seed(first + 100)
     quiet(folder / "rest", logger=False, max_epochs=3).fit(
-        rest, shuffled(), ckpt_path=folder / "whole" / "checkpoints" / "step_5.ckpt"
+        rest, shuffled(), ckpt_path=folder / "whole" / "version_0" / "checkpoints" / "step_5.ckpt"
     )
     return whole, rest
 
@@ -104,7 +104,7 @@ def test_in_mid_epoch_too(tmp_path: Path) -> None:
     options = {"logger": False, "max_epochs": 1, "save_every_n_steps": 2, "keep_last": -1}
     quiet(tmp_path / "whole", **options).fit(whole, Rest())
     seed(2)
-    path = tmp_path / "whole" / "checkpoints" / "step_4.ckpt"
+    path = tmp_path / "whole" / "version_0" / "checkpoints" / "step_4.ckpt"
     quiet(tmp_path / "rest", **options).fit(rest, Rest(), ckpt_path=path)
     assert rest.drawn == whole.drawn[4:]
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_says_what_it_came_from(tmp_path: Path) -> None:
     ],
 )
 def test_a_state_that_cannot_be_is_told_in_one_line(odd: Any, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "last.ckpt"
+    path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
     torch.save({**torch.load(path, weights_only=True), "autotimm": odd}, tmp_path / "odd.ckpt")
     with warnings.catch_warnings(), pytest.raises(InputError, match="under 'autotimm' is not what"):
@@ -164,7 +164,7 @@ def test_a_state_that_cannot_be_is_told_in_one_line(odd: Any, tmp_path: Path) ->
 
 
 def test_another_version_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "last.ckpt"
+    path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
     content = torch.load(path, weights_only=True)
     content["autotimm"]["versions"]["torch"] = "1.0"
@@ -221,7 +221,9 @@ def test_nothing_of_a_checkpoint_that_carries_code_runs(
 
     ran, path = tmp_path / "ran", tmp_path / "evil.ckpt"
     quiet(tmp_path / "run", logger=False, max_epochs=1).fit(Line(), shuffled())
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(
+        tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True
+    )
     torch.save({**content, "hyper_parameters": {"backbone": Canary(ran)}}, path)
     if way == "forced":
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")

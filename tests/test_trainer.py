@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,39 @@ def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> N
         ("check_val_every_n_epoch", 0),
         ("val_check_interval", 0),
         ("gradient_clip_val", -1),
+        *((name, 0) for name in ("max_epochs", "max_steps", "limit_train_batches")),
+        ("limit_train_batches", 0.0),
+        *(("max_time", time) for time in ("00:00:00:00", {"hours": 0}, timedelta(0))),
     ],
 )
 def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name}="):
         AutoTrainer(accelerator="cpu", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": -1, "max_steps": 2},
+        {"max_steps": -1, "max_epochs": 1, "max_time": "00:00:01:00"},
+    ],
+)
+def test_no_end_is_no_nothing(options: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning's -1, and a time that is short."""
+    run = quiet(tmp_path, **options)
+    run.fit(Line(), loader())
+    assert run.global_step == (3 if "max_time" in options else 2)
+
+
+def test_runs_without_a_logger_have_a_folder_each(tmp_path: Path) -> None:
+    for steps in (1, 2):
+        quiet(tmp_path, logger=False, max_steps=steps).fit(Line(), loader())
+    for n, step in enumerate((1, 2)):
+        folder = tmp_path / f"version_{n}"
+        assert {path.name for path in folder.iterdir()} == {"checkpoints", "run.json"}
+        assert (folder / "checkpoints" / "last.ckpt").readlink().name == f"step_{step}.ckpt"
+    quiet(tmp_path, logger=False, max_steps=1, fast_dev_run=True).fit(Line(), loader())
+    assert not (tmp_path / "version_2").exists()
 
 
 def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> None:

@@ -18,12 +18,13 @@ from lightning.pytorch.strategies import Strategy
 
 from autotimm import urls
 from autotimm.structures import InputError
-from autotimm.training import preemption, strategies, tuning
+from autotimm.training import arguments, preemption, strategies, tuning
 from autotimm.training.agreement import settle_at_exit
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
 from autotimm.training.ema import AverageWeights
 from autotimm.training.loggers import make_loggers
+from autotimm.training.metrics_file import MetricsLogger
 from autotimm.training.pictures import SavePictures
 from autotimm.training.preemption import Preemption
 from autotimm.training.progress import ProgressBar
@@ -61,8 +62,8 @@ class AutoTrainer(Trainer):
       (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
       (where it stands, and what it came from), and the results of a test as COCO JSON.
     - ``logger``: ``tensorboard`` (by default, where it is installed), ``wandb``, ``mlflow``, or
-      Logger objects, one or several; ``metrics.csv`` always. False for none. One that fails is
-      warned of, and ends no run.
+      Logger objects, one or several; ``metrics.csv`` always. False for none, not even that. One
+      that fails is warned of, and ends no run.
     - ``save_every_n_epochs``, ``save_every_n_steps`` and ``save_every_minutes`` say, together, when
       the state of the training is saved, ``keep_last``, ``keep_best``, ``best_metric`` and
       ``best_mode`` what is kept of it, as :class:`~autotimm.training.saving.Checkpoints` tells;
@@ -124,7 +125,7 @@ class AutoTrainer(Trainer):
             raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
         timeout = timedelta(minutes=timeout_minutes)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
-        _check_numbers(kwargs)
+        arguments.check_numbers(kwargs)
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
             raise InputError(
@@ -135,33 +136,39 @@ class AutoTrainer(Trainer):
         known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]
-        checkpoints = Checkpoints(
-            save_every_n_epochs,
-            save_every_n_steps,
-            save_every_minutes,
-            keep_last,
-            keep_best,
-            best_metric,
-            best_mode,
-        )
-        if enable_checkpointing is not False:
+        kept: dict[str, Any] = {
+            "save_every_n_epochs": save_every_n_epochs,
+            "save_every_n_steps": save_every_n_steps,
+            "save_every_minutes": save_every_minutes,
+            "keep_last": keep_last,
+            "keep_best": keep_best,
+            "best_metric": best_metric,
+            "best_mode": best_mode,
+        }
+        checkpoints = Checkpoints(*kept.values())
+        if enable_checkpointing is False:
+            arguments.check_saves_nothing(kept)
+        else:
             # Before NCCL's watchdog, which ends the process without naming the rank that hangs.
             saving += [checkpoints, Preemption(0.9 * timeout)]
-        elif save_every_n_steps or save_every_minutes or best_metric:
-            raise InputError("enable_checkpointing=False saves nothing: leave out when and what")
         strategy = strategies.strategy(
             strategy, accelerator, _one_device(devices, num_nodes), timeout
         )
         precision, plugins = strategies.precision(
             precision, accelerator, strategy, _plugins(plugins)
         )
+        loggers = make_loggers(logger, root, name, known.get("logger_ids"))
+        self.unlogged: MetricsLogger | None = None
+        """Names the folder of a run that nothing logs."""
+        if not loggers and not kwargs.get("fast_dev_run"):
+            self.unlogged = MetricsLogger(root, name="", version=name)
         super().__init__(
             accelerator=accelerator,
             strategy=strategy,
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=make_loggers(logger, root, name, known.get("logger_ids")),
+            logger=loggers,
             callbacks=[
                 *given,
                 *_default_callbacks(given, enable_progress_bar is not False, *saving),
@@ -175,6 +182,13 @@ class AutoTrainer(Trainer):
         )
         self._checkpoint_connector = NamedCheckpoints(self)
         preemption.take_signals(self)
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run's folder, by the first rank's word: every rank must ask at once."""
+        if self.unlogged is None:
+            return super().log_dir
+        return self.strategy.broadcast(self.unlogged.log_dir)
 
     def fit(
         self,
@@ -278,17 +292,6 @@ def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() <= 1
     return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-
-
-def _check_numbers(given: dict[str, Any]) -> None:
-    """Raises InputError for numbers that Lightning would take."""
-    for counted in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-        if (number := given.get(counted)) is not None and number < 1:
-            raise InputError(f"{counted}={number} must be at least 1")
-    if (norm := given.get("gradient_clip_val")) is not None and not norm >= 0:
-        raise InputError(f"gradient_clip_val={norm} must be 0 or more")
-    if given.get("val_check_interval") == 0:
-        raise InputError("val_check_interval=0 must be above 0: limit_val_batches=0 is never")
 
 
 def _plugins(given: Any) -> list[Any]:

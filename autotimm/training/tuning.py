@@ -189,6 +189,6 @@ def _bare(trainer: Any, callbacks: list[Callback]) -> None:
     """Leaves a trainer nothing that writes, checks or validates."""
     shown = [one for one in trainer.callbacks if isinstance(one, ProgressBar)]
     trainer.callbacks = [*callbacks, *shown]
-    trainer.loggers = []
+    trainer.loggers, trainer.unlogged = [], None
     trainer.limit_val_batches = 0
     trainer.num_sanity_val_steps = 0
