@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, detection
 from torchvision.ops import box_convert
 
+from autotimm.evaluation.packing import pack, unpack
 from autotimm.structures import RLE, Detections, InputError, Target
 
 BACKENDS = ("torchmetrics",)
@@ -162,10 +163,12 @@ class StageMetrics(nn.Module):
             return self._compute(self._images)
         first = dist.get_rank() == 0
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.gather_object(self._images, parts if first else None)
+        own = [pack(one) for one in zip(*self._images, strict=True)] or [{}, {}]
+        dist.gather_object(own, parts if first else None)
         values: list[Any] = [None]
         if first:
-            values[0] = self._compute([image for part in parts for image in part])
+            found, targets = ([i for part in parts for i in unpack(part[n])] for n in (0, 1))
+            values[0] = self._compute(list(zip(found, targets, strict=True)))
         dist.broadcast_object_list(values)
         return values[0]
 
