@@ -167,8 +167,8 @@ class StageMetrics(nn.Module):
         dist.gather_object(own, parts if first else None)
         values: list[Any] = [None]
         if first:
-            found, targets = ([i for part in parts for i in unpack(part[n])] for n in (0, 1))
-            values[0] = self._compute(list(zip(found, targets, strict=True)))
+            images: Any = [pair for part in parts for pair in zip(*map(unpack, part), strict=True)]
+            values[0] = self._compute(images)
         dist.broadcast_object_list(values)
         return values[0]
 
