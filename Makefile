@@ -29,10 +29,10 @@ demo: install
 	$(BIN)/python launch/demo.py --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=25
 
 lint: install
 	$(BIN)/ruff check .
