@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from batches import random_batch, small
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from line import quiet
 from torch.utils.data import DataLoader
 
 from autotimm import (
@@ -125,6 +127,25 @@ def checkpoint_of(model, folder) -> str:
     path = f"{folder}/model.ckpt"
     trained(model, folder).save_checkpoint(path)
     return path
+
+
+def test_a_run_that_goes_on_says_where_its_settings_are_others(tmp_path) -> None:
+    path = checkpoint_of(small(scheduler="constant"), tmp_path)
+
+    def go_on(**settings) -> None:
+        quiet(tmp_path, max_steps=2).fit(small(**settings), one_batch(), ckpt_path=path)
+
+    with pytest.warns(
+        UserWarning,
+        match="that of scheduler=cosine, warmup_steps=1, where the .* "
+        "trained with scheduler=constant, warmup_steps=0",
+    ):
+        go_on(scheduler="cosine", warmup_steps=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "from here the learning rate")
+        go_on(scheduler="constant")
+    with pytest.raises(InputError, match=r"optimizer=sgd, where .* was trained with adamw: give"):
+        go_on(scheduler="constant", optimizer="sgd")
 
 
 def test_a_run_does_not_go_on_from_weights_alone(tmp_path) -> None:

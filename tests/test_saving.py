@@ -219,6 +219,24 @@ def test_a_metric_that_is_not_logged_is_told_before_the_training(tmp_path: Path)
     assert model.weight.item() == 1
 
 
+@pytest.mark.parametrize(("interval", "step"), [(None, 8), (3, 3)])
+def test_where_it_is_told_late_the_training_before_it_is_saved(
+    interval: int | None, step: int, tmp_path: Path
+) -> None:
+    """Without a sanity check; what goes on from there goes on as if nothing had been."""
+    options = {"val_check_interval": interval, "num_sanity_val_steps": 0, "save_every_n_epochs": 0}
+    with pytest.raises(InputError, match=r"best_metric='val/mAP' is not logged"):
+        run(tmp_path, Measured(0.5, 0.5), 8, best_metric="val/mAP", **options)
+    folder = tmp_path / "version_0"
+    assert names(folder) == {f"step_{step}.ckpt", f"last.ckpt -> step_{step}.ckpt"}
+    truth, rest = Measured(*[0.5] * 6), Measured(*[0.5] * 6)
+    quiet(tmp_path, max_epochs=2, **options).fit(truth, loader(8), loader(1))
+    trainer = quiet(tmp_path, max_epochs=2, **options)
+    trainer.fit(rest, loader(8), loader(1), ckpt_path=folder / "checkpoints" / "last.ckpt")
+    assert trainer.global_step == 16
+    assert rest.weight.item() == truth.weight.item()
+
+
 def test_a_best_one_in_mid_epoch_is_saved_after_its_validation(tmp_path: Path) -> None:
     """Also where a save is due before it: that one would know nothing of the score, and a run that
     goes on from it would leave the validation out."""

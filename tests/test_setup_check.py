@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,6 +224,23 @@ def test_a_run_on_one_process_is_checked_too(coco: Path, tmp_path: Path) -> None
     trainer = AutoTrainer(accelerator="cpu", default_root_dir=tmp_path / "file", max_epochs=1)
     with pytest.raises(InputError, match=r"checkpoints cannot be written there.*default_root_dir"):
         trainer.fit(small(num_classes=data.num_classes), datamodule=data)
+
+
+def test_a_batch_of_more_images_than_there_are_is_told(coco: Path, tmp_path: Path) -> None:
+    """Of five."""
+    for size, told in ((5, 0), (6, 1)):
+        trainer = AutoTrainer(
+            accelerator="cpu", max_steps=1, default_root_dir=tmp_path, limit_val_batches=0
+        )
+        data = InstanceSegmentationDataModule(
+            coco / "a", image_size=64, batch_size=size, num_workers=0
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(small(num_classes=data.num_classes), datamodule=data)
+        texts = [str(one.message) for one in caught]
+        said = "steps of 6 images, and split 'train' has 5: each step shows some of them more than"
+        assert sum(said in text for text in texts) == told
 
 
 def test_images_that_are_out_of_reach_are_found_before_the_first_batch(

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from line import Line, loader, quiet
 
 from autotimm.structures import InputError
@@ -174,6 +175,26 @@ def test_what_is_no_whole_checkpoint_is_refused_by_its_path(
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"step_1.ckpt is damaged \(.* is not what was written"):
         starting_point(tmp_path, str(path))
+
+
+@pytest.mark.parametrize("key", ["optimizer_states", "lr_schedulers"])
+def test_a_state_that_is_not_there_does_not_begin_anew(
+    key: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    class Scheduled(Line):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    path = tmp_path / "odd.ckpt"
+    quiet(tmp_path, max_steps=1).fit(Scheduled(), loader())
+    whole = torch.load(newest_below(tmp_path), weights_only=True)
+    torch.save({**whole, key: []}, path)
+    model = Scheduled()
+    with pytest.raises(InputError, match=f"has 0 {key}, where this run has 1: give one"):
+        quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
+    torch.save(whole, path)
+    quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
 
 
 @pytest.mark.parametrize(("given_path", "said"), [("", "is empty"), ("best", "there was none")])

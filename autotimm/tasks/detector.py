@@ -342,6 +342,7 @@ class ObjectDetector(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.training:
             check_goes_on(checkpoint)
+            optimization.check_goes_on(self.hparams, checkpoint.get("hyper_parameters"))
         elif EMA in checkpoint:
             checkpoint["state_dict"] = weights_of(checkpoint)
         saved = categories_of(checkpoint)

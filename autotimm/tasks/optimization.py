@@ -158,6 +158,41 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
                 )
 
 
+def check_goes_on(options: Any, saved: Any) -> None:
+    """Looks whether a run has the settings of the one that it goes on from.
+
+    Another schedule takes effect from here on, which is told. Another optimizer has no use for the
+    state of the old one.
+
+    Args:
+        options: the settings that :func:`check` has seen, as attributes.
+        saved: the hyper-parameters in the checkpoint; one of another origin may have none.
+
+    Raises:
+        InputError: the optimizer is another.
+    """
+    if not isinstance(saved, dict):
+        return
+    before = saved.get("optimizer", options.optimizer)
+    if before != options.optimizer:
+        raise InputError(
+            f"optimizer={options.optimizer}, where the checkpoint to go on from was trained with "
+            f"{before}: give that of its run, or begin a new one from its weights "
+            f"(InstanceSegmentor.load_from_checkpoint)"
+        )
+    changed = [
+        (f"{name}={given}", f"{name}={kept}")
+        for name in ("scheduler", "milestones", "warmup_steps")
+        if (given := getattr(options, name)) != (kept := saved.get(name, given))
+    ]
+    if changed:
+        now, then = (", ".join(texts) for texts in zip(*changed, strict=True))
+        rank_zero_warn(
+            f"from here the learning rate is that of {now}, where the checkpoint to go on from was "
+            f"trained with {then}"
+        )
+
+
 def lr_factor(
     step: int,
     total_steps: float,

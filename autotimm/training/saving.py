@@ -104,6 +104,7 @@ class Checkpoints(Checkpoint):
         self._saved = 0  # the last one that was saved
         self._due = False
         self._score: float | None = None  # of a validation after the last step
+        self._problem: str | None = None  # which the last validation has shown
         self._started = self._since = (0.0, 0)  # time and step: of the start, of the last save
         self._look = 0  # the step to look at the clock at
 
@@ -169,7 +170,7 @@ class Checkpoints(Checkpoint):
         self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
         self._step = self._look = trainer.global_step
         self._saved = 0  # a step that was saved before the validation after it is saved once more
-        self._due, self._score = False, None
+        self._due, self._score, self._problem = False, None, None
         self._started = self._since = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
@@ -188,18 +189,19 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        score = self._measured(trainer)
+        self._problem = self._not_logged(trainer)
         if trainer.sanity_checking:
+            if self._problem:
+                raise InputError(self._problem)
             return
-        self._score = score
-        if not trainer.is_last_batch and (self._due or self._is_best(trainer)):
-            self._save_and_go_on(trainer)
+        self._score = None if self._problem else self._measured(trainer)
+        if not trainer.is_last_batch:
+            self._save_what_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch + 1
         self._due |= bool(self.every_n_epochs and epochs % self.every_n_epochs == 0)
-        if self._due or self._is_best(trainer):
-            self._save_and_go_on(trainer)
+        self._save_what_is_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved != trainer.global_step:
@@ -216,15 +218,17 @@ class Checkpoints(Checkpoint):
         self._look = step + wait
         return up
 
+    def _not_logged(self, trainer: Trainer) -> str | None:
+        """What to say where the validation did not give what is to be best."""
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            return None
+        there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        return f"best_metric={self.monitor!r} is not logged in validation, only {there}"
+
     def _measured(self, trainer: Trainer) -> float | None:
         """What the validation gave, the same on all ranks."""
         if self.monitor is None:
             return None
-        if self.monitor not in trainer.callback_metrics:
-            there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise InputError(
-                f"best_metric={self.monitor!r} is not logged in validation, only {there}"
-            )
         return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
 
     def _is_best(self, trainer: Trainer) -> bool:
@@ -234,6 +238,12 @@ class Checkpoints(Checkpoint):
         )
 
     # ------------------------------------------------------------------- saving
+
+    def _save_what_is_due(self, trainer: Trainer) -> None:
+        if self._due or self._problem or self._is_best(trainer):
+            self._save_and_go_on(trainer)
+        if self._problem:  # told of hours after the start, where there was no sanity check
+            raise InputError(self._problem)
 
     def _save_and_go_on(self, trainer: Trainer) -> None:
         try:

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     ParallelStrategy,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 
 import autotimm
 from autotimm import urls
@@ -195,7 +196,20 @@ def data(trainer: Trainer, ckpt_path: Any) -> dict[str, str]:
     if not ckpt_path or not urls.kind(datamodule.data_dir):
         world = World(trainer.global_rank, trainer.world_size)
         read_one(datamodule.source(splits[0]), world, datamodule, shuffle=stage == "fit")
+    if stage == "fit":
+        warn_of_repeats(datamodule, splits[0], trainer.world_size)
     return {f"the data of split {s!r}": datamodule.source(s).fingerprint[:12] for s in splits}
+
+
+def warn_of_repeats(datamodule: Any, split: str, ranks: int) -> None:
+    """Tells of a step that has to show an image more than once, as an epoch wraps."""
+    images, step = int(datamodule.source(split).shard_sizes.sum()), datamodule.batch_size * ranks
+    if step > images:
+        rank_zero_warn(
+            f"data.batch_size={datamodule.batch_size} on {ranks} ranks makes steps of {step} "
+            f"images, and split {split!r} has {images}: each step shows some of them more than "
+            f"once: lower data.batch_size"
+        )
 
 
 def read_one(source: Source, world: World, datamodule: Any, shuffle: bool) -> None:

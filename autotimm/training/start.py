@@ -57,6 +57,22 @@ class NamedCheckpoints(_CheckpointConnector):
                 "path of a run's best.ckpt, or 'last'"
             ) from error
 
+    def restore_optimizers_and_schedulers(self) -> None:
+        saved, trainer = self._loaded_checkpoint, self.trainer
+        if saved and trainer.training:  # not what a finder puts back
+            counts = {"lr_schedulers": len(trainer.lr_scheduler_configs)}
+            if trainer.strategy.lightning_restore_optimizer:
+                counts["optimizer_states"] = len(trainer.strategy.optimizers)
+            for key, count in counts.items():
+                # Lightning would restore as many as there are, and begin the others anew.
+                if len(saved.get(key, ())) != count:
+                    raise InputError(
+                        f"the checkpoint to go on from has {len(saved.get(key, ()))} {key}, where "
+                        f"this run has {count}: give one that a run of this model saved, or begin "
+                        f"a new one from its weights"
+                    )
+        super().restore_optimizers_and_schedulers()
+
 
 class Beginning(NamedTuple):
     """What all ranks know before a run begins.
