@@ -13,9 +13,16 @@ import sys
 import traceback
 from typing import Any
 
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from jsonargparse import Namespace
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from autotimm import urls
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
@@ -27,6 +34,25 @@ from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
 _SAYS_ENOUGH = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Lightning's ``config.yaml`` in the run's folder, without the secrets of URLs.
+
+    A run goes on from its flags and its checkpoint, never from this file; who uses it for another
+    one gives the URLs again that had a user, a password or a signature.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        super().__init__(parser, _shown(config), **options)
+
+
+def _shown(config: Any) -> Any:
+    if isinstance(config, Namespace):
+        return Namespace(**{key: _shown(value) for key, value in vars(config).items()})
+    if isinstance(config, list):
+        return [_shown(one) for one in config]
+    return urls.all_shown(config)
 
 
 class TrainCLI(LightningCLI):
@@ -102,6 +128,7 @@ def train(args: list[str] | None = None) -> None:
                 # The model has its own optimizers: these flags would be taken and not be used.
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 args=args,
             )

@@ -6,7 +6,9 @@ Invariant: no user, password, query (a signature) or fragment of a URL is in wha
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from autotimm.structures import InputError
@@ -37,6 +39,15 @@ def shown(location: str) -> str:
     if not kind(location):
         return location
     return re.sub(r"(?<=://)[^/]*@", "", re.split(r"[?#]", location, maxsplit=1)[0])
+
+
+def all_shown(value: Any) -> Any:
+    """A plain value, with every URL in its lists and mappings as :func:`shown` has it."""
+    if isinstance(value, Mapping):
+        return {key: all_shown(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(all_shown, value))
+    return shown(value) if isinstance(value, str) else value
 
 
 def without_secrets(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from line import Line, loader, quiet
+from servers import serve
 
 from autotimm import AutoTrainer
 from autotimm.training import provenance, run_record
@@ -204,6 +205,18 @@ def test_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert told["machine"]["processes"] == 1
     assert told["settings"]["trainer"]["gradient_clip_val"] == 2.0
+
+
+def test_the_checkpoint_of_a_url_is_told_without_its_secrets(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet(tmp_path, max_steps=1).fit(Line(), loader(2))
+    with serve(tmp_path / "version_0" / "checkpoints") as server:
+        url = f"{server.url.replace('//', '//u:SECRET@')}/last.ckpt?sig=SECRET"
+        quiet(tmp_path, max_steps=2).fit(Line(), loader(2), ckpt_path=url)
+    record = read_record(tmp_path / "version_1")
+    assert (record["from"], record["step"]) == (f"{server.url}/last.ckpt", 2)
+    assert "SECRET" not in str(record) + caplog.text + "".join(capfd.readouterr())
 
 
 def test_git_state_is_that_of_the_checkout(tmp_path: Path) -> None:

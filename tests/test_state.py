@@ -175,6 +175,21 @@ def test_another_version_is_told(tmp_path: Path) -> None:
         )
 
 
+def test_urls_among_the_settings_are_saved_without_their_secrets(tmp_path: Path) -> None:
+    class Given(Line):
+        def __init__(self, weights: str, widths: list[int]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    model = Given("https://u:SECRET@h/w.pth?sig=SECRET", [1, 2])
+    quiet(tmp_path, logger=False, max_epochs=1).fit(model, shuffled())
+    path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    assert b"SECRET" not in path.read_bytes()
+    saved = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert dict(saved) == {"weights": "https://h/w.pth", "widths": [1, 2]}
+    assert "SECRET" in model.hparams["weights"]  # which the run goes on with
+
+
 RANKS = """
 import os, sys, warnings
 from pathlib import Path

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from ranks import TORCHRUN, on_ranks
+from servers import serve
 
 from autotimm import InstanceSegmentor, cli
 from autotimm.data.synthetic import make_dataset
@@ -248,6 +249,32 @@ def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
     )
     assert f"step_{step}.ckpt" in done.stderr
     assert len(column(tmp_path / "version_1" / "metrics.csv", "train/loss")) == 2
+
+
+def test_no_secret_of_a_url_is_written(
+    painted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of the data's: into no file of a run, and not to the screen."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    root = tmp_path / "runs"
+    with serve(painted / "shards") as server:
+        given = server.url.replace("//", "//user:SECRET@") + "?sig=SECRET"
+        cli.train(
+            [
+                *("fit", f"--config={SMALL}", *TINY_MODEL, "--trainer.max_steps=1"),
+                *(f"--data.data_dir={given}", f"--data.cache_dir={tmp_path / 'cache'}"),
+                *(f"--trainer.default_root_dir={root}", "--trainer.limit_val_batches=0"),
+                "--model.init_args.warmup_steps=0",
+            ]
+        )
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert {"config.yaml", "run.json", "hparams.yaml", "step_1.ckpt"} <= {p.name for p in files}
+    assert [path for path in files if b"SECRET" in path.read_bytes()] == []
+    assert f"data_dir: {server.url}\n" in (root / "version_0" / "config.yaml").read_text()
+    assert "SECRET" not in "".join(capfd.readouterr())
 
 
 def test_print_config_shows_every_setting() -> None:

@@ -56,6 +56,12 @@ def test_shown(location: str, shown: str) -> None:
     assert urls.shown(location) == shown
 
 
+def test_all_shown() -> None:
+    value = {"a": ["s3://u:SECRET@b/c", 1], "b": {"c": ("x?y", None)}, "d": 0.5}
+    shown = {"a": ["s3://b/c", 1], "b": {"c": ("x?y", None)}, "d": 0.5}
+    assert urls.all_shown(value) == shown
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

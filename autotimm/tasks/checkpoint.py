@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import torch
 
+from autotimm import urls
 from autotimm.data import options
 from autotimm.data.transforms import INTERPOLATIONS
 from autotimm.structures import InputError, Preprocessing
@@ -31,6 +32,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         InputError: there is no such file, or it is no checkpoint, or it holds other things than
             tensors and plain values.
     """
+    name = urls.shown(str(path))
     try:
         with fsspec.open(str(path), "rb") as file:
             head = file.read(9)
@@ -41,34 +43,34 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
                 # Stated, because an environment variable of torch's can turn the default around.
                 checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except InputError as error:
-        raise InputError(f"{path} {error}") from error
+        raise InputError(f"{name} {error}") from error
     except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint at {path}") from error
+        raise InputError(f"there is no checkpoint at {name}") from error
     except IsADirectoryError as error:
         raise InputError(
-            f"{path} is a folder, as DeepSpeed's checkpoints are: a run goes on from it with the "
+            f"{name} is a folder, as DeepSpeed's checkpoints are: a run goes on from it with the "
             f"same strategy=deepspeed_stage_<n>; for anything else, python -m "
-            f"autotimm.training.convert {path} OUT.safetensors makes one file of it"
+            f"autotimm.training.convert {name} OUT.safetensors makes one file of it"
         ) from error
     except pickle.UnpicklingError as error:
         # torch's own text goes on to advise loading it without the protection.
         raise InputError(
-            f"{path} is not a checkpoint of weights and plain values: it is damaged, or carries "
+            f"{name} is not a checkpoint of weights and plain values: it is damaged, or carries "
             f"code, which was not run"
         ) from error
     # torch.load fails with a class of its own for each way in which a file is not what it reads.
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is cut off or "
+            f"{name} cannot be read as a checkpoint ({type(error).__name__}): it is cut off or "
             f"some other kind of file"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{path} is not a checkpoint of a trained model: it has no state_dict")
+        raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         settings = checkpoint.get(key)
         if isinstance(settings, dict) and "_instantiator" in settings:  # Lightning would import it
             raise InputError(
-                f"{path} names code to be run ({settings['_instantiator']!r} as _instantiator), "
+                f"{name} names code to be run ({settings['_instantiator']!r} as _instantiator), "
                 f"which was not run: it does not come from this package"
             )
     return checkpoint

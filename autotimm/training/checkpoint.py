@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from autotimm import urls
 from autotimm.sharding.manifest import whole_file
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -74,8 +75,10 @@ class PlainCheckpointIO(TorchCheckpointIO):
         """As :func:`read_checkpoint`, whatever ``weights_only`` says."""
         checkpoint = read_checkpoint(path, map_location)
         if "pytorch-lightning_version" not in checkpoint:
-            raise InputError(f"{path} was not saved by a trainer: it holds weights alone")
-        _check_kinds(path, checkpoint)
+            raise InputError(
+                f"{urls.shown(str(path))} was not saved by a trainer: it holds weights alone"
+            )
+        _check_kinds(urls.shown(str(path)), checkpoint)
         return checkpoint
 
 

@@ -32,6 +32,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm import urls
 from autotimm.sharding.manifest import whole_file
 from autotimm.training import provenance
 from autotimm.training.loggers import go_on, run_folder, run_ids, told
@@ -79,7 +80,7 @@ class RunRecord(Callback):
             "status": "running",
             "stage": stage,
             "error": None,
-            "from": getattr(trainer, "begun_from", None),
+            "from": urls.all_shown(getattr(trainer, "begun_from", None)),
             "started": before.get("started", _now()),
             "starts": before.get("starts", 0) + (stage == "fit"),
             "launch_id": launch and launch.id,

@@ -111,6 +111,9 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
                 problems = [str(error)]
         hosts = [report and report["host"] for report in reports]
         checkpoint = checkpoint and str(checkpoint)
+        if checkpoint and not said:
+            what = "goes on from" if trainer.state.fn == TrainerFn.FITTING else "weights:"
+            said = f"{what} {urls.shown(checkpoint)}"
         return {"problems": problems, "checkpoint": checkpoint, "said": said, "hosts": hosts}
 
     report = Report(host=host_name())

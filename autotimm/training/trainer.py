@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +22,7 @@ from autotimm.training.agreement import settle_at_exit
 from autotimm.training.check_loss import CheckLoss
 from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
 from autotimm.training.ema import AverageWeights
+from autotimm.training.hush import hush
 from autotimm.training.loggers import make_loggers
 from autotimm.training.metrics_file import MetricsLogger
 from autotimm.training.pictures import SavePictures
@@ -38,15 +38,9 @@ from autotimm.training.state import KeepState
 from autotimm.training.throughput import EpochLines, LearningRate, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
-# What the libraries below say of each other's insides, and no user can mend.
-for _message in (
-    "Grad strides do not match bucket view strides",  # 1x1 convolutions of oneDNN in bf16
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    "Precision bf16-mixed is not supported by the model summary",
-    r"It is recommended to use `self.log\('train/",  # all ranks have agreed on these already
-):
-    warnings.filterwarnings("ignore", message=_message)
+hush()
 
+HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
 PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
 
 
@@ -220,11 +214,14 @@ class AutoTrainer(Trainer):
     def save_checkpoint(
         self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:
-        """As Lightning's, but where one rank cannot write, all of them raise SaveError."""
+        """As Lightning's, but where one rank cannot write, all of them raise SaveError, and URLs
+        among the hyper-parameters are saved without their secrets."""
         if self.model is None:
             super().save_checkpoint(filepath, weights_only, storage_options)  # which says so
         # Lightning says of None, at every checkpoint, what it takes that for.
         checkpoint = self._checkpoint_connector.dump_checkpoint(bool(weights_only))
+        for key in HYPER_PARAMETERS & checkpoint.keys():
+            checkpoint[key] = urls.all_shown(checkpoint[key])
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
