@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -24,15 +26,54 @@ def on_ranks(
         restarts: how often torchrun may start them again.
         env: more variables of the environment.
     """
-    script = folder / "each_rank.py"
-    script.write_text(textwrap.dedent(code))
-    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    words = [*TORCHRUN, *options, _script(code, folder), *arguments]
     return subprocess.run(
-        [str(word) for word in (*TORCHRUN, *options, script, *arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)} | env,
+        [str(word) for word in words],
+        env=_environment() | env,
         capture_output=True,
         text=True,
         check=False,
         timeout=1100,
     )
+
+
+def on_nodes(
+    code: str, folder: Path, *arguments: object, restarts: int
+) -> list[subprocess.CompletedProcess[str]]:
+    """As :func:`on_ranks`, but a call of torchrun a rank, as on two nodes that meet over c10d."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        *("--nnodes=2", "--nproc-per-node=1", f"--max-restarts={restarts}", "--rdzv-id=two"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"),
+    ]
+    words = [*TORCHRUN[:-1], *options, _script(code, folder), *arguments]
+    calls = [
+        subprocess.Popen(
+            [str(word) for word in words],
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda call: call.communicate(timeout=1100)[0], calls))
+    return [
+        subprocess.CompletedProcess(words, call.returncode, text, "")
+        for call, text in zip(calls, said, strict=True)
+    ]
+
+
+def _script(code: str, folder: Path) -> Path:
+    script = folder / "each_rank.py"
+    script.write_text(textwrap.dedent(code))
+    return script
+
+
+def _environment() -> dict[str, str]:
+    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)}

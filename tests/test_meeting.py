@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
-from autotimm.training.meeting import Meeting, located
+from autotimm.training import meeting
+from autotimm.training.meeting import Meeting, located, meeting_at
 
 SOON = timedelta(seconds=0.3)
 
@@ -71,6 +73,39 @@ def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
     together(3, act)
     assert left[0] == 0
     assert sorted(left) == [0, 1, 2]
+
+
+def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    local = "127.0.0.1"
+    board = TCPStore(local, 0, is_master=True, wait_for_workers=False)
+    other = TCPStore(local, 0, is_master=True, wait_for_workers=False)  # has the port since
+    board.set("autotimm/where", f'[{other.port},"old"]')
+    for name, value in {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",  # which is no help: another node may count 1
+        "MASTER_ADDR": local,
+        "MASTER_PORT": str(board.port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(meeting, "_meetings", {})
+    alone = {"wait_for_workers": False, "timeout": SOON}
+
+    def come(rank: int) -> TCPStore:
+        time.sleep(0 if rank else 0.3)  # the second rank has looked before the first one came
+        return meeting._apart_from_torchrun(local, board.port, rank, timedelta(minutes=1))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(come, range(2))
+    assert first.port == second.port not in (board.port, other.port)
+    second.set("said", "yes")
+    assert first.get("said") == b"yes"
+    # As torch.distributed asks for it; and so does the next meeting.
+    assert os.environ["MASTER_PORT"] == str(first.port)
+    assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(["said"])
+    assert meeting_at(local, first.port, 0, 2).store.check(["said"]) is False
+    assert os.environ["MASTER_PORT"] == str(first.port)
 
 
 @pytest.mark.parametrize(

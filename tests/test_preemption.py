@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from batches import small
 from lightning.pytorch import Callback
-from ranks import on_ranks
+from ranks import on_nodes, on_ranks
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule
 from autotimm.training import signals
@@ -143,20 +143,18 @@ def test_a_signal_to_the_data_workers_does_not_end_them(
     assert first.done + second.done == truth.done
 
 
-def torchrun(tmp_path: Path, script: str, *arguments: object, restarts: int = 0) -> tuple[int, str]:
+NAMES = """
+import os, signal, sys, time
+from pathlib import Path
+from test_preemption import Record, fit
+folder, root = map(Path, sys.argv[1:])
+rank = int(os.environ["RANK"])
+"""
+
+
+def torchrun(tmp_path: Path, script: str, *arguments: object) -> tuple[int, str]:
     """Exit code and output of two processes that run a script with this file's names."""
-    names = (
-        "import os, signal, sys, time\n"
-        "from pathlib import Path\n"
-        "from test_preemption import Record, fit\n"
-        "folder, root = map(Path, sys.argv[1:])\n"
-        "rank = int(os.environ['RANK'])\n"
-    )
-    # Else torchrun's own store may be gone when it starts the processes again.
-    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    done = on_ranks(
-        names + textwrap.dedent(script), tmp_path, *arguments, restarts=restarts, **own_store
-    )
+    done = on_ranks(NAMES + textwrap.dedent(script), tmp_path, *arguments)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -255,36 +253,43 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
 def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_checkpoint(
     mixed_shards: Path, tmp_path: Path
 ) -> None:
-    code, output = torchrun(
+    # The torchrun of the other node starts again because this one has: it counts none of its own.
+    done = on_nodes(
+        NAMES
+        + textwrap.dedent(
+            """
+            first = not (root / f"again-{rank}").exists()
+            (root / f"again-{rank}").touch()
+            print(f"rank {rank}: count {os.environ['TORCHELASTIC_RESTART_COUNT']}", flush=True)
+
+            class Killed(Record):
+                def _see(self, what):
+                    if first and rank == 1 and what == "batch 1.1":
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            from autotimm.training.lost import LostRanksError
+
+            record = Killed()
+            try:
+                fit(folder, root / "runs", record, max_epochs=3)
+            except LostRanksError as error:
+                print(f"lost: {error.tells} {error}", flush=True)
+                raise SystemExit(1)
+            assert not first
+            truth = Record()
+            fit(folder, root / "truth", truth, max_epochs=3)
+            # The epoch in which the rank died is trained once more, from its beginning.
+            assert record.done == [what for what in truth.done if what not in truth.done[:6]]
+            print("as it was", flush=True)
+            """
+        ),
         tmp_path,
-        """
-        start = os.environ["TORCHELASTIC_RESTART_COUNT"]
-
-        class Killed(Record):
-            def _see(self, what):
-                if start == "0" and rank == 1 and what == "batch 1.1":
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        from autotimm.training.lost import LostRanksError
-
-        record = Killed()
-        try:
-            fit(folder, root / "runs", record, max_epochs=3)
-        except LostRanksError as error:
-            print(f"lost: {error.tells} {error}", flush=True)
-            raise SystemExit(1)
-        assert start == "1"
-        truth = Record()
-        fit(folder, root / "truth", truth, max_epochs=3)
-        # The epoch in which the rank died is trained once more, from its beginning.
-        assert record.done == [what for what in truth.done if what not in truth.done[:6]]
-        print("as it was", flush=True)
-        """,
         mixed_shards,
         tmp_path,
-        restarts=1,
+        restarts=2,
     )
-    assert code == 0, output[-6000:]
+    output = "\n".join(one.stdout for one in done)
+    assert [one.returncode for one in done] == [0, 0], output[-6000:]
     assert output.count("as it was") == 2
     assert f"lost: True rank 1 on {platform.node()} has ended" in output
     assert "goes on from " in output and "/runs/version_0/checkpoints/" in output

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -39,16 +42,11 @@ def given(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     [
         ({}, None),
         ({"SLURM_JOB_ID": "12"}, None),  # in a job, but not started by srun
-        (SLURM, Launch("slurm-12.0", "job_12", again=False)),
-        (SLURM | {"SLURM_RESTART_COUNT": "2"}, Launch("slurm-12.0", "job_12", again=True)),
+        (SLURM, Launch("slurm-12.0", "job_12", False, "", "")),
+        (SLURM | {"SLURM_RESTART_COUNT": "2"}, Launch("slurm-12.0", "job_12", True, "", "")),
         (
             SLURM | {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"},
-            Launch("slurm-10_3.0", "job_10_3", again=False),
-        ),
-        (SLURM | TORCHRUN, Launch("torchrun-abc", None, again=False)),
-        (
-            TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"},
-            Launch("torchrun-abc", None, again=True),
+            Launch("slurm-10_3.0", "job_10_3", False, "", ""),
         ),
     ],
 )
@@ -59,10 +57,39 @@ def test_launches(
     assert find_launch() == launch
 
 
-def test_torchruns_default_id_is_not_that_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"})
-    launch = find_launch()
-    assert launch is not None and launch.id.endswith(f"-{os.getppid()}")
+@pytest.mark.parametrize("script", [False, True])
+def test_torchrun_is_known_by_its_process_through_a_script(script: bool) -> None:
+    code = "import os; from autotimm.training.world import find_launch; print(*find_launch())"
+    words = [sys.executable, "-c", code]
+    if script:
+        words = ["bash", "-c", 'echo $$; "$@"; exit', "bash", *words]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, env=os.environ | TORCHRUN, text=True)
+    said = child.communicate()[0].split()
+    if script:
+        assert said.pop(0) == str(child.pid)
+    assert said[:3] == ["torchrun-abc", "None", "False"]
+    parent, started = (f"{platform.node()}-{pid}-" for pid in (os.getpid(), child.pid))
+    assert said[3].startswith(parent) and said[4].startswith(started)
+
+
+def torchrun(agent: str, worker: str) -> Launch:
+    return Launch("torchrun-abc", None, False, agent, worker)
+
+
+def test_a_start_of_torchruns_is_one_more_where_a_node_of_it_was_there_before(
+    tmp_path: Path,
+) -> None:
+    write_record(
+        tmp_path / "run",
+        {"launch_id": "torchrun-abc", "agents": ["a", "b"], "worker": "a-1"},
+    )
+    run = tmp_path / "run"
+    assert find_run(tmp_path, torchrun("a", "a-2"), ["a"]) == run
+    # The first node is lost, and another one is the first now.
+    assert find_run(tmp_path, torchrun("0", "0-1"), ["0", "b"]) == run
+    # A second run of the same start, and another call that was given the same id.
+    assert find_run(tmp_path, torchrun("a", "a-1"), ["a", "b"]) is None
+    assert find_run(tmp_path, torchrun("c", "c-1"), ["c"]) is None
 
 
 def test_a_requeued_job_finds_its_folder_and_another_step_has_its_own(
@@ -85,9 +112,10 @@ def test_of_two_runs_of_an_id_the_newer_is_meant(tmp_path: Path) -> None:
     for n, name in enumerate(["b", "a"]):
         write_record(tmp_path / name, {"launch_id": "slurm-1.0"})
         os.utime(tmp_path / name / "run.json", (n, n))
-    launch = Launch("slurm-1.0", "job_1", again=True)
-    assert find_run(tmp_path, launch) == tmp_path / "a"
-    assert find_run(tmp_path / "none", launch) is None
+    launch = Launch("slurm-1.0", "job_1", True, "", "")
+    assert find_run(tmp_path, launch, []) == tmp_path / "a"
+    assert find_run(tmp_path / "none", launch, []) is None
+    assert find_run(tmp_path, launch._replace(again=False), []) is None
 
 
 @pytest.fixture(scope="module")
@@ -113,32 +141,32 @@ def run(
 
 
 def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
-    first, again = Launch("slurm-1.0", "job_1", False), Launch("slurm-1.0", "job_1", True)
     assert starting_point(tmp_path, None) == (None, None)
-    assert starting_point(tmp_path, "a.ckpt", again) == ("a.ckpt", None)
-    path, said = starting_point(tmp_path, "last", first)
+    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    path, said = starting_point(tmp_path, "last")
     assert path is None and said is not None and "no checkpoint below" in said
 
     newer = run(tmp_path, "version_0", checkpoint, saved=20)
     own = run(tmp_path, "job_1", checkpoint, saved=10, launch_id="slurm-1.0")
-    assert starting_point(tmp_path, "last", first) == (str(newer), f"ckpt_path=last: {newer}")
-    assert starting_point(tmp_path, "a.ckpt", first) == ("a.ckpt", None)
-    assert starting_point(tmp_path, None, first) == (None, None)
+    assert starting_point(tmp_path, "last") == (str(newer), f"ckpt_path=last: {newer}")
+    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    assert starting_point(tmp_path, None) == (None, None)
     for wanted in (None, "last", "a.ckpt"):
-        path, said = starting_point(tmp_path, wanted, again)
+        path, said = starting_point(tmp_path, wanted, tmp_path / "job_1")
         assert path == str(own) and said == f"started again (slurm-1.0): goes on from {own}"
     # The newest run's is cut off: the one before it is taken.
     newer.write_bytes(newer.read_bytes()[:-100])
     os.utime(newer, (20, 20))
     with pytest.warns(UserWarning, match="damaged"):
-        assert starting_point(tmp_path, "last", first)[0] == str(own)
+        assert starting_point(tmp_path, "last")[0] == str(own)
     # It died before it saved anything.
     own.unlink()
-    path, said = starting_point(tmp_path, "a.ckpt", again)
+    path, said = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
     assert path == "a.ckpt" and said is not None and said.endswith("begins from a.ckpt")
     older = run(tmp_path, "version_1", checkpoint, saved=5)
     with pytest.warns(UserWarning, match="damaged"):
-        assert starting_point(tmp_path, "last", again) == (str(older), f"ckpt_path=last: {older}")
+        path, said = starting_point(tmp_path, "last", tmp_path / "job_1")
+    assert (path, said) == (str(older), f"ckpt_path=last: {older}")
 
 
 def test_nothing_is_loaded_that_nobody_named(

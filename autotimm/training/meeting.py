@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import Any
 
 import orjson
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, DistNetworkError, PrefixStore, Store, TCPStore
 
 from autotimm.structures import InputError
 from autotimm.training.world import rank_and_size
@@ -33,6 +35,8 @@ Judge = Callable[[list[Any]], Any]
 PATIENCE = timedelta(minutes=30)
 """How long the ranks wait for each other to come to a meeting: start-up on a slow disk is long."""
 _PARTING = timedelta(seconds=5)
+_ATTEMPT = timedelta(seconds=5)  # to connect to a port that is perhaps no longer that of a store
+_WHERE = "autotimm/where"  # in torchrun's store: port and token of the first rank's own
 _SHORTEST, _LONGEST = 0.005, 0.5  # seconds between two looks
 _NAMED = 4  # nodes that a message lists
 
@@ -122,35 +126,75 @@ def meeting_at(
 ) -> Meeting:
     """The meeting place of the job whose first rank is there; the same one at every call.
 
-    The first rank serves it, unless torchrun does. ``torch.distributed`` takes it over.
+    The first rank serves it. ``torch.distributed`` takes it over.
 
     Raises:
         InputError: the first rank is not to be reached.
     """
-    if (address, port) not in _meetings:
-        served = (
-            os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            and os.environ.get("MASTER_ADDR") == address
-            and os.environ.get("MASTER_PORT") == str(port)
-        )
-        try:
-            store: Store = TCPStore(
-                address,
-                port,
-                is_master=rank == 0 and not served,
-                timeout=patience,
-                wait_for_workers=False,
-                multi_tenant=not served,
-            )
-        except DistError as error:
-            raise InputError(
-                f"the first rank is not to be reached at {address}:{port}: see whether it was "
-                "started, and whether the nodes reach each other (MASTER_ADDR, MASTER_PORT)"
-            ) from error
-        # torchrun's store outlives a start of the processes.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        _meetings[address, port] = Meeting(PrefixStore(f"autotimm/{attempt}", store), rank, size)
-    return _meetings[address, port]
+    if (address, port) in _meetings:
+        return _meetings[address, port]
+    served = (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        and os.environ.get("MASTER_ADDR") == address
+        and os.environ.get("MASTER_PORT") == str(port)
+    )
+    try:
+        store = (_apart_from_torchrun if served else _store)(address, port, rank, patience)
+    except DistError as error:
+        raise InputError(
+            f"the first rank is not to be reached at {address}:{port}: see whether it was "
+            "started, and whether the nodes reach each other (MASTER_ADDR, MASTER_PORT)"
+        ) from error
+    meeting = Meeting(PrefixStore("autotimm", store), rank, size)
+    return _meetings.setdefault((address, store.port), meeting)
+
+
+def _store(address: str, port: int, rank: int, patience: timedelta) -> TCPStore:
+    return TCPStore(
+        address,
+        port,
+        is_master=rank == 0,
+        timeout=patience,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta) -> TCPStore:
+    """A store of this start of the processes, for ``torch.distributed`` too.
+
+    That of torchrun outlives a start, and in it the next one would meet the last one's addresses.
+    Nothing tells the starts apart: each node counts its own failures only. So the first rank serves
+    another store, and says in torchrun's where: what an earlier start said there is not answered.
+
+    Raises:
+        DistError: the first rank is not to be reached.
+    """
+    board = TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+    if rank == 0:
+        store, token = _store(address, 0, rank, patience), secrets.token_hex()
+        store.set(token, "")
+        board.set(_WHERE, orjson.dumps([store.port, token]).decode())
+    else:
+        store = _told_of(board, address, patience)
+    os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return store
+
+
+def _told_of(board: Store, address: str, patience: timedelta) -> TCPStore:
+    """The store of which the first rank says on ``board`` where it is."""
+    end = time.monotonic() + patience.total_seconds()
+    while time.monotonic() < end:
+        if board.check([_WHERE]):
+            port, token = orjson.loads(board.get(_WHERE))
+            with contextlib.suppress(OSError, DistError):  # an earlier start's, or not yet there
+                socket.create_connection((address, port), _ATTEMPT.total_seconds()).close()
+                store = _store(address, port, 1, _ATTEMPT)
+                if store.check([token]):
+                    store.set_timeout(patience)
+                    return store
+        time.sleep(_LONGEST)
+    raise DistNetworkError(f"the first rank did not say within {patience} where it is")
 
 
 def meeting_of_launcher(patience: timedelta) -> Meeting | None:

@@ -7,6 +7,7 @@ folder; a launch that starts again finds the folder in which its ``run.json`` na
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from autotimm.training.run_record import RECORD, read_record
@@ -19,9 +20,9 @@ def folder_name(root: str | Path) -> str | None:
     None for the next free ``version_<n>``.
     """
     launch = find_launch()
-    if launch is None or "://" in str(root):
-        return launch and launch.name
-    own = find_run(root, launch) if launch.again else None
+    if launch is None:
+        return None
+    own = find_run(root, launch, [launch.agent])
     if own is not None:
         return own.relative_to(root).as_posix()
     if launch.name is None:
@@ -31,10 +32,29 @@ def folder_name(root: str | Path) -> str | None:
     return next(name for name in names if not (Path(root) / name / RECORD).exists())
 
 
-def find_run(root: str | Path, launch: Launch) -> Path | None:
-    """The folder below ``root`` in which this launch's run began; None if there is none."""
+def find_run(root: str | Path, launch: Launch, agents: Collection[str]) -> Path | None:
+    """The folder below ``root`` in which an earlier start of this launch began its run; None if
+    there was none.
+
+    Args:
+        root: folder below which the runs lie.
+        launch: of this process.
+        agents: the torchruns that have started its ranks, as far as they are known.
+    """
+    if not (launch.again or launch.agent):
+        return None
     patterns = (RECORD, f"*/{RECORD}", f"*/*/{RECORD}")
     records = [path for pattern in patterns for path in Path(root).glob(pattern)]
-    own = [path for path in records if read_record(path.parent).get("launch_id") == launch.id]
+    own = []
+    for path in records:
+        known = read_record(path.parent)
+        if launch.agent:
+            # A node may be new, but not all; and this start may have had a run before this one.
+            met = not set(agents).isdisjoint(known.get("agents", []))
+            earlier = met and known.get("worker") != launch.worker
+        else:
+            earlier = known.get("launch_id") == launch.id
+        if earlier:
+            own.append(path)
     # A cluster that was set up anew counts its jobs from one again.
     return max(own, key=lambda path: path.stat().st_mtime).parent if own else None

@@ -9,7 +9,8 @@
     started, updated    UTC, ISO 8601
     from         the checkpoint that the latest start began from; null for none
     starts       how often training was started: again where it was preempted or restarted
-    launch_id    of SLURM's job or torchrun's launch, which finds its run by it when started again
+    launch_id    of SLURM's job, which finds its run by it when started again, or of torchrun
+    agents, worker       processes: the torchruns of all nodes, and what the first one started
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   under which W&B and MLflow know the run
 
@@ -84,6 +85,8 @@ class RunRecord(Callback):
             "started": before.get("started", _now()),
             "starts": before.get("starts", 0) + (stage == "fit"),
             "launch_id": launch and launch.id,
+            "agents": getattr(trainer, "agents", []),
+            "worker": launch and launch.worker,
             "command": provenance.command_line(),
             "versions": provenance.versions(),
             "environment": provenance.environment(),

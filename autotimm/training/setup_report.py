@@ -69,6 +69,7 @@ class Report(TypedDict, total=False):
 
     Attributes:
         host: its node.
+        agent: the torchrun that started it; "" for none.
         problem: why it cannot go on.
         warning: what it should be told.
         same: what has to be the same on all ranks, by kind and name.
@@ -78,6 +79,7 @@ class Report(TypedDict, total=False):
     """
 
     host: str
+    agent: str
     problem: str
     warning: str
     same: dict[str, dict[str, str]]

@@ -1,7 +1,8 @@
 """Where a run begins: anew, from the checkpoint that was asked for, or where it was stopped.
 
-Invariants: a launch that is started again goes on from its own run, whatever its flags say; all
-ranks begin from the checkpoint that the first one chose; nothing is loaded that nobody named.
+Invariants: a launch that is started again, be it on the word of one rank, goes on from its own run,
+whatever its flags say; all ranks begin from the checkpoint that the first one chose; nothing is
+loaded that nobody named.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from autotimm.training.checkpoint import COMPLETE
 from autotimm.training.meeting import JointError, Meeting, host_name
 from autotimm.training.resume import damage_of, newest
 from autotimm.training.run_folder import find_run
+from autotimm.training.run_record import read_record
 from autotimm.training.setup_check import judge, meeting_of
 from autotimm.training.setup_report import Report
-from autotimm.training.world import Launch, find_launch
+from autotimm.training.world import find_launch
 
 LAST = "last"
 """As a checkpoint's path: the newest one of the newest run."""
@@ -81,11 +83,13 @@ class Beginning(NamedTuple):
         checkpoint: to begin from; None to begin anew.
         meeting: where the ranks meet; None for one process.
         hosts: the node of every rank.
+        agents: the torchrun of every node; none under srun or by hand.
     """
 
     checkpoint: Any
     meeting: Meeting | None
     hosts: list[str]
+    agents: list[str]
 
 
 def begin(trainer: Trainer, wanted: Any) -> Beginning:
@@ -98,15 +102,20 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
     Raises:
         InputError: on all ranks, where there is none, or one of them has failed.
     """
-    launch = find_launch() if trainer.state.fn == TrainerFn.FITTING else None
+    launch = find_launch()
+    fits = trainer.state.fn == TrainerFn.FITTING
 
     def choose(reports: list[Any]) -> dict[str, Any]:
         """What all ranks are told."""
         problems = judge(reports)["problems"]
         checkpoint, said = wanted, None
+        agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
             try:
-                checkpoint, said = starting_point(trainer.default_root_dir, wanted, launch)
+                root, own = trainer.default_root_dir, None
+                if launch is not None and fits:
+                    own = find_run(root, launch, agents)
+                checkpoint, said = starting_point(root, wanted, own)
             except (InputError, OSError) as error:  # for all ranks, not for the first one alone
                 problems = [str(error)]
         hosts = [report and report["host"] for report in reports]
@@ -114,39 +123,40 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
         if checkpoint and not said:
             what = "goes on from" if trainer.state.fn == TrainerFn.FITTING else "weights:"
             said = f"{what} {urls.shown(checkpoint)}"
-        return {"problems": problems, "checkpoint": checkpoint, "said": said, "hosts": hosts}
+        told = {"problems": problems, "checkpoint": checkpoint, "said": said}
+        return told | {"hosts": hosts, "agents": agents}
 
-    report = Report(host=host_name())
+    report = Report(host=host_name(), agent=launch.agent if launch else "")
     meeting = meeting_of(trainer) if trainer.world_size > 1 else None
     told = choose([report]) if meeting is None else meeting.meet(report, choose)
     if told["problems"]:
         raise JointError("; ".join(told["problems"]))
     if told["said"]:
         rank_zero_info(told["said"])
-    return Beginning(told["checkpoint"], meeting, told["hosts"])
+    return Beginning(told["checkpoint"], meeting, told["hosts"], told["agents"])
 
 
 def starting_point(
-    root: str | Path, wanted: Any, launch: Launch | None = None
+    root: str | Path, wanted: Any, own: Path | None = None
 ) -> tuple[Any, str | None]:
     """The checkpoint that a run begins from.
 
     Args:
         root: folder below which the runs lie.
         wanted: the path that was asked for, ``LAST`` or None.
-        launch: that of a fit.
+        own: the folder of the run of a launch that is started again.
 
     Returns:
         Its path, or None to begin anew; and a line to say, if it is not what was asked for.
     """
-    if launch is not None and launch.again:
-        run = find_run(root, launch)
-        own = newest(run) if run is not None else None
-        if own is not None:
-            return str(own), f"started again ({launch.id}): goes on from {own}"
-        if run is not None and wanted != LAST:
+    if own is not None:
+        again = f"started again ({read_record(own).get('launch_id')})"
+        found = newest(own)
+        if found is not None:
+            return str(found), f"{again}: goes on from {found}"
+        if wanted != LAST:
             begins = f"from {wanted}" if wanted else "anew"
-            return wanted, f"started again ({launch.id}): {run} has no checkpoint, begins {begins}"
+            return wanted, f"{again}: {own} has no checkpoint, begins {begins}"
     if wanted != LAST:
         if wanted and not urls.kind(str(wanted)):
             _check_whole(Path(wanted))

@@ -274,7 +274,7 @@ class AutoTrainer(Trainer):
         # Here, as fit, validate, test and predict all come through it before processes join.
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
-        self.begun_from = begun.checkpoint
+        self.begun_from, self.agents = begun.checkpoint, begun.agents
         if begun.meeting is not None:
             settle_at_exit()
         for callback in self.callbacks:  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -150,31 +151,63 @@ def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
 
 
 class Launch(NamedTuple):
-    """What started this process.
+    """What a user asked for once, and a launcher may start more than once.
 
     Attributes:
-        id: the same for every start of it, and for nothing else.
+        id: of srun's step, the same for every start of it, and for nothing else; of torchrun the
+            id that it was given, which another call may have been given too.
         name: that its run's folder should have; None for the next free ``version_<n>``.
-        again: whether it has been started before.
+        again: whether srun's step has been started before.
+        agent: the torchrun of this node; "" under srun. It lives through all starts of its
+            processes, of which it counts those only that it began itself.
+        worker: the process that torchrun started: this one, or a script around it; "" under srun.
     """
 
     id: str
     name: str | None
     again: bool
+    agent: str
+    worker: str
 
 
 def find_launch() -> Launch | None:
     """The launch that this process belongs to; None if it was started by hand."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        name = env["TORCHELASTIC_RUN_ID"]
-        if name == "none":  # torchrun's default, the same for all
-            name = f"{platform.node()}-{os.getppid()}"
-        return Launch(f"torchrun-{name}", None, env.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+        return Launch(f"torchrun-{env['TORCHELASTIC_RUN_ID']}", None, False, *_torchruns())
     if "SLURM_JOB_ID" in env and "SLURM_STEP_ID" in env:  # srun's
         job = env["SLURM_JOB_ID"]
         if "SLURM_ARRAY_TASK_ID" in env:
             job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
         step, again = env["SLURM_STEP_ID"], env.get("SLURM_RESTART_COUNT", "0") != "0"
-        return Launch(f"slurm-{job}.{step}", f"job_{job}", again)
+        return Launch(f"slurm-{job}.{step}", f"job_{job}", again, "", "")
     return None
+
+
+def _torchruns() -> tuple[str, str]:
+    """Names of torchrun's process on this node and of the one that it started: this one, or that of
+    a script around it. On systems without ``/proc`` scripts are not seen through."""
+    child, parent = os.getpid(), os.getppid()
+    while _is_torchruns(parent):
+        child, parent = parent, int(_stat(parent)[1])
+    return _name_of(parent), _name_of(child)
+
+
+def _is_torchruns(process: int) -> bool:
+    """Whether torchrun has started a process, rather than being it."""
+    try:
+        return b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:  # another user's, or no such folder
+        return False
+
+
+def _name_of(process: int) -> str:
+    """Name of a process on this node that no other has: with the time of its start, as containers
+    all have the same few numbers."""
+    ticks = _stat(process)[19] if Path(f"/proc/{process}/stat").exists() else ""
+    return f"{platform.node()}-{process}-{ticks}"
+
+
+def _stat(process: int) -> list[str]:
+    """What Linux tells of a process, from its state on: then the parent, ..., the start."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
