@@ -14,7 +14,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def on_ranks(
-    code: str, folder: Path, *arguments: object, ranks: int = 2, restarts: int = 0, **env: str
+    code: str, folder: Path, *arguments: object, ranks: int = 2, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs code, which may import what lies in this folder, on each rank of one node.
 
@@ -23,11 +23,9 @@ def on_ranks(
         folder: where the script is written to.
         arguments: of the script.
         ranks: how many there are.
-        restarts: how often torchrun may start them again.
         env: more variables of the environment.
     """
-    options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-    words = [*TORCHRUN, *options, _script(code, folder), *arguments]
+    words = [*TORCHRUN, f"--nproc-per-node={ranks}", _script(code, folder), *arguments]
     return subprocess.run(
         [str(word) for word in words],
         env=_environment() | env,
@@ -41,7 +39,14 @@ def on_ranks(
 def on_nodes(
     code: str, folder: Path, *arguments: object, restarts: int
 ) -> list[subprocess.CompletedProcess[str]]:
-    """As :func:`on_ranks`, but a call of torchrun a rank, as on two nodes that meet over c10d."""
+    """As :func:`on_ranks`, but a call of torchrun a rank, as on two nodes that meet over c10d.
+
+    Args:
+        code: of a script.
+        folder: where the script is written to.
+        arguments: of the script.
+        restarts: how often each call may start its process again.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
