@@ -6,9 +6,13 @@ import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from line import Line, loader, quiet
 
 from autotimm import InputError
 from autotimm.training import resources
@@ -65,8 +69,26 @@ def test_a_probe_is_there_for_a_while_and_makes_no_folder(tmp_path: Path) -> Non
     with resources.probe(str(tmp_path / "runs" / "a"), 1000) as probe:
         assert [tmp_path / probe] == list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
-    with resources.probe(None, 1000) as nothing, resources.probe("s3://b/runs", 1) as remote:
-        assert (nothing, remote) == ("", "")
+    with resources.probe("s3://b/runs", 1) as remote:
+        assert remote == ""
+
+
+def test_every_folder_for_checkpoints_is_probed(tmp_path: Path) -> None:
+    """The run's own, and those of callbacks that have one."""
+    own, other = str(tmp_path / "runs"), str(tmp_path / "other")
+
+    def folders(*callbacks: ModelCheckpoint, **options: Any) -> list[str]:
+        trainer = quiet(tmp_path / "runs", callbacks=[*callbacks], **options)
+        trainer.state.fn = TrainerFn.FITTING
+        return resources.checkpoint_folders(trainer)
+
+    assert folders() == [own]
+    assert folders(ModelCheckpoint(other), ModelCheckpoint(monitor="a")) == [own, other]
+    assert folders(fast_dev_run=True) == []
+    (tmp_path / "other").touch()
+    trainer = quiet(tmp_path / "runs", callbacks=[ModelCheckpoint(other + "/a")], max_steps=1)
+    with pytest.raises(InputError, match=f"{other}/a: checkpoints cannot be written"):
+        trainer.fit(Line(), loader())
 
 
 def test_a_folder_that_cannot_hold_a_checkpoint(

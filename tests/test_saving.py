@@ -19,8 +19,9 @@ from ranks import on_ranks
 
 from autotimm import AutoTrainer, InputError
 from autotimm.training import saving
-from autotimm.training.resume import newest
-from autotimm.training.retention import kept
+from autotimm.training.checkpoint import whole_folder
+from autotimm.training.resume import damage_of, newest
+from autotimm.training.retention import kept, point
 from autotimm.training.saving import Checkpoints, steps_to_wait
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -382,6 +383,45 @@ def test_where_links_cannot_be_made_the_newest_is_there_twice(
     folder = tmp_path / "version_0"
     assert names(folder) == {"step_8.ckpt", "step_12.ckpt", "last.ckpt"}
     assert state(folder / "checkpoints" / "last.ckpt")["global_step"] == 12
+
+
+def test_where_links_cannot_be_made_a_folder_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for step in (1, 2):
+        with whole_folder(tmp_path / f"step_{step}.ckpt", step) as folder:
+            (folder / "checkpoint").mkdir()
+            (folder / "checkpoint" / "weights").write_bytes(b"w" * step)
+        point(tmp_path / "last.ckpt", f"step_{step}.ckpt")
+    copy, whole = tmp_path / "last.ckpt", tmp_path / "step_2.ckpt"
+    for name in ("checkpoint/weights", "complete.json"):
+        assert (copy / name).read_bytes() == (whole / name).read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"step_1.ckpt", "step_2.ckpt", "last.ckpt"}
+    assert damage_of(copy) is None
+
+
+def test_what_was_to_be_removed_is_so_once_links_can_be_set_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = saving.point
+
+    def fail(link: Path, name: str) -> None:
+        if name == "step_8.ckpt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(link, name)
+
+    monkeypatch.setattr(saving, "point", fail)
+    with pytest.warns(UserWarning, match=r"step_8\.ckpt: No space left"):
+        run(tmp_path, Line(), max_epochs=2, keep_last=1)
+    folder = tmp_path / "version_0"
+    assert names(folder) == {"step_4.ckpt", "step_8.ckpt", "last.ckpt -> step_4.ckpt"}
+    with pytest.warns(UserWarning, match=r"step_8\.ckpt: No space left"):
+        run(tmp_path, Line(), max_epochs=3, keep_last=1)
+    assert names(tmp_path / "version_1") == {"step_12.ckpt", "last.ckpt -> step_12.ckpt"}
 
 
 def test_what_cannot_be_removed_ends_no_run(

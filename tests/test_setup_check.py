@@ -170,7 +170,7 @@ def reports(**changes: dict[int, Any]) -> list[Report | None]:
 
 
 def test_reports_that_agree_are_right() -> None:
-    assert judge(reports()) == {"problems": [], "warnings": [], "probe": ""}
+    assert judge(reports()) == {"problems": [], "warnings": [], "probes": []}
 
 
 def test_a_problem_is_told_with_its_ranks_and_before_what_differs() -> None:
@@ -205,15 +205,18 @@ def test_gpus_are_one_each_and_better_all_of_a_kind() -> None:
 
 
 def test_the_probe_is_looked_for_where_there_are_several_nodes(tmp_path: Path) -> None:
-    assert judge(reports(probe={0: "/runs/p"}))["probe"] == "/runs/p"
-    one = [report for report in reports(probe={0: "/runs/p"}) if report and report["host"] == "a"]
-    assert judge(one)["probe"] == ""
+    assert judge(reports(probes={0: ["/runs/p"]}))["probes"] == ["/runs/p"]
+    one = [
+        report for report in reports(probes={0: ["/runs/p"]}) if report and report["host"] == "a"
+    ]
+    assert judge(one)["probes"] == []
     (tmp_path / "p").touch()
     for cls, kind in ((ZeRO, "problem"), (FSDP, "warning"), (DDP, "warning")):
         strategy: Any = cls.__new__(cls)
         trainer: Any = SimpleNamespace(strategy=strategy)
-        assert set(sight(trainer, str(tmp_path / "p"))) == {"host"}
-        assert set(sight(trainer, str(tmp_path / "q"))) == {"host", kind}
+        assert set(sight(trainer, [str(tmp_path / "p")])) == {"host"}
+        report = sight(trainer, [str(tmp_path / "p"), str(tmp_path / "q")])
+        assert set(report) == {"host", kind}
     unseen = [*reports()[:3], {"host": "b", "warning": "not there"}]
     assert judge(unseen)["warnings"] == ["rank 3 on b: not there"]
 

@@ -110,7 +110,7 @@ def whole_folder(path: Path, step: int) -> Iterator[Path]:
         SaveError: on all ranks, where one of them could not write.
     """
     first = not _distributed() or dist.get_rank() == 0
-    temporary, old = (path.with_name(f".{path.name}.{end}.tmp") for end in ("new", "old"))
+    temporary = path.with_name(f".{path.name}.new.tmp")
     with on_all_ranks(path):
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -119,25 +119,43 @@ def whole_folder(path: Path, step: int) -> Iterator[Path]:
         yield temporary
     with on_all_ranks(path):
         if first:
-            _complete(temporary, step)
-            shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-            sync_folder(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            files = [one for one in sorted(temporary.rglob("*")) if one.is_file()]
+            sizes = {one.relative_to(temporary).as_posix(): one.stat().st_size for one in files}
+            told = {"saved": time.time(), "step": step, "files": sizes}
+            put_folder(temporary, path, orjson.dumps(told))
 
 
-def _complete(folder: Path, step: int) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in files:
-        with path.open("rb") as file:
+def copy_folder(source: Path, path: Path) -> None:
+    """Writes a checkpoint that is a folder once more, as ``path``, beside its name at first."""
+    temporary = path.with_name(f".{path.name}.new.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, ignore=lambda *_: [COMPLETE])
+    put_folder(temporary, path, (source / COMPLETE).read_bytes())
+
+
+def put_folder(temporary: Path, path: Path, complete: bytes) -> None:
+    """Gives a folder its name, once all of it is on the disk; one that has the name is replaced.
+
+    Args:
+        temporary: ``.<name>.new.tmp`` beside it, from where ``resume.newest`` would finish it.
+        path: the name.
+        complete: the content of its ``complete.json``, which is written last.
+    """
+    old = path.with_name(f".{path.name}.old.tmp")
+    files = [one for one in temporary.rglob("*") if one.is_file()]
+    for one in files:
+        with one.open("rb") as file:
             os.fsync(file.fileno())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    with whole_file(folder / COMPLETE) as file:
-        file.write(orjson.dumps({"saved": time.time(), "step": step, "files": sizes}))
-    for inner in {path.parent for path in files} | {folder}:
+    with whole_file(temporary / COMPLETE) as file:
+        file.write(complete)
+    for inner in {one.parent for one in files} | {temporary}:
         sync_folder(inner)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

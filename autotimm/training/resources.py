@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from autotimm import urls
 from autotimm.structures import InputError
 from autotimm.units import byte_text
 
@@ -108,18 +109,20 @@ def check_batch(config: dict[str, Any], batch_size: int, accumulate: int, world:
             )
 
 
-def checkpoint_folder(trainer: Trainer) -> str | None:
-    """Where the run will write its checkpoints, or the folder above; None if it writes none."""
+def checkpoint_folders(trainer: Trainer) -> list[str]:
+    """Where the run will write its checkpoints, or the folders above; empty if it writes none."""
     writers = trainer.checkpoint_callbacks
-    if trainer.state.fn != TrainerFn.FITTING or not writers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    others = [writer for writer in writers if isinstance(writer, ModelCheckpoint)]
-    given = [str(writer.dirpath) for writer in others if writer.dirpath]
-    return given[0] if given else str(trainer.default_root_dir)
+    if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    given = [writer.dirpath for writer in writers if isinstance(writer, ModelCheckpoint)]
+    # Without one of their own they write into the run's, and so does whoever else saves.
+    named = [str(folder) for folder in given if folder]
+    own = [str(trainer.default_root_dir)] if len(named) < len(writers) else []
+    return list(dict.fromkeys(own + named))
 
 
 @contextlib.contextmanager
-def probe(folder: str | None, least: int) -> Iterator[str]:
+def probe(folder: str, least: int) -> Iterator[str]:
     """Writes a file where checkpoints will be, yields its path, and removes it again.
 
     Yields "" for a folder that is none of this machine's file systems.
@@ -131,7 +134,7 @@ def probe(folder: str | None, least: int) -> Iterator[str]:
     Raises:
         InputError: the folder cannot be written to, or has no room for a single checkpoint.
     """
-    if folder is None or "://" in folder:
+    if urls.kind(folder):
         yield ""
         return
     target = Path(folder).absolute()
@@ -141,7 +144,7 @@ def probe(folder: str | None, least: int) -> Iterator[str]:
     except OSError as error:
         raise InputError(
             f"{folder}: checkpoints cannot be written there: {there}: {error.strerror}: give "
-            "another trainer.default_root_dir"
+            "another one (trainer.default_root_dir, or the callback's dirpath)"
         ) from None
     try:
         os.close(handle)
@@ -149,7 +152,8 @@ def probe(folder: str | None, least: int) -> Iterator[str]:
         if free < least:
             raise InputError(
                 f"{folder}: a checkpoint takes {byte_text(least)} or more, but there is room for "
-                f"{byte_text(free)}: make room, or give another trainer.default_root_dir"
+                f"{byte_text(free)}: make room, or give another one (trainer.default_root_dir, or "
+                "the callback's dirpath)"
             )
         yield name
     finally:

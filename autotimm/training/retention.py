@@ -14,6 +14,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.sharding.manifest import whole_file
+from autotimm.training.checkpoint import copy_folder
 
 Scores = Mapping[str, float | None]  # file name -> the metric, None before validation; oldest first
 
@@ -43,10 +44,14 @@ def kept(scores: Scores, last: int, best: int, mode: str) -> list[str]:
 def point(link: Path, name: str) -> None:
     """Has ``link`` lead to its neighbour ``name``, at once; a copy where links cannot be made."""
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
+    target = link.parent / name
     try:
         temporary.symlink_to(name)
     except OSError:
-        with whole_file(link) as copy, (link.parent / name).open("rb") as file:
+        if target.is_dir():
+            copy_folder(target, link)
+            return
+        with whole_file(link) as copy, target.open("rb") as file:
             shutil.copyfileobj(file, copy)
     else:
         temporary.replace(link)

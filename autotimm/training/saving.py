@@ -285,15 +285,16 @@ class Checkpoints(Checkpoint):
             raise
         self._saved, self._due = trainer.global_step, False
         self._since = time.monotonic(), trainer.global_step
-        names = kept(self._files, self.keep_last, self.keep_best, self.mode)
-        gone = [old for old in self._files if old not in names]
-        self._files = {n: s for n, s in self._files.items() if n in names}
         with on_all_ranks(path):
             if trainer.is_global_zero:
                 point(self.dirpath / "last.ckpt", name)
                 if best := kept(self._files, 0, min(self.keep_best, 1), self.mode):
                     point(self.dirpath / "best.ckpt", best[0])
                 sync_folder(self.dirpath)
+        # Where that fails they stay, on the disk and in the list: a link may lead to one.
+        names = kept(self._files, self.keep_last, self.keep_best, self.mode)
+        gone = [old for old in self._files if old not in names]
+        self._files = {n: s for n, s in self._files.items() if n in names}
         if trainer.is_global_zero:
             for old in gone:
                 remove(self.dirpath / old)

@@ -46,12 +46,12 @@ class Verdict(TypedDict):
     Attributes:
         problems: lines for which the run cannot begin.
         warnings: lines to be told.
-        probe: a file that every rank is to look for; "" for none.
+        probes: files that every rank is to look for.
     """
 
     problems: list[str]
     warnings: list[str]
-    probe: str
+    probes: list[str]
 
 
 def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None) -> None:
@@ -68,8 +68,8 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
             return
         meeting = meeting_of(trainer)
         verdict = meeting.meet(report, judge)
-        if verdict["probe"]:
-            told = meeting.meet(sight(trainer, verdict["probe"]), judge)
+        if verdict["probes"]:
+            told = meeting.meet(sight(trainer, verdict["probes"]), judge)
             told["warnings"] += verdict["warnings"]
             verdict = told
     for warning in verdict["warnings"]:
@@ -134,7 +134,7 @@ def judge(reports: Sequence[Report | None]) -> Verdict:
             "started, and what they wait for"
         ]
     if problems:
-        return Verdict(problems=problems, warnings=[], probe="")
+        return Verdict(problems=problems, warnings=[], probes=[])
     given = list(there.values())
     for kind, remedy in _REMEDIES.items():
         values = [report.get("same", {}).get(kind, {}) for report in given]
@@ -150,8 +150,8 @@ def judge(reports: Sequence[Report | None]) -> Verdict:
     ]
     kinds = _told(_groups(report.get("gpu_name", "") for report in given), hosts)
     warnings += [f"the GPUs differ, and the slowest sets the pace: {kinds}"] if kinds else []
-    probe = given[0].get("probe", "") if len(set(hosts)) > 1 else ""
-    return Verdict(problems=problems, warnings=warnings, probe="" if problems else probe)
+    probes = given[0].get("probes", []) if len(set(hosts)) > 1 else []
+    return Verdict(problems=problems, warnings=warnings, probes=[] if problems else probes)
 
 
 def _lines(texts: dict[int, str], hosts: Sequence[str]) -> list[str]:

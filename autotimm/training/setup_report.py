@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -75,7 +76,7 @@ class Report(TypedDict, total=False):
         same: what has to be the same on all ranks, by kind and name.
         gpu: the device that it computes on, if that is a GPU: no other rank may.
         gpu_name: its kind.
-        probe: a file that the first rank has put where checkpoints will be.
+        probes: files that the first rank has put where checkpoints will be.
     """
 
     host: str
@@ -85,7 +86,7 @@ class Report(TypedDict, total=False):
     same: dict[str, dict[str, str]]
     gpu: str
     gpu_name: str
-    probe: str
+    probes: list[str]
 
 
 def make_report(
@@ -104,10 +105,11 @@ def make_report(
     """
     report = Report(host=host_name())
     try:
-        folder = resources.checkpoint_folder(trainer)
         if trainer.is_global_zero:
             least = resources.weight_bytes(model)
-            report["probe"] = stack.enter_context(resources.probe(folder, least))
+            folders = resources.checkpoint_folders(trainer)
+            put = [stack.enter_context(resources.probe(one, least)) for one in folders]
+            report["probes"] = [one for one in put if one]
         device = trainer.strategy.root_device
         resources.check_precision(str(trainer.precision), device)
         if device.type == "cuda":
@@ -127,11 +129,12 @@ def make_report(
     return report, None
 
 
-def sight(trainer: Trainer, probe: str) -> Report:
-    """Whether this rank sees the file that the first one has put where checkpoints will be."""
+def sight(trainer: Trainer, probes: Sequence[str]) -> Report:
+    """Whether this rank sees the files that the first one has put where checkpoints will be."""
     report = Report(host=host_name())
-    if not Path(probe).exists():
-        where = f"{Path(probe).parent} is not the folder that the first rank sees"
+    unseen = [str(Path(probe).parent) for probe in probes if not Path(probe).exists()]
+    if unseen:
+        where = f"{', '.join(unseen)} is not the folder that the first rank sees"
         way = "give a trainer.default_root_dir that all nodes share"
         if isinstance(trainer.strategy, SHARDED):
             report["problem"] = f"{where}, and every rank writes a part of each checkpoint: {way}"
