@@ -112,7 +112,7 @@ def test_a_backbone_and_its_pyramid_are_one_graph_a_canvas(name: str) -> None:
     counter = CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda image: network.fpn(network.backbone(image)[network.fine is not None :]),
+        lambda image: network.fpn(network.backbone(image)),
         backend=counter,
         fullgraph=True,
         dynamic=False,

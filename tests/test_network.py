@@ -114,19 +114,21 @@ def test_any_number_of_instances(count: int) -> None:
 
 
 def test_small_masks_are_cut_from_the_backbones_finest_map() -> None:
-    """Where it has one: P2, which what it adds to P3 reaches as it should."""
+    """Where it has one: P2, to which that map is added as C3 is to P3, before its convolution."""
     network = small_network().eval()
+    torch.nn.init.dirac_(network.fpn.output[0].weight)  # P3 is then what comes before it
     image = random_batch([1])["image"]
     with torch.no_grad():
         maps = network.backbone(image)
         levels = network(image).levels
         assert [tuple(m.shape[2:]) for m in levels[:2]] == [(32, 40), (16, 20)]
-        added = torch.nn.functional.conv2d(maps[0], network.fine.weight, network.fine.bias)
+        added = torch.nn.functional.conv2d(maps[0], network.fpn.fine.weight, network.fpn.fine.bias)
         above = levels[1].repeat_interleave(2, 2).repeat_interleave(2, 3)
         torch.testing.assert_close(levels[0], added + above)
     assert network.finest == 2
+    assert network(image).head.classes.shape == small_network(masks=False)(image).head.classes.shape
     for network in (small_network(masks=False), vit_network()):
-        assert network.fine is None and network.finest == 3
+        assert network.finest == 3
         assert network(image).levels[0].shape[2:] == (16, 20)
     with pytest.raises(ValueError, match="with_masks"):
         small_network(masks=False).add_masks()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autotimm.models import assign, losses
@@ -25,10 +24,9 @@ from autotimm.models.fcos import (
     level_shapes,
     locations,
 )
-from autotimm.models.features import FINE
 from autotimm.models.losses import LossSums
 from autotimm.models.mask_head import MaskHead, mask_targets, pool, sample_rois
-from autotimm.models.pyramid import FPN, SimplePyramid, lateral
+from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
@@ -73,10 +71,6 @@ class Network(nn.Module):
         self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages, with_masks)
         channels, strides = self.backbone.channels, self.backbone.strides
         self.with_masks = with_masks
-        self.fine: nn.Conv2d | None = None
-        if strides[0] == FINE:
-            self.fine = lateral(channels[0], fpn_channels)
-            channels, strides = channels[1:], strides[1:]
         self.fpn: FPN | SimplePyramid = (
             SimplePyramid(channels[0], fpn_channels, strides[0])
             if self.backbone.plain
@@ -111,7 +105,7 @@ class Network(nn.Module):
     def finest(self) -> int:
         """n of the level P<n> that the smallest masks are cut from: 2, or 3 where the backbone has
         no map at stride 4."""
-        return 3 if self.fine is None else 2
+        return self.fpn.finest
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``, but a frozen backbone stays in evaluation mode."""
@@ -135,12 +129,8 @@ class Network(nn.Module):
                 with a mask branch.
         """
         shapes = _shapes(image)
-        maps = self.backbone(image)
-        fine = maps.pop(0) if self.fine is not None else None
-        levels = self.fpn(maps)
-        head = self.head(levels)
-        if self.fine is not None and fine is not None:
-            levels.insert(0, _finer(levels[0], self.fine(fine)))
+        levels = self.fpn(self.backbone(image))
+        head = self.head(levels[3 - self.finest :])
         if boxes is None or labels is None:
             return Outputs(head, levels)
         with torch.autocast(image.device.type, enabled=False):
@@ -236,12 +226,6 @@ def _add_masks(
         head(features.new_zeros((2, *features.shape[1:])), labels.new_zeros(2))
     for detections, masks in zip(found, torch.cat(parts).split(counts), strict=True):
         detections["masks"] = masks
-
-
-def _finer(level: Tensor, own: Tensor) -> Tensor:
-    """P2 from P3 and what the backbone's finest map adds. Without a 3x3 convolution over this map,
-    four times P3's size: the mask head has four, over what is cut out of it."""
-    return own + F.interpolate(level, scale_factor=2.0, mode="nearest")
 
 
 def _shapes(image: Tensor) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The feature pyramid P3 to P7 that the heads work on, from whatever maps a backbone has.
 
 Both pyramids take the backbone's maps and give five levels at strides 8 to 128, all [B, C, h, w]
-of one width C. P6 and P7 come from P5 rather than C5, as FCOS has it, so that they share it.
+of one width C; before them P2, for masks alone, where the maps begin at stride 4. P6 and P7 come
+from P5 rather than C5, as FCOS has it, so that they share it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from autotimm.models.features import FINE
+
 STRIDES = (8, 16, 32, 64, 128)
 
 
@@ -20,21 +23,29 @@ class FPN(nn.Module):
     """Laterals, a top-down path, and coarser levels made from the last one (Lin et al. 2017).
 
     A level finer than the backbone's maps gets what comes down from above, and one that is coarser
-    a convolution of stride 2.
+    a convolution of stride 2. P2 goes without its 3x3 convolution, which at four times P3's size
+    would cost more than all others: the mask head has four, over what is cut out of it.
 
     Args:
         in_channels: of each map.
         channels: of every level of the pyramid.
-        strides: of the maps, finest first: two or three of 8, 16 and 32.
+        strides: of the maps, finest first: perhaps 4, and two or three of 8, 16 and 32.
+
+    Attributes:
+        finest: n of the first level P<n>: 2 or 3.
     """
 
     def __init__(
         self, in_channels: Sequence[int], channels: int, strides: Sequence[int] = STRIDES[:3]
     ) -> None:
         super().__init__()
+        self.fine = nn.Conv2d(in_channels[0], channels, 1) if strides[0] == FINE else None
+        self.finest = 3
+        if self.fine is not None:
+            in_channels, strides, self.finest = in_channels[1:], strides[1:], 2
         self.merged = [stride for stride in STRIDES if stride <= max(strides)]
         self.sources = list(strides)
-        self.lateral = nn.ModuleList(lateral(c, channels) for c in in_channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(_same(channels) for _ in self.merged)
         self.p5 = _half(channels) if max(strides) < 32 else None
         self.p6 = _half(channels)
@@ -42,18 +53,21 @@ class FPN(nn.Module):
         _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The backbone's maps to P3 to P7."""
+        """The backbone's maps to P3 to P7, or P2 to P7."""
+        coarser = maps if self.fine is None else maps[1:]
         laterals = {
             stride: conv(c)
-            for stride, conv, c in zip(self.sources, self.lateral, maps, strict=True)
+            for stride, conv, c in zip(self.sources, self.lateral, coarser, strict=True)
         }
         merged = [laterals[self.merged[-1]]]
         for stride in self.merged[-2::-1]:
-            above = F.interpolate(merged[0], scale_factor=2.0, mode="nearest")
+            above = _twice(merged[0])
             merged.insert(0, laterals[stride] + above if stride in laterals else above)
         levels = [conv(level) for conv, level in zip(self.output, merged, strict=True)]
         if self.p5 is not None:
             levels.append(_halved(self.p5, levels[-1]))
+        if self.fine is not None:
+            levels.insert(0, self.fine(maps[0]) + _twice(merged[0]))
         return _coarser(levels, self.p6, self.p7)
 
 
@@ -70,6 +84,8 @@ class SimplePyramid(nn.Module):
         channels: of every level of the pyramid.
         stride: of the map: 8, 16 or 32.
     """
+
+    finest = 3
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -116,11 +132,8 @@ def _halved(conv: nn.Module, level: Tensor) -> Tensor:
     return conv(F.pad(level, (0, 1)) if level.shape[-1] == 1 else level)
 
 
-def lateral(in_channels: int, channels: int) -> nn.Conv2d:
-    """The convolution that brings a map of the backbone to the pyramid's width."""
-    conv = nn.Conv2d(in_channels, channels, 1)
-    _initialise(conv)
-    return conv
+def _twice(level: Tensor) -> Tensor:
+    return F.interpolate(level, scale_factor=2.0, mode="nearest")
 
 
 def _same(channels: int) -> nn.Conv2d:
