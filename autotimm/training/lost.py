@@ -1,11 +1,13 @@
 """Which ranks have died or hang, when the others hear nothing from them any more.
 
 The errors of gloo and NCCL name an address at best. Those that are left meet once more, and who
-does not come there is named, with its node.
+does not come there is named, with its node. Where they cannot meet, each of them says what it
+knows: no error goes unsaid.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -16,14 +18,19 @@ from autotimm.training.meeting import Meeting, located
 PATIENCE = timedelta(seconds=15)
 """How long those that are left wait for each other; torchrun gives them 30 seconds."""
 
-_SIGNS = ("gloo/transport", "Connection closed", "Connection reset", "timed out", "Timed out")
+_SAID = 200  # characters of the error that led here
+
+_GLOO = re.compile(
+    r"\[\S*gloo/transport/\S+\.cc:\d+\] "  # where it was raised, which gloo says first
+    r"|Application timeout caused pair closure"  # what it says of every collective after that
+)
 
 
 class LostRanksError(RuntimeError):
     """Other ranks have ended or hang.
 
     Attributes:
-        tells: whether this rank is the one to say so.
+        tells: whether this rank has to say so: no other one surely does.
     """
 
     def __init__(self, message: str, tells: bool) -> None:
@@ -32,10 +39,13 @@ class LostRanksError(RuntimeError):
 
 
 def is_of_another_rank(error: BaseException) -> bool:
-    """Whether an error says that another rank was not to be reached."""
+    """Whether an error is that of a collective, in which another rank was not to be reached.
+
+    Gloo raises a plain RuntimeError, as anybody may: it is told by its beginning.
+    """
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and _GLOO.match(str(error)) is not None
 
 
 def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> LostRanksError | None:
@@ -55,16 +65,19 @@ def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> Lost
         missing = meeting.meet("here", judge, PATIENCE)
         tells = meeting.rank == 0
     except (OSError, RuntimeError):  # the first rank is not there, or its store went with it
-        # Nor are perhaps the others of its node: a line a node, as nobody hears of the others.
-        missing, tells = [0], meeting.rank in (1, hosts.index(hosts[meeting.rank]))
+        missing, tells = [0], True  # nobody hears whether another one has said so
+    if not isinstance(missing, list):  # the first rank judges why it has failed itself
+        missing, tells = [0], True
     if not missing:
         return None
-    hangs = "imed out" in str(error)
+    hangs = re.search(r"time(d |)out", str(error), re.IGNORECASE)
     how = "do not answer within the timeout: they hang, or wait" if hangs else "have ended"
     if len(missing) == 1:
         how = "does not answer within the timeout: it hangs, or waits" if hangs else "has ended"
+    said = " ".join(str(error).split())[:_SAID]
     return LostRanksError(
         f"{located(missing, hosts)} {how}; see what was said there last. Started again, by hand "
-        "with ckpt_path=last, the run goes on from its last checkpoint",
+        f"with ckpt_path=last, the run goes on from its last checkpoint (rank {meeting.rank} on "
+        f"{hosts[meeting.rank]}: {said})",
         tells,
     )

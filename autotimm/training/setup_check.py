@@ -120,8 +120,10 @@ def judge(reports: Sequence[Report | None]) -> Verdict:
     """What there is to say of the reports.
 
     Args:
-        reports: by rank; None for one that did not come.
+        reports: by rank; None for one that did not come. A rank that looks for who is lost
+            (``lost.py``) has none.
     """
+    reports = [report if isinstance(report, dict) else None for report in reports]
     hosts = [report["host"] if report else "an unknown node" for report in reports]
     there = {rank: report for rank, report in enumerate(reports) if report}
     missing = [rank for rank, report in enumerate(reports) if report is None]
