@@ -62,6 +62,13 @@ job=${job:-$SLURM_JOB_ID}
 # A run that a signal has stopped leaves a file, see autotimm/training/preemption.py.
 export AUTOTIMM_STOPPED=$PWD/.slurm-$SLURM_JOB_ID.stopped
 rm -f "$AUTOTIMM_STOPPED"
+# A start that was stopped before its first step leaves another file to the next start, which takes it.
+nowhere=$PWD/.slurm-$job.nowhere
+again=no
+if [ -e "$nowhere" ]; then
+  ((starts == 1)) || again=yes # else of a job that had the number before
+  rm "$nowhere"
+fi
 trap : TERM # which is for the tasks: the job ends with this script, and they have to save
 code=0
 srun "${step[@]}" "$python" launch/train.py "$@" || code=$?
@@ -71,11 +78,12 @@ if ! [ -e "$AUTOTIMM_STOPPED" ]; then
 fi
 steps=$(<"$AUTOTIMM_STOPPED")
 rm "$AUTOTIMM_STOPPED"
-if ((steps == 0 && starts > 1)); then
-  fail "stopped twice before a step was done: give more --time than the 120 seconds of --signal and those of the start"
+if ((steps == 0)) && [ "$again" = yes ]; then
+  fail "stopped twice in a row before a step was done: give more --time than the 120 seconds of --signal and those of the start"
 fi
 # Not a job that was cancelled, nor one that SLURM requeues itself.
 if [[ $(scontrol show job "$job") == *JobState=RUNNING* ]]; then
+  ((steps)) || : >"$nowhere"
   scontrol requeue "$job" || echo "not requeued; submit it again with --ckpt_path last" >&2
 fi
 exit 85

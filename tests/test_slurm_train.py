@@ -130,12 +130,22 @@ def test_of_an_array_the_task_alone_is_requeued(tmp_path: Path) -> None:
 
 
 def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(tmp_path: Path) -> None:
-    assert outside(tmp_path, srun=STOPPED.format(0))[0] == 85
-    assert "requeue 15007" in said(tmp_path, "scontrol")
-    (tmp_path / "said").unlink()
-    code, output = outside(tmp_path, srun=STOPPED.format(0), SLURM_RESTART_COUNT="1")
-    assert code == 2 and "error: stopped twice before a step was done" in output
-    assert "requeue 15007" not in said(tmp_path, "scontrol")
+    def stopped(start: int, steps: int, srun: str = STOPPED) -> tuple[int, str]:
+        return outside(tmp_path, srun=srun.format(steps), SLURM_RESTART_COUNT=str(start - 1))
+
+    # Neither the first start, nor one after another that took steps, or that failed.
+    assert [stopped(*start)[0] for start in [(1, 0), (2, 3), (3, 0), (4, 1), (5, 0)]] == [85] * 5
+    assert said(tmp_path, "scontrol").count("requeue 15007") == 5
+    assert stopped(6, 0, "exit 137")[0] == 137
+    assert stopped(7, 0)[0] == 85
+    code, output = stopped(8, 0)
+    assert code == 2 and "error: stopped twice in a row before a step was done" in output
+    assert said(tmp_path, "scontrol").count("requeue 15007") == 6
+    assert not list(tmp_path.glob(".slurm*"))
+    # Somebody gave it more time, and requeued it.
+    assert stopped(9, 0)[0] == 85
+    # A cluster that was set up anew counts its jobs from one again.
+    assert stopped(1, 0)[0] == 85
 
 
 def test_one_line_says_what_is_wrong(tmp_path: Path) -> None:
