@@ -23,7 +23,7 @@ from autotimm.models import network as networks
 from autotimm.models.backbone import Backbone
 from autotimm.sharding.cli import shard
 from autotimm.tasks.precision import MixedPrecision
-from autotimm.training import strategies, zero
+from autotimm.training import strategies, zero, zero_files
 from autotimm.training.convert import convert
 from autotimm.training.convert import main as convert_command
 from autotimm.training.fsdp import FSDP, LEAST_BLOCK, blocks
@@ -244,7 +244,10 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
     content = torch.load(victim, weights_only=False)  # of our own making
     torch.save({**content, "more": Code()}, victim)
     with pytest.raises(InputError, match="carries code, which was not run"):
-        zero.check_folder(copy)
+        zero_files.check_folder(copy)
+    with pytest.raises(InputError, match="carries code, which was not run"):
+        zero_files.check_folder(copy, rank=0)  # whose it is
+    assert len(zero_files.check_folder(copy, rank=1)) == 2
     with pytest.raises(SystemExit, match="2"):
         convert_command([str(copy), str(tmp_path / "out.safetensors")])
     assert "carries code" in capsys.readouterr().err
@@ -253,7 +256,31 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
     assert canary.exists()
     victim.write_bytes(victim.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
-        zero.check_folder(copy)
+        zero_files.check_folder(copy)
+
+
+def test_all_ranks_hear_of_the_file_that_one_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "checkpoint").mkdir()
+    for rank in range(2):
+        file = tmp_path / "checkpoint" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        torch.save({}, file)
+    assert zero_files.check_on_all_ranks(tmp_path, 0) == 2
+    file.write_bytes(b"half of it")
+
+    def gather(every: list[str], own: str) -> None:
+        assert own == ""  # it is not this rank's
+        with pytest.raises(InputError) as found:
+            zero_files.check_folder(tmp_path, 1)
+        every[:] = [own, str(found.value)]
+
+    monkeypatch.setattr(zero_files.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(zero_files.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(zero_files.dist, "all_gather_object", gather)
+    with pytest.raises(InputError, match=r"zero_pp_rank_1_.*optim_states\.pt"):
+        zero_files.check_on_all_ranks(tmp_path, 0)
 
 
 @pytest.mark.slow

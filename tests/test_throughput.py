@@ -85,6 +85,26 @@ def test_waiting_for_data_is_told_from_computing(tmp_path: Path, clock: list[flo
     assert run.logged_metrics["train/data_wait"] == pytest.approx(0.75)
 
 
+def test_the_line_of_an_epoch_has_the_mean_of_its_losses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses: list[float] = []
+
+    class Falling(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            losses.append(loss.item())
+            return loss
+
+    quiet(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(Falling(), loader(5))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    means = [sum(losses[:5]) / 5, sum(losses[5:]) / 5]
+    assert means[0] > 1.1 * means[1]
+    assert [line.split(",")[0] for line in told] == [
+        f"epoch {n} of 2: loss {mean:.4g}" for n, mean in enumerate(means, 1)
+    ]
+
+
 def test_a_loader_that_tells_is_believed(tmp_path: Path, clock: list[float]) -> None:
     run = quiet(tmp_path, max_epochs=2, val_check_interval=4)
     run.fit(Timed(clock), Telling(Slow(clock, 8), batch_size=None), loader(1))

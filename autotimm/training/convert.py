@@ -19,7 +19,7 @@ import torch
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint, weights_of
 from autotimm.tasks.weights import write_weights
-from autotimm.training import zero
+from autotimm.training import zero_files
 
 
 def convert(checkpoint: str | Path, out: str | Path) -> Path:
@@ -53,16 +53,16 @@ def from_zero(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is none, or it holds code or is damaged.
     """
-    zero.check_folder(folder)
+    zero_files.check_folder(folder)
     # Not at the top: it takes seconds, and is an extra.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of every step
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=zero.TAG)
-    first = min((folder / zero.TAG).glob("*model_states.pt"), key=lambda path: path.name)
-    with torch.serialization.safe_globals(zero.of_deepspeed()):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=zero_files.TAG)
+    first = min((folder / zero_files.TAG).glob("*model_states.pt"), key=lambda path: path.name)
+    with torch.serialization.safe_globals(zero_files.of_deepspeed()):
         rest = torch.load(first, map_location="cpu", mmap=True, weights_only=True)
-    if zero.stage_of(folder) < 3:  # of stage 1, frozen weights are nowhere else
+    if zero_files.stage_of(folder) < 3:  # of stage 1, frozen weights are nowhere else
         weights = {**rest["module"], **weights}
     return {**rest, "state_dict": weights}
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm import urls
 from autotimm.structures import InputError
-from autotimm.training import zero
+from autotimm.training import zero_files
 from autotimm.training.checkpoint import COMPLETE
 from autotimm.training.meeting import JointError, Meeting, host_name
 from autotimm.training.resume import damage_of, newest
@@ -170,7 +170,7 @@ def starting_point(
 def _check_whole(path: Path) -> None:
     """Raises InputError for a folder that is no checkpoint, and a file whose bytes have changed,
     which torch would load. A file that is none at all is told of where it is read."""
-    if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero.TAG).is_dir()):
+    if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
         found = newest(path)
         what = f"give {found}" if found else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")

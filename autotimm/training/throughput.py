@@ -193,21 +193,29 @@ class EpochLines(Callback):
     """
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
+        self._mean: Tensor | None = None  # on the device, which nothing waits for
+        self._batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mean, self._batches = None, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
-        # Lightning has divided it by the batches of a step.
-        self._losses.append(loss * trainer.accumulate_grad_batches)
+        loss = loss.float() * trainer.accumulate_grad_batches  # by which Lightning has divided it
+        self._batches += 1
+        # A sum would lose digits over an epoch of a million batches.
+        self._mean = (
+            loss if self._mean is None else self._mean + (loss - self._mean) / self._batches
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        losses, self._losses = self._losses, []
+        mean, self._mean, self._batches = self._mean, None, 0
         values = trainer.callback_metrics  # by all ranks: Lightning may reduce what is read
-        if not losses or not trainer.is_global_zero or sys.stdout.isatty():
+        if mean is None or not trainer.is_global_zero or sys.stdout.isatty():
             return
-        parts = [f"loss {torch.stack(losses).mean():.4g}"]
+        parts = [f"loss {mean:.4g}"]
         if "train/images_per_second" in values:
             parts.append(f"{values['train/images_per_second']:.4g} images/s")
             parts.append(bounds(float(values["train/data_wait"])))

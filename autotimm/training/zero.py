@@ -18,7 +18,6 @@ the stage that wrote it, and says so otherwise.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +34,7 @@ from torch.optim import Optimizer
 from autotimm.structures import InputError
 from autotimm.training.checkpoint import whole_folder
 from autotimm.training.statistics import from_first_rank
-
-TAG = "checkpoint"
-"""The folder inside of a checkpoint that has the files, as Lightning names it."""
+from autotimm.training.zero_files import check_on_all_ranks, stage_of
 
 OURS = ("gradient_accumulation_steps", "gradient_clipping", "fp16", "bf16", "torch_autocast")
 """Settings of DeepSpeed's that follow from the trainer's."""
@@ -151,9 +148,11 @@ class ZeRO(DeepSpeedStrategy):
     ) -> dict[str, Any]:
         """Raises InputError if there is no checkpoint of this stage and number of ranks."""
         path = Path(self.broadcast(str(checkpoint_path)))
-        states = check_folder(path)
-        ranks, stage = len(states), 3 if self.zero_stage_3 else 2
         fitting = self.lightning_module is not None and self.lightning_module.trainer.training
+        # To go on, DeepSpeed reads on each rank its own files alone, unless told otherwise.
+        alone = fitting and not self.deepspeed_engine.zero_elastic_checkpoint()
+        ranks = check_on_all_ranks(path, self.global_rank if alone else None)
+        stage = 3 if self.zero_stage_3 else 2
         # Without the optimizer, every rank can read the whole weights of stages 1 and 2.
         alike = ranks == self.world_size or not (fitting or stage == 3)
         if stage_of(path) != stage or not alike:
@@ -237,38 +236,6 @@ def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
     return {"scale": scaler["scale"], "steps": scaler["steps"] + 1}
 
 
-def stage_of(path: Path) -> int:
-    """3, or 2 where it is 1 or 2, which write the same."""
-    return 3 if (path / TAG / "zero_pp_rank_0_mp_rank_00_model_states.pt").exists() else 2
-
-
-def check_folder(path: Path) -> list[Path]:
-    """The files of the ranks' optimizer states in a DeepSpeed checkpoint that holds no code.
-
-    Raises:
-        InputError: it is none, or a file has more than tensors and plain values, or is cut off.
-    """
-    states = sorted(_files(path, "optim_states"))
-    if not states:
-        raise InputError(
-            f"{path} is no checkpoint of DeepSpeed's: a run with strategy=deepspeed_stage_<n> goes "
-            f"on from its own alone; begin from the weights of another with load_from_checkpoint"
-        )
-    for file in [*states, *_files(path, "model_states")]:
-        try:
-            with torch.serialization.safe_globals(of_deepspeed()):
-                # Mapped, not read: what it would build is looked at, the tensors are not.
-                torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise InputError(
-                f"{file} has more than weights and plain values: it is damaged, or carries code, "
-                f"which was not run"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read ({type(error).__name__}): cut off?") from error
-    return states
-
-
 @contextmanager
 def _errors_at_the_end(files: Any) -> Iterator[None]:
     """Has a file that cannot be written be an error at the end of the block, in which ranks wait
@@ -293,16 +260,3 @@ def _errors_at_the_end(files: Any) -> Iterator[None]:
         files.save = write
     if failures:
         raise failures[0]
-
-
-def _files(path: Path, kind: str) -> Iterator[Path]:
-    return path.glob(f"{TAG}/*_{kind}.pt")
-
-
-def of_deepspeed() -> list[Any]:
-    """The classes of DeepSpeed's, with numbers inside, of which its checkpoints have objects."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
