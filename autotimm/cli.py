@@ -119,7 +119,7 @@ def train(args: list[str] | None = None) -> None:
     fit, which goes on when it is started again.
     """
     try:
-        with signals.caught():  # from here: it may be minutes to the first step
+        with signals.caught(ends=True):  # from here: it may be minutes to the first step
             TrainCLI(
                 ObjectDetector,
                 InstanceSegmentationDataModule,

@@ -10,8 +10,11 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
+from line import Line, loader, quiet
 from torch.distributed import HashStore
 
 from autotimm.streaming.workers import outlive_signals, shielded
@@ -21,7 +24,7 @@ from autotimm.training.agreement import Agreement
 
 def test_the_first_signal_is_noted_and_all_is_as_it_was_afterwards() -> None:
     before = [signal.getsignal(number) for number in signals.STOPS]
-    with signals.caught():
+    with signals.caught(ends=True):
         assert signals.received() == 0
         os.kill(os.getpid(), signal.SIGUSR2)
         with signals.caught():  # a fit within the command line
@@ -39,10 +42,39 @@ def test_what_came_before_a_release_takes_its_usual_effect() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signals.release()
+        assert signals.received() == 0  # and at the end it has had it
     with signals.caught():
         signals.release()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_nobody_acted_upon_takes_its_usual_effect_at_the_end() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals.caught():
+        with signals.caught():  # a fit within
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received() == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(ZeroDivisionError), signals.caught():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("stage", ["on_train_end", "teardown"])
+def test_a_script_does_not_go_on_after_a_fit_that_heard_too_late(
+    stage: str, tmp_path: Path
+) -> None:
+    def late(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    callback = Callback()
+    setattr(callback, stage, late)
+    trainer = quiet(tmp_path, max_steps=1, callbacks=[callback], logger=[])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Line(), loader())
+    assert trainer.global_step == 1
+    assert (tmp_path / "version_0" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
@@ -98,7 +130,7 @@ def test_who_hears_of_another_ranks_signal_without_waiting(
     store = HashStore()
     one, other = Agreement(store=store), Agreement(store=store)
     monkeypatch.setattr(agreement, "LOOK", 0.0)
-    with signals.caught():
+    with signals.caught(ends=True):
         assert not one.heard() and not other.heard()
         os.kill(os.getpid(), signal.SIGTERM)
         assert one.heard() and one.answer() == signal.SIGTERM

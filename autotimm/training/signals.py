@@ -1,7 +1,8 @@
 """Signals that ask a run to stop: they are noted, and acted upon where all ranks can act alike.
 
 Invariants: a handler sets a flag and nothing else, so that it may come at any instruction; the same
-signal once more ends the process at once; outside of a fit signals do what they did before.
+signal once more ends the process at once; what comes too late is not lost; outside of a fit signals
+do what they did before.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ def received() -> int:
 
 
 @contextmanager
-def caught() -> Iterator[None]:
-    """Within it, ``STOPS`` are noted. It may be nested; beside the main thread it does nothing."""
+def caught(ends: bool = False) -> Iterator[None]:
+    """Within it, ``STOPS`` are noted. It may be nested; beside the main thread it does nothing.
+
+    What came too late to be acted upon takes its usual effect at the end, where a script may go on
+    for hours. An error comes first, and so does the ``SystemExit`` of who has acted upon it.
+
+    Args:
+        ends: whether the process ends here, so that there is nothing left to stop.
+    """
     if _before or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,17 +49,23 @@ def caught() -> Iterator[None]:
     _before.update({number: signal.signal(number, _note) for number in STOPS})
     try:
         yield
-    finally:
+    except BaseException:
         _restore()
+        raise
+    if ends:
+        _came.clear()
+    release()
 
 
 def release() -> None:
-    """Ends the catching early, where nothing is there to act upon the signals.
+    """Ends the catching, early where nothing is there to act upon the signals.
 
     What came meanwhile takes its usual effect now.
     """
     _restore()
-    if number := received():
+    number = received()
+    _came.clear()
+    if number:
         signal.raise_signal(number)
 
 
