@@ -108,3 +108,50 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     with pytest.raises(InputError, match="LOCAL_WORLD_SIZE is nothing, where"):
         find_launcher()
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2, but neither torchrun nor srun"),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2, .*--nproc-per-node=2"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4, "),
+        ({"PMI_SIZE": "3"}, "PMI_SIZE=3, "),
+        ({"RANK": "1"}, "RANK=1, .*write nothing"),
+    ],
+)
+def test_one_of_several_that_no_known_launcher_started_is_refused(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=named):
+        launcher_world("auto", 1, "cpu")
+    assert launcher_world("auto", 1, "cpu", own_environment=True) == ("auto", 1)
+    torchrun(monkeypatch, local=1, world=1)  # by each process of mpirun, say
+    assert launcher_world("auto", 1, "cpu") == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "size"),
+    [(2, 0, 2), ("2", 0, 2), ([0, 1], 4, 2), ("0,1", 4, 2), ("auto", 4, 4), (-1, 4, 4)],
+)
+def test_a_process_that_lightning_itself_starts_is_none_of_these(
+    devices: list[int] | str | int, gpus: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in {"NODE_RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": str(size)}.items():
+        monkeypatch.setenv(name, value)
+    assert launcher_world(devices, 1) == (devices, 1)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="WORLD_SIZE=3"):
+        launcher_world(devices, 1)
+
+
+def test_a_debugger_s_variables_for_one_process_are_none_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launcher_world("auto", 1, "cpu") == ("auto", 1)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
@@ -118,7 +118,9 @@ class AutoTrainer(Trainer):
         if not 0 < timeout_minutes < 1e6:
             raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
         timeout = timedelta(minutes=timeout_minutes)
-        devices, num_nodes = launcher_world(devices, num_nodes, accelerator)
+        plugins = _plugins(plugins)
+        own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+        devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
@@ -148,9 +150,7 @@ class AutoTrainer(Trainer):
         strategy = strategies.strategy(
             strategy, accelerator, _one_device(devices, num_nodes), timeout
         )
-        precision, plugins = strategies.precision(
-            precision, accelerator, strategy, _plugins(plugins)
-        )
+        precision, plugins = strategies.precision(precision, accelerator, strategy, plugins)
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.unlogged: MetricsLogger | None = None
         """Names the folder of a run that nothing logs."""

@@ -17,6 +17,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from autotimm.structures import InputError
 
+_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Set by hand or by schedulers for torch.distributed; by mpirun of OpenMPI, MPICH and MVAPICH."""
+
 
 class Launcher(NamedTuple):
     """Who started this process, and how many with it.
@@ -91,14 +94,24 @@ def _by_srun() -> bool:
 
 
 def launcher_world(
-    devices: list[int] | str | int, num_nodes: int, accelerator: str = "auto"
+    devices: list[int] | str | int,
+    num_nodes: int,
+    accelerator: str = "auto",
+    own_environment: bool = False,
 ) -> tuple[list[int] | str | int, int]:
     """``devices`` and ``num_nodes`` of the trainer, as the launcher has it where there is one.
 
     Lightning alone takes one CPU process for granted, and each process would train on its own.
 
+    Args:
+        devices: as the user gave them.
+        num_nodes: likewise.
+        accelerator: likewise.
+        own_environment: whether the user brings a ClusterEnvironment, which knows of others.
+
     Raises:
-        InputError: they contradict the launcher, or are no number.
+        InputError: they contradict the launcher, or are no number; or another launcher, which is
+            not known here, has started this process as one of several.
     """
     launcher = find_launcher()
     if launcher is None:
@@ -108,6 +121,8 @@ def launcher_world(
             raise InputError(
                 f"devices={devices!r} is no number of CPU processes: give 1 or more, or none"
             )
+        if not own_environment:
+            _check_alone(_count(devices, on_cpu) * num_nodes)
         return devices, num_nodes
     name, flag, local, nodes = launcher
     given = devices not in ("auto", -1, "-1")
@@ -126,6 +141,47 @@ def launcher_world(
     if accelerator in ("auto", "gpu", "cuda") and (gpus := torch.cuda.device_count()):
         _check_gpus(launcher, gpus, given)
     return devices, nodes
+
+
+def _count(devices: list[int] | str | int, on_cpu: bool) -> int:
+    """How many processes Lightning makes of ``devices`` on a node."""
+    if devices in ("auto", -1, "-1"):
+        return 1 if on_cpu else max(1, torch.cuda.device_count())
+    if isinstance(devices, list):
+        return len(devices)
+    numbers = str(devices).strip(",").split(",")  # as in "0,1"
+    if len(numbers) > 1 or not numbers[0].isdecimal():  # what is no number, Lightning refuses
+        return len(numbers)
+    return int(numbers[0])
+
+
+def _check_alone(planned: int) -> None:
+    """Looks whether this process is one of several, each of which would train on its own.
+
+    Lightning sets WORLD_SIZE and LOCAL_RANK, too, for the processes that it starts itself.
+
+    Args:
+        planned: processes that Lightning knows of.
+
+    Raises:
+        InputError: it is; with the variable that says so.
+    """
+    env = os.environ
+    by_lightning = "LOCAL_RANK" in env and "RANK" not in env
+    for name in _SIZES:
+        size = env.get(name) or "1"
+        ours = by_lightning and name == "WORLD_SIZE" and size == str(planned)
+        if size != "1" and not ours:
+            raise InputError(
+                f"{name}={size}, but neither torchrun nor srun has started this process: each "
+                "would train alone, into the same run. Start it with torchrun "
+                f"(--nproc-per-node={size} on one node) or srun, or unset {name}"
+            )
+    if env.get("RANK", "0") != "0":
+        raise InputError(
+            f"RANK={env['RANK']}, but neither torchrun nor srun has started this process, which "
+            "would train and write nothing: start it with torchrun or srun, or unset RANK"
+        )
 
 
 def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
