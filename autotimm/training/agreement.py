@@ -85,6 +85,17 @@ class Agreement:
         if self._group is not None:
             dist.barrier(self._group)
 
+    def leave(self) -> None:
+        """Gives the group's threads and sockets back, of which every fit has its own.
+
+        Called by all ranks where nothing is asked any more. Not after an error: the ranks may have
+        asked differently often, and those that are left would wait.
+        """
+        self.answer()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
 
 def over_gloo(meeting: Meeting, timeout: timedelta) -> Agreement:
     """An agreement of all ranks of the job; called by all of them at once.

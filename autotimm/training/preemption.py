@@ -201,6 +201,7 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
     with signals.caught():
         try:
             yield
+            own.agreement.leave()
         except Stopped as stopped:
             own.agreement.together()
             if mark := os.environ.get(MARK):
