@@ -33,6 +33,11 @@ from autotimm.training.preemption import Stopped
 from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
+_ABOUT = {
+    "validate": "Measures a checkpoint on the split to validate on.",
+    "test": "Measures a checkpoint on the split to test on, and writes what it finds there.",
+    "predict": "Writes what a checkpoint finds in the images of the split to test on.",
+}
 _SAYS_ENOUGH = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
 
 
@@ -69,6 +74,15 @@ class TrainCLI(LightningCLI):
         """Lightning's, and two that look for a setting; with the arguments that are no flags."""
         own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
         return {**LightningCLI.subcommands(), **own}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """As Lightning's, whose first lines on these end in mid-sentence."""
+        super()._add_subcommands(
+            parser, **{name: {"description": text} for name, text in _ABOUT.items()} | kwargs
+        )
+        listed: Any = parser._subcommands_action
+        for action in listed._choices_actions:
+            action.help = _ABOUT.get(action.dest, action.help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning's, but what is wrong is told in a line, not below a list of all flags."""

@@ -12,6 +12,25 @@ from autotimm import AutoTrainer
 from autotimm.training import progress
 
 
+@pytest.fixture(autouse=True)
+def screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_is_seen", lambda: True)
+
+
+def test_in_a_file_there_is_no_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor what Lightning says of the model, and of things to buy."""
+    for seen in (True, False):
+        monkeypatch.setattr(progress, "_is_seen", lambda seen=seen: seen)
+        run = AutoTrainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1)
+        run.fit(Line(), loader(6))
+        out, err = capfd.readouterr()
+        assert ("it/s" in out) == seen
+        assert "epoch 1 of 1: loss" in out
+        assert "FLOP" not in out + err
+
+
 def test_the_bar_asks_a_device_for_numbers_only_at_steps_that_are_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,23 @@ def test_no_secret_of_a_url_is_written(
     assert "SECRET" not in "".join(capfd.readouterr())
 
 
+def test_help_says_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("COLUMNS", "1000")
+    for words in (["--help"], ["fit", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.train(words)
+    listed, flags = capsys.readouterr().out.split("Available subcommands:")[1].split("usage:")
+    told = [line.split(maxsplit=1) for line in listed.splitlines() if len(line.split()) > 1]
+    assert [name for name, _ in told[:6]] == [
+        *("fit", "validate", "test", "predict", "find_lr", "find_batch_size")
+    ]
+    assert all(text.endswith(".") for _, text in told[:6])
+    assert "save the state of the training after so many epochs" in flags
+
+
 def test_print_config_shows_every_setting() -> None:
     printed = run("fit", "--config", SMALL, "--print_config").stdout
     for line in ("backbone: resnet18", "mask_loss_weight: 1.0", "batch_size: 2", "max_epochs: 100"):

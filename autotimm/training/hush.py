@@ -19,6 +19,7 @@ _LINES = (
     "💡 Tip: ",  # of a product
     "TPU available: False",
     "Loading `train_dataloader` to estimate",
+    "Trainer already configured with model summary",
     # Said once, by whoever chooses the checkpoint, and without the secrets of a URL.
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",

@@ -22,7 +22,12 @@ from autotimm.sharding.manifest import whole_file
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's, but a file that is there already is gone on with."""
+    """Lightning's, but a file that is there already is gone on with.
+
+    ``step`` counts from 0, as Lightning has it in every logger: a row of step 9 is of the tenth
+    optimizer step, or of a validation after it. Checkpoints, pictures and ``run.json`` have the
+    number of steps that were taken, which is 10 then.
+    """
 
     @property
     def version(self) -> int | str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
 
 from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 
@@ -13,6 +15,7 @@ from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 class ProgressBar(RichProgressBar):
     """Lightning's, with what people look for: the loss and its parts, images a second, the share
     of the time spent waiting for data, GPU memory and the time to go; metrics after a validation.
+    Where the output goes to a file there is none.
 
     In training on a GPU the numbers are those of the last step that was logged
     (``log_every_n_steps``). To read one the host waits until the device has computed it, and then
@@ -22,6 +25,11 @@ class ProgressBar(RichProgressBar):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shown: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if not _is_seen():
+            self.disable()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         wanted = self._shown is None or is_logged(trainer)
@@ -55,6 +63,12 @@ class ProgressBar(RichProgressBar):
         if left is not None:
             shown["ETA"] = str(left)
         return shown
+
+
+def _is_seen() -> bool:
+    """Whether a bar can be drawn over itself; in a file its last state would be lines behind the
+    others, which say the same (``EpochLines``)."""
+    return sys.stdout.isatty() or get_console().is_jupyter
 
 
 def _waits(pl_module: LightningModule) -> bool:

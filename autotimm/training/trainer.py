@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
@@ -35,6 +36,7 @@ from autotimm.training.saving import Checkpoints
 from autotimm.training.setup_check import check_setup
 from autotimm.training.start import NamedCheckpoints, begin
 from autotimm.training.state import KeepState
+from autotimm.training.summary import Summary
 from autotimm.training.throughput import EpochLines, LearningRate, Throughput
 from autotimm.training.world import find_launcher, launcher_world
 
@@ -47,29 +49,46 @@ PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
 class AutoTrainer(Trainer):
     """``lightning.Trainer`` with other defaults; every argument of it can be given.
 
-    - ``precision``: ``16-mixed`` on a GPU that is to be used, else ``32-true``.
-    - ``strategy``: ``auto`` (DDP where there are several processes), ``ddp``,
-      ``deepspeed_stage_1``, ``_2``, ``_3``, the path of a DeepSpeed config, or ``fsdp``; on CPUs
-      too.
     - Under torchrun or srun it takes the number of processes and nodes from there.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
       (where it stands, and what it came from), and the results of a test as COCO JSON.
-    - ``logger``: ``tensorboard`` (by default, where it is installed), ``wandb``, ``mlflow``, or
-      Logger objects, one or several; ``metrics.csv`` always. False for none, not even that. One
-      that fails is warned of, and ends no run.
-    - ``save_every_n_epochs``, ``save_every_n_steps`` and ``save_every_minutes`` say, together, when
-      the state of the training is saved, ``keep_last``, ``keep_best``, ``best_metric`` and
-      ``best_mode`` what is kept of it, as :class:`~autotimm.training.saving.Checkpoints` tells;
-      a ``ModelCheckpoint`` among the callbacks comes on top.
-    - ``ema_decay`` keeps an exponential moving average of the weights, which is evaluated, and
-      loaded by ``load_from_checkpoint`` (:class:`~autotimm.training.ema.AverageWeights`).
     - SIGTERM, SIGUSR2 and Ctrl-C have all ranks of a fit save the same step and end with 85; what
       SLURM or torchrun starts again goes on from there.
-    - ``timeout_minutes`` is how long a rank waits for the others before the job ends with an error;
-      a rank that has died or hangs is named.
     - A loss or gradient that is no finite number ends the run before the weights change by it.
     - The data module orders and shares out the samples: Lightning must not do it again.
+
+    Args:
+        accelerator: "cpu", "gpu", or "auto" for a GPU where there is one.
+        strategy: "auto" (DDP where there are several processes), "ddp", "deepspeed_stage_1", "_2",
+            "_3", the path of a DeepSpeed config, or "fsdp"; on CPUs too.
+        devices: of each node; as many as the launcher has started processes, if there is one.
+        num_nodes: likewise.
+        precision: "16-mixed", "bf16-mixed" or "32-true"; by default "16-mixed" on a GPU that is to
+            be used, else "32-true".
+        logger: "tensorboard" (by default, where it is installed), "wandb", "mlflow", or Logger
+            objects, one or several; ``metrics.csv`` always. False for none, not even that. One that
+            fails is warned of, and ends no run.
+        callbacks: besides those of this class, or in their place where they are of the same kind.
+        default_root_dir: below which each run has its folder; by default ``runs``.
+        plugins: as in Lightning.
+        use_distributed_sampler: only False: the samples are dealt out already.
+        enable_checkpointing: False saves nothing, and leaves signals to do what they do elsewhere.
+        enable_progress_bar: False for none; where the output goes to a file there is none anyway.
+        save_every_n_epochs: save the state of the training after so many epochs; 0 for never.
+        save_every_n_steps: save after so many optimizer steps.
+        save_every_minutes: save when so much time has gone by since the last save.
+        keep_last: newest checkpoints to keep; -1 for all.
+        keep_best: best ones to keep; 0 for none.
+        best_metric: what is best, as it is logged in validation; by default the model's first
+            metric on the progress bar, or its first.
+        best_mode: whether a good value of it is large ("max") or small ("min"); by default large,
+            unless it is a loss by its name.
+        ema_decay: keeps an average of the weights that decays by this at each step, such as 0.9998;
+            it is what is evaluated, and what ``load_from_checkpoint`` loads.
+        timeout_minutes: how long a rank waits for the others before the job ends with an error; a
+            rank that has died or hangs is named.
+        **kwargs: of ``lightning.Trainer``.
 
     Raises:
         InputError: settings that contradict each other or the launcher.
@@ -142,6 +161,9 @@ class AutoTrainer(Trainer):
             "best_mode": best_mode,
         }
         checkpoints = Checkpoints(*kept.values())
+        described = any(isinstance(callback, ModelSummary) for callback in given)
+        if not described and kwargs.get("enable_model_summary") is not False:
+            saving.append(Summary())
         if enable_checkpointing is False:
             arguments.check_saves_nothing(kept)
         else:
