@@ -75,13 +75,20 @@ def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
     assert sorted(left) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("left", ["gone", "another's", "alive"])
 def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
-    monkeypatch: pytest.MonkeyPatch,
+    left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = "127.0.0.1"
     board = TCPStore(local, 0, is_master=True, wait_for_workers=False)
-    other = TCPStore(local, 0, is_master=True, wait_for_workers=False)  # has the port since
-    board.set("autotimm/where", f'[{other.port},"old"]')
+    other = TCPStore(local, 0, is_master=True, wait_for_workers=False)
+    port = other.port
+    if left == "gone":
+        del other
+    elif left == "alive":  # its first rank has not heard yet that the second one is dead
+        other.set("old", "")
+        other.add("old/1", 1)
+    board.set("autotimm/where", f'[{port},"old"]')
     for name, value in {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",  # which is no help: another node may count 1
@@ -98,7 +105,7 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(come, range(2))
-    assert first.port == second.port not in (board.port, other.port)
+    assert first.port == second.port not in (board.port, port)
     second.set("said", "yes")
     assert first.get("said") == b"yes"
     # As torch.distributed asks for it; and so does the next meeting.

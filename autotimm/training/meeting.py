@@ -165,7 +165,8 @@ def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta
 
     That of torchrun outlives a start, and in it the next one would meet the last one's addresses.
     Nothing tells the starts apart: each node counts its own failures only. So the first rank serves
-    another store, and says in torchrun's where: what an earlier start said there is not answered.
+    another store, and says in torchrun's where. An earlier start's is known by not answering, or by
+    having met a process of this rank: its first rank may live for a while yet.
 
     Raises:
         DistError: the first rank is not to be reached.
@@ -176,12 +177,12 @@ def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta
         store.set(token, "")
         board.set(_WHERE, orjson.dumps([store.port, token]).decode())
     else:
-        store = _told_of(board, address, patience)
+        store = _told_of(board, address, rank, patience)
     os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     return store
 
 
-def _told_of(board: Store, address: str, patience: timedelta) -> TCPStore:
+def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPStore:
     """The store of which the first rank says on ``board`` where it is."""
     end = time.monotonic() + patience.total_seconds()
     while time.monotonic() < end:
@@ -189,8 +190,8 @@ def _told_of(board: Store, address: str, patience: timedelta) -> TCPStore:
             port, token = orjson.loads(board.get(_WHERE))
             with contextlib.suppress(OSError, DistError):  # an earlier start's, or not yet there
                 socket.create_connection((address, port), _ATTEMPT.total_seconds()).close()
-                store = _store(address, port, 1, _ATTEMPT)
-                if store.check([token]):
+                store = _store(address, port, rank, _ATTEMPT)
+                if store.check([token]) and store.add(f"{token}/{rank}", 1) == 1:
                     store.set_timeout(patience)
                     return store
         time.sleep(_LONGEST)

@@ -121,7 +121,7 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
         hosts = [report and report["host"] for report in reports]
         checkpoint = checkpoint and str(checkpoint)
         if checkpoint and not said:
-            what = "goes on from" if trainer.state.fn == TrainerFn.FITTING else "weights:"
+            what = "goes on from" if fits else "weights:"
             said = f"{what} {urls.shown(checkpoint)}"
         told = {"problems": problems, "checkpoint": checkpoint, "said": said}
         return told | {"hosts": hosts, "agents": agents}
