@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,22 @@ def test_the_first_metric_on_the_progress_bar_is_the_default(tmp_path: Path) -> 
     model.save_hyperparameters({"metrics": metrics})
     run(tmp_path, model, max_epochs=3)
     assert "best.ckpt -> step_8.ckpt" in names(tmp_path / "version_0")
+
+
+@pytest.mark.parametrize(("name", "told"), [("val/box_50", 0), ("val/loss", 1), ("lr", 0)])
+def test_a_best_metric_that_is_none_of_the_models_is_told_at_once(
+    name: str, told: int, tmp_path: Path
+) -> None:
+    model = Measured(0.5, name=name)
+    model.save_hyperparameters(
+        {"metrics": [{"name": n, "stages": s, "prog_bar": b} for n, s, b in METRICS]}
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, model, best_metric=name)
+    said = f"best_metric={name!r} is none of the model's metrics, val/mask, val/box"
+    assert [str(one.message) for one in caught].count(said) == told
+    assert "best.ckpt -> step_4.ckpt" in names(tmp_path / "version_0")
 
 
 METRICS = [("box", ["val"], False), ("late", ["test"], True), ("mask", ["val", "test"], True)]
@@ -520,11 +537,11 @@ if int(os.environ["RANK"]) == 0:
 warnings.simplefilter("ignore")
 trainer = quiet(sys.argv[1], max_epochs=3, strategy="ddp", save_every_minutes=1000)
 trainer.fit(Big(grows_at=8), loader(4))
-print("went on to step", trainer.global_step, flush=True)
+print(f"went on to step {trainer.global_step}", flush=True)  # whole, as the other rank prints too
 try:
     quiet(sys.argv[1], max_epochs=2, strategy="ddp").fit(Big(grows_at=8), loader(4))
 except InputError as error:
-    print("told:", error, flush=True)
+    print(f"told: {error}", flush=True)
 """
 
 

@@ -158,7 +158,15 @@ class Checkpoints(Checkpoint):
         if stage == "fit":
             if self.given_metric and trainer.limit_val_batches == 0:
                 raise InputError("best_metric has no effect with limit_val_batches=0")
-            self.monitor = self.given_metric or _first_metric(pl_module) if self.keep_best else None
+            measured = _metrics(pl_module)
+            given = self.given_metric or ""
+            if given.startswith("val/") and measured and not given.startswith(tuple(measured)):
+                # No error: a class of the user's own may log more. Else the first validation is.
+                rank_zero_warn(
+                    f"best_metric={given!r} is none of the model's metrics, {', '.join(measured)}"
+                )
+            default = measured[0] if measured and self.keep_best else None
+            self.monitor = self.given_metric or default
             small = "loss" in (self.monitor or "").lower()
             self.mode = self.given_mode or ("min" if small else "max")
             self._files, self._restored = {}, {}
@@ -307,12 +315,12 @@ def _name(trainer: Trainer) -> str:
     return f"step_{trainer.global_step}.ckpt"
 
 
-def _first_metric(pl_module: LightningModule) -> str | None:
-    """The metric by which a model of this package is known, as it is logged."""
+def _metrics(pl_module: LightningModule) -> list[str]:
+    """What a model of this package measures in validation, as it is logged; that by which it is
+    known first: on the progress bar."""
     configs = pl_module.hparams.get("metrics") or []
     found = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
-    shown = [c for c in found if c.get("prog_bar")]
-    return next((f"val/{c['name']}" for c in shown + found), None)
+    return [f"val/{c['name']}" for c in sorted(found, key=lambda c: not c.get("prog_bar"))]
 
 
 def _validates_next(trainer: Trainer) -> bool:
