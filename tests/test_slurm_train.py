@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,8 @@ def has(log: Path, *texts: str) -> bool:
 
 def start_again(env: Environment, job: str) -> None:
     until(lambda: state(env, job) == "PENDING")
+    # SLURM counts whole seconds: in that of its end a job's new start is taken for the old one.
+    time.sleep(2)
     command("scontrol", "update", f"JobId={job}", "StartTime=now", env=env)
 
 
