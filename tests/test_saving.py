@@ -389,26 +389,24 @@ def test_a_checkpoint_callback_of_the_users_comes_on_top(tmp_path: Path) -> None
     assert state(last)["global_step"] == 8
 
 
-def test_where_links_cannot_be_made_the_newest_is_there_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_links_cannot_be_made_the_newest_is_there_twice(tmp_path: Path) -> None:
     run(tmp_path, Line(), max_epochs=3)
     folder = tmp_path / "version_0"
     assert names(folder) == {"step_8.ckpt", "step_12.ckpt", "last.ckpt"}
     assert state(folder / "checkpoints" / "last.ckpt")["global_step"] == 12
 
 
-def test_where_links_cannot_be_made_a_folder_is_there_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
+@pytest.mark.usefixtures("no_links")
+def test_where_links_cannot_be_made_a_folder_is_there_twice(tmp_path: Path) -> None:
     for step in (1, 2):
         with whole_folder(tmp_path / f"step_{step}.ckpt", step) as folder:
             (folder / "checkpoint").mkdir()

@@ -11,6 +11,7 @@ import torch
 from batches import random_batch, small
 from lightning.pytorch.callbacks import TQDMProgressBar
 from line import Line, loader, quiet
+from ranks import on_ranks
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
@@ -125,3 +126,26 @@ def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path)
         optimizer.zero_grad()
     for (name, found), wanted in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_gloos_threads_when_they_end(tmp_path: Path) -> None:
+    """A thread that has something left to do stands for one of them."""
+    done = on_ranks(
+        """
+        import os, sys, threading, time
+        from line import Line, loader, quiet
+
+        quiet(sys.argv[1], strategy="ddp", max_steps=1, logger=False).fit(Line(), loader())
+
+        def let_go():
+            time.sleep(0.02)
+            os.write(1, b"let go\\n")
+
+        threading.Thread(target=let_go, daemon=True).start()
+        """,
+        tmp_path,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("let go") == 2
