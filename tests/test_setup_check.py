@@ -242,7 +242,7 @@ def test_a_batch_of_more_images_than_there_are_is_told(coco: Path, tmp_path: Pat
             warnings.simplefilter("always")
             trainer.fit(small(num_classes=data.num_classes), datamodule=data)
         texts = [str(one.message) for one in caught]
-        said = "steps of 6 images, and split 'train' has 5: each step shows some of them more than"
+        said = " images, and split 'train' has 5: each step shows some of them more than"
         assert sum(said in text for text in texts) == told
 
 
