@@ -222,6 +222,16 @@ def label_of(categories: Iterable[Category]) -> dict[int, int]:
     return {id_: label for label, id_ in enumerate(sorted(c.id for c in categories))}
 
 
+def shown_names(categories: Iterable[Category]) -> list[str]:
+    """What to call each label: its category's name, with the id where several share that name."""
+    categories = list(categories)
+    names = [category.name for category in categories]
+    return [
+        f"{one.name} ({one.id})" if names.count(one.name) > 1 or not one.name else one.name
+        for one in categories
+    ]
+
+
 def load(annotation_file: Path, image_folder: Path) -> CocoIndex:
     """Reads a COCO annotation file and sees that its images are there.
 

@@ -116,6 +116,16 @@ def decode(rle: RLE) -> np.ndarray:
     return np.ascontiguousarray(_coco.decode(rle))
 
 
+def decode_window(rle: RLE) -> tuple[int, int, np.ndarray]:
+    """The left and top of a mask's tight box, and the mask [h, w] uint8 of 0 and 1 inside it.
+
+    Far quicker than ``decode`` for a small mask of a large picture: COCO's columns are turned into
+    rows inside the box alone.
+    """
+    x1, y1, x2, y2 = (int(side) for side in box(rle))
+    return x1, y1, np.ascontiguousarray(_coco.decode(rle)[y1:y2, x1:x2])
+
+
 def area(rle: RLE) -> int:
     """Returns the number of pixels inside the mask."""
     return int(_coco.area(rle))

@@ -45,11 +45,15 @@ class Preprocessing:
         std: divided by, likewise.
         interpolation: "bilinear" or "bicubic", of images that keep most of their size; those that
             shrink a lot are averaged over areas either way.
+        image_size: height and width of the canvas of the training; None before one.
+        resize: how images were fitted to it, "letterbox" or "stretch".
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as the std
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    image_size: tuple[int, int] | None = None
+    resize: str = "letterbox"
 
 
 @dataclass(frozen=True, slots=True)

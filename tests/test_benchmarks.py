@@ -85,6 +85,19 @@ def test_equal_budget() -> None:
         assert float(told[name][4].split()[0]) > 0
 
 
+@pytest.mark.slow
+def test_evaluate_masks(tmp_path: Path) -> None:
+    out = bench("evaluate_masks.py", "--out", tmp_path, "--side", 128)
+    told = rows(out)
+    names = ("MetricConfig", "MetricConfig, fast", "pycocotools", "autotimm evaluate")
+    assert {told[name][-1] for name in names} == {told["pycocotools"][-1]}
+    # Its thresholds are float32.
+    assert float(told["torchmetrics"][-1]) == pytest.approx(float(told[names[0]][-1]), abs=0.02)
+    assert all(float(cell) >= 0 for name in names for cell in told[name][:5])
+    assert 0 < float(told["pycocotools"][-1]) < 1
+    assert out.strip() in (tmp_path / "evaluation.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

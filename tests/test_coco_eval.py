@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from autotimm import masks
 from autotimm.coco import Category
 from autotimm.evaluation import coco_eval
-from autotimm.evaluation.coco_eval import STATS, evaluate, to_results
+from autotimm.evaluation.coco_eval import STATS, compare, errors, evaluate, to_results
 from autotimm.structures import InputError
 
 TRUTH = "metrics/val2014_100/instances_val2014_100.json"
@@ -250,3 +250,182 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     truth["annotations"][0]["segmentation"] = []
     with pytest.raises(InputError, match="annotation 0 has no segmentation"):
         evaluate(truth, [], "segm")
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Crowds, images without anything, gaps in the ids, equal scores, more than 100 detections."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": i, "name": str(i)} for i in (1, 2, 7, 90)]
+    images = [{"id": 10 + 3 * i, "height": 120, "width": 160} for i in range(8)]
+
+    def rle(x: int, y: int, w: int, h: int) -> Any:
+        mask = np.zeros((120, 160), np.uint8)
+        mask[y : y + h, x : x + w] = 1
+        return masks.encode(mask)
+
+    def extent() -> dict[str, Any]:
+        w, h = (int(side) for side in rng.integers(4, 110, 2))
+        x, y = int(rng.integers(0, 160 - w)), int(rng.integers(0, 121 - h))
+        return {"bbox": [x, y, w, h], "segmentation": rle(x, y, w, h)}
+
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image in images[1:]:
+        for _ in range(int(rng.integers(0, 12))):
+            one = {"image_id": image["id"], "category_id": int(rng.choice([1, 2, 7]))} | extent()
+            area = one["bbox"][2] * one["bbox"][3]
+            crowd = int(rng.random() < 0.2)
+            annotations.append(one | {"id": len(annotations) + 1, "area": area, "iscrowd": crowd})
+            if rng.random() < 0.8:
+                x, y, w, h = one["bbox"]
+                w, h = max(w - int(rng.integers(0, 6)), 2), max(h - int(rng.integers(0, 6)), 2)
+                shrunk = {"bbox": [x, y, w, h], "segmentation": rle(x, y, w, h)}
+                results.append(one | shrunk | {"score": float(rng.integers(1, 6) / 5)})
+    for _ in range(150):
+        image = images[int(rng.integers(0, 3))]
+        one = {"image_id": image["id"], "category_id": int(rng.choice([1, 90]))} | extent()
+        results.append(one | {"score": float(rng.integers(1, 20) / 40)})
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    return truth, results
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_random_cases_and_each_class_equal_pycocotools(iou_type: Any, seed: int) -> None:
+    truth, results = random_case(seed)
+    coco = COCO()
+    coco.dataset = copy.deepcopy(truth)
+    found = copy.deepcopy(results)
+    for number, one in enumerate(found, 1):
+        area = one["bbox"][2] * one["bbox"][3]
+        one |= {"id": number, "area": area, "iscrowd": 0}
+    detected = COCO()
+    detected.dataset = copy.deepcopy(truth) | {"annotations": found}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        detected.createIndex()
+
+        def stats(category: int | None) -> list[float]:
+            run = COCOeval(coco, detected, iou_type)
+            run.params.catIds = run.params.catIds if category is None else [category]
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+            return run.stats.tolist()
+
+        measured = compare(truth, results, iou_type)
+        assert list(measured.stats.values()) == pytest.approx(stats(None), abs=1e-9)
+        for one in measured.classes:
+            expected = stats(one.id)
+            got = [one.ap, one.ap50, one.ap75, one.ar100]
+            assert got == pytest.approx([expected[k] for k in (0, 1, 2, 8)], abs=1e-9)
+            singles = [a for a in truth["annotations"] if not a["iscrowd"]]
+            assert one.instances == sum(a["category_id"] == one.id for a in singles)
+
+
+def test_errors_are_counted_by_class_and_image() -> None:
+    truth = small_truth()
+    other = {
+        "bbox": [2, 2, 8, 8],
+        "area": 64,
+        "iscrowd": 0,
+        "segmentation": [[2, 2, 10, 2, 10, 10]],
+    }
+    truth["annotations"].append(other | {"id": 8, "image_id": 9, "category_id": 0})
+    found = [
+        result(),  # right
+        result(image_id=9, score=0.95),  # another class than category 0's
+        result(bbox=[20.0, 12.0, 5.0, 5.0], score=0.9),  # in the crowd
+        result(bbox=[2.0, 12.0, 5.0, 5.0], score=0.8),  # nothing there
+        result(bbox=[2.0, 12.0, 5.0, 5.0], score=0.2),  # does not count
+    ]
+    told = errors(truth, found, "bbox", 0.5)
+    # Rows 0, 3, nothing; columns likewise.
+    assert told.matrix.tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert told.images == {7: (1, 1, 0), 9: (0, 1, 1)}
+    wrong = [one for one in told.label_errors if one["type"] == "wrong_label"]
+    assert [
+        (w["image_id"], w["category_id"], w["annotated"], w["annotation_id"]) for w in wrong
+    ] == [(9, 3, 0, 8)]
+
+
+def spread(boxes: list[list[float]], category: int) -> list[dict[str, Any]]:
+    return [
+        {"image_id": 7, "category_id": category, "bbox": box, "area": box[2] * box[3]}
+        for box in boxes
+    ]
+
+
+PLACES = [[5.0 + 40 * k, 5.0, 30.0, 30.0] for k in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "mended"),
+    [
+        ("wrong class", {"place": 5, "category_id": 0}, {"place": 5}),
+        ("badly placed", {"place": 5, "bbox": [222, 5, 30.0, 30.0]}, {"place": 5}),
+        ("nothing there", {"bbox": [100.0, 60.0, 20.0, 20.0]}, None),
+        ("found twice", {"place": 0, "score": 0.6}, None),
+    ],
+)
+def test_what_an_error_costs_is_what_its_mending_gains(kind: str, wrong: Any, mended: Any) -> None:
+    truth = {
+        "images": [{"id": 7, "height": 100, "width": 300}],
+        "categories": [{"id": 0, "name": "none"}, {"id": 3, "name": "thing"}],
+        "annotations": [
+            one | {"id": k}
+            for k, one in enumerate([*spread(PLACES, 3), *spread([[5, 70, 25, 25]], 0)])
+        ],
+    }
+
+    def entry(place: int = 0, **changes: Any) -> dict[str, Any]:
+        return result(bbox=PLACES[place], segmentation=None, score=0.7) | changes
+
+    # One of less score comes after the error, and one is missed.
+    right = [entry(k, score=0.9) for k in range(3)] + [entry(3, score=0.2)]
+    right += [result(bbox=[5, 70, 25, 25], segmentation=None, category_id=0, score=0.5)]
+    before = compare(truth, [*right, entry(**wrong)], "bbox")
+    after = compare(truth, [*right, entry(**mended)] if mended else right, "bbox")
+    gain = after.stats["AP50"] - before.stats["AP50"]
+    assert gain > 0.005
+    assert before.lost[kind] == pytest.approx(gain, abs=1e-9)
+    others = before.lost.keys() - {kind, "missed"}
+    assert all(before.lost[other] == 0 for other in others)
+
+    # Place 4 is missed, and place 5 where the error does not stand for it.
+    missed = {4} if "place" in wrong and wrong["place"] == 5 else {4, 5}
+    truth["annotations"] = [a for k, a in enumerate(truth["annotations"]) if k not in missed]
+    without = compare(truth, [*right, entry(**wrong)], "bbox")
+    assert before.lost["missed"] == pytest.approx(
+        without.stats["AP50"] - before.stats["AP50"], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("categories", {"id": "a"}, "category id 'a' is not a whole number"),
+        ("categories", {"id": -1}, "category id -1 is not"),
+        ("categories", {"id": 3}, "two categories have the same id"),
+        ("images", {"width": "30"}, "image 7: height and width are"),
+        ("images", {"height": 10**30}, "image 7: height and width are"),
+        ("images", {"id": []}, "no object with an id"),
+        ("annotations", {"category_id": None}, "category_id is None"),
+        ("annotations", {"area": "big"}, "area is 'big', not a number"),
+        ("annotations", {"iscrowd": "0"}, "iscrowd is '0', not 0 or 1"),
+        ("annotations", {"image_id": True}, "image_id that is a whole number"),
+    ],
+)
+def test_odd_ground_truth_is_refused_in_one_line(part: str, changes: Any, message: str) -> None:
+    truth = small_truth()
+    truth[part][0] |= changes
+    with pytest.raises(InputError, match="ground truth") as caught:
+        evaluate(truth, [result()], "bbox")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_annotations_of_no_category_are_left_out_as_pycocotools_does() -> None:
+    truth = small_truth()
+    truth["annotations"].append(truth["annotations"][0] | {"id": 5, "category_id": 44})
+    assert evaluate(truth, [result()], "bbox")["AP"] == pytest.approx(1)

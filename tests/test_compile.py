@@ -258,7 +258,7 @@ def test_an_evaluation_between_epochs_changes_nothing_for_training() -> None:
     for _ in range(3):
         model.eval()
         with torch.no_grad():
-            model._detect(batch["image"])
+            model.detect(batch["image"])
         model.train()
         step(model, batch)
     assert graphs() == 3  # training, evaluation, its mask head

@@ -236,3 +236,18 @@ def test_crop_of_runs_below_zero_is_refused() -> None:
 def test_a_box_without_area_is_refused(box: tuple) -> None:
     with pytest.raises(ValueError, match="no area"):
         masks.crop(masks.encode(np.ones((9, 9))), np.eye(3)[:2], box)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_window_is_the_tight_part_of_the_whole(seed: int) -> None:
+    mask = random_mask(seed)
+    left, top, inside = masks.decode_window(masks.encode(mask))
+    height, width = inside.shape
+    np.testing.assert_array_equal(inside, mask[top : top + height, left : left + width])
+    assert inside.sum() == mask.sum()
+    assert inside.any(axis=0)[[0, -1]].all()
+    assert inside.any(axis=1)[[0, -1]].all()
+
+
+def test_the_window_of_an_empty_mask_is_empty() -> None:
+    assert masks.decode_window(masks.encode(np.zeros((5, 7), np.uint8)))[2].size == 0

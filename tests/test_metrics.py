@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from autotimm import masks
 from autotimm.evaluation.coco_eval import evaluate, to_results
-from autotimm.evaluation.metrics import METRIC_CLASSES, MetricConfig, StageMetrics
+from autotimm.evaluation.metrics import BACKENDS, METRIC_CLASSES, MetricConfig, StageMetrics
 from autotimm.structures import InputError
 
 SUFFIXES = ["", "_50", "_75", "_small", "_medium", "_large"]
@@ -126,11 +126,14 @@ def disturbance(truth: dict[str, Any]) -> Any:
     return disturbed(truth, seed=3)
 
 
-def test_equals_pycocotools(truth: dict[str, Any], disturbance: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_pycocotools(truth: dict[str, Any], disturbance: Any, backend: str) -> None:
     configs = [
-        MetricConfig("mask", params={"box_format": "xyxy", "iou_type": "segm"}),
-        MetricConfig("box", params={"box_format": "xyxy", "iou_type": "bbox"}),
-        MetricConfig("both", params={"box_format": "cxcywh", "iou_type": ["bbox", "segm"]}),
+        MetricConfig("mask", backend, params={"box_format": "xyxy", "iou_type": "segm"}),
+        MetricConfig("box", backend, params={"box_format": "xyxy", "iou_type": "bbox"}),
+        MetricConfig(
+            "both", backend, params={"box_format": "cxcywh", "iou_type": ["bbox", "segm"]}
+        ),
     ]
     metrics = StageMetrics("val", configs)
     for detections, targets in zip(*disturbance[2:], strict=True):
@@ -150,12 +153,13 @@ def test_equals_pycocotools(truth: dict[str, Any], disturbance: Any) -> None:
     assert computed(metrics, "val/mask") == [-1] * 12
 
 
-def test_published_results(shared_data: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_published_results(shared_data: Path, backend: str) -> None:
     folder = shared_data / "metrics/val2014_100"
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakesegm100_results.json").read_text())
     category_ids, _, _, targets = disturbed(truth, seed=0)
-    metrics = StageMetrics("test", [MetricConfig("mask", params={"iou_type": "segm"})])
+    metrics = StageMetrics("test", [MetricConfig("mask", backend, params={"iou_type": "segm"})])
     for image, one in zip(truth["images"], targets, strict=True):
         own = [entry for entry in results if entry["image_id"] == image["id"]]
         rles = [entry["segmentation"] for entry in own]
@@ -189,29 +193,34 @@ def test_states_are_what_torchmetrics_own_update_leaves(disturbance: Any) -> Non
     assert len(ours) == len([key for key in theirs if "map" in key or "mar" in key]) - 4
 
 
-def test_false_positives_on_an_image_without_ground_truth_count() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_false_positives_on_an_image_without_ground_truth_count(backend: str) -> None:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[5:25, 5:25] = 1
     rle, box = masks.encode(mask), [5, 5, 25, 25]
     full, empty = target([box], [0], [rle], [0], [400]), target([], [], [], [], [])
-    metrics = StageMetrics("val", [MetricConfig("m", params={"iou_type": "segm"})])
+    metrics = StageMetrics("val", [MetricConfig("m", backend, params={"iou_type": "segm"})])
     metrics.update(
         [found([box], [0], [rle], [0.5]), found([box], [0], [rle], [0.9])], [full, empty]
     )
     assert metrics.compute()["val/m"] == pytest.approx(0.5)
 
 
-def test_a_pass_without_detections_is_zero() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pass_without_detections_is_zero(backend: str) -> None:
     rle = masks.encode(np.ones((HEIGHT, WIDTH), np.uint8))
-    metrics = StageMetrics("val", [MetricConfig("m", params={"iou_type": "segm"})])
+    metrics = StageMetrics("val", [MetricConfig("m", backend, params={"iou_type": "segm"})])
     box = [0, 0, WIDTH, HEIGHT]
     metrics.update([found([], [], [], [])], [target([box], [1], [rle], [0], [2400])])
     assert metrics.compute()["val/m"] == 0
 
 
-def test_class_metrics_are_named_by_label(truth: dict[str, Any], disturbance: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_class_metrics_are_named_by_label(
+    truth: dict[str, Any], disturbance: Any, backend: str
+) -> None:
     params = {"iou_type": "segm", "class_metrics": True}
-    metrics = StageMetrics("val", [MetricConfig("m", params=params)])
+    metrics = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     metrics.update(*disturbance[2:])
     values = metrics.compute()
     category_ids = disturbance[0]
@@ -232,12 +241,12 @@ def test_class_metrics_are_named_by_label(truth: dict[str, Any], disturbance: An
         assert values[f"val/m_class_{label}"] == pytest.approx(stats["AP"])
         assert values[f"val/m_mar_100_class_{label}"] == pytest.approx(stats["AR100"])
 
-    one_class = StageMetrics("val", [MetricConfig("m", params=params)])
+    one_class = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     rle = masks.encode(np.ones((HEIGHT, WIDTH), np.uint8))
     box = [0, 0, WIDTH, HEIGHT]
     one_class.update([found([box], [5], [rle], [1])], [target([box], [5], [rle], [0], [2400])])
     assert one_class.compute()["val/m_class_5"] == 1
-    empty = StageMetrics("val", [MetricConfig("m", params=params)])
+    empty = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     assert [key for key in empty.compute() if "class" in key] == []
 
 
@@ -309,6 +318,14 @@ def test_masks_are_asked_for_only_where_they_are_compared() -> None:
         ({"params": {"iou_type": "mask"}}, "'segm', 'bbox'"),
         ({"params": {"max_detection_thresholds": [1, 10, 50]}}, "must have 100"),
         ({"params": {"extended_summary": True}}, "cannot be logged"),
+        (
+            {"backend": "hotcoco", "metric_class": "IntersectionOverUnion"},
+            "metric_class of hotcoco 'IntersectionOverUnion' is unknown: choose from MeanAverage",
+        ),
+        (
+            {"backend": "hotcoco", "params": {"iou_thresholds": [0.5]}},
+            "parameter of hotcoco 'iou_thresholds' is unknown: choose from iou_type, class_metrics",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused(wrong: dict[str, Any], message: str) -> None:

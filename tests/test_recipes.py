@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import autotimm
-from autotimm import InstanceSegmentationDataModule, MetricConfig, cli
+from autotimm import InstanceSegmentationDataModule, MetricConfig
+from autotimm.cli import train as cli
 from autotimm.tasks import optimization, parameters
 
 LAUNCH = Path(__file__).parents[1] / "launch"

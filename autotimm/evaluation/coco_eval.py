@@ -1,24 +1,22 @@
-"""Official COCO AP: detections -> COCO's results format -> pycocotools' twelve numbers.
+"""Official COCO AP: detections -> COCO's results format -> pycocotools' numbers, by hotcoco.
 
-Invariants: what a caller hands in is not changed; ids are the dataset's own; a results file that
-does not belong to the ground truth is refused in one line, never evaluated in part.
+Invariants: what a caller hands in is not changed; ids are the dataset's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import orjson
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import numpy as np
+from hotcoco import COCO, COCOeval
+from numpy.typing import NDArray
 
-from autotimm import masks
-from autotimm.structures import Detections, InputError, Record
+from autotimm.evaluation.coco_input import IouType, Source, content, prepared
+from autotimm.structures import Detections, Record
 
 if TYPE_CHECKING:
     from autotimm.coco import Category
@@ -38,6 +36,16 @@ STATS = (
     "AR_large",
 )
 """Names of pycocotools' statistics, in its order."""
+
+ERRORS = {
+    "Cls": "wrong class",
+    "Loc": "badly placed",
+    "Both": "wrong class and badly placed",
+    "Dupe": "found twice",
+    "Bkg": "nothing there",
+    "Miss": "missed",
+}
+"""The kinds of error of TIDE (Bolya et al., 2020, arXiv:2008.08115), as they are called here."""
 
 
 def to_results(
@@ -93,11 +101,68 @@ def ground_truth(records: Iterable[Record], categories: Iterable[Category]) -> d
     }
 
 
-def evaluate(
-    ground_truth: dict[str, Any] | str | Path,
-    results: list[dict[str, Any]] | str | Path,
-    iou_type: Literal["bbox", "segm"],
-) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """What was measured of a category; -1 where it has no instance, crowds not counted.
+
+    Attributes:
+        id: the category's.
+        instances: to be found, without crowds.
+        ap: as ``AP`` of ``STATS``, of this category alone; ``ap50`` and ``ap75`` likewise.
+        ar100: as ``AR100``.
+    """
+
+    id: int
+    instances: int
+    ap: float
+    ap50: float
+    ap75: float
+    ar100: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What COCO's evaluation says of one kind of extent, boxes or masks.
+
+    Attributes:
+        stats: the twelve ``STATS``; -1 where nothing could be counted.
+        classes: of every category, by id.
+        precision: [10, 101, K], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1; -1 where a
+            category has no instance.
+        lost: what each kind of ``ERRORS`` costs: by how much AP50 would rise without it. Badly
+            placed has IoU 0.1 to 0.5.
+    """
+
+    stats: dict[str, float]
+    classes: list[ClassResult]
+    precision: NDArray[np.float64]
+    lost: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What goes wrong among the detections of a least score, at IoU 0.5.
+
+    Attributes:
+        matrix: [K + 1, K + 1], categories by id and then background: row the truth, column what was
+            found. The last column is what was missed, the last row what is not there.
+        images: by image id, how many were found rightly, wrongly, and missed.
+        label_errors: detections whose score and overlap suggest that the annotation is what is
+            wrong: ``image_id``, ``type`` (``wrong_label``, ``missing_annotation``), ``score``,
+            ``category_id`` as found, ``annotation_id`` and ``annotated`` (its category id), IoU.
+    """
+
+    matrix: NDArray[np.uint64]
+    images: dict[int, tuple[int, int, int]]
+    label_errors: list[dict[str, Any]]
+
+
+def evaluate(ground_truth: Source, results: Source, iou_type: IouType) -> dict[str, float]:
+    """The ``stats`` of :func:`compare`."""
+    return compare(ground_truth, results, iou_type).stats
+
+
+def compare(ground_truth: Source, results: Source, iou_type: IouType) -> Evaluation:
     """Average precision and recall over all images of the ground truth.
 
     Args:
@@ -106,158 +171,86 @@ def evaluate(
             ``segmentation``; for ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
         iou_type: compare boxes or masks.
 
-    Returns:
-        The twelve ``STATS`` as pycocotools computes them; -1 where nothing could be counted.
-
     Raises:
         InputError: a file cannot be read, or does not fit; names it and the first odd entry.
     """
-    if iou_type not in ("bbox", "segm"):
-        raise InputError(f"iou_type is {iou_type!r}: choose bbox or segm")
-    truth_name, result_name = _name(ground_truth, "ground truth"), _name(results, "results")
-    truth, found = _content(ground_truth), _content(results)
-    if not isinstance(truth, dict) or not all(
-        isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
-    ):
-        raise InputError(
-            f"{truth_name} is no COCO annotation file: images, annotations, categories are missing"
-        )
-    if not isinstance(found, list):
-        raise InputError(f"{result_name} is no COCO results file: it must hold a list")
+    return measured(*prepared(ground_truth, results, iou_type), iou_type)
 
-    try:
-        sizes = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
-        category_ids = {one["id"] for one in truth["categories"]}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{truth_name}: an image or category lacks {error}") from error
-    frame = {"info": {}, "images": truth["images"], "categories": truth["categories"]}
-    # Numbered anew from 1, because pycocotools takes a match with annotation 0 for no match.
-    truths = [
-        _truth(one, number, sizes, iou_type, truth_name)
-        for number, one in enumerate(truth["annotations"], 1)
-        # pycocotools, too, leaves out what belongs to no image.
-        if _image_id(one, f"{truth_name}: annotation number {number}") in sizes
-    ]
-    detections = [
-        _detection(one, number, sizes, category_ids, iou_type, result_name)
-        for number, one in enumerate(found, 1)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        cocos = []
-        for annotations in (truths, detections):
-            coco = COCO()
-            coco.dataset = {**frame, "annotations": annotations}
-            coco.createIndex()
-            cocos.append(coco)
-        run = COCOeval(*cocos, iouType=iou_type)
-        run.evaluate()
-        run.accumulate()
+
+def measured(truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType) -> Evaluation:
+    """As :func:`compare`, of two annotation files' contents as ``coco_input.prepared`` has them:
+    ids from 1, and every detection with its score and area."""
+    run = _run(truths, detections, iou_type)
+    run.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
         run.summarize()
-    return {name: float(value) for name, value in zip(STATS, run.stats, strict=True)}
-
-
-def _name(source: Any, role: str) -> str:
-    return str(source) if isinstance(source, str | Path) else role
-
-
-def _content(source: Any) -> Any:
-    """What a JSON file holds; anything but a path is handed through."""
-    if not isinstance(source, str | Path):
-        return source
-    try:
-        return orjson.loads(Path(source).read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{source} is not JSON: {error}") from error
-
-
-def _truth(
-    source: dict[str, Any],
-    number: int,
-    sizes: dict[int, tuple[int, int]],
-    iou_type: str,
-    file: str,
-) -> dict[str, Any]:
-    """An annotation with everything that pycocotools will ask for."""
-    where = f"{file}: annotation {source.get('id', f'number {number}')}"
-    one = {
-        "id": number,
-        "image_id": source["image_id"],
-        "category_id": source.get("category_id"),
-        "iscrowd": int(bool(source.get("iscrowd", 0))),
-        **_extent(source, sizes, iou_type, where),
-    }
-    if source.get("area") is not None:
-        one["area"] = source["area"]
-    return one
-
-
-def _detection(
-    source: Any,
-    number: int,
-    sizes: dict[int, tuple[int, int]],
-    category_ids: set[int],
-    iou_type: str,
-    file: str,
-) -> dict[str, Any]:
-    """A results entry, checked, with everything that pycocotools will ask for."""
-    where = f"{file}: result {number}"
-    if _image_id(source, where) not in sizes:
-        raise InputError(f"{where}: image_id {source['image_id']} is not in the ground truth")
-    for key in ("category_id", "score"):
-        if key not in source:
-            raise InputError(f"{where} has no {key!r}")
-    category_id, score = source["category_id"], source["score"]
-    if not isinstance(category_id, int) or category_id not in category_ids:
-        raise InputError(
-            f"{where}: category_id {category_id!r} is not in the ground truth"
-            " (results hold the dataset's own ids, not the model's labels)"
+    # All areas, 100 detections.
+    precision, recall = run.eval["precision"][..., 0, 2], run.eval["recall"][..., 0, 2]
+    ids = list(run.params.cat_ids)
+    counts = dict.fromkeys(ids, 0)
+    for one in truths["annotations"]:
+        counts[one["category_id"]] += not one["iscrowd"]
+    classes = [
+        ClassResult(
+            number,
+            counts[number],
+            ap=_mean(precision[..., k]),
+            ap50=_mean(precision[0, :, k]),
+            ap75=_mean(precision[5, :, k]),
+            ar100=_mean(recall[:, k]),
         )
-    if not _is_number(score):
-        raise InputError(f"{where}: score is {score!r}, not a number")
-    return {
-        "id": number,
-        "image_id": source["image_id"],
-        "category_id": category_id,
-        "iscrowd": 0,
-        "score": score,
-        **_extent(source, sizes, iou_type, where),
-    }
+        for k, number in enumerate(ids)
+    ]
+    stats = {name: float(value) for name, value in zip(STATS, run.stats, strict=True)}
+    told = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
+    lost = {name: float(told[short]) for short, name in ERRORS.items()}
+    return Evaluation(stats, classes, precision, lost)
 
 
-def _image_id(source: Any, where: str) -> int:
-    if not isinstance(source, dict) or not isinstance(source.get("image_id"), int):
-        raise InputError(f"{where} is not an object with an image_id")
-    return source["image_id"]
+def errors(
+    ground_truth: Source, results: Source, iou_type: IouType, least_score: float = 0.5
+) -> Errors:
+    """Counts what is confused, missed and invented by detections that score ``least_score``.
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _extent(
-    source: dict[str, Any], sizes: dict[int, tuple[int, int]], iou_type: str, where: str
-) -> dict[str, Any]:
-    """What is compared, mask or box, and its area, which decides on the size class.
-
-    The area of masks is the mask's; pycocotools' ``loadRes`` takes the box's where results hold
-    both, which moves thin objects into a larger class.
+    Args and errors are those of :func:`compare`.
     """
-    box, segmentation = source.get("bbox"), source.get("segmentation")
-    if iou_type == "bbox" and (box or not segmentation):
-        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-            raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
-        return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
-    if not segmentation:
-        raise InputError(f"{where} has no segmentation: evaluate it with iou_type bbox")
-    try:
-        rle = masks.to_rle(segmentation, *sizes[source["image_id"]])
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
-    x1, y1, x2, y2 = masks.box(rle)
-    return {
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "segmentation": rle,
-        "area": float(masks.area(rle)),
+    truth, found = content(ground_truth), content(results)
+    truths, detections = prepared(truth, found, iou_type)
+    kept = [one for one in detections["annotations"] if one["score"] >= least_score]
+    run = _run(truths, {**detections, "annotations": kept}, iou_type)
+    told = run.image_diagnostics(iou_thr=0.5, score_thr=least_score)
+    images = {
+        image: (one["tp"], one["fp"], one["fn"])
+        for image, one in sorted(told["img_summary"].items())
     }
+    suspects = [
+        {
+            "image_id": one["image_id"],
+            "type": one["type"],
+            "score": one["dt_score"],
+            "category_id": one["dt_category_id"],
+            # Ours were numbered from 1.
+            "annotation_id": one["gt_id"] and truth["annotations"][one["gt_id"] - 1].get("id"),
+            "annotated": one["gt_category_id"],
+            "iou": one["iou"],
+        }
+        for one in told["label_errors"]
+    ]
+    # What lies in a crowd is neither right nor wrong; the matrix would take it for wrong.
+    status = told["dt_status"]
+    counted = [one for one in kept if status.get(one["id"]) in ("tp", "fp")]
+    run = _run(truths, {**detections, "annotations": counted}, iou_type)
+    matrix = run.confusion_matrix(iou_thr=0.5, max_det=100)["matrix"]
+    return Errors(matrix, images, suspects)
+
+
+def _run(truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType) -> Any:
+    run = COCOeval(COCO(truths), COCO(detections), iou_type)
+    run.evaluate()
+    return run
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """As COCO takes it: over what could be counted, -1 if that is nothing."""
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else -1.0

@@ -1,0 +1,80 @@
+"""The ground truth of a split, wherever it lies, and its images drawn beside what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from autotimm import masks, visualize
+from autotimm.coco import shown_names
+from autotimm.evaluation import coco_eval
+from autotimm.streaming.decode import DataError, decode_image
+from autotimm.streaming.store import Source
+
+_SIDE = 640  # pixels: the longest of a picture
+
+
+class Truth:
+    """A split's annotations as a COCO file would hold them, and where its images are.
+
+    Attributes:
+        content: of the annotation file.
+    """
+
+    def __init__(self, source: Source) -> None:
+        places = [
+            (shard, index)
+            for shard, size in enumerate(source.shard_sizes.tolist())
+            for index in range(size)
+        ]
+        records = [source.record(*place) for place in places]
+        self.content = coco_eval.ground_truth(records, source.categories)
+        self._source = source
+        self._names = shown_names(source.categories)
+        self._places = {r["image_id"]: p for r, p in zip(records, places, strict=True)}
+
+    def pair(
+        self, image_id: int, found: Sequence[dict[str, Any]]
+    ) -> tuple[visualize.Picture, visualize.Picture]:
+        """An image with what was found in it, and with what is there, 640 pixels long.
+
+        Args:
+            image_id: of the image.
+            found: entries of a COCO results file, of this image and as many as are to be drawn.
+
+        Raises:
+            DataError: the image cannot be used; names it.
+        """
+        data, record = self._source.read(*self._places[image_id])
+        try:
+            image = decode_image(data, record["width"], record["height"])
+        except DataError as error:
+            raise DataError(f"{record['file_name']}: {error}") from error
+        scale = _SIDE / max(image.shape[:2])
+        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+        return self._drawn(image, scale, found), self._drawn(image, scale, record["annotations"])
+
+    def _drawn(
+        self, image: visualize.Picture, scale: float, instances: Sequence[Any]
+    ) -> visualize.Picture:
+        boxes = np.array([one["bbox"] for one in instances], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        label = {one.id: k for k, one in enumerate(self._source.categories)}
+        size = (image.shape[1], image.shape[0])
+        rles = [one["segmentation"] for one in instances if "segmentation" in one]
+        small = [
+            cv2.resize(masks.decode(rle), size, interpolation=cv2.INTER_NEAREST) for rle in rles
+        ]
+        return visualize.draw_instances(
+            image,
+            boxes * scale,
+            [label[one["category_id"]] for one in instances],
+            [one["score"] for one in instances] if instances and "score" in instances[0] else None,
+            small if len(small) == len(instances) else None,
+            class_names=self._names,
+        )
