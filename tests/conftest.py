@@ -20,6 +20,7 @@ from autotimm.sharding.cli import shard
 SHARED_DATA = Path(
     os.environ.get("AUTOTIMM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
+SAMPLE = Path(__file__).parents[1] / "shards" / "sample"
 
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
@@ -40,6 +41,44 @@ def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmentor after some steps on the bundled sample, which finds much, rightly and wrongly;
+    not to be changed."""
+    import torch
+
+    from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    data = InstanceSegmentationDataModule(
+        SAMPLE, image_size=128, batch_size=4, num_workers=0, augmentation_preset="light"
+    )
+    model = InstanceSegmentor(
+        backbone="resnet10t",
+        num_classes=data.num_classes,
+        pretrained=False,
+        fpn_channels=32,
+        head_convs=1,
+        lr=2e-3,
+        score_thresh=0.02,
+        compile_model=False,
+    )
+    trainer = AutoTrainer(
+        accelerator="cpu",
+        max_steps=20,
+        max_epochs=-1,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        save_every_n_epochs=0,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "model.ckpt")
+    return folder / "model.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +113,12 @@ def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     every = threading.enumerate
     monkeypatch.setattr(threading, "enumerate", lambda: [t for t in every() if t not in others])
     monkeypatch.setattr(threading, "active_count", lambda: len(threading.enumerate()))
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_left() -> Iterator[None]:
+    """Lightning leaves a seed in the environment, from which the ranks that a later test starts
+    would all draw alike."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)

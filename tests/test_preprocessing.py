@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def trained(folder: Path, module, tmp_path: Path, **options: Any) -> tuple[Objec
 
 def test_data_without_a_model_have_the_default(folder: Path) -> None:
     assert data(folder).preprocessing == Preprocessing(
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear"
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", (96, 96), "letterbox"
     )
 
 
@@ -101,7 +102,7 @@ def test_pretrained_weights_bring_their_own_and_a_checkpoint_keeps_it(
     model, path = trained(
         folder, module, tmp_path, backbone="vit_tiny_patch16_224", pretrained=str(weights)
     )
-    assert model.preprocessing == module.preprocessing == VIT
+    assert model.preprocessing == module.preprocessing == replace(VIT, image_size=(96, 96))
     torch.testing.assert_close(seen(folder, path, tmp_path), expected(folder, VIT))
 
 
@@ -113,7 +114,7 @@ def test_what_the_data_were_told_wins_and_a_checkpoint_keeps_it(
     model, path = trained(
         folder, module, tmp_path, backbone="vit_tiny_patch16_224", pretrained=str(weights)
     )
-    used = Preprocessing((0.1, 0.2, 0.3), VIT.std, "bilinear")
+    used = Preprocessing((0.1, 0.2, 0.3), VIT.std, "bilinear", (96, 96))
     assert model.preprocessing == used
     torch.testing.assert_close(seen(folder, path, tmp_path), expected(folder, used))
     other = Preprocessing(used.mean, (1.0, 1.0, 1.0), "bilinear")
@@ -131,7 +132,7 @@ def test_a_run_that_goes_on_prepares_images_as_it_did(
     model = detector(module, **{**given, "pretrained": False})
     assert model.preprocessing == Preprocessing()
     trainer(tmp_path, steps=2).fit(model, datamodule=module, ckpt_path=path)
-    assert model.preprocessing == module.preprocessing == VIT
+    assert model.preprocessing == module.preprocessing == replace(VIT, image_size=(96, 96))
 
 
 def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Path) -> None:

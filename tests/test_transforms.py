@@ -106,7 +106,7 @@ def test_what_does_not_decode_is_a_data_error(data: bytes) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, real, within = encoded(Image.fromarray(picture()), "PNG"), decode._rgb, queue.Queue()
+    data, real, within = encoded(Image.fromarray(picture()), "PNG"), decode.rgb, queue.Queue()
 
     def waits(image: Image.Image) -> np.ndarray:
         within.put(go_on := threading.Event())
@@ -114,7 +114,7 @@ def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.Mon
         warnings.warn("odd metadata", stacklevel=1)
         return real(image)
 
-    monkeypatch.setattr(decode, "_rgb", waits)
+    monkeypatch.setattr(decode, "rgb", waits)
     before = [*warnings.filters]
     with ThreadPoolExecutor(2) as pool:
         results, events = [], []
@@ -461,10 +461,19 @@ def test_every_strength_is_used() -> None:
 
 
 def test_presets_differ_and_grow() -> None:
-    assert list(PRESETS) == ["light", "default", "strong"]
-    light, default, strong = (augmentation_of(name) for name in PRESETS)
+    assert list(PRESETS) == ["light", "default", "strong", "lsj"]
+    light, default, strong, _ = (augmentation_of(name) for name in PRESETS)
     assert light.scale[1] < default.scale[1] < strong.scale[1]
     assert light.brightness < default.brightness < strong.brightness
+
+
+def test_large_scale_jitter_is_that_of_its_paper() -> None:
+    """Sizes from 0.1 to 2, drawn uniformly: a quarter of them below 0.575."""
+    rng = np.random.default_rng(0)
+    made = [jitter(640, 480, (640, 640), "letterbox", PRESETS["lsj"], rng) for _ in range(4000)]
+    found = np.quantile([one.scale[0] for one in made], [0, 0.25, 0.5, 0.75, 1])
+    assert np.allclose(found, [0.1, 0.575, 1.05, 1.525, 2.0], atol=0.05)
+    assert 0.45 < np.mean([one.flip for one in made]) < 0.55
 
 
 def test_an_augmentation_of_ones_own() -> None:
@@ -481,6 +490,7 @@ def test_an_augmentation_of_ones_own() -> None:
         ({"flip": 1.5}, "flip is 1.5, but must be 0 to 1"),
         ({"hue": 0.6}, "hue is 0.6, but must be 0 to 0.5"),
         ({"blur": "much"}, "blur is 'much', but must be a number"),
+        ({"linear_scale": 1}, "linear_scale is 1, but must be true or false"),
         ({"scale": 2}, r"scale is 2, but must be \[lowest, highest\]"),
         ({"scale": [2, 1]}, r"scale is \[2, 1\], but"),
         ({"scale": [0, 1]}, r"scale is \[0, 1\], but"),

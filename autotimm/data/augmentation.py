@@ -36,8 +36,9 @@ class Augmentation:
 
     Attributes:
         flip: probability of a horizontal flip.
-        scale: range of the size relative to the one that fits the canvas, drawn log-uniformly; what
-            is larger than the canvas is cropped, what is smaller padded, both at a random place.
+        scale: range of the size relative to the one that fits the canvas; what is larger than the
+            canvas is cropped, what is smaller padded, both at a random place.
+        linear_scale: draw the size uniformly, and not, as otherwise, its logarithm.
         brightness: colours are multiplied by 1 ± this.
         contrast: distances from mid-grey are multiplied by 1 ± this.
         saturation: distances from each pixel's own grey are multiplied by 1 ± this.
@@ -48,6 +49,7 @@ class Augmentation:
 
     flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    linear_scale: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -66,6 +68,10 @@ class Augmentation:
                 " from 0.01 to 100"
             )
         object.__setattr__(self, "scale", (low, high))
+        if not isinstance(self.linear_scale, bool):
+            raise InputError(
+                f"augmentation: linear_scale is {self.linear_scale!r}, but must be true or false"
+            )
         for name, most in _MOST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -74,7 +80,11 @@ class Augmentation:
                 raise InputError(f"augmentation: {name} is {value}, but must be 0 to {most}")
 
 
-_MOST = {f.name: 0.5 if f.name == "hue" else 1.0 for f in fields(Augmentation) if f.name != "scale"}
+_MOST = {
+    f.name: 0.5 if f.name == "hue" else 1.0
+    for f in fields(Augmentation)
+    if f.name not in ("scale", "linear_scale")
+}
 
 PRESETS = {
     "light": Augmentation(flip=0.5, scale=(0.9, 1.1)),
@@ -91,6 +101,9 @@ PRESETS = {
         grayscale=0.1,
         blur=0.1,
     ),
+    # Large-scale jitter (Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for
+    # Instance Segmentation", 2021): for long training, from a few hundred epochs of COCO on.
+    "lsj": Augmentation(flip=0.5, scale=(0.1, 2.0), linear_scale=True),
 }
 
 

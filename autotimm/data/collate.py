@@ -30,7 +30,8 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
     """Makes a batch, to be finished by ``finish``.
 
     Args:
-        samples: B of them, of one canvas size; all with masks or all without, and so with targets.
+        samples: B of them; all with masks or all without, and so with targets. Where their
+            canvases differ, the smaller ones are filled up to the right and below.
         padding: [B], whether each is a mere repeat.
 
     Returns:
@@ -46,8 +47,9 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         "offset": np.array([s.offset for s in samples], np.float32),
         "padding": np.array(padding, np.bool_),
     }
+    height, width = (max(s.image.shape[axis] for s in samples) for axis in (0, 1))
     shapes = {key: (value.dtype.name, value.shape) for key, value in given.items()} | {
-        "image": (samples[0].image.dtype.name, (count, *samples[0].image.shape)),
+        "image": (samples[0].image.dtype.name, (count, height, width, 3)),
         "boxes": ("float32", (count, slots, 4)),
         "labels": ("int64", (count, slots)),
     }
@@ -60,7 +62,9 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         arrays[key][...] = value
     for b, sample in enumerate(samples):
         n = len(sample.labels)
-        arrays["image"][b] = sample.image
+        h, w = sample.image.shape[:2]
+        arrays["image"][b, :h, :w] = sample.image
+        arrays["image"][b, h:], arrays["image"][b, :h, w:] = sample.fill, sample.fill
         arrays["boxes"][b, :n], arrays["boxes"][b, n:] = sample.boxes, 0
         arrays["labels"][b, :n], arrays["labels"][b, n:] = sample.labels, -1
         if sample.masks is not None:

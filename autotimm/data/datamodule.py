@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm import coco, urls
 from autotimm.coco import Category
-from autotimm.data import collate, options, transforms
+from autotimm.data import collate, options, pipeline, transforms
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
@@ -50,8 +50,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         batch_size: images a step on each rank.
         num_workers: processes that decode on each rank; 0 decodes in the training process, in
             as many threads as PyTorch uses there (one with ``custom_train_transforms``).
-        augmentation_preset: "light", "default", "strong", or an ``Augmentation`` (also as a dict of
-            its fields, as in a config file).
+        augmentation_preset: "light", "default", "strong", "lsj", or an ``Augmentation`` (also as a
+            dict of its fields, as in a config file); ``autotimm preview`` shows what each does.
         resize: "letterbox" keeps the aspect and pads, "stretch" fills the canvas.
         val_batch_size: images a step on each rank in evaluation; by default ``batch_size``.
         train_split: name of the split to train on.
@@ -72,12 +72,19 @@ class InstanceSegmentationDataModule(LightningDataModule):
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: page-locked batches; by default where the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
-        custom_train_transforms: an albumentations ``Compose`` to vary training images with, in
-            place of the preset; ``data/custom.py`` tells how it is used.
+        custom_train_transforms: an albumentations ``Compose`` with ``bbox_params`` to vary training
+            images with, in place of the preset; ``data/custom.py`` tells how it is used.
         aspect_buckets: True has every training step take one of three canvases, that of image_size
             and two narrower ones, for images of that shape; a list of heights and widths has it
             choose among these and that of image_size. No image becomes smaller. Not with
             ``custom_train_transforms``. Evaluation stays on the canvas of image_size.
+        copy_paste: share of the training samples onto which objects of another one are pasted; 0.5
+            or 1 goes well with "lsj". Each of them is decoded twice. Not with
+            ``custom_train_transforms``.
+        multi_scale: True has every training step draw one of five canvases, from 0.6 of image_size
+            to image_size itself, the same on every rank; a list of sides, or of heights and widths,
+            has it draw from these and image_size. Not with ``aspect_buckets`` or
+            ``custom_train_transforms``. Evaluation stays at image_size.
         max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
             be used; with more the run stops and lists them.
 
@@ -109,6 +116,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         prefetch_factor: int = 2,
         custom_train_transforms: Transforms | None = None,
         aspect_buckets: bool | list[list[int]] = False,
+        copy_paste: float = 0.0,
+        multi_scale: bool | list[int] | list[list[int]] = False,
         max_corrupt: float = 0.01,
     ) -> None:
         super().__init__()
@@ -127,7 +136,6 @@ class InstanceSegmentationDataModule(LightningDataModule):
         self.prefetch_factor = options.whole("prefetch_factor", prefetch_factor, 1)
         self.seed = options.whole("seed", seed, 0)
         self.augmentation = augmentation_of(augmentation_preset)
-        self.custom_train_transforms = options.pipeline(custom_train_transforms)
         self.resize = options.one_of("resize", resize, transforms.RESIZES)
         self.canvases = options.canvases(aspect_buckets, self.image_size, resize)
         if self.canvases and custom_train_transforms is not None:
@@ -135,6 +143,18 @@ class InstanceSegmentationDataModule(LightningDataModule):
                 "custom_train_transforms decide on their images' size themselves: leave out "
                 "aspect_buckets"
             )
+        if custom_train_transforms is not None:
+            pipeline.check(custom_train_transforms)
+        self.custom_train_transforms = custom_train_transforms
+        self.copy_paste = options.share("copy_paste", copy_paste)
+        if self.copy_paste and custom_train_transforms is not None:
+            raise InputError(
+                "copy_paste goes with augmentation_preset: leave it or custom_train_transforms out"
+            )
+        self.scales = options.scales(multi_scale, self.image_size)
+        if self.scales and (self.canvases or custom_train_transforms is not None):
+            other = "aspect_buckets" if self.canvases else "custom_train_transforms"
+            raise InputError(f"multi_scale and {other} both set the canvas: leave one of them out")
         self.max_corrupt = options.share("max_corrupt", max_corrupt)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self._mean = None if mean is None else options.three("mean", mean)
@@ -164,6 +184,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
             own.mean if self._mean is None else self._mean,
             own.std if self._std is None else self._std,
             self._interpolation or own.interpolation,
+            self.image_size,
+            self.resize,
         )
 
     @property
@@ -173,8 +195,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The name of each label."""
-        return [category.name for category in self.categories]
+        """What to call each label: its category's name, with the id where several share it."""
+        return coco.shown_names(self.categories)
 
     @property
     def num_classes(self) -> int:
@@ -246,6 +268,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
         vary = self.custom_train_transforms or self.augmentation
+        if self.custom_train_transforms is not None:
+            wanted = self.preprocessing
+            if remark := pipeline.other_colours(vary, wanted.mean, wanted.std):
+                rank_zero_warn(remark)
         loader = self._loader("train", self.train_split, self.batch_size, vary)
         if self._pending is not None:
             loader.load_state_dict(self._pending)
@@ -358,6 +384,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
             pad=not train,
             canvases=self.canvases if train else (),
             max_corrupt=self.max_corrupt,
+            sizes=self.scales if train else (),
+            paired=self.copy_paste if train else 0.0,
             # A pipeline of the user's own may keep its randomness to itself.
             threads=torch.get_num_threads() if isinstance(vary, Augmentation | None) else 1,
         )

@@ -10,8 +10,9 @@ import numpy as np
 from autotimm.data import transforms
 from autotimm.data.augmentation import Augmentation
 from autotimm.data.collate import target
+from autotimm.data.copy_paste import paste
 from autotimm.data.custom import Transforms, custom_sample
-from autotimm.streaming.decode import decode_image
+from autotimm.streaming.decode import DataError, decode_image
 from autotimm.structures import Record
 
 
@@ -52,8 +53,17 @@ class Load:
         record: Record,
         rng: np.random.Generator,
         canvas: tuple[int, int] | None = None,
+        other: tuple[bytes | memoryview, Record] | None = None,
     ) -> transforms.Sample:
         """Makes the sample, on a canvas of its step if there is one.
+
+        Args:
+            data: of the image's file.
+            record: what is known of it.
+            rng: where chance comes from.
+            canvas: height and width.
+            other: bytes and record of an image with instances to paste; not pasted if it cannot be
+                used, which is told where its own turn is. For an ``Augmentation`` only.
 
         Raises:
             DataError: the image or an annotation cannot be used.
@@ -71,5 +81,14 @@ class Load:
             sample.target = target(record, self.labels)
             return sample
         if isinstance(self.vary, Augmentation):
-            return transforms.training_sample(*given, self.vary, rng, **how)
+            sample = transforms.training_sample(*given, self.vary, rng, **how)
+            if other is None:
+                return sample
+            try:
+                image = decode_image(other[0], other[1]["width"], other[1]["height"])
+                given = (image, other[1], self.labels, canvas or self.canvas)
+                second = transforms.training_sample(*given, self.vary, rng, **how)
+                return paste(sample, second, rng)
+            except DataError:
+                return sample
         return custom_sample(*given, self.vary, rng, **how)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from autotimm.data.custom import Transforms
 from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 
@@ -14,6 +13,8 @@ STRIDE = 32
 """Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
 NARROW = 0.8
 """Of a side, in the canvases of ``aspect_buckets=True``: photographs are 3:4 or narrower."""
+SCALES = (0.6, 0.7, 0.8, 0.9)
+"""Of image_size, beside itself, in ``multi_scale=True``."""
 MOST_CANVASES = 8
 """A compiled model is compiled for each of them."""
 
@@ -97,6 +98,50 @@ def canvases(
     return image_size, *found
 
 
+def scales(
+    multi_scale: bool | Sequence[int | Sequence[int]], image_size: tuple[int, int]
+) -> Canvases:
+    """The canvases of which each step of training draws one, that of ``image_size`` first; none
+    without.
+
+    Args:
+        multi_scale: True for ``SCALES`` of image_size, a list of sides, or of heights and widths,
+            or False.
+        image_size: height and width of the largest.
+
+    Raises:
+        InputError: they are no canvases, larger than image_size, or too many.
+    """
+    if multi_scale is False:
+        return ()
+    if multi_scale is True:
+        found = [canvas([round(side * share) for side in image_size]) for share in SCALES]
+    elif isinstance(multi_scale, list | tuple):
+        found = [canvas(size, "a size of multi_scale") for size in multi_scale]
+    else:
+        raise InputError(
+            f"multi_scale is {multi_scale!r}, but must be true, false or a list of sizes in pixels"
+        )
+    found = [size for size in dict.fromkeys(found) if size != image_size]
+    if not found:
+        raise InputError(
+            f"multi_scale has no size besides image_size, {image_size[0]} x {image_size[1]}, to "
+            "draw from: leave it out, or take a larger image_size"
+        )
+    for height, width in found:
+        if height > image_size[0] or width > image_size[1]:
+            raise InputError(
+                f"multi_scale: {height} x {width} is larger than image_size, {image_size[0]} x "
+                f"{image_size[1]}: set image_size to the largest"
+            )
+    if len(found) >= MOST_CANVASES:
+        raise InputError(
+            f"multi_scale has {len(found)} sizes besides image_size, but fewer than "
+            f"{MOST_CANVASES} are possible"
+        )
+    return image_size, *found
+
+
 def share(name: str, value: float) -> float:
     """A number from 0 to 1; InputError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -132,13 +177,4 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """One of the choices; InputError, which names them, if it is none."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
-    return value
-
-
-def pipeline(value: Transforms | None) -> Transforms | None:
-    """A custom pipeline, or none; InputError if it is something else."""
-    if value is not None and not callable(value):
-        raise InputError(
-            f"custom_train_transforms is {value!r}, but must be an albumentations Compose"
-        )
     return value

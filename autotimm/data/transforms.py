@@ -11,7 +11,7 @@ from 0 to 1 (as COCO's boxes and polygons have it).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +26,7 @@ from autotimm.structures import RLE, Annotation, InputError, Record
 RESIZES = ("letterbox", "stretch")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _LEAST_SIDE = 1.0  # canvas pixels: instances smaller than this, or of which less than this
-_LEAST_VISIBLE = 0.1  # share of the box is left on the canvas, are no training targets
+LEAST_VISIBLE = 0.1  # share of the box is left on the canvas, are no training targets
 _AREA_BELOW = 0.7  # above, samples miss hardly a pixel, and bilinear is six times as fast
 
 
@@ -65,6 +65,9 @@ class Sample:
     labels: np.ndarray  # [N] int64
     masks: np.ndarray | None  # [N, MASK_CROP, MASK_CROP] uint8
     target: dict[str, Any] | None = None  # in evaluation: ``collate.target``
+    annotations: list[Annotation] = field(default_factory=list)  # [N] not of custom pipelines,
+    placement: Placement | None = None  # nor this
+    fill: tuple[int, int, int] = (0, 0, 0)  # of what a batch of larger ones adds to the canvas
 
 
 def fit(width: int, height: int, canvas: tuple[int, int], resize: str) -> Placement:
@@ -91,7 +94,10 @@ def jitter(
 ) -> Placement:
     """Like ``fit``, but varied in size, place and direction."""
     low, high = augmentation.scale
-    factor = math.exp(rng.uniform(math.log(low), math.log(high)))
+    if augmentation.linear_scale:
+        factor = rng.uniform(low, high)
+    else:
+        factor = math.exp(rng.uniform(math.log(low), math.log(high)))
     sx, sy = _fitting_scale(width, height, canvas, resize)
     wx1, wx2, px1, px2 = _span(width, canvas[1], sx * factor, rng.random())
     wy1, wy2, py1, py2 = _span(height, canvas[0], sy * factor, rng.random())
@@ -220,11 +226,11 @@ def _with_instances(
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     boxes, left = place_boxes(xywh, placement, record["width"], record["height"])
     matrix = placement.matrix
-    kept = left >= _LEAST_VISIBLE
+    kept = left >= LEAST_VISIBLE
     cut = np.flatnonzero(kept & (left < 0.999))  # what is left may be smaller than the box clipped
-    looks = _crops([annotations[i] for i in cut], matrix, boxes[cut])
+    looks = crops_of([annotations[i] for i in cut], matrix, boxes[cut])
     for i, look in zip(cut, looks, strict=True):
-        tight = _tighten(boxes[i], look)
+        tight = tighten(boxes[i], look)
         kept[i] = tight is not None
         if tight is not None:
             boxes[i] = tight
@@ -237,7 +243,9 @@ def _with_instances(
         offset=(float(matrix[0, 2]), float(matrix[1, 2])),
         boxes=boxes.astype(np.float32),
         labels=np.array([label_of(a["category_id"], labels) for a in annotations], dtype=np.int64),
-        masks=_crops(annotations, matrix, boxes) if with_masks else None,
+        masks=crops_of(annotations, matrix, boxes) if with_masks else None,
+        annotations=annotations,
+        placement=placement,
     )
 
 
@@ -269,14 +277,15 @@ def checked_rle(annotation: Annotation, record: Record) -> RLE:
         raise DataError(f"annotation {annotation['id']}: {error}") from error
 
 
-def _crops(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def crops_of(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """``masks.crops`` of annotations; DataError where one cannot be used."""
     try:
         return masks.crops([a["segmentation"] for a in annotations], matrix, boxes)
     except ValueError as error:
         raise DataError(f"the mask of an annotation: {error}") from error
 
 
-def _tighten(box: np.ndarray, crop: np.ndarray) -> np.ndarray | None:
+def tighten(box: np.ndarray, crop: np.ndarray) -> np.ndarray | None:
     """The box of the part of the mask inside ``box``; None where too little of it is there."""
     rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
     if not len(rows):

@@ -29,13 +29,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from autotimm.streaming.buckets import BucketPlan, Canvases, Segment, assign
 from autotimm.streaming.decode import DataError
-from autotimm.streaming.order import EpochOrder, Plan, sample_rng
+from autotimm.streaming.order import EpochOrder, Plan, drawn_size, partner, sample_rng
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Record, World
 
 Load = Callable[..., Any]
-"""(image file's bytes, record, randomness) -> sample; of a stream with canvases, that of the step
-comes fourth, as height and width."""
+"""(image file's bytes, record, randomness) -> sample; of a stream with canvases or sizes, that of
+the step comes fourth, as height and width; a second sample, where it has one, as ``other``, its
+bytes and record."""
 Collate = Callable[[list[Any], list[bool]], Any]
 """(samples, for each whether it is padding) -> batch."""
 Skipped = dict[tuple[int, int], str]
@@ -65,8 +66,11 @@ class SampleStream(IterableDataset):
             end in the last batch, and what takes the place of a sample that cannot be used.
         canvases: heights and widths, of which each step has one, the largest first; none leaves
             the size to ``load``.
+        sizes: heights and widths, of which each step draws one, whatever its images' shapes; not
+            together with ``canvases``.
         max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
             be used.
+        paired: share of the samples for which ``load`` gets a second one.
         threads: that make the samples of a batch where no workers do; more than one needs a
             ``load`` that can be called by several.
 
@@ -86,19 +90,22 @@ class SampleStream(IterableDataset):
         shuffle: bool = False,
         pad: bool = False,
         canvases: Canvases = (),
+        sizes: Canvases = (),
         max_corrupt: float = 0.01,
+        paired: float = 0.0,
         threads: int = 1,
     ) -> None:
         super().__init__()
         self.source, self.load, self.collate = source, load, collate
         self.world, self.batch_size, self.seed = world, batch_size, seed
-        self.shuffle, self.pad, self.canvases = shuffle, pad, canvases
+        self.shuffle, self.pad = shuffle, pad
+        self.canvases, self.sizes = canvases, sizes
         self.samples = int(source.shard_sizes.sum())
         if not self.samples:
             raise InputError(f"{source.where(0)}: there are no images in this split")
         # Epoch and samples consumed before its first batch, seen by workers that live on.
         self.progress = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self.max_corrupt, self.threads = max_corrupt, threads
+        self.max_corrupt, self.paired, self.threads = max_corrupt, paired, threads
         self.history: tuple[int, list[Segment]] = (0, [])  # of which epoch, its earlier parts
         self._buckets: dict[Canvases, NDArray[np.uint8]] = {}
         if canvases:
@@ -151,8 +158,12 @@ class SampleStream(IterableDataset):
                     window = now
                     ahead = order.window_shards(now), order.window_shards(now + 1)
                     self.source.prefetch(np.concatenate(ahead).tolist())
+                canvas = plan.canvas(step)
+                if self.sizes:
+                    before = consumed + step * self.world.size * self.batch_size
+                    canvas = self.sizes[drawn_size(self.seed, epoch, before, len(self.sizes))]
                 try:
-                    batch, skipped = self._batch(plan, order, step, epoch, damaged, pool)
+                    batch, skipped = self._batch(plan, order, step, epoch, canvas, damaged, pool)
                 except InputError as error:
                     yield Failure(str(error))
                     return
@@ -166,17 +177,19 @@ class SampleStream(IterableDataset):
         order: EpochOrder,
         step: int,
         epoch: int,
+        canvas: tuple[int, int] | None,
         damaged: Skipped,
         pool: ThreadPoolExecutor | None,
     ) -> tuple[Any | None, Skipped]:
         """A batch, and what was skipped of its own places; ``damaged`` also has what was tried in
         their stead, which is another batch's to tell. No batch, and all of it, if it is too much.
         """
-        positions, canvas = plan.positions(step), plan.canvas(step)
+        positions = plan.positions(step)
         samples, padding, skipped = [], [], Skipped()
         firsts = [*zip(positions.tolist(), _places(order, positions), strict=True)]
         make = partial(self._make, epoch=epoch, canvas=canvas)
-        for position, first, begun in self._begun(firsts, make, damaged, pool):
+        read = partial(self._read, order=order, epoch=epoch)
+        for position, first, begun in self._begun(firsts, read, make, damaged, pool):
             others = (p for n in plan.substitutes(position, step) for p in _places(order, n))
             for place in chain([first], others):
                 if place not in damaged:
@@ -184,7 +197,7 @@ class SampleStream(IterableDataset):
                         if place == first and begun is not None:
                             samples.append(begun.result())
                         else:
-                            samples.append(make(*self._read(*place), position=position))
+                            samples.append(make(*read(place, position), position=position))
                         break
                     except DataError as error:
                         damaged[place] = str(error)
@@ -200,6 +213,7 @@ class SampleStream(IterableDataset):
     def _begun(
         self,
         firsts: Iterable[tuple[int, tuple[int, int]]],
+        read: Callable[..., Any],
         make: Callable[..., Any],
         damaged: Skipped,
         pool: ThreadPoolExecutor | None,
@@ -218,7 +232,7 @@ class SampleStream(IterableDataset):
             sample: Future[Any] | None = None
             if place not in damaged:
                 try:
-                    sample = pool.submit(make, *self._read(*place), position=position)
+                    sample = pool.submit(make, *read(place, position), position=position)
                 except DataError as error:
                     sample = Future()
                     sample.set_exception(error)
@@ -227,22 +241,33 @@ class SampleStream(IterableDataset):
                 yield begun.popleft()
         yield from begun
 
-    def _read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record, int]:
-        return *self.source.read(shard, index), shard
+    def _read(
+        self, place: tuple[int, int], position: int, *, order: EpochOrder, epoch: int
+    ) -> tuple[bytes | memoryview, Record, int, tuple[bytes | memoryview, Record] | None]:
+        """What is at a place, its shard, and the second sample of the position."""
+        found, other = self.source.read(*place), None
+        if (second := partner(self.seed, epoch, position, self.paired)) is not None:
+            # One that cannot be used is told of where its own turn is.
+            with contextlib.suppress(DataError):
+                other = self.source.read(*next(_places(order, second)))
+        return *found, place[0], other
 
     def _make(
         self,
         data: bytes | memoryview,
         record: Record,
         shard: int,
+        other: tuple[bytes | memoryview, Record] | None,
         *,
         epoch: int,
         position: int,
         canvas: tuple[int, int] | None,
     ) -> Any:
-        given = (data, record, sample_rng(self.seed, epoch, position))
+        given: list[Any] = [data, record, sample_rng(self.seed, epoch, position)]
+        if canvas is not None:
+            given.append(canvas)
         try:
-            return self.load(*given) if canvas is None else self.load(*given, canvas)
+            return self.load(*given) if other is None else self.load(*given, other=other)
         except InputError as error:
             raise type(error)(f"{self._name(record, shard)}: {error}") from error
         except Exception as error:

@@ -105,7 +105,7 @@ def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.nd
                     f"the image is {image.width} x {image.height} pixels, "
                     f"its annotations say {width} x {height}"
                 )
-            return _rgb(ImageOps.exif_transpose(image) if rotate else image)
+            return rgb(ImageOps.exif_transpose(image) if rotate else image)
     except DataError:
         raise
     # PIL's plug-ins raise whatever comes up while they parse a broken file.
@@ -116,7 +116,9 @@ def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.nd
         raise DataError(f"the image cannot be decoded ({reason})") from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an open image of any mode, [height, width, 3] uint8; DataError if it has none
+    of 8 or 16 bits."""
     if image.mode == "F":
         raise DataError("the image has floating-point pixels: convert it to 8 bits a channel")
     if image.mode.startswith("I"):  # 16 bits, which some formats hand on as 32

@@ -204,6 +204,39 @@ def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, position))))
 
 
+def drawn_size(seed: int, epoch: int, consumed: int, sizes: int) -> int:
+    """Which of so many sizes the images of a step have, 0 to ``sizes - 1``; each is as likely.
+
+    Args:
+        seed: of the run.
+        epoch: 0, 1, ...
+        consumed: samples of the epoch that all ranks together have had before the step, so that it
+            is the same on all of them, and after a resume.
+        sizes: how many there are.
+    """
+    key = np.random.SeedSequence((seed, epoch, consumed), spawn_key=(4,))
+    return int(key.generate_state(1, np.uint64)[0]) * sizes >> 64
+
+
+def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
+    """The position of the second sample that goes with the one at a position, if it has one.
+
+    It is the next one of the order, which is read soon in any case.
+
+    Args:
+        seed: of the run.
+        epoch: 0, 1, ...
+        position: in the epoch's order.
+        share: of the samples that have a second one.
+    """
+    if not share:
+        return None
+    # The spawn key keeps this apart from sample_rng, so that samples are varied as without it.
+    key = np.random.SeedSequence((seed, epoch, position), spawn_key=(3,))
+    chance = int(key.generate_state(1, np.uint64)[0]) / 2**64
+    return position + 1 if chance < share else None
+
+
 def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> NDArray[np.int64]:
     """A seeded permutation of ``range(n)``."""
     # The spawn key keeps these streams apart from sample_rng's.

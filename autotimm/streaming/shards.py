@@ -116,6 +116,10 @@ class ShardSource:
         image, text = self.raw(shard, index)
         return image, self._record(text, f"sample {index} of {self.where(shard)}")
 
+    def record(self, shard: int, index: int) -> Record:
+        """See ``Source``."""
+        return self.read(shard, index)[1]
+
     def raw(self, shard: int, index: int) -> tuple[memoryview, memoryview]:
         """The bytes of a sample's image and of its record, not parsed, both as their checksums say.
 

@@ -55,6 +55,9 @@ class Source(Protocol):
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
         """Returns the image file's bytes and the record of a sample; DataError if it cannot."""
 
+    def record(self, shard: int, index: int) -> Record:
+        """Returns the record alone."""
+
     def prefetch(self, shards: Iterable[int]) -> None:
         """Is told which shards will be read next."""
 
@@ -131,6 +134,10 @@ class FolderSource:
             return path.read_bytes(), self._index.record(index)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def record(self, shard: int, index: int) -> Record:
+        """See ``Source``."""
+        return self._index.record(index)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """See ``Source``."""

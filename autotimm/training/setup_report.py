@@ -59,6 +59,8 @@ _DATA = (
     "masks",
     "seed",
     "max_corrupt",
+    "copy_paste",
+    "scales",
     "train_split",
     "val_split",
     "test_split",

@@ -88,6 +88,9 @@ def find_batch_size(
         raise InputError(f"find_batch_size: most={most} and steps={steps} must be at least 1")
     _bare(trainer, [])
     own, datamodule.batch_size = datamodule.batch_size, 1  # the schedule asks for a loader early
+    scales = getattr(datamodule, "scales", ())
+    if scales:  # the first steps may draw small ones
+        datamodule.scales = ()
     try:
         found = Tuner(trainer).scale_batch_size(
             model,
@@ -99,6 +102,8 @@ def find_batch_size(
         )
     finally:
         datamodule.batch_size = own
+        if scales:
+            datamodule.scales = scales
     assert found is not None
     return found
 

@@ -1,0 +1,107 @@
+"""What training sees: the same samples under one augmentation beside the other, as one picture.
+
+The samples come out of the data module's own training batches, so that what is shown is what is
+trained on: pixels, boxes, masks and labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from autotimm import visualize
+from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.models import paste
+
+_GAP = 8  # pixels around every picture
+_TITLE = 28  # pixels of the line above a column
+
+
+def sheet(
+    columns: Mapping[str, InstanceSegmentationDataModule], samples: int = 4, cell: int = 480
+) -> tuple[np.ndarray, list[str]]:
+    """Draws training samples, one a row, as each data module varies them, one a column.
+
+    Args:
+        columns: title -> data module. Those of one data set, seed and ``aspect_buckets`` show the
+            same samples.
+        samples: rows; fewer where an epoch has fewer.
+        cell: width of the widest picture, in pixels, at most; all are made smaller alike.
+
+    Returns:
+        [H, W, 3] uint8 RGB, and the names of the first column's images.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    drawn, names = [], []
+    for number, data in enumerate(columns.values()):
+        data.check("fit")
+        try:
+            found = list(islice(_samples(data), samples))
+        finally:
+            data.teardown()
+        drawn.append([picture for picture, _ in found])
+        names += [name for _, name in found] if number == 0 else []
+    widest = max(picture.shape[1] for column in drawn for picture in column)
+    shrunk = [[_shrunk(picture, cell / widest) for picture in column] for column in drawn]
+    return _laid_out(list(columns), shrunk), names
+
+
+def _samples(data: InstanceSegmentationDataModule) -> Iterator[tuple[np.ndarray, str]]:
+    """The pictures of an epoch's training samples, with their instances, and their names."""
+    for batch in data.train_dataloader():
+        for i, name in enumerate(batch["file_name"]):
+            used = batch["labels"][i] >= 0
+            boxes = batch["boxes"][i][used]
+            pixels = _pixels(batch["image"][i], data)
+            crops = batch["masks"][i][used].float() if "masks" in batch else None
+            picture = visualize.draw_instances(
+                pixels,
+                boxes.numpy(),
+                batch["labels"][i][used].numpy(),
+                masks=None if crops is None else paste.encode(crops, boxes, *pixels.shape[:2]),
+                class_names=data.class_names,
+            )
+            yield picture, name
+
+
+def _pixels(image: torch.Tensor, data: InstanceSegmentationDataModule) -> np.ndarray:
+    """[H, W, 3] uint8 of an image [3, H, W], which a pipeline of the user's own has normalised."""
+    if image.dtype != torch.uint8:
+        wanted: Any = data.preprocessing
+        mean, std = (torch.tensor(v)[:, None, None] for v in (wanted.mean, wanted.std))
+        image = (255 * (image * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    return image.permute(1, 2, 0).numpy()
+
+
+def _shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
+    if factor >= 1:
+        return picture
+    height, width = (max(round(side * factor), 1) for side in picture.shape[:2])
+    size = (width, height)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _laid_out(titles: list[str], columns: list[list[np.ndarray]]) -> np.ndarray:
+    """Pictures side by side on white, rows at one height, titles above."""
+    widths = [max(one.shape[1] for one in column) for column in columns]
+    heights = [max(one.shape[0] for one in row) for row in zip(*columns, strict=True)]
+    lefts = np.cumsum([_GAP, *(w + _GAP for w in widths)])
+    tops = np.cumsum([_GAP + _TITLE, *(h + _GAP for h in heights)])
+    page = np.full((tops[-1], lefts[-1], 3), 255, np.uint8)
+    for left, column in zip(lefts, columns, strict=False):
+        for top, one in zip(tops, column, strict=False):
+            page[top : top + one.shape[0], left : left + one.shape[1]] = one
+    written = Image.fromarray(page)
+    pen, font = ImageDraw.Draw(written), ImageFont.load_default(18)
+    for left, width, title in zip(lefts, widths, titles, strict=False):
+        middle = (float(left + width / 2), _GAP / 2 + _TITLE / 2)
+        pen.text(middle, title, fill=(30, 30, 30), font=font, anchor="mm")
+    return np.array(written)
