@@ -39,7 +39,7 @@ _MISSING = "image file missing"
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
 _LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # pixels; PIL refuses what has more
 # What PIL's readers raise when they trip over a broken file.
-_BROKEN = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error)
+BROKEN = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error)
 # What a folder's name in an annotation file may come to: that no such folder can be there.
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
@@ -78,7 +78,7 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
         try:
             if mark is None or mark not in end:
                 image.load()
-        except (*_BROKEN, Image.DecompressionBombError):
+        except (*BROKEN, Image.DecompressionBombError):
             raise ValueError("image cut off or broken") from None
     return EXTENSIONS[kind], size
 
@@ -91,7 +91,7 @@ def shown_size(data: bytes | memoryview) -> tuple[int, int]:
             width, height = image.size
             try:
                 turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            except _BROKEN:
+            except BROKEN:
                 turned = False  # EXIF that cannot be read turns nothing
     return (height, width) if turned else (width, height)
 

@@ -1,8 +1,8 @@
 """Pictures of instances: masks, outlines, boxes and labels drawn over an image; grids of pictures.
 
 Invariants: what is given is not changed; a class has the same colour in every picture; labels are
-readable on any background and stay inside the picture. NumPy, OpenCV and PIL alone; tensors are
-taken through ``np.asarray``, so move them to the CPU first.
+readable on any background and stay inside the picture. NumPy, OpenCV and PIL alone. :func:`draw` is
+for users and takes nearly anything; :func:`draw_instances` is what all pictures are made by.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +18,57 @@ from typing import Any, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from autotimm import masks as rle
+from autotimm.images import FORMATS
 from autotimm.structures import RLE, InputError
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Plate = tuple[int, int, int, int]  # x1, y1, x2, y2 of what a label covers
+
+
+def draw(
+    image: Any,
+    found: Mapping[str, Any],
+    class_names: Sequence[str] | None = None,
+    *,
+    threshold: float = 0.5,
+    **style: Any,
+) -> Image.Image:
+    """Draw what was found in an image over it; a notebook shows the picture that is returned.
+
+    Args:
+        image: a path, a PIL image, an array [H, W, 3] (RGB) or [H, W] of uint8, or a tensor
+            [3, H, W] of uint8 or of floats from 0 to 1, not normalised.
+        found: ``boxes`` [N, 4] in the image's pixels, ``labels`` [N], and if they are there
+            ``scores`` [N] and ``masks`` [N, H, W] or ``rles``: what ``autotimm.predict`` and
+            ``model.predict`` give for an image, or a target.
+        class_names: the name of each label, such as ``model.class_names``.
+        threshold: what scores less is left out.
+        **style: ``alpha``, ``draw_boxes`` and ``draw_labels`` of :func:`draw_instances`.
+
+    Raises:
+        InputError: no such image, or what was found does not fit it.
+    """
+    if missing := {"boxes", "labels"} - set(found):
+        raise InputError(f"found: it has no {' and no '.join(sorted(missing))}")
+    parts = {key: _plain(found[key]) for key in ("boxes", "labels", "scores") if key in found}
+    masks = found.get("rles", found.get("masks"))
+    scores = parts.get("scores")
+    if scores is not None and len(scores) == len(parts["boxes"]):
+        kept = np.flatnonzero(np.asarray(scores) >= threshold)
+        parts = {key: np.asarray(part)[kept] for key, part in parts.items()}
+        masks = masks if masks is None else [masks[i] for i in kept.tolist()]
+    masks = masks if masks is None else [_plain(mask) for mask in masks]
+    try:
+        picture = draw_instances(
+            _pixels(image), masks=masks, class_names=class_names, **parts, **style
+        )
+    except ValueError as error:
+        raise InputError(f"draw(): {error}") from error
+    return Image.fromarray(picture)
 
 
 def draw_instances(
@@ -88,14 +131,15 @@ def draw_instances(
         return picture
     canvas = Image.fromarray(picture)
     pen, font = ImageDraw.Draw(canvas), _font(max(9, min(28, round(min(height, width) / 32))))
-    plates: list[Plate] = []
-    for i in order:
+    plates = np.zeros((len(order), 4), np.int64)  # what the labels so far cover
+    for n, i in enumerate(order):
         label = int(labels[i])
         known = class_names is not None and 0 <= label < len(class_names)
         text = str(class_names[label]) if known and class_names is not None else str(label)
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
-        plates.append(_write(pen, text, boxes[i].tolist(), plates, class_colour(label), font))
+        colour = class_colour(label)
+        plates[n] = _write(pen, text, boxes[i].tolist(), plates[:n], colour, font)
     return np.array(canvas)
 
 
@@ -187,15 +231,43 @@ def save_png(path: str | Path, image: Any) -> None:
             partial.unlink()
 
 
+def _plain(values: Any) -> Any:
+    """A tensor of any device as an array; anything else as it is."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+
+
+def _pixels(image: Any) -> Picture:
+    """What ``draw`` takes as an image, [H, W, 3] uint8 RGB."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            with Image.open(image, formats=FORMATS) as opened:
+                return _pixels(opened)
+        except (OSError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or "not an image that can be read"
+            raise InputError(f"{os.fspath(image)}: {reason}") from error
+    if isinstance(image, Image.Image):
+        from autotimm.streaming.decode import rgb
+
+        return rgb(ImageOps.exif_transpose(image))
+    pixels = np.asarray(_plain(image))
+    if hasattr(image, "detach") and pixels.ndim == 3:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.dtype.kind == "f" and pixels.size:
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise InputError(
+                "the image has values outside of 0 to 1: give the photo, not what the model gets"
+            )
+        pixels = (255 * pixels).round().astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
 def _window(mask: Any, height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
     """The box of a mask, by its left and top, and the mask [h, w] of 0 and 1 inside it."""
     shape = tuple(mask["size"]) if isinstance(mask, dict) else np.shape(mask)
     if shape != (height, width):
         raise ValueError(f"a mask of {shape} does not fit an image of {(height, width)}")
     if isinstance(mask, dict):
-        coded = cast(RLE, mask)
-        x1, y1, x2, y2 = (int(side) for side in rle.box(coded))
-        return x1, y1, rle.decode(coded)[y1:y2, x1:x2]
+        return rle.decode_window(cast(RLE, mask))
     dense = (np.asarray(mask) > 0.5).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(dense)
     return x, y, dense[y : y + h, x : x + w]
@@ -223,7 +295,7 @@ def _write(
     pen: ImageDraw.ImageDraw,
     text: str,
     box: list[float],
-    plates: list[Plate],
+    plates: NDArray[np.int64],
     colour: Colour,
     font: ImageFont.FreeTypeFont,
 ) -> Plate:
@@ -241,7 +313,7 @@ def _write(
 
 
 def _free_plate(
-    size: tuple[int, int], box: list[float], plates: list[Plate], limits: tuple[int, int]
+    size: tuple[int, int], box: list[float], taken: NDArray[np.int64], limits: tuple[int, int]
 ) -> Plate:
     """A place for a label inside the picture: by a corner of the box, clear of other labels.
 
@@ -252,7 +324,6 @@ def _free_plate(
     x1, y1, x2, y2 = box
     above = y1 - height if y1 >= height else y1
     places = [(x1, above), (x1, y1), (x2 - width, above), (x1, y2), (x2 - width, y2 - height)]
-    taken = np.array(plates).reshape(-1, 4)
     options: list[Plate] = []
     for x, y in places:
         left = round(max(0, min(x, limits[0] - width)))

@@ -147,16 +147,16 @@ def test_any_size_and_number(size: tuple[int, int], count: int) -> None:
     assert picture.any() == (count > 0)
 
 
-def test_a_thousand_instances() -> None:
+def test_thousands_of_instances() -> None:
     rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 100, (1000, 2))
-    boxes = np.hstack([corners, corners + rng.uniform(1, 40, (1000, 2))])
+    corners = rng.uniform(0, 100, (5000, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(1, 40, (5000, 2))])
     rles = []
     for x1, y1, x2, y2 in boxes.astype(int):
         mask = np.zeros((120, 160), np.uint8)
         mask[y1:y2, x1:x2] = 1
         rles.append(masks.encode(mask))
-    draw_instances(GREY, boxes, rng.integers(0, 80, 1000), rng.uniform(size=1000), rles)
+    draw_instances(GREY, boxes, rng.integers(0, 80, 5000), rng.uniform(size=5000), rles)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -219,3 +219,55 @@ def test_png_appears_whole(tmp_path: Path) -> None:
 def test_torch_is_not_imported() -> None:
     code = "import sys, autotimm.visualize; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FOUND: dict[str, Any] = {
+    "boxes": torch.tensor([[50.0, 40, 110, 80], [0, 0, 20, 20]]),
+    "labels": torch.tensor([2, 0]),
+    "scores": torch.tensor([0.9, 0.2]),
+    "masks": torch.from_numpy(np.stack([square(), np.zeros((120, 160), np.uint8)])),
+}
+
+
+def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    expected = draw(scores=[0.9], class_names=names)
+    save_png(tmp_path / "grey.png", GREY)
+    tensor = torch.from_numpy(GREY).permute(2, 0, 1)
+    given: list[Any] = [tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.fromarray(GREY)]
+    given += [GREY, GREY[..., 0], tensor, tensor / 255]
+    for image in given:
+        picture = visualize.draw(image, FOUND, names)
+        assert isinstance(picture, Image.Image)
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+    small = {k: v for k, v in FOUND.items() if k != "masks"}
+    small["rles"] = [masks.encode(mask.numpy()) for mask in FOUND["masks"]]
+    np.testing.assert_array_equal(np.asarray(visualize.draw(GREY, small, names)), expected)
+    everything = np.asarray(visualize.draw(GREY, FOUND, threshold=0))
+    assert (everything[0, :20] != 100).any()
+    truth = {"boxes": FOUND["boxes"][:1], "labels": FOUND["labels"][:1]}
+    np.testing.assert_array_equal(np.asarray(visualize.draw(GREY, truth)), draw(masks=None))
+
+
+def test_draw_refuses_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no image")
+    for image, said in [
+        (tmp_path / "none.png", "none.png: No such file"),
+        (tmp_path / "a.txt", "a.txt: not an image"),
+        (torch.full((3, 120, 160), -2.0), "values outside of 0 to 1: give the photo"),
+        (np.zeros((50, 50, 3), np.uint8), "does not fit an image"),
+        (np.zeros((4, 120, 160), np.uint8), "not uint8"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            visualize.draw(image, FOUND)
+    with pytest.raises(InputError, match="no labels"):
+        visualize.draw(GREY, {"boxes": []})
+
+
+def test_photos_are_drawn_upright(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (160, 120), (100, 100, 100))
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0)}
+    assert visualize.draw(tmp_path / "turned.jpg", nothing).size == (120, 160)

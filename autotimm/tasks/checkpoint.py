@@ -11,7 +11,7 @@ import torch
 
 from autotimm import urls
 from autotimm.data import options
-from autotimm.data.transforms import INTERPOLATIONS
+from autotimm.data.transforms import INTERPOLATIONS, RESIZES
 from autotimm.structures import InputError, Preprocessing
 from autotimm.tasks.weights import is_safetensors, read_weights
 
@@ -102,12 +102,16 @@ def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
         return Preprocessing()
     try:
         mean, std, how = saved["mean"], saved["std"], saved["interpolation"]
-    except (KeyError, TypeError, IndexError) as error:
+        # Of older checkpoints these two are not known.
+        size, resize = saved.get("image_size"), saved.get("resize", "letterbox")
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"the checkpoint's preprocessing is {saved!r}: it is damaged") from error
     return Preprocessing(
         options.three("the checkpoint's mean", mean),
         options.three("the checkpoint's std", std, above=0),
         options.one_of("the checkpoint's interpolation", how, tuple(INTERPOLATIONS)),
+        None if size is None else options.canvas(size, "the checkpoint's image_size"),
+        options.one_of("the checkpoint's resize", resize, RESIZES),
     )
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from autotimm.coco import Category, shown_names
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
@@ -246,7 +247,7 @@ class ObjectDetector(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         """Detections of each image of the batch in the pixels of the original image."""
         _check_normalised(batch["image"])
-        found = self._detect(batch["image"])
+        found = self.detect(batch["image"])
         sizes = batch["original_size"].tolist()
         return [
             restore.restore(detections, scale, offset, height, width)
@@ -276,7 +277,9 @@ class ObjectDetector(LightningModule):
         assert isinstance(metrics, StageMetrics)
         return metrics
 
-    def _detect(self, image: Tensor) -> list[Detections]:
+    def detect(self, image: Tensor) -> list[Detections]:
+        """As ``Network.detect``, with this model's thresholds: of normalised images whose sides the
+        pyramid divides, in their pixels, masks as probabilities inside the boxes."""
         options: Any = self.hparams
         with compiled.explained(), self._sizes.stance(image):
             return self.network.detect(
@@ -288,6 +291,15 @@ class ObjectDetector(LightningModule):
     def forward(self, image: Tensor) -> list[Detections]:
         """As :meth:`predict`."""
         return self.predict(image)
+
+    @property
+    def class_names(self) -> list[str]:
+        """What to call each label: its category's name, with the id where several share that name;
+        the number of the label where the model was not trained on any data yet."""
+        if self.categories is None:
+            options: Any = self.hparams
+            return [str(label) for label in range(options.num_classes)]
+        return shown_names([Category(one["id"], one["name"]) for one in self.categories])
 
     @torch.no_grad()
     def predict(
@@ -326,7 +338,7 @@ class ObjectDetector(LightningModule):
         was_training = self.training
         self.eval()
         try:
-            found = self._detect(padded.to(self.network.head.classes.weight))
+            found = self.detect(padded.to(self.network.head.classes.weight))
         finally:
             self.train(was_training)
         scale = torch.tensor([width / wanted[1], height / wanted[0]], device=self.device)
@@ -388,6 +400,18 @@ class ObjectDetector(LightningModule):
             InputError: no such file, or not a checkpoint of this class that can be read safely.
         """
         checkpoint = read_checkpoint(checkpoint_path)
+        return cls.of_checkpoint(checkpoint, str(checkpoint_path), map_location, strict, overrides)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: dict[str, Any],
+        checkpoint_path: str,
+        map_location: str | torch.device | None,
+        strict: bool,
+        overrides: dict[str, Any],
+    ) -> Self:
+        """As :meth:`load_from_checkpoint`, of what ``read_checkpoint`` has read at that path."""
         settings = checkpoint.get("hyper_parameters")
         if not isinstance(settings, dict) or "state_dict" not in checkpoint:
             raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")

@@ -1,0 +1,152 @@
+"""Images from wherever a user has them: files, folders, patterns, URLs, PIL images, arrays."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from autotimm import images, urls
+from autotimm.streaming import remote
+from autotimm.streaming.decode import decode_image, rgb
+from autotimm.structures import InputError
+
+SUFFIXES = frozenset(f".{name}" for name in (*images.EXTENSIONS.values(), "jpeg", "tiff"))
+"""Of the files of a folder that are taken for images."""
+
+
+def find(words: Iterable[str]) -> list[str]:
+    """The files and URLs that a user's words mean, each once, in the words' order.
+
+    Args:
+        words: paths of files, of folders (all images in them and below, sorted), patterns such as
+            ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. A path of nothing that is
+            there stays, so that who opens it says so.
+
+    Raises:
+        InputError: a folder or pattern without any image.
+    """
+    found: list[str] = []
+    for word in words:
+        if urls.kind(word) == "file":
+            word = str(urls.file_path(word))
+        if urls.kind(word):
+            own = _matching(word) if "*" in word else [word]
+        elif Path(word).is_dir():
+            own = sorted(str(p) for p in Path(word).rglob("*") if _is_image(p))
+        elif glob.has_magic(word) and not Path(word).exists():
+            # Path.glob takes no absolute pattern.
+            paths = glob.glob(word, recursive=True)  # noqa: PTH207
+            own = sorted(path for path in paths if _is_image(Path(path)))
+        else:
+            own = [word]
+        if not own:
+            raise InputError(f"{urls.shown(word)}: no image there ({', '.join(sorted(SUFFIXES))})")
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _matching(pattern: str) -> list[str]:
+    import fsspec
+
+    remote.local_path(pattern)  # refuses what is not read
+    kind = urls.kind(pattern)
+    try:
+        files = fsspec.filesystem(kind).glob(pattern)
+    except Exception as error:  # the back ends raise their libraries' own
+        reason = urls.without_secrets(" ".join(str(error).split()))
+        raise InputError(f"{urls.shown(pattern)}: cannot be listed: {reason}") from error
+    found = [file if "://" in file else f"{kind}://{file}" for file in files]
+    return sorted(one for one in found if Path(one).suffix.lower() in SUFFIXES)
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    """An image as [height, width, 3] uint8 RGB, upright as viewers show it.
+
+    Args:
+        image: a path, a URL, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
+            [H, W, 4], uint8.
+
+    Raises:
+        InputError: it cannot be read, or is none; names a file.
+    """
+    if isinstance(image, str | os.PathLike):
+        name = urls.shown(os.fspath(image))
+        try:
+            return decoded(_bytes(os.fspath(image)))
+        except InputError as error:
+            raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+        except OSError as error:
+            reason = error.strerror or str(error).removeprefix(f"{name}: ")
+            raise InputError(f"{name}: cannot be read: {reason}") from error
+    if isinstance(image, Image.Image):
+        try:
+            return rgb(ImageOps.exif_transpose(image))
+        except images.BROKEN as error:  # PIL reads the pixels of a file only now
+            raise InputError(f"a PIL image cannot be read: {error}") from error
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise InputError(
+            f"an image is a path, a URL, a PIL image or a uint8 array [H, W, 3] (RGB), not "
+            f"{type(image).__name__} of {pixels.dtype} {list(pixels.shape)}"
+        )
+    if not pixels.size:
+        raise InputError(f"an image of {list(pixels.shape)} has no pixels")
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """The pixels of an image file, [height, width, 3] uint8 RGB, upright; InputError if it is none.
+
+    Its message does not name the file.
+    """
+    try:
+        images.inspect(data)
+        width, height = images.shown_size(data)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return decode_image(data, width, height)
+
+
+def _bytes(path: str) -> bytes:
+    local = Path(path) if Path(path).exists() else remote.local_path(path)
+    if local is not None and local.exists() and not local.is_file():
+        raise InputError("is no regular file")  # a pipe or a device may never end
+    return remote.read_bytes(path, remote.Retry()) if local is None else local.read_bytes()
+
+
+def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | InputError]:
+    """The pixels of images, in their order, some of them read while others are looked at.
+
+    One that cannot be read comes as its error.
+    """
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    def attempt(item: Any) -> np.ndarray | InputError:
+        try:
+            return pixels_of(item)
+        except InputError as error:
+            return error
+
+    waiting: deque[Future[np.ndarray | InputError]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(attempt, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,33 @@
+"""The model of a checkpoint, whichever of the two it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autotimm import urls
+from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.segmentor import InstanceSegmentor
+
+
+def load(checkpoint: str | Path, device: str = "cpu", **overrides: Any) -> ObjectDetector:
+    """The model of a checkpoint, ready to predict: an InstanceSegmentor, or an ObjectDetector where
+    it was trained without masks.
+
+    Only weights and plain values are read; code in the file is refused.
+
+    Args:
+        checkpoint: a ``.ckpt`` or ``.safetensors`` file, or a URL of one.
+        device: where the model goes.
+        **overrides: constructor arguments that replace the checkpoint's, such as ``score_thresh``.
+
+    Raises:
+        InputError: no such file, or not a checkpoint of this package that can be read safely.
+    """
+    content = read_checkpoint(checkpoint)
+    settings = content.get("hyper_parameters")
+    with_masks = isinstance(settings, dict) and "mask_size" in settings
+    kind = InstanceSegmentor if with_masks else ObjectDetector
+    name = urls.shown(str(checkpoint))
+    return kind.of_checkpoint(content, name, device, True, overrides).eval()
