@@ -1,0 +1,158 @@
+"""A model card: what a published model is, what it was trained on, how good it is, and the licence
+of the weights that it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+
+from autotimm import urls
+from autotimm.tasks.detector import ObjectDetector
+
+_SETTINGS = ("optimizer", "lr", "weight_decay", "scheduler", "warmup_steps", "frozen_stages")
+
+
+def card(
+    file: str,
+    model: ObjectDetector,
+    run: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    pretrained: bool | str = False,
+    steps: int | None = None,
+) -> str:
+    """Markdown. What is not known is said to be so, never guessed.
+
+    Args:
+        file: name of the published file.
+        model: of the checkpoint.
+        run: ``run.json`` of its training, as far as it is there.
+        metrics: ``metrics.json`` of ``autotimm evaluate``.
+        pretrained: of the training: what its backbone began with.
+        steps: optimizer steps of the training.
+    """
+    hparams: Any = model.hparams
+    kind = "boxes and masks" if model.with_masks else "boxes"
+    lines = [
+        f"# {type(model).__name__}, {hparams.backbone}",
+        "",
+        f"Finds {kind} of {hparams.num_classes} classes. FCOS on a feature pyramid"
+        f"{', with a Mask R-CNN mask head' if model.with_masks else ''}; trained with autotimm.",
+        "",
+        "## Use",
+        "",
+        "    import autotimm",
+        f'    model = autotimm.load("{file}")',
+        '    found = autotimm.predict(model, ["photo.jpg"])',
+        "",
+        "## Images",
+        "",
+        *_images(model),
+        "",
+        "## Classes",
+        "",
+        *_classes(model),
+        "",
+        "## Training",
+        "",
+        *_training(hparams, run, steps),
+        "",
+        "## Results",
+        "",
+        *_results(run, metrics),
+        "",
+        "## Licence",
+        "",
+        *_licence(hparams.backbone, pretrained),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _images(model: ObjectDetector) -> list[str]:
+    wanted = model.preprocessing
+    size = "not known" if wanted.image_size is None else "{} x {}".format(*wanted.image_size)
+    return [
+        f"- RGB, {wanted.resize} to {size} pixels (height x width), {wanted.interpolation}",
+        f"- mean {_numbers(wanted.mean)}, std {_numbers(wanted.std)} (where 1 is white)",
+    ]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _classes(model: ObjectDetector) -> list[str]:
+    if model.categories is None:
+        return ["Not known: the model was not trained on data."]
+    rows = zip(model.categories, model.class_names, strict=True)
+    return [
+        "| label | category id | name |",
+        "|---|---|---|",
+        *(f"| {k} | {one['id']} | {_cell(name)} |" for k, (one, name) in enumerate(rows)),
+    ]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _training(hparams: Any, run: Mapping[str, Any], steps: int | None) -> list[str]:
+    settings = run.get("settings") if isinstance(run.get("settings"), dict) else {}
+    assert isinstance(settings, dict)
+    data = settings.get("data") or {}
+    where = urls.shown(str(data["data_dir"])) if data.get("data_dir") else "not known"
+    told = [f"{name} {hparams[name]}" for name in _SETTINGS if name in hparams]
+    lines = [f"- data: {where}", f"- {', '.join(told)}"]
+    if steps is not None:
+        lines.append(f"- {steps:,} optimizer steps")
+    versions = run.get("versions")
+    if isinstance(versions, dict):
+        shown = [f"{k} {versions[k]}" for k in ("autotimm", "torch", "timm") if k in versions]
+        lines.append(f"- {', '.join(shown)}")
+    return lines
+
+
+def _results(run: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:
+    if metrics is not None:
+        names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+        rows = [
+            f"| {kind} | {' | '.join(_percent(metrics[kind].get(name)) for name in names)} |"
+            for kind in measured(metrics)
+        ]
+        if rows:
+            return [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
+    logged = run.get("metrics") if isinstance(run.get("metrics"), dict) else {}
+    assert isinstance(logged, dict)
+    found = {k: v for k, v in logged.items() if k.startswith(("val/", "test/")) and v is not None}
+    if not found:
+        return ["Not measured: `autotimm evaluate` does it."]
+    return ["The last values of the training:", "", *(f"- {k}: {v:.4g}" for k, v in found.items())]
+
+
+def measured(metrics: Mapping[str, Any]) -> list[str]:
+    """Which of "box" and "mask" a ``metrics.json`` has the figures of."""
+    return [kind for kind in ("box", "mask") if isinstance(metrics.get(kind), dict)]
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, int | float) and value >= 0 else "-"
+
+
+def _licence(backbone: str, pretrained: bool | str) -> list[str]:
+    if pretrained is False:
+        return [
+            "Trained from random weights: none but those of the training data and of who publishes "
+            "this model."
+        ]
+    if isinstance(pretrained, str):
+        return [f"The backbone began with weights from a file ({_cell(pretrained)}): see there."]
+    told = timm.models.get_pretrained_cfg(backbone)
+    licence = getattr(told, "license", None)
+    source = getattr(told, "hf_hub_id", None) or "timm"
+    return [
+        f"The backbone began with timm's weights {source}, whose licence is "
+        f"{licence or 'not told by timm: look it up there'}. The data's licence holds besides."
+    ]

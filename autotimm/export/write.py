@@ -1,0 +1,144 @@
+"""A model as one file for other programs: ONNX, or PyTorch's own exported program."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from autotimm.data import options
+from autotimm.export.graph import Graph
+from autotimm.sharding.manifest import whole_file
+from autotimm.structures import InputError
+from autotimm.tasks.detector import ObjectDetector
+
+STEP = 128
+"""What sides are multiples of where they are free: the pyramid's coarsest cells."""
+_LEAST, _MOST = 2, 64  # times STEP, of a free side
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def program(
+    model: ObjectDetector, image_size: tuple[int, int], *, dynamic: bool = False
+) -> ExportedProgram:
+    """Traces a model with what comes before and behind it, as :class:`Graph` has it.
+
+    Args:
+        model: on the CPU, uncompiled.
+        image_size: height and width, multiples of 32.
+        dynamic: leave height and width free: multiples of 128 from 256 to 8192.
+
+    Returns:
+        A program that takes ``image`` [B, 3, H, W] float32, RGB from 0 to 255, of any batch.
+    """
+    hparams: Any = model.hparams
+    graph = Graph(
+        copy.deepcopy(model.network),  # whose weights are to ask for no gradient
+        model.preprocessing,
+        hparams.score_thresh,
+        hparams.nms_thresh,
+        hparams.max_detections_per_image,
+    )
+    graph.requires_grad_(False).eval()
+    size = (2 * STEP, 3 * STEP) if dynamic else image_size
+    # Two images, as a size of one would be taken for fixed.
+    example = torch.rand(2, 3, *size) * 255
+    free: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
+    if dynamic:
+        free |= {
+            2: STEP * Dim("rows", min=_LEAST, max=_MOST),
+            3: STEP * Dim("columns", min=_LEAST, max=_MOST),
+        }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own insides
+        return torch.export.export(graph, (example,), dynamic_shapes=(free,))
+
+
+def to_program(traced: ExportedProgram, path: Path) -> None:
+    """Writes ``torch.export.load``'s format, whole or not at all; who loads it imports torchvision.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.export.save(traced, buffer)
+    _write(buffer.getvalue(), path)
+
+
+def to_onnx(traced: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
+    """Writes ONNX with masks end to end, whole or not at all.
+
+    Args:
+        traced: of :func:`program`.
+        path: the file.
+        facts: put into the file's metadata, as JSON, by name: class names, sizes.
+
+    Raises:
+        InputError: ONNX is not installed, or the file cannot be written.
+    """
+    check_onnx()
+    import onnx
+
+    outputs = ["boxes", "labels", "scores", "masks"][: len(traced.graph_signature.user_outputs)]
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                traced, (), input_names=["image"], output_names=outputs, dynamo=True, verbose=False
+            )
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+    assert exported is not None
+    content = exported.model_proto
+    for name, value in facts.items():
+        content.metadata_props.add(key=name, value=json.dumps(value))
+    onnx.checker.check_model(content)
+    _write(content.SerializeToString(), path)
+
+
+def check_onnx() -> None:
+    """Raises InputError where what writes ONNX is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'autotimm[export]'")
+
+
+def canvas(model: ObjectDetector, given: list[int] | None) -> tuple[int, int]:
+    """Height and width to export for: as given, else those of the model's training.
+
+    Raises:
+        InputError: neither is there, or they cannot be used.
+    """
+    if given is None:
+        if model.preprocessing.image_size is None:
+            raise InputError(
+                "the checkpoint does not tell the size of its training's images: give --image-size"
+            )
+        return model.preprocessing.image_size
+    size = tuple(given) if len(given) > 1 else given[0]
+    found = options.canvas(size, "--image-size")
+    if list(found) != (given if len(given) > 1 else given * 2):
+        raise InputError(f"--image-size {' '.join(map(str, given))} must be multiples of 32")
+    return found
+
+
+def _write(content: bytes, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,225 @@
+"""What is exported finds what the model finds: as a graph, in onnxruntime, as a program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import batched_nms
+
+import autotimm
+from autotimm.cli import export
+from autotimm.export import write
+from autotimm.export.card import card
+from autotimm.export.graph import Graph, survivors
+from autotimm.structures import InputError
+
+
+def run(*words: object) -> int:
+    return export.run(export.parser().parse_args([str(word) for word in words]))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> autotimm.ObjectDetector:
+    return autotimm.load(checkpoint)
+
+
+def images(count: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height + width)
+    noise = torch.rand(count, 3, height // 8, width // 8, generator=generator) * 255
+    return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")
+
+
+def found_by(model: Any, image: torch.Tensor) -> list[Any]:
+    wanted = model.preprocessing
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (wanted.mean, wanted.std))
+    return model.predict((image / 255 - mean) / std)
+
+
+def assert_same(outputs: list[np.ndarray], expected: list[Any], masks_differ: float) -> None:
+    """Padded outputs against detections of each image."""
+    boxes, labels, scores, masks = outputs
+    assert sum(len(one["scores"]) for one in expected) > 0
+    for i, one in enumerate(expected):
+        count = len(one["scores"])
+        assert (labels[i, :count] == one["labels"].numpy()).all()
+        np.testing.assert_allclose(scores[i, :count], one["scores"], atol=1e-4)
+        np.testing.assert_allclose(boxes[i, :count], one["boxes"], atol=1e-2)
+        assert masks.shape[2:] == one["masks"].shape[1:]
+        assert np.mean(masks[i, :count] != one["masks"].numpy()) <= masks_differ
+        assert (labels[i, count:] == -1).all()
+        assert not scores[i, count:].any()
+        assert not masks[i, count:].any()
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 224), (160, 64)])
+def test_the_graph_finds_what_predict_finds(model: Any, size: tuple[int, int]) -> None:
+    options = model.hparams
+    graph = Graph(model.network, model.preprocessing, 0.02, options.nms_thresh, 100).eval()
+    image = images(3, *size)
+    with torch.no_grad():
+        outputs = [part.numpy() for part in graph(image)]
+    assert outputs[3].dtype == np.uint8
+    assert_same(outputs, found_by(model, image), 1e-5)
+
+
+def test_nothing_found_is_padding_alone(model: Any) -> None:
+    graph = Graph(model.network, model.preprocessing, 0.999, 0.5, 7).eval()
+    with torch.no_grad():
+        boxes, labels, scores, masks = graph(images(2, 64, 96))
+    assert boxes.shape == (2, 7, 4)
+    assert (labels == -1).all()
+    assert not boxes.any()
+    assert not scores.any()
+    assert not masks.any()
+
+
+@pytest.mark.parametrize(("count", "side"), [(2000, 400), (2000, 100), (500, 40), (1, 10)])
+def test_survivors_are_those_of_torchvision(count: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(count + side)
+    low = torch.rand(2, count, 2, generator=generator) * side
+    boxes = torch.cat([low, low + torch.rand(2, count, 2, generator=generator) * 60 + 4], -1)
+    labels = torch.randint(0, 3, (2, count), generator=generator)
+    scores = torch.rand(2, count, generator=generator).sort(-1, descending=True).values
+    scores[:, count * 9 // 10 :] = -1
+    kept = survivors(boxes, labels, scores, 0.5)
+    for i in range(2):
+        real = scores[i] >= 0
+        expected = torch.zeros(count, dtype=torch.bool)
+        expected[batched_nms(boxes[i][real], scores[i][real], labels[i][real], 0.5)] = True
+        torch.testing.assert_close(kept[i], expected)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.slow
+def test_onnx_of_any_size_and_batch(checkpoint: Path, model: Any, tmp_path: Path) -> None:
+    import onnxruntime
+
+    out = tmp_path / "model.onnx"
+    assert run("--checkpoint", checkpoint, "--out", out, "--dynamic") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for count, height, width in ((1, 256, 256), (3, 256, 640), (2, 512, 384)):
+        image = images(count, height, width)
+        outputs = session.run(None, {"image": image.numpy()})
+        assert_same(outputs, found_by(model, image), 1e-4)
+    blank = np.zeros((1, 3, 256, 256), np.float32)
+    assert [part.shape for part in session.run(None, {"image": blank})][3] == (1, 100, 256, 256)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["names"]) == ["disc", "square", "triangle", "star"]
+    assert json.loads(facts["category_ids"]) == [1, 3, 7, 18]
+
+
+@pytest.mark.slow
+def test_a_program_of_one_size(checkpoint: Path, model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt2"
+    words = ("--checkpoint", checkpoint, "--out", out, "--image-size", 96, 160)
+    assert run(*words, "--max-detections", 20) == 0
+    code = """
+        import sys, torch, torchvision
+        program = torch.export.load(sys.argv[1]).module()
+        image, out = torch.load(sys.argv[2]), program(torch.load(sys.argv[2]))
+        torch.save([part for part in out], sys.argv[2])
+        assert "autotimm" not in sys.modules
+    """
+    image = images(1, 96, 160)
+    torch.save(image, tmp_path / "tensors.pt")
+    words = [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())]
+    subprocess.run([*words, out, tmp_path / "tensors.pt"], check=True, cwd=tmp_path)
+    outputs = [part.numpy() for part in torch.load(tmp_path / "tensors.pt")]
+    assert outputs[0].shape == (1, 20, 4)
+    expected = [{k: v[:20] for k, v in one.items()} for one in found_by(model, image)]
+    assert_same(outputs, expected, 1e-5)
+
+
+def test_weights_with_a_card(checkpoint: Path, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"mask": {"AP": 0.321, "AP50": 0.5, "AP_small": -1}}))
+    out = tmp_path / "model.safetensors"
+    assert run("--checkpoint", checkpoint, "--out", out, "--metrics", metrics) == 0
+    loaded, source = autotimm.load(out), autotimm.load(checkpoint)
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+    assert loaded.preprocessing == source.preprocessing
+    text = (tmp_path / "model.md").read_text()
+    for line in (
+        "# InstanceSegmentor, resnet10t",
+        '    model = autotimm.load("model.safetensors")',
+        "| 3 | 18 | star |",
+        "- 20 optimizer steps",
+        "| mask | 32.1 | 50.0 | - | - | - | - |",
+        "- RGB, letterbox to 128 x 128 pixels (height x width), bilinear",
+    ):
+        assert line in text.splitlines()
+    assert "Trained from random weights" in text
+
+
+def test_the_card_tells_where_data_and_weights_come_from(model: Any) -> None:
+    record = {
+        "settings": {"data": {"data_dir": "https://user:word@host/shards?X-Amz-Signature=1"}},
+        "metrics": {"val/mask_mAP": 0.25, "train/loss": 1.0},
+        "versions": {"torch": "2.9", "python": "3.11"},
+    }
+    text = card("a.safetensors", model, record, pretrained=True)
+    assert "word" not in text.replace("keywords", "")
+    assert "Signature=1" not in text
+    assert "host/shards" in text
+    assert "- val/mask_mAP: 0.25" in text
+    assert "train/loss" not in text
+    assert "resnet10t" in text
+    assert "apache-2.0" in text.lower()
+    file = card("a.safetensors", model, {}, pretrained="backbone.safetensors")
+    assert "weights from a file (backbone.safetensors)" in file
+    assert "data: not known" in file
+    assert "Not measured" in file
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "a.bin"], r"--out a.bin: the suffix"),
+        (["--out", "a.onnx", "--metrics", "m.json"], "--metrics is for"),
+        (["--out", "a.safetensors", "--dynamic"], "--dynamic is for .onnx"),
+        (["--out", "a.safetensors", "--min-score", 0], "--min-score is for .onnx"),
+        (["--out", "a.onnx", "--dynamic", "--image-size", 64], "has no effect with --dynamic"),
+        (["--out", "a.onnx", "--image-size", 100], "multiples of 32"),
+        (["--out", "a.onnx", "--image-size", 1, 2, 3], "one side, or height and width"),
+        (["--out", "a.pt2", "--min-score", 3], "--min-score 3"),
+        (["--out", "a.pt2", "--max-detections", 0], "--max-detections 0"),
+        (["--out", "a.safetensors", "--min-score", 0], "--min-score is for .onnx"),
+        (["--out", "a.safetensors", "--metrics", "none.json"], "none.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    words: list[Any], message: str, checkpoint: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run("--checkpoint", checkpoint, *words)
+
+
+def test_a_card_takes_no_other_figures_than_those_of_evaluate(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"mask": 0.3}')
+    with pytest.raises(InputError, match=r"other.json is no metrics.json of autotimm evaluate"):
+        run("--checkpoint", checkpoint, "--out", tmp_path / "a.safetensors", "--metrics", other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_without_onnx_it_says_what_to_install(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = write.importlib.util.find_spec
+    hidden = lambda name, *rest: None if name == "onnxscript" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(write.importlib.util, "find_spec", hidden)
+    with pytest.raises(InputError, match=r"needs onnxscript: pip install 'autotimm\[export\]'"):
+        run("--checkpoint", checkpoint, "--out", tmp_path / "a.onnx")
