@@ -18,6 +18,8 @@ _HOMES = {
     "InstanceSegmentor": "autotimm.tasks.segmentor",
     "MetricConfig": "autotimm.evaluation.metrics",
     "ObjectDetector": "autotimm.tasks.detector",
+    "load": "autotimm.tasks.load",
+    "predict": "autotimm.inference.predict",
 }
 
 __all__ = [
@@ -27,13 +29,17 @@ __all__ = [
     "InstanceSegmentor",
     "MetricConfig",
     "ObjectDetector",
+    "load",
+    "predict",
 ]
 
 if TYPE_CHECKING:
     from autotimm.data.datamodule import InstanceSegmentationDataModule
     from autotimm.evaluation.metrics import MetricConfig
+    from autotimm.inference.predict import predict
     from autotimm.structures import InputError
     from autotimm.tasks.detector import ObjectDetector
+    from autotimm.tasks.load import load
     from autotimm.tasks.segmentor import InstanceSegmentor
     from autotimm.training.trainer import AutoTrainer
 

@@ -28,8 +28,10 @@ LEVELS = [
     {"sharding", "streaming", "models", "visualize"},
     {"data"},
     {"evaluation", "tasks"},
-    {"training"},
+    {"training", "inference", "export"},
+    {"doctor"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(

@@ -32,7 +32,8 @@ from unittest import mock
 
 rank = int(os.environ["RANK"])
 platform.node = lambda: "ab"[rank]
-from autotimm import InstanceSegmentor, InputError, cli
+from autotimm import InstanceSegmentor, InputError
+from autotimm.cli import train as cli
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.training import setup_report
 

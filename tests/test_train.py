@@ -16,7 +16,8 @@ from lightning.pytorch import Trainer
 from ranks import TORCHRUN, on_ranks
 from servers import serve
 
-from autotimm import InstanceSegmentor, cli
+from autotimm import InstanceSegmentor
+from autotimm.cli import train as cli
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
 
@@ -331,7 +332,7 @@ def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal\n"
-        "from autotimm.cli import train\n"
+        "from autotimm.cli.train import train\n"
         "from autotimm.data.load import Load\n"
         "Load.__call__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "train()\n"
@@ -356,7 +357,7 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
     code = (
         "import os\n"
         "from autotimm import InstanceSegmentor\n"
-        "from autotimm.cli import train\n"
+        "from autotimm.cli.train import train\n"
         "step = InstanceSegmentor.training_step\n"
         "def lost(self, batch, batch_idx):\n"
         "    loss = step(self, batch, batch_idx)\n"
@@ -391,20 +392,20 @@ def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> No
     code = (
         "import os\n"
         "from lightning.pytorch.loggers import TensorBoardLogger\n"
-        "from torchmetrics.detection import MeanAveragePrecision\n"
         "from autotimm import visualize\n"
-        "from autotimm.cli import train\n"
+        "from autotimm.cli.train import train\n"
+        "from autotimm.evaluation import by_hotcoco\n"
         "from autotimm.training import run_record\n"
         "def fail(*_, **__):\n"
         "    raise OSError('as it happens')\n"
         "TensorBoardLogger.log_metrics = fail\n"
         "visualize.draw_instances = fail\n"
         "run_record.write_record = fail\n"
-        "compute = MeanAveragePrecision.compute\n"
-        "def broken(self):\n"
-        "    segm = 'segm' in self.iou_type and os.environ['RANK'] == '0'\n"
-        "    return fail() if segm else compute(self)\n"
-        "MeanAveragePrecision.compute = broken\n"
+        "values = by_hotcoco.values\n"
+        "def broken(images, kinds, by_class):\n"
+        "    segm = 'segm' in kinds and os.environ['RANK'] == '0'\n"
+        "    return fail() if segm else values(images, kinds, by_class)\n"
+        "by_hotcoco.values = broken\n"
         "train()\n"
     )
     given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"

@@ -14,7 +14,8 @@ from batches import small
 from coco_folder import mixed
 from line import Line, loader, quiet
 
-from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule, cli
+from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
+from autotimm.cli import train as cli
 from autotimm.training import tuning
 from autotimm.training.tuning import steepest
 

@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             with another, or is given twice.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     _refuse_repeated(arguments)
     if args.max_shard_size is not None:
         args.max_shard_size = byte_count("--max-shard-size", args.max_shard_size)
@@ -89,8 +89,9 @@ def _refuse_combinations(args: argparse.Namespace) -> None:
         raise InputError(f"{args.folders[len(wanted)]}: one argument too many{hint}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    made = _Parser(
         prog="autotimm-shard",
         usage="autotimm-shard [options] SRC DST\n"
         "       autotimm-shard [options] --annotations FILE --images FOLDER ... DST\n"
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "folders",
         metavar="SRC DST",
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="the summary as one JSON object, for programs")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    return made
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,18 +18,22 @@ from autotimm.training.pictures import real_images
 
 
 class SaveResults(Callback):
-    """Writes what a test or a prediction found as ``<stage>-results.json``, in COCO's format.
+    """Writes what a test or a prediction found, in COCO's format.
 
     Boxes and masks are in original pixels and the category ids are the data set's own, so that
     pycocotools and every tool around it read the file.
+
+    Args:
+        path: the file; by default ``<stage>-results.json`` in the run's folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._results: list[dict[str, Any]] = []
-        self._folder = Path()
+        self._path, self._folder = path, Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = run_folder(trainer)
+        if self._path is None:
+            self._folder = run_folder(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._results = []
@@ -59,7 +63,7 @@ class SaveResults(Callback):
         self._results = []
         if trainer.is_global_zero:
             stage = "test" if trainer.testing else "predict"
-            path = self._folder / f"{stage}-results.json"
+            path = self._path or self._folder / f"{stage}-results.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 file.write(orjson.dumps([result for part in parts for result in part]))

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.imports import RequirementCache
 
 from autotimm.structures import InputError
@@ -129,7 +130,8 @@ def precision(
 
     Args:
         name: as the user gave it; None for 16-mixed on a GPU that is to be used, else 32-true.
-        accelerator: as the user gave it.
+        accelerator: as the user gave it; where "auto" finds no GPU, 16-mixed becomes 32-true, so
+            that one script runs everywhere.
         chosen: what :func:`strategy` gave.
         plugins: the user's. One that is a precision stays.
 
@@ -140,6 +142,9 @@ def precision(
         return name, plugins
     on_gpu = _on_gpu(accelerator)
     name = MIXED[0] if name is None and on_gpu else _FULL_NAMES.get(str(name), name or "32-true")
+    if name == "16-mixed" and accelerator == "auto" and not on_gpu:
+        rank_zero_warn("precision=16-mixed needs a GPU, and there is none: training in 32-true")
+        return "32-true", plugins
     if name == "16-mixed" and not on_gpu:
         raise InputError(
             "precision=16-mixed needs a GPU: take bf16-mixed or 32-true on this device"

@@ -95,7 +95,8 @@ class TrainCLI(LightningCLI):
             if stop.code != 2 or not wrong:
                 raise
             said = io.StringIO(told.partition("usage: ")[0])
-            raise InputError(f"{' '.join(wrong.split())} (--help lists the flags)") from None
+            flag = "--help-all" if parser.prog == "autotimm" else "--help"
+            raise InputError(f"{' '.join(wrong.split())} ({flag} lists the flags)") from None
         finally:
             sys.stderr.write(said.getvalue())
 
@@ -118,6 +119,42 @@ class TrainCLI(LightningCLI):
             options.return_predictions = False
 
 
+class _Parsed(TrainCLI):
+    """Reads the settings, and makes and runs nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Makes none."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs none."""
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+
+def settings(args: list[str]) -> dict[str, Any]:
+    """What a fit with these words would be given: ``data``, ``trainer``, ``model``, ...
+
+    Raises:
+        InputError: a flag or a value of the config cannot be used.
+    """
+    words, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of words that it does not use
+    try:
+        parsed = _Parsed(
+            ObjectDetector,
+            InstanceSegmentationDataModule,
+            trainer_class=AutoTrainer,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=None,
+            args=args,
+        )
+    finally:
+        sys.argv = words
+    return parsed.config["fit"].as_dict()
+
+
 def _is_lightnings_refusal(error: BaseException) -> bool:
     """Whether it is the ValueError with which Lightning itself refuses a setting."""
     if type(error) is not ValueError or error.__traceback__ is None:
@@ -126,8 +163,8 @@ def _is_lightnings_refusal(error: BaseException) -> bool:
     return frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
-def train(args: list[str] | None = None) -> None:
-    """Run the command line with ``args``, or those of the process.
+def train(args: list[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line with ``args``, or those of the process, as the command ``prog``.
 
     Exits with 2 on bad input, after one line that says so, and with 85 where a signal has stopped a
     fit, which goes on when it is started again.
@@ -145,6 +182,7 @@ def train(args: list[str] | None = None) -> None:
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 args=args,
+                parser_kwargs={"prog": prog} if prog else None,
             )
     except Stopped:
         # torchrun signals the other processes as soon as one has ended: they end with this, too.

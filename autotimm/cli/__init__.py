@@ -1,0 +1,1 @@
+"""The command lines: ``autotimm VERB``, a module a verb."""

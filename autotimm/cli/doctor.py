@@ -1,0 +1,92 @@
+"""``autotimm doctor``: what is wrong before a run finds out, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from autotimm.cli.help import parser_of
+from autotimm.structures import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the verb."""
+    flags = parser_of(
+        "doctor",
+        "Looks at what training needs: packages, GPUs, NCCL, shared memory, open files, CPUs, "
+        "disks, data, and whether a config suits them. Trains and downloads nothing.",
+        """\
+        autotimm doctor
+        autotimm doctor --data shards/
+        autotimm doctor --config launch/small_cpu.yaml --data shards/ --out runs/
+        """,
+        "Exit codes: 0 a run would begin, 1 something fails, 2 a flag cannot be used.",
+    )
+    flags.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
+    flags.add_argument("--config", metavar="FILE", help="YAML for fit; --data replaces its data")
+    flags.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where runs will write (64 MiB, removed); default: the config's",
+    )
+    flags.add_argument("--json", action="store_true", help="for programs")
+    return flags
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks, prints, and tells by the exit code whether something fails."""
+    if args.config and not Path(args.config).is_file():
+        raise InputError(f"--config: {args.config}: no such file")
+
+    from autotimm.doctor import machine
+    from autotimm.doctor import run as of_run
+
+    found = [*machine.packages(), *machine.gpus(), *machine.limits()]
+    trainer: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    if args.config:
+        data, trainer = _settings(args.config, args.data)
+    location = args.data or data.get("data_dir")
+    if location:
+        found += of_run.data(str(location))
+    if args.config:
+        found += of_run.config(data, trainer)
+    if args.out or args.config:
+        found.append(machine.write_speed(Path(args.out or of_run.out_folder(trainer))))
+    if args.json:
+        print(json.dumps([one._asdict() for one in found], indent=2))
+    else:
+        _tell(found)
+    return 1 if any(one.level == "fail" for one in found) else 0
+
+
+def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the data module and the trainer, as fit would read them."""
+    from autotimm.cli.train import settings
+
+    words = ["fit", "--config", config, *(["--data.data_dir", data] if data else [])]
+    found = settings(words)
+    # These are objects that only a fit makes; they concern neither the machine nor the data.
+    module = {n: v for n, v in found["data"].items() if n != "custom_train_transforms"}
+    if not isinstance(module.get("augmentation_preset"), str):
+        module.pop("augmentation_preset", None)
+    return module, found["trainer"]
+
+
+def _tell(found: list[Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    wide = max(len(one.name) for one in found)
+    for one in found:
+        line = Text(f"{one.level:5}", style=colours[one.level])
+        console.print(line + Text(f"{one.name:{min(wide, 28)}}  {one.text}", style="default"))
+        if one.remedy:
+            console.print(Text(f"      -> {one.remedy}"))
+    counts = {level: sum(one.level == level for one in found) for level in colours}
+    console.print(", ".join(f"{count} {level}" for level, count in counts.items()))

@@ -1,0 +1,203 @@
+"""``autotimm evaluate``: COCO AP of a checkpoint, or of anyone's results file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotimm.cli.help import parser_of, refuse
+from autotimm.structures import InputError
+
+if TYPE_CHECKING:
+    from autotimm.evaluation.report import Report
+    from autotimm.evaluation.truth import Truth
+
+_OF_MODEL = ("image_size", "batch_size", "num_workers", "accelerator", "precision")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the verb."""
+    flags = parser_of(
+        "evaluate",
+        "Box and mask AP at the original image size, as pycocotools computes it: all classes and "
+        "class by class; curves, confusions and the worst images as pictures.",
+        """\
+        autotimm evaluate --checkpoint runs/version_0/checkpoints/best.ckpt --data shards/
+        autotimm evaluate --results theirs.json --data coco/ --split val
+        autotimm evaluate --results theirs.json --annotations instances_val2017.json
+        torchrun --nproc-per-node 8 -m autotimm evaluate --checkpoint best.ckpt --data shards/
+        """,
+        """\
+        OUT gets results.json (COCO's format, with --checkpoint), metrics.json,
+        precision_recall.png, confusion.png and worst.png.
+
+        Exit codes: 0 done, 2 the input cannot be used.
+        """,
+    )
+    source = flags.add_argument_group("what to evaluate")
+    source.add_argument("--checkpoint", metavar="FILE", help="of a run: .ckpt or .safetensors")
+    source.add_argument("--results", metavar="FILE", help="a COCO results file in its place")
+    source.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
+    source.add_argument("--split", default="val", help="of the data")
+    source.add_argument(
+        "--annotations", metavar="FILE", help="a COCO annotation file in place of --data"
+    )
+    source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
+    model = flags.add_argument_group("how the checkpoint is run")
+    model.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="default: of the training"
+    )
+    model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
+    model.add_argument("--num-workers", type=int, default=2, help="processes that decode")
+    model.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="runs")
+    model.add_argument(
+        "--precision",
+        choices=("16-mixed", "bf16-mixed", "32-true"),
+        help="default: 16-mixed on a GPU, else 32-true",
+    )
+    pictures = flags.add_argument_group("pictures")
+    pictures.add_argument(
+        "--min-score",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="of detections that are drawn and counted as confusions; AP counts all",
+    )
+    pictures.add_argument("--worst", type=int, default=12, metavar="IMAGES", help="to draw")
+    return flags
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates; every rank of a job calls it, and the first one writes and prints.
+
+    Raises:
+        InputError: flags or files cannot be used.
+    """
+    _check(args)
+    out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+
+    from autotimm.evaluation import report
+
+    results: Any = args.results
+    if args.checkpoint:
+        results = out / "results.json"
+        source = _find(args, results)
+        if source is None:
+            return 0  # another rank
+    else:
+        source = _source(args)
+    truth: Any = args.annotations
+    drawn: Truth | None = None
+    if source is not None:
+        from autotimm.evaluation.truth import Truth
+
+        drawn = Truth(source)
+        truth = drawn.content
+    measured = report.measure(truth, results, args.min_score)
+    _write(measured, drawn, results, out, args.worst)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if bool(args.checkpoint) == bool(args.results):
+        raise InputError("give --checkpoint, or --results for a file of results; one of the two")
+    if bool(args.data) == bool(args.annotations):
+        raise InputError("give --data, or --annotations for a COCO file; one of the two")
+    if args.checkpoint and args.annotations:
+        raise InputError("--annotations has no images for --checkpoint to look at: give --data")
+    if not 0 <= args.min_score <= 1:
+        raise InputError(f"--min-score {args.min_score:g} must be 0 to 1")
+    for name, least in (("batch_size", 1), ("num_workers", 0), ("worst", 0)):
+        if getattr(args, name) < least:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
+    if args.results:
+        refuse(parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs")
+    if args.annotations:
+        refuse(parser(), args, ("split", "worst"), "is for --data: leave it out, or give that")
+
+
+def _source(args: argparse.Namespace) -> Any:
+    if args.annotations:
+        return None
+    from autotimm.streaming.store import open_source
+
+    return open_source(args.data, args.split)
+
+
+def _find(args: argparse.Namespace, path: Path) -> Any:
+    """Has the checkpoint's results written; the data's source on the first rank, else None."""
+    import torch
+
+    from autotimm.data.datamodule import InstanceSegmentationDataModule
+    from autotimm.tasks.load import load
+    from autotimm.training.evaluate import find_all
+
+    if args.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError(
+            "--accelerator gpu: no GPU can be had here; leave the flag out for the CPU"
+        )
+    # Lightning's and our own remarks on a run: there is none.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    model = load(args.checkpoint, metrics=None)
+    size = args.image_size or model.preprocessing.image_size
+    if size is None:
+        raise InputError(
+            f"{args.checkpoint} does not tell the size of the training's images: give --image-size"
+        )
+    if len(size) > 2:
+        raise InputError("--image-size takes one side, or height and width")
+    data = InstanceSegmentationDataModule(
+        args.data,
+        image_size=size[0] if len(size) == 1 else tuple(size),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        resize=model.preprocessing.resize,
+        train_split=args.split,  # whose categories are the labels: there may be no other split
+        val_split=None,
+        test_split=args.split,
+        max_corrupt=1.0,  # what cannot be read is told, and counts as missed
+    )
+    first = find_all(model, data, path, accelerator=args.accelerator, precision=args.precision)
+    return data.source(args.split) if first else None
+
+
+def _write(measured: Report, truth: Truth | None, results: Any, out: Path, count: int) -> None:
+    import orjson
+    from rich.console import Console
+
+    from autotimm import visualize
+    from autotimm.evaluation import charts, report
+    from autotimm.evaluation.coco_input import content
+    from autotimm.sharding.manifest import whole_file
+    from autotimm.streaming.decode import DataError
+
+    console = Console()
+    console.print(report.tables(measured))
+    with whole_file(out / "metrics.json") as file:
+        file.write(orjson.dumps(report.as_json(measured), option=orjson.OPT_INDENT_2))
+    charts.save(charts.precision_recall(measured), out / "precision_recall.png")
+    charts.save(charts.confusion(measured), out / "confusion.png")
+    written = ["metrics.json", "precision_recall.png", "confusion.png"]
+    chosen = report.worst(measured, count) if truth is not None else []
+    if truth is not None and chosen:
+        by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
+        for one in content(results):
+            if one["image_id"] in by_image and one["score"] >= measured.least_score:
+                by_image[one["image_id"]].append(one)
+        pairs = []
+        for image_id, found in by_image.items():
+            try:
+                pairs.append(truth.pair(image_id, found))
+            except DataError as error:  # it counts as missed; the others are worth a look
+                console.print(f"not drawn: {error}", soft_wrap=True, highlight=False, markup=False)
+        if pairs:
+            visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
+            written.append("worst.png")
+    console.print(f"{out}: {', '.join(written)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,163 @@
+"""``autotimm predict``: what a checkpoint finds in any images, as COCO JSON and as pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from autotimm.cli.help import parser_of, refuse
+from autotimm.structures import InputError
+
+_PAYS_FROM = 500  # images: compiling for a GPU takes a minute or two
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the verb."""
+    flags = parser_of(
+        "predict",
+        "Finds objects in images of any kind and size, in their own pixels.",
+        """\
+        autotimm predict photo.jpg --checkpoint best.ckpt --out found/
+        autotimm predict photos/ more/*.png https://host/a.jpg --checkpoint best.ckpt --out found/
+        autotimm predict scan.tif --checkpoint best.ckpt --out found/ --tile 1024 --flip
+        """,
+        """\
+        OUT gets results.json (COCO results, masks as RLE, with class names), images.json (the
+        images and categories that its ids mean) and pictures/<name>.png.
+
+        An image that cannot be used is told and left out.
+        Exit codes: 0 done, 1 some images could not be used, 2 nothing could be done.
+        """,
+    )
+    flags.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="files, folders, 'patterns*.jpg', URLs"
+    )
+    flags.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
+    )
+    flags.add_argument("--out", required=True, metavar="DIR", help="made if missing")
+    flags.add_argument(
+        "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
+    )
+    flags.add_argument(
+        "--min-score", type=float, metavar="SCORE", help="of what is found; default: the model's"
+    )
+    flags.add_argument(
+        "--draw-score", type=float, default=0.5, metavar="SCORE", help="of what is drawn"
+    )
+    how = flags.add_argument_group("how images are looked at")
+    how.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="the canvas: a side, or height and width; default: of the training",
+    )
+    how.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
+    how.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles")
+    how.add_argument("--flip", action="store_true", help="also look at the mirror image")
+    machine = flags.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
+    machine.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="at once")
+    machine.add_argument(
+        "--compile",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help=f"auto: on a GPU, from {_PAYS_FROM} images on",
+    )
+    return flags
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts.
+
+    Raises:
+        InputError: flags or the checkpoint cannot be used, or there is no image.
+    """
+    for flag, value in (("--min-score", args.min_score), ("--draw-score", args.draw_score)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{flag} {value:g} must be 0 to 1")
+    if args.image_size and len(args.image_size) > 2:
+        raise InputError("--image-size takes one side, or height and width")
+    if args.tile is None:
+        refuse(parser(), args, ("overlap",), "is of tiles: give --tile too")
+    if args.format == "json":
+        refuse(parser(), args, ("draw_score",), "is of pictures: --format json writes none")
+
+    from autotimm.inference.predict import Options, predictions
+    from autotimm.inference.sources import find
+    from autotimm.inference.write import Writer
+
+    size: Any = args.image_size
+    how = Options(
+        batch_size=args.batch_size,
+        image_size=size and (size[0] if len(size) == 1 else tuple(size)),
+        tile=args.tile,
+        overlap=args.overlap,
+        flip=args.flip,
+        half=args.half,
+    )
+    names = find(args.images)
+    out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+    model = _model(args, len(names))
+    writer = Writer(
+        out,
+        model.categories or [{"id": i, "name": n} for i, n in enumerate(model.class_names)],
+        model.class_names,
+        as_json=args.format != "pictures",
+        draw_from=None if args.format == "json" else args.draw_score,
+    )
+    bad = 0
+    try:
+        found = predictions(model, names, how)
+        for name, (pixels, detections) in zip(_counted(names), found, strict=True):
+            if isinstance(pixels, InputError):
+                bad += 1
+                print(f"autotimm predict: left out: {pixels}", file=sys.stderr, flush=True)
+            else:
+                writer.add(name, pixels, detections)
+    finally:  # what was found before Ctrl-C is not lost
+        written = writer.close() if writer.images else []
+    if bad == len(names):  # what an earlier run wrote stays
+        raise InputError("none of the images could be used")
+    kept = f"{len(writer.images):,} images, {len(writer.results):,} instances"
+    print(f"{out}: {', '.join(written)}: {kept}{f'; {bad:,} left out' if bad else ''}")
+    return 1 if bad else 0
+
+
+def _model(args: argparse.Namespace, images: int) -> Any:
+    import torch
+
+    from autotimm.tasks.load import load
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(f"--device {device} cannot be had here: {reason}") from error
+    pays = device.startswith("cuda") and images >= _PAYS_FROM
+    settings: dict[str, Any] = {} if args.min_score is None else {"score_thresh": args.min_score}
+    settings["compile_model"] = args.compile == "yes" or (args.compile == "auto" and pays)
+    settings["compile_kwargs"] = None
+    return load(args.checkpoint, device, metrics=None, **settings)
+
+
+def _counted(names: list[str]) -> Any:
+    """The names, with a progress bar where someone looks on."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return names
+    return track(names, "predicting", console=console)

@@ -1,0 +1,109 @@
+"""``autotimm preview``: one picture of what each augmentation makes of real samples."""
+
+from __future__ import annotations
+
+import argparse
+
+from autotimm.cli.help import parser_of
+from autotimm.structures import InputError
+
+_PRESETS = ("light", "default", "strong", "lsj")
+_AS_IT_IS = "as it is"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of ``autotimm preview``."""
+    made = parser_of(
+        "preview",
+        "Draws training samples with their boxes, masks and class names: a row a sample, a column "
+        "an augmentation, and one without any to compare.",
+        """
+        autotimm preview --data coco/ --out preview.png
+        autotimm preview --data shards/ --preset strong lsj --samples 8 --out strong.png
+        autotimm preview --data shards/ --preset lsj --copy-paste 1 --out pasted.png
+        autotimm preview --data shards/ --resize stretch --image-size 512 --out a.png
+        """,
+    )
+    made.add_argument(
+        "--data", required=True, metavar="DIR", help="a COCO folder, a folder of shards or its URL"
+    )
+    made.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    made.add_argument(
+        "--preset",
+        nargs="+",
+        choices=["all", *_PRESETS],
+        help="augmentations to show: all, or some of light, default, strong, lsj (all)",
+        metavar="NAME",
+    )
+    made.add_argument("--samples", type=int, default=4, metavar="N", help="rows")
+    made.add_argument("--split", default="train", metavar="NAME", help="where the samples are from")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="chooses the samples")
+    made.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side of the canvas in pixels, or its height and width (640)",
+    )
+    made.add_argument(
+        "--resize",
+        choices=["letterbox", "stretch"],
+        default="letterbox",
+        help="keep the aspect and pad, or fill the canvas",
+    )
+    made.add_argument(
+        "--copy-paste",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the samples onto which objects of another one are pasted, 0 to 1",
+    )
+    made.add_argument(
+        "--multi-scale",
+        action="store_true",
+        help="draw each row's canvas, from 0.6 of the image size on (off)",
+    )
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the picture and tells which samples it shows."""
+    from pathlib import Path
+
+    from autotimm import visualize
+    from autotimm.data.augmentation import Augmentation
+    from autotimm.data.datamodule import InstanceSegmentationDataModule
+    from autotimm.data.preview import sheet
+
+    if Path(args.out).suffix.lower() != ".png":
+        raise InputError(f"--out is {args.out}, but must end in .png")
+    if args.samples < 1:
+        raise InputError(f"--samples is {args.samples}, but must be 1 or more")
+    sides = args.image_size or [640]
+    size = sides[0] if len(sides) == 1 else tuple(sides)
+    wanted = args.preset or ["all"]
+    presets = _PRESETS if "all" in wanted else tuple(dict.fromkeys(wanted))
+
+    def varied(
+        how: str | Augmentation, copy_paste: float, scales: bool
+    ) -> InstanceSegmentationDataModule:
+        return InstanceSegmentationDataModule(
+            args.data,
+            image_size=size,
+            batch_size=1,
+            num_workers=0,
+            augmentation_preset=how,
+            resize=args.resize,
+            train_split=args.split,
+            val_split=None,
+            seed=args.seed,
+            copy_paste=copy_paste,
+            multi_scale=scales,
+        )
+
+    columns = {_AS_IT_IS: varied(Augmentation(), 0.0, False)}
+    columns |= {name: varied(name, args.copy_paste, args.multi_scale) for name in presets}
+    picture, names = sheet(columns, args.samples)
+    visualize.save_png(args.out, picture)
+    print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")
+    return 0

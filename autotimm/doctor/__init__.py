@@ -1,0 +1,1 @@
+"""What ``autotimm doctor`` looks at: the machine, the data, whether a config suits them."""

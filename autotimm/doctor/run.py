@@ -1,0 +1,164 @@
+"""The data, and whether a config suits them and the machine. Nothing is trained or downloaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autotimm import urls
+from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.doctor.machine import Finding, read_speed
+from autotimm.streaming.decode import DataError
+from autotimm.streaming.remote import local_path
+from autotimm.streaming.store import open_source, split_names
+from autotimm.structures import InputError
+from autotimm.training import resources
+
+_FILES = 500  # of a folder, to read at most
+_ON_GPUS = ("deepspeed", "fsdp")
+
+
+def data(location: str) -> list[Finding]:
+    """Whether the data can be reached, and whether their manifest, splits and samples are sound."""
+    name = urls.shown(location)
+    begun = time.perf_counter()
+    try:
+        splits = split_names(location)
+        folder = local_path(location)
+    except (InputError, OSError) as error:
+        return [Finding("fail", "data", urls.without_secrets(str(error)), "see --data")]
+    took = time.perf_counter() - begun
+    found = [Finding("ok", "data", f"{name}: splits {', '.join(splits)}, in {took:.2f} s")]
+    found += [_split(location, split) for split in splits]
+    if folder is not None:
+        files = (p for p in folder.rglob("*") if p.suffix.lower() in (".tar", ".jpg", ".png"))
+        found.append(read_speed(folder, islice(files, _FILES)))
+    return found
+
+
+def _split(location: str, split: str) -> Finding:
+    name = f"split {split}"
+    try:
+        source = open_source(location, split)
+        images = int(source.shard_sizes.sum())
+        if images and local_path(location) is not None:  # else it would load a whole shard
+            source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
+    except (InputError, OSError, DataError) as error:
+        remedy = "autotimm shard --verify tells of all that is damaged"
+        return Finding("fail", name, urls.without_secrets(str(error)), remedy)
+    text = f"{images:,} images, {len(source.categories)} categories"
+    if not images or not source.has_instances():
+        return Finding("fail", name, f"{text}, no instances", "there is nothing to train on")
+    if source.problems.counts:
+        return Finding("warn", name, f"{text}; {'; '.join(source.problems.lines())}", source.remedy)
+    return Finding("ok", name, text)
+
+
+def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]:
+    """Whether a run of these settings would begin here.
+
+    Args:
+        data: arguments of the data module.
+        trainer: arguments of AutoTrainer.
+    """
+    module, problem = _module(data)
+    if module is None:
+        return [problem]
+    found = [problem]
+    processes, finding = _processes(trainer)
+    found.append(finding)
+    nodes = int(trainer.get("num_nodes") or 1)
+    images = int(module.source(module.train_split).shard_sizes.sum())
+    step = module.batch_size * processes * nodes
+    text = f"{module.batch_size} x {processes * nodes} = {step} images, of {images:,}"
+    if step > images:
+        remedy = "lower data.batch_size: each step shows some images more than once"
+        found.append(Finding("warn", "batch", text, remedy))
+    else:
+        found.append(Finding("ok", "batch", text))
+    workers, ahead = module.num_workers, module.prefetch_factor
+    height, width = module.image_size
+    of_batch = module.batch_size * 3 * height * width
+    found += [
+        _tried(
+            "memory of workers",
+            lambda: resources.check_shared_memory(of_batch, workers, ahead, processes),
+        ),
+        _tried("files of workers", lambda: resources.check_open_files(workers, ahead)),
+        _precision(str(trainer.get("precision") or ""), trainer),
+    ]
+    usable = len(os.sched_getaffinity(0))
+    text = f"{processes} x {workers} workers on {usable} CPUs"
+    if processes * workers > usable:
+        found.append(Finding("warn", "workers", text, "lower data.num_workers"))
+    else:
+        found.append(Finding("ok", "workers", text))
+    return found
+
+
+def _module(data: Mapping[str, Any]) -> tuple[InstanceSegmentationDataModule | None, Finding]:
+    """The data module, its splits open."""
+    try:
+        module = InstanceSegmentationDataModule(**data)
+        splits = module.check("fit")
+    except (InputError, OSError) as error:
+        text = urls.without_secrets(str(error))
+        return None, Finding("fail", "config and data", text, "see data in the config")
+    height, width = module.image_size
+    text = f"{', '.join(splits)}: {module.num_classes} classes at {height} x {width} pixels"
+    return module, Finding("ok", "config and data", text)
+
+
+def _processes(trainer: Mapping[str, Any]) -> tuple[int, Finding]:
+    """Ranks on this machine, and whether it has the devices and the strategy can use them."""
+    there = torch.cuda.device_count()
+    kind, strategy = str(trainer.get("accelerator", "auto")), str(trainer.get("strategy", "auto"))
+    on_gpu = kind in ("gpu", "cuda") or (kind == "auto" and there > 0)
+    wanted = _count(trainer.get("devices", "auto"), there if on_gpu else 1)
+    text = f"{wanted} {'GPU' if on_gpu else 'CPU'} processes, strategy {strategy}"
+    if on_gpu and (wanted > there or not there):
+        remedy = "lower trainer.devices, or use a machine that has them"
+        return max(wanted, 1), Finding("fail", "devices", f"{text}, but {there} GPUs", remedy)
+    if strategy.startswith(_ON_GPUS) and not on_gpu:
+        remedy = "take trainer.strategy=auto or ddp"
+        return wanted, Finding("fail", "devices", f"{text}, which needs GPUs", remedy)
+    return wanted, Finding("ok", "devices", text)
+
+
+def _count(devices: Any, there: int) -> int:
+    """How many devices Lightning's ``devices`` means: a number, a list, "0,1", "auto", -1."""
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices)
+    if text in ("auto", "-1"):
+        return max(there, 1)
+    return int(text) if text.isdigit() else len([one for one in text.split(",") if one.strip()])
+
+
+def _precision(precision: str, trainer: Mapping[str, Any]) -> Finding:
+    gpu = torch.cuda.is_available() and str(trainer.get("accelerator", "auto")) != "cpu"
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    shown = precision or "by default"
+    return _tried(
+        "precision", lambda: resources.check_precision(precision, device), f"{shown} on {device}"
+    )
+
+
+def _tried(name: str, check: Callable[[], None], text: str = "enough") -> Finding:
+    try:
+        check()
+    except InputError as error:
+        said, _, remedy = str(error).rpartition(": ")
+        return Finding("fail", name, said, remedy)
+    return Finding("ok", name, text)
+
+
+def out_folder(trainer: Mapping[str, Any]) -> Path:
+    """Where a run of these settings writes."""
+    return Path(trainer.get("default_root_dir") or "runs")

@@ -1,0 +1,183 @@
+"""``autotimm``: its verbs are found, explained and ended as a user expects."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, __version__
+from autotimm.cli import main, training
+from autotimm.structures import InputError
+from autotimm.tasks.detector import ObjectDetector
+
+AUTOTIMM = (sys.executable, "-m", "autotimm")
+
+
+def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*AUTOTIMM, *words], text=True, stderr=subprocess.PIPE, check=False, **options
+    )
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["autotimm", *words])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> object:
+    def put(error: BaseException) -> None:
+        def fail(_: object) -> int:
+            raise error
+
+        monkeypatch.setattr(main, "_run", fail)
+
+    return put
+
+
+def test_no_help_imports_torch() -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        "from autotimm.cli import main\n"
+        "main._overview()\n"
+        "for verb in main.lines():\n"
+        "    assert 'usage: ' in main.parser_of_verb(verb).format_help(), verb\n"
+        "    heavy = {'torch', 'lightning', 'jsonargparse', 'matplotlib'} & {*sys.modules}\n"
+        "    assert not heavy, (verb, heavy)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_and_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, code, said in (
+        (("--help",), 0, "examples:"),
+        ((), 2, "examples:"),
+        (("--version",), 0, f"autotimm {__version__}\n"),
+        (("fit", "--help"), 0, "--help-all"),
+        (("fit", "--config", "x.yaml", "-h"), 0, "usage: autotimm fit "),
+        (("predict", "--help"), 0, "usage: autotimm predict "),
+        (("shard", "--help"), 0, "--samples-per-shard"),
+    ):
+        assert ended(monkeypatch, *words) == code, words
+        assert said in capsys.readouterr().out, words
+
+
+@pytest.mark.parametrize("verb", [v for v in main.lines() if v != "shard"])
+def test_examples_come_before_the_flags(verb: str) -> None:
+    text = main.parser_of_verb(verb).format_help()
+    assert text.startswith(f"usage: autotimm {verb} ")
+    assert text.index("\nexamples:\n  autotimm ") < text.index("\noptions:\n")
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_an_unknown_verb_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, "predikt") == 2
+    assert capsys.readouterr().err == (
+        "autotimm predikt: there is no such verb; did you mean predict?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a\nb"), 2, "autotimm fit: a b\n"),
+        (KeyboardInterrupt(), 130, "autotimm fit: interrupted\n"),
+        (BrokenPipeError(), 141, ""),
+        (OSError(28, "No space left on device", "x"), 2, "autotimm fit: x: No space left on"),
+        (MemoryError(), 2, "autotimm fit: out of memory"),
+    ],
+)
+def test_an_error_is_a_line_and_with_debug_a_traceback(
+    raising: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    raising(error)  # type: ignore[operator]
+    assert ended(monkeypatch, "fit") == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and "Traceback" not in said
+    assert said.count("\n") == bool(line)
+    assert ended(monkeypatch, "fit", "--debug") == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(
+    raising: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising(KeyError("x"))  # type: ignore[operator]
+    monkeypatch.setattr(sys, "argv", ["autotimm", "fit"])
+    with pytest.raises(KeyError):
+        main.main()
+
+
+def test_debug_of_verbs_that_tell_their_errors_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("shard", str(tmp_path / "none"), str(tmp_path / "out"))
+    assert ended(monkeypatch, *words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert ended(monkeypatch, *words, "--debug") == 2
+    assert "InputError" in capsys.readouterr().err
+
+
+def test_debug_behind_two_dashes_is_a_file() -> None:
+    assert main._without_debug(["a", "--debug", "--", "--debug"]) == (["a", "--", "--debug"], True)
+
+
+def test_who_does_not_read_on_and_a_full_disk() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = run("--help", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    with Path("/dev/full").open("w") as full:
+        done = run("--help", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "autotimm --help: No space left on device\n")
+
+
+def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
+    signatures = {
+        "--data.": [InstanceSegmentationDataModule],
+        "--model.init_args.": [InstanceSegmentor, ObjectDetector],
+        "--trainer.": [AutoTrainer, Trainer],
+    }
+    checked = 0
+    for flag in (flag for flags in training._GROUPS.values() for flag in flags):
+        for prefix, classes in signatures.items():
+            if not flag.name.startswith(prefix):
+                continue
+            known = [inspect.signature(one.__init__).parameters for one in classes]
+            name = flag.name.removeprefix(prefix)
+            of = next(parameters[name] for parameters in known if name in parameters)
+            assert flag.default == (None if of.default is of.empty else of.default), flag.name
+            checked += 1
+    assert checked >= 15
+
+
+@pytest.mark.slow
+def test_fit_takes_debug_and_lists_all_flags_when_asked() -> None:
+    done = run("fit", "--help-all", stdout=subprocess.PIPE)
+    assert done.returncode == 0 and done.stdout.startswith("usage: autotimm ")
+    for flag in (flag for flags in training._GROUPS.values() for flag in flags):
+        if not flag.name.startswith("--model.init_args."):  # those of the class chosen
+            assert flag.name in done.stdout
+    done = run("fit", "--nope", "1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--help-all lists" in done.stderr
+    done = run("fit", "--nope", "1", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr

@@ -1,0 +1,70 @@
+"""``autotimm completion``: the shells take the scripts, and bash completes with its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from autotimm.cli import completion, main
+
+
+def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert completion.run(completion.parser().parse_args([shell])) == 0
+    return capsys.readouterr().out
+
+
+def completed(text: str, line: str, folder: Path) -> set[str]:
+    """What bash offers at the end of a line."""
+    words = line.split(" ")
+    code = (
+        f"{text}\nCOMP_WORDS=({' '.join(repr(word) for word in words)})\n"
+        f"COMP_CWORD={len(words) - 1}\nCOMP_LINE={line!r}\nCOMP_POINT={len(line)}\n"
+        "compopt() { :; }\n_shtab_autotimm\nprintf '%s\\n' \"${COMPREPLY[@]}\"\n"
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return {word.strip() for word in done.stdout.split("\n")} - {""}
+
+
+def test_bash_completes_verbs_flags_values_and_paths(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "best.ckpt").touch()
+    text = script("bash", capsys)
+    assert completed(text, "autotimm ", tmp_path) >= set(main.lines())
+    assert completed(text, "autotimm pre", tmp_path) == {"predict", "preview"}
+    assert "--checkpoint" in completed(text, "autotimm predict --ch", tmp_path)
+    assert "--debug" in completed(text, "autotimm shard --de", tmp_path)
+    assert "--data.data_dir" in completed(text, "autotimm fit --data.data", tmp_path)
+    assert completed(text, "autotimm predict --format p", tmp_path) == {"pictures"}
+    assert completed(text, "autotimm predict --checkpoint be", tmp_path) == {"best.ckpt"}
+    assert completed(text, "autotimm doctor --data sh", tmp_path) == {"shards"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_takes_the_script(
+    shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "script").write_text(script(shell, capsys))
+    done = subprocess.run(
+        [shell, "-n", str(tmp_path / "script")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fish_gets_every_verb_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = script("fish", capsys).splitlines()
+    assert all(row.startswith("complete -c autotimm ") for row in rows)
+    for verb in main.lines():
+        for action in main.parser_of_verb(verb)._actions:
+            for flag in (one for one in action.option_strings if one.startswith("--")):
+                where = f"'__fish_seen_subcommand_from {verb}' -l {flag[2:]} "
+                assert any(where in row for row in rows), (verb, flag)
+    assert completion._quoted("it's \\") == "'it\\'s \\\\'"

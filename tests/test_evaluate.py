@@ -1,0 +1,220 @@
+"""``autotimm evaluate``: its files and numbers against pycocotools, on one rank and on two."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coco_folder import annotation, image, mixed, picture, write
+from conftest import SAMPLE
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from ranks import on_ranks
+
+from autotimm.cli import evaluate
+from autotimm.coco import Category, shown_names
+from autotimm.evaluation.coco_eval import ERRORS, STATS
+from autotimm.evaluation.truth import Truth
+from autotimm.streaming.store import open_source
+from autotimm.structures import InputError
+
+ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png"}
+
+
+def run(*words: object) -> int:
+    return evaluate.run(evaluate.parser().parse_args([str(word) for word in words]))
+
+
+def through_pycocotools(truth: dict[str, Any], results: Path, iou_type: str) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        found = coco.loadRes(str(results))
+        if iou_type == "segm":  # loadRes takes the boxes' areas
+            for one in found.anns.values():
+                one["area"] = float(one["segmentation"]["counts"] and mask_area(one))
+        measured = COCOeval(coco, found, iou_type)
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+    return dict(zip(STATS, measured.stats.tolist(), strict=True))
+
+
+def mask_area(one: dict[str, Any]) -> float:
+    from pycocotools import mask
+
+    return float(mask.area(one["segmentation"]))
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation of the checkpoint on the sample's training images."""
+    out = tmp_path_factory.mktemp("evaluated")
+    words = ("--checkpoint", checkpoint, "--data", SAMPLE, "--split", "train", "--out", out)
+    assert run(*words, "--num-workers", 0, "--min-score", 0.1, "--batch-size", 3) == 0
+    return out
+
+
+def test_numbers_are_those_of_pycocotools_over_the_results_file(evaluated: Path) -> None:
+    truth = Truth(open_source(SAMPLE, "train")).content
+    written = json.loads((evaluated / "metrics.json").read_text())
+    for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
+        expected = through_pycocotools(truth, evaluated / "results.json", iou_type)
+        measured = {name: written[kind][name] for name in STATS}
+        assert measured == pytest.approx(expected, abs=1e-9)
+        assert measured["AR100"] > 0
+        assert set(written[kind]["AP50_lost_to"]) == set(ERRORS.values())
+    names = [one["name"] for one in written["box"]["classes"]]
+    assert names == [one["name"] for one in truth["categories"]]
+
+
+def test_pictures_are_written(evaluated: Path) -> None:
+    assert {path.name for path in evaluated.iterdir()} == {*ARTEFACTS, "results.json", "worst.png"}
+    for path in evaluated.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(2**24) or ()) > 10
+
+
+def test_a_results_file_alone_gives_the_same(evaluated: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(Truth(open_source(SAMPLE, "train")).content))
+    results = ("--results", evaluated / "results.json", "--min-score", 0.1)
+    assert run(*results, "--annotations", truth, "--out", tmp_path / "a") == 0
+    assert run(*results, "--data", SAMPLE, "--split", "train", "--out", tmp_path / "b") == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == ARTEFACTS
+    assert (tmp_path / "b" / "worst.png").exists()
+    for out in (tmp_path / "a", tmp_path / "b"):
+        assert (out / "metrics.json").read_bytes() == (evaluated / "metrics.json").read_bytes()
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [image(), image(id=2, file_name="b.jpg")]
+    annotations = [annotation(), annotation(id=2, image_id=2)]
+    files = {"a.jpg": picture(), "b.jpg": b"no picture"}
+    folder = write(tmp_path / "coco", images, annotations, files=files)
+    (tmp_path / "r.json").write_text("[]")
+    words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
+    assert run(*words, "--out", tmp_path / "out") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "not drawn" in line]
+    assert len(told) == 1
+    assert "b.jpg" in told[0]
+    with Image.open(tmp_path / "out" / "worst.png") as drawn:
+        assert drawn.size[1] < 2 * drawn.size[0]  # one row
+
+
+@pytest.mark.slow
+def test_three_ranks_give_what_one_gives(evaluated: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Eight images on three: one is a repeat that evens out the ranks, and must not count."""
+    words = ["--checkpoint", checkpoint, "--data", SAMPLE, "--split", "train", "--num-workers", 0]
+    code = "from autotimm.cli.main import main\nmain()"
+    arguments = ["evaluate", *words, "--min-score", 0.1, "--batch-size", 3, "--out", tmp_path]
+    done = on_ranks(code, tmp_path, *arguments, ranks=3)
+    assert done.returncode == 0, done.stderr
+    one, three = (
+        sorted(
+            json.loads((out / "results.json").read_text()),
+            key=lambda r: (r["image_id"], -r["score"], r["bbox"]),
+        )
+        for out in (evaluated, tmp_path)
+    )
+    assert len(one) == len(three)
+    assert [r["image_id"] for r in one] == [r["image_id"] for r in three]
+    assert [r["score"] for r in one] == pytest.approx([r["score"] for r in three], abs=1e-4)
+    first, second = (
+        json.loads((out / "metrics.json").read_text())["mask"]["AP"]
+        for out in (evaluated, tmp_path)
+    )
+    assert first == pytest.approx(second, abs=1e-3)
+    assert done.stdout.count("class by class") == done.stdout.count("AP50 lost to") == 1
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "coco", [image()], [annotation()], files={"a.jpg": picture()})
+    file = next(folder.rglob("*.json"))
+    content = json.loads(file.read_text())
+    for one in content["categories"]:
+        one["name"] = "[bold]x[/nope]"
+    file.write_text(json.dumps(content))
+    (tmp_path / "r.json").write_text("[]")
+    words = ("--results", tmp_path / "r.json", "--annotations", file)
+    assert run(*words, "--out", tmp_path / "out") == 0
+    assert "[bold]x[/nope]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--checkpoint, or --results"),
+        (("--checkpoint", "a.ckpt", "--results", "b.json"), "one of the two"),
+        (("--checkpoint", "a.ckpt"), "--data, or --annotations"),
+        (("--checkpoint", "a.ckpt", "--annotations", "b.json"), "--annotations has no images"),
+        (("--checkpoint", "missing.ckpt", "--data", SAMPLE), "no checkpoint at missing.ckpt"),
+        (("--results", "missing.json", "--data", SAMPLE), "cannot read missing.json"),
+        (("--results", "r.json", "--data", SAMPLE, "--min-score", 2), "--min-score 2"),
+        (("--results", "r.json", "--data", SAMPLE, "--worst", -1), "--worst -1"),
+        (("--results", "r.json", "--data", SAMPLE, "--split", "no"), "no split 'no'"),
+        (("--results", "r.json", "--data", SAMPLE, "--image-size", 64), "--image-size is for"),
+        (("--results", "r.json", "--data", SAMPLE, "--batch-size", 1), "--batch-size is for"),
+        (("--results", "r.json", "--data", SAMPLE, "--num-workers", 0), "--num-workers is for"),
+        (("--results", "r.json", "--data", SAMPLE, "--accelerator", "cpu"), "--accelerator is for"),
+        (
+            ("--results", "r.json", "--data", SAMPLE, "--precision", "32-true"),
+            "--precision is for --checkpoint",
+        ),
+        (("--results", "r.json", "--annotations", "t.json", "--split", "a"), "--split is for"),
+        (("--results", "r.json", "--annotations", "t.json", "--worst", 1), "--worst is for --data"),
+        (("--results", "r.json", "--data", SAMPLE, "--out", __file__), "--out: cannot make"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_by_name(
+    words: Any, message: str, tmp_path: Path
+) -> None:
+    out = () if "--out" in words else ("--out", tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        run(*words, *out)
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    words = ["-m", "autotimm", "evaluate", "--results", "none.json", "--annotations", "none.json"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "autotimm evaluate: cannot read none.json: No such file or directory"
+    ]
+    assert done.stdout == ""
+
+
+def test_data_of_other_classes_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "coco")
+    for file in (folder / "annotations").glob("*.json"):
+        file.write_text(file.read_text().replace('"star"', '"comet"'))
+    with pytest.raises(InputError, match="do not mean the same classes"):
+        run("--checkpoint", checkpoint, "--data", folder, "--out", tmp_path / "out")
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids() -> None:
+    categories = [Category(0, "cat"), Category(3, "dog"), Category(7, "cat"), Category(9, "")]
+    assert shown_names(categories) == ["cat (0)", "dog", "cat (7)", " (9)"]
+
+
+def test_nothing_found_is_zero_for_masks_too(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    words = ("--results", tmp_path / "none.json", "--data", SAMPLE, "--out", tmp_path / "out")
+    assert run(*words) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["box"]["AP"] == metrics["mask"]["AP"] == 0
