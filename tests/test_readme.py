@@ -1,76 +1,122 @@
-"""The README's commands and Python blocks, run as written but for their cost."""
+"""The commands and Python blocks of the README and of docs/, run as written but for their cost."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from autotimm.cli import main
 from autotimm.data.synthetic import make_dataset
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+ORDER = ["README.md", "docs/preparing-data.md", "docs/training.md"]
+"""What these make, the other pages use."""
+
+FIT = (
+    "--model.init_args.fpn_channels=32 --model.init_args.head_convs=1 --data.image_size=96"
+    " --trainer.max_epochs=1 --data.num_workers=0 --trainer.check_val_every_n_epoch=1"
+)
 CHEAP = {
-    "fit": "--model.init_args.backbone=resnet10t --model.init_args.fpn_channels=32"
-    " --model.init_args.head_convs=1 --data.image_size=96 --trainer.max_epochs=1"
-    " --data.num_workers=0 --trainer.check_val_every_n_epoch=1",
-    "test": "",
-    "predict": "",
+    "fit": FIT,
+    "predict": "--image-size 96",
+    "preview": "--samples 1 --image-size 96",
 }
+"""Flags that are appended to a command, by its verb; for the least cost."""
+
+CHEAPER = {
+    'backbone="resnet50",': 'backbone="resnet10t", pretrained=False, compile_model=False,',
+    "image_size=640": "image_size=96, num_workers=0",
+    "max_epochs=12": "max_epochs=1, accelerator='cpu', limit_val_batches=1",
+}
+"""What is put in the place of what costs much in a Python block."""
 
 
-def commands() -> list[str]:
-    lines = re.findall(r"^ {4}(\S.*)$", README, flags=re.MULTILINE)
-    known = ("autotimm-shard ", "torchrun ", "python launch/")  # sbatch needs a cluster
+def commands(page: str) -> list[str]:
+    lines = re.findall(r"^ {4}(\S.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    known = ("autotimm ", "torchrun ", "python ")  # sbatch needs a cluster, make installs
     return [line for line in lines if line.startswith(known)]
 
 
+def blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Runs a command: in this process where it is one of ours, for torch is imported already."""
+    words = shlex.split(command)
+    inside = words[words.index("autotimm") + 1 :] if "autotimm" in words else []
+    verb = inside[0] if inside else None
+    if verb:
+        words += shlex.split(CHEAP.get(verb, ""))
+    told = "code"
+    if words[0] == "autotimm":
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        code: Any = ended.value.code
+    else:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        code, told = done.returncode, done.stderr[-3000:]
+    assert not code, f"{command}\n{told}"
+    return verb
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # so short a fit is warned of, in many ways
 def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_dataset("coco", train=8, val=4, size=96)
+    shutil.copytree(ROOT / "shards/sample", "shards/sample")
+    shutil.copytree(ROOT / "docs", "docs")
     Path("launch").symlink_to(ROOT / "launch")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    Path("photos").mkdir()
+    Image.new("RGB", (200, 150), (90, 120, 40)).save("photos/photo.jpg")
     ran = set()
-    for command in commands():
-        verb = next((verb for verb in CHEAP if f"train.py {verb}" in command), "shard")
-        words = shlex.split(f"{command} {CHEAP.get(verb, '')}")
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-        ran.add(verb)
-    assert ran == {"shard", "fit", "test", "predict"}
+    for page in [*ORDER, *(page for page in PAGES if page not in ORDER)]:
+        ran |= {run(command, monkeypatch) for command in commands(page)}
+        names: dict[str, Any] = {"__name__": "__main__"}  # what timm registers has a module
+        for block in blocks(page):
+            for dear, cheap in CHEAPER.items():
+                block = block.replace(dear, cheap)
+            exec(compile(block, page, "exec"), names)  # noqa: S102
+    assert ran >= {"shard", "preview", "fit", "evaluate", "predict", "export"}
 
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    cheaper = {
-        'backbone="resnet50",': 'backbone="resnet10t", pretrained=False, compile_model=False,',
-        "image_size=640": "image_size=96, num_workers=0",
-        "max_epochs=12": "max_epochs=1, accelerator='cpu'",
-    }
-    first = blocks[0]
-    for dear, cheap in cheaper.items():
-        assert dear in first
-        first = first.replace(dear, cheap)
-    exec(first, {})  # noqa: S102
-    Image.new("RGB", (200, 150)).save("photo.jpg")
-    names: dict = {}
-    exec(blocks[1], names)  # noqa: S102
-    assert set(names["found"]) == {"boxes", "labels", "scores", "masks"}
     assert Image.open("found.png").size == (200, 150)
+    assert Path("found/results.json").is_file()
+    for name in ("results.json", "metrics.json", "precision_recall.png", "worst.png"):
+        assert Path("evaluation", name).is_file()
+    assert "| mask |" in Path("model.md").read_text()
+    assert Path("theirs/metrics.json").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_verb_that_is_named_is_one(page: str) -> None:
+    text = (ROOT / page).read_text()
+    told = set(re.findall(r"(?:^ {4}|-m |`)autotimm ([a-z_]+)", text, flags=re.MULTILINE))
+    assert told <= set(main.lines())
 
 
 def test_every_config_named_is_there_and_every_config_is_named() -> None:
-    named = set(re.findall(r"launch/(\w+\.yaml)", README))
+    texts = "".join((ROOT / page).read_text() for page in PAGES)
+    named = set(re.findall(r"launch/(\w+\.yaml)", texts))
     assert named == {path.name for path in (ROOT / "launch").glob("*.yaml")}
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        found = (ROOT / page).parent / target
+        assert target.startswith("https://") or found.exists(), target
