@@ -74,6 +74,9 @@ def test_numbers_are_those_of_pycocotools_over_the_results_file(evaluated: Path)
         assert set(written[kind]["AP50_lost_to"]) == set(ERRORS.values())
     names = [one["name"] for one in written["box"]["classes"]]
     assert names == [one["name"] for one in truth["categories"]]
+    by_id = {one["id"]: one["name"] for one in truth["categories"]}
+    for one in json.loads((evaluated / "results.json").read_text()):
+        assert one["category_name"] == by_id[one["category_id"]]
 
 
 def test_pictures_are_written(evaluated: Path) -> None:

@@ -241,6 +241,15 @@ def test_class_metrics_are_named_by_label(
         assert values[f"val/m_class_{label}"] == pytest.approx(stats["AP"])
         assert values[f"val/m_mar_100_class_{label}"] == pytest.approx(stats["AR100"])
 
+    # Names in their place, as far as loggers take them and they differ.
+    names = [str(k) for k in range(len(category_ids))]
+    names[0], names[1], names[-1] = "a/b: \u00e9", "twin?", "twin!"
+    named = metrics.compute(names)
+    assert named["val/m_class_a_b_ \u00e9"] == values["val/m_class_0"]
+    assert named["val/m_mar_100_class_a_b_ \u00e9"] == values["val/m_mar_100_class_0"]
+    assert {key for key in named if "twin" in key} == set()
+    assert len(named) == len(values)
+
     one_class = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     rle = masks.encode(np.ones((HEIGHT, WIDTH), np.uint8))
     box = [0, 0, WIDTH, HEIGHT]

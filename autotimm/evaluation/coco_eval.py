@@ -49,7 +49,10 @@ ERRORS = {
 
 
 def to_results(
-    detections: Detections, image_id: int, category_ids: Sequence[int]
+    detections: Detections,
+    image_id: int,
+    category_ids: Sequence[int],
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """One image's detections as entries of a COCO results file.
 
@@ -57,10 +60,12 @@ def to_results(
         detections: boxes and ``rles`` (where there are masks) in the original image's pixels.
         image_id: the dataset's own.
         category_ids: the dataset's category id of each label.
+        names: what to call each label.
 
     Returns:
-        A dict a detection: ``image_id``, ``category_id``, ``bbox`` [x, y, w, h], ``score`` and,
-        where there are masks, ``segmentation``. orjson or json can write it as it is.
+        A dict a detection: ``image_id``, ``category_id``, ``bbox`` [x, y, w, h], ``score``,
+        ``category_name`` where there are names, and ``segmentation`` where there are masks. orjson
+        or json can write it as it is.
     """
     results: list[dict[str, Any]] = []
     rles = detections.get("rles")
@@ -72,6 +77,8 @@ def to_results(
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": scores[i],
         }
+        if names is not None:
+            result["category_name"] = names[labels[i]]
         if rles is not None:
             result["segmentation"] = {"size": list(rles[i]["size"]), "counts": rles[i]["counts"]}
         results.append(result)

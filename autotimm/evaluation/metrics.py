@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,22 +150,26 @@ class StageMetrics(nn.Module):
             kept = {key: value for key, value in found.items() if key != "masks"}
             self._images.append((_on_cpu(kept), _on_cpu(target)))  # type: ignore[arg-type]
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self, class_names: Sequence[str] = ()) -> dict[str, Tensor]:
         """Every metric of the stage over the images of all ranks; every rank must call it.
+
+        Args:
+            class_names: what to call each label; those beyond them by their numbers.
 
         Returns:
             Scalars by name. ``<stage>/<name>`` is the main value (mean AP; IoU); AP's others are
             ``<stage>/<name>_50``, ``_75``, ``_small``, ``_medium``, ``_large``, ``_mar_1``,
             ``_mar_100``, ``_mar_small`` ... With two ``iou_type``s these are the masks', and the
             boxes' are ``<stage>/<name>_bbox``, ``<stage>/<name>_bbox_50`` ... ``class_metrics``
-            adds ``_class_<label>`` (and ``_mar_100_class_<label>``) for the labels that occur.
+            adds ``_class_<class>`` (and ``_mar_100_class_<class>``) for the classes that occur;
+            what is not a letter, digit, space, dot or dash in a class' name is a ``_`` there.
             AP is -1 where there was nothing to count. Of a metric that fails, of which a warning
             tells, all values are NaN that it had before, or the main one if it had none.
         """
         if not self.configs:
             return {}
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self._compute(self._images)
+            return _named(self._compute(self._images), class_names)
         first = dist.get_rank() == 0
         parts: list[Any] = [None] * dist.get_world_size()
         own = [pack(one) for one in zip(*self._images, strict=True)] or [{}, {}]
@@ -174,7 +179,7 @@ class StageMetrics(nn.Module):
             images: Any = [pair for part in parts for pair in zip(*map(unpack, part), strict=True)]
             values[0] = self._compute(images)
         dist.broadcast_object_list(values)
-        return values[0]
+        return _named(values[0], class_names)
 
     def _compute(self, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -195,6 +200,18 @@ class StageMetrics(nn.Module):
     def reset(self) -> None:
         """Forget all images."""
         self._images = []
+
+
+def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
+    """The values of each class by its name instead of its label, as far as loggers take it."""
+    plain = [re.sub(r"[^\w .-]", "_", name) for name in class_names]
+    names = {str(k): one for k, one in enumerate(plain) if plain.count(one) == 1}
+
+    def name(key: str) -> str:
+        head, sign, label = key.rpartition("_class_")
+        return f"{head}{sign}{names.get(label, label)}" if sign else key
+
+    return {name(key): value for key, value in values.items()}
 
 
 def _values(config: MetricConfig, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:

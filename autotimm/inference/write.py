@@ -56,10 +56,8 @@ class Writer:
         shown = os.fsencode(urls.shown(name)).decode("utf-8", "backslashreplace")
         self.images.append({"id": image_id, "file_name": shown, "width": width, "height": height})
         if self.as_json:
-            entries = to_results(found, image_id, [one["id"] for one in self.categories])
-            for entry, label in zip(entries, found["labels"].tolist(), strict=True):
-                entry["category_name"] = self.names[label]
-            self.results += entries
+            ids = [one["id"] for one in self.categories]
+            self.results += to_results(found, image_id, ids, self.names)
         if self.draw_from is not None:
             count = int((found["scores"] >= self.draw_from).sum())
             rles = found.get("rles")

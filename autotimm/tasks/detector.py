@@ -265,7 +265,7 @@ class ObjectDetector(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         metrics = self._metrics(stage)
-        values = metrics.compute()
+        values = metrics.compute(self.class_names)
         metrics.reset()
         shown = {f"{stage}/{config.name}" for config in metrics.configs if config.prog_bar}
         for name, value in values.items():

@@ -21,7 +21,7 @@ class SaveResults(Callback):
     """Writes what a test or a prediction found, in COCO's format.
 
     Boxes and masks are in original pixels and the category ids are the data set's own, so that
-    pycocotools and every tool around it read the file.
+    pycocotools and every tool around it read the file; the categories' names stand besides.
 
     Args:
         path: the file; by default ``<stage>-results.json`` in the run's folder.
@@ -49,9 +49,9 @@ class SaveResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        ids = _category_ids(pl_module)
+        ids, names = _categories(pl_module)
         for i, found in real_images(batch, outputs):
-            self._results += coco_eval.to_results(found, int(batch["image_id"][i]), ids)
+            self._results += coco_eval.to_results(found, int(batch["image_id"][i]), ids, names)
 
     on_predict_batch_end = on_test_batch_end
 
@@ -72,9 +72,8 @@ class SaveResults(Callback):
     on_predict_epoch_end = on_test_epoch_end
 
 
-def _category_ids(pl_module: LightningModule) -> list[int]:
-    """The data set's own category id of each label."""
-    categories: Any = getattr(pl_module, "categories", None)
-    if categories is None:
+def _categories(pl_module: Any) -> tuple[list[int], list[str]]:
+    """The data set's own category id of each label, and what to call it."""
+    if pl_module.categories is None:
         raise InputError("results need the categories: give the trainer a data module")
-    return [category["id"] for category in categories]
+    return [category["id"] for category in pl_module.categories], pl_module.class_names
