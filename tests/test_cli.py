@@ -13,8 +13,10 @@ from lightning.pytorch import Trainer
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, __version__
 from autotimm.cli import main, training
+from autotimm.data import augmentation
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.training import strategies
 
 AUTOTIMM = (sys.executable, "-m", "autotimm")
 
@@ -167,6 +169,13 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
             assert flag.default == (None if of.default is of.empty else of.default), flag.name
             checked += 1
     assert checked >= 15
+    lines = {flag.name: flag.line for flags in training._GROUPS.values() for flag in flags}
+    for flag, known in (
+        ("--trainer.strategy", strategies.NAMES),
+        ("--data.augmentation_preset", augmentation.PRESETS),
+    ):
+        named = lines[flag].replace(", ...", "").replace(" or ", ", ").split(", ")
+        assert set(named) <= set(known), flag
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ _GROUPS = {
         _Flag("--trainer.accelerator", "KIND", "auto", "cpu, gpu, ..."),
         _Flag("--trainer.devices", "N", "auto", "GPUs on each node"),
         _Flag("--trainer.num_nodes", "N", 1, "machines"),
-        _Flag("--trainer.strategy", "NAME", "auto", "ddp, fsdp2, deepspeed_stage_3, ..."),
+        _Flag("--trainer.strategy", "NAME", "auto", "ddp, fsdp, deepspeed_stage_2, ..."),
         _Flag("--trainer.save_every_minutes", "MINUTES", None, "also save within an epoch"),
     ),
 }
