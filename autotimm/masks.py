@@ -126,6 +126,11 @@ def decode_window(rle: RLE) -> tuple[int, int, np.ndarray]:
     return x1, y1, np.ascontiguousarray(_coco.decode(rle)[y1:y2, x1:x2])
 
 
+def union(rles: Sequence[RLE]) -> RLE:
+    """All pixels of masks of one size, at least one."""
+    return _text(_coco.merge(rles))
+
+
 def area(rle: RLE) -> int:
     """Returns the number of pixels inside the mask."""
     return int(_coco.area(rle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from autotimm import masks
 from autotimm.data.augmentation import Augmentation
 from autotimm.data.copy_paste import paste
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.data.load import Load
 from autotimm.data.synthetic import make_dataset
 from autotimm.data.transforms import Sample, training_sample
+from autotimm.streaming.decode import DataError
 from autotimm.streaming.order import partner
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError, Record
@@ -62,7 +65,7 @@ def test_what_is_covered_is_cut_out(
 ) -> None:
     """On a canvas of the image's size, where every pixel is one of the canvas."""
     side = -1 if flip else 1
-    cut = dropped = 0
+    cut = dropped = some = several = 0
     pairs = [(a, b) for a in records[:8] for b in records[8:]]
     for seed, (one, two) in enumerate(pairs):
         base, other = laid(one, folder, flip), laid(two, folder, flip)
@@ -73,6 +76,8 @@ def test_what_is_covered_is_cut_out(
         pasted = [m for m, a in zip(dense, made.annotations, strict=True) if a["id"] not in ids]
         assert pasted
         assert len(pasted) <= len(two["annotations"])
+        several += len(two["annotations"]) > 2
+        some += 2 < len(two["annotations"]) > len(pasted)
         cover = np.any(pasted, axis=0)
         assert np.array_equal(made.image, np.where(cover[..., None], above, before))
         for mask, box, crop, annotation, label in zip(
@@ -99,6 +104,7 @@ def test_what_is_covered_is_cut_out(
         )
         assert np.array_equal(boxes_only.boxes, made.boxes)
         assert boxes_only.masks is None
+    assert several / 2 < some, "a random part, seldom all"
     assert cut >= 5
     assert dropped >= 1
 
@@ -150,6 +156,8 @@ def test_what_is_covered_whole_is_dropped(folder: Path, records: list[Record]) -
 def test_partners_are_a_pure_function() -> None:
     chosen = [partner(3, 1, p, 0.4) for p in range(5000)]
     assert chosen == [partner(3, 1, p, 0.4) for p in range(5000)]
+    # Of a stream of its own: these numbers are what a run goes on with.
+    assert chosen[:12] == [1, 2, 3, *[None] * 5, 9, None, 11, None]
     assert {c - p for p, c in enumerate(chosen) if c is not None} == {1}
     assert 0.37 < np.mean([c is not None for c in chosen]) < 0.43
     assert [partner(3, 1, p, 0.0) for p in range(9)] == [None] * 9
@@ -186,16 +194,77 @@ def test_batches_depend_on_the_order_alone(folder: Path) -> None:
             assert torch.equal(a["image"][i], b["image"][i]) == alone
 
 
-def test_a_partner_that_cannot_be_used_is_left_out(tmp_path: Path) -> None:
+def test_each_paste_is_varied_by_itself(folder: Path, records: list[Record]) -> None:
+    """Grey pasted on black, whose brightness is drawn."""
+    record, vary = records[0], Augmentation(brightness=0.5)
+    black, grey = (png(np.full((SIZE, SIZE, 3), value, np.uint8)) for value in (0, 128))
+    bare: Any = {**record, "annotations": []}
+    load = Load(LABELS, (SIZE, SIZE), vary, "letterbox", (0, 0, 0), with_masks=True)
+    levels = {
+        int(load(black, bare, np.random.default_rng(seed), other=(grey, record)).image.max())
+        for seed in range(8)
+    }
+    assert len(levels) > 4
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_masks_that_cannot_be_used(folder: Path, records: list[Record]) -> None:
+    """The other's leave the base as it was; the base's are told, not pasted over."""
+    bad: Any = {"size": [SIZE, SIZE], "counts": "#"}
+    broken: Any = [
+        {**record, "annotations": [{**a, "segmentation": bad} for a in record["annotations"]]}
+        for record in records[:2]
+    ]
+    base = laid(records[0], folder, False, with_masks=False)
+    rng, before = np.random.default_rng(0), base.image.copy()
+    assert paste(base, laid(broken[1], folder, False, with_masks=False), rng) is base
+    spoilt = laid(broken[0], folder, False, with_masks=False)
+    with pytest.raises(DataError):
+        paste(spoilt, laid(records[1], folder, False), rng)
+    for one in (base, spoilt):
+        assert np.array_equal(one.image, before)
+
+
+def test_goes_with_canvases_of_each_step(folder: Path) -> None:
+    for how in ({"multi_scale": [64, [64, 96]]}, {"aspect_buckets": [[64, 96]]}):
+        batches = list(module(folder, 1.0, **how).train_dataloader())
+        alone = list(module(folder, 0.0, **how).train_dataloader())
+        assert [b["image"].shape for b in batches] == [b["image"].shape for b in alone]
+        assert sum((b["labels"] >= 0).sum() for b in batches) > sum(
+            (b["labels"] >= 0).sum() for b in alone
+        )
+
+
+def test_what_is_wrong_with_the_other_names_it(records: list[Record], folder: Path) -> None:
+    data = (folder / "train2017" / records[0]["file_name"]).read_bytes()
+    odd: Any = {**records[0], "file_name": "odd.png"}
+    odd["annotations"] = [{**a, "category_id": 99} for a in odd["annotations"]]
+    vary = Augmentation()
+    load = Load(LABELS, (SIZE, SIZE), vary, "letterbox", (0, 0, 0), with_masks=True)
+    with pytest.raises(InputError, match=r"to paste odd\.png: "):
+        load(data, records[0], np.random.default_rng(0), other=(data, odd))
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_partner_that_cannot_be_used_is_left_out(gone: bool, tmp_path: Path) -> None:
     make_dataset(tmp_path, train=4, val=1, size=96)
     order = [
         name for batch in module(tmp_path, 0.0).train_dataloader() for name in batch["file_name"]
     ]
     plain = next(iter(module(tmp_path, 0.0).train_dataloader()))
-    (tmp_path / "train2017" / order[1]).write_bytes(b"no image")
-    data = module(tmp_path, 1.0, max_corrupt=1.0)
-    with pytest.warns(UserWarning, match=f"cannot be used: {order[1]}"):
-        batch = next(iter(data.train_dataloader()))
+    loader = module(tmp_path, 1.0, max_corrupt=1.0).train_dataloader()
+    path = tmp_path / "train2017" / order[1]
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=f"cannot be used: .*{order[1]}"):
+        batch = next(iter(loader))
     assert batch["file_name"][0] == order[0]
     assert torch.equal(batch["image"][0], plain["image"][0])
 

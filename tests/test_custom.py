@@ -281,7 +281,9 @@ def test_other_colours_are_told() -> None:
     assert pipeline.other_colours(both, MEAN, STD) is None
 
 
-def test_the_guides_pipeline_in_the_data_module(tmp_path: Path) -> None:
+def test_the_guides_pipeline_in_the_data_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_dataset(tmp_path / "coco", train=6, val=2, size=64)
 
     def batches(workers: int) -> list[dict[str, Any]]:
@@ -296,6 +298,7 @@ def test_the_guides_pipeline_in_the_data_module(tmp_path: Path) -> None:
         data.teardown()
         return [data.on_after_batch_transfer(batch, 0) for batch in found]
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # of which it must use one
     truth = batches(0)
     sides = {side for b in truth for side in b["image"].shape[2:]}
     assert sides <= {96, 160}  # a tenth larger than the canvas, or smaller

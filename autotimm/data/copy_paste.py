@@ -22,6 +22,7 @@ from autotimm.data.transforms import (
     crops_of,
     tighten,
 )
+from autotimm.streaming.decode import DataError
 from autotimm.structures import Annotation
 
 
@@ -36,10 +37,11 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
         rng: where chance comes from.
 
     Returns:
-        The base's sample, its own instances first; the base itself if the other has none.
+        The base's sample, its own instances first; the base itself if the other has none, or one
+        that cannot be used, which is told of where the other's own turn is.
 
     Raises:
-        DataError: an annotation cannot be used.
+        DataError: an annotation of the base cannot be used; its image is as it was.
     """
     count = len(other.labels)
     chosen = rng.random(count) < 0.5
@@ -47,9 +49,12 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
     if not count:
         return base
     chosen[lucky] = True
-    cover = _cover(other, chosen)
-    cv2.copyTo(other.image, cover.view(np.uint8), base.image)
+    try:
+        cover = _cover(other, chosen)
+    except DataError:
+        return base
     kept, boxes, crops = _still_seen(base, cover)
+    cv2.copyTo(other.image, cover.view(np.uint8), base.image)
     parts = [a for a, yes in zip(other.annotations, chosen, strict=True) if yes]
     both = None
     if base.masks is not None and other.masks is not None:
@@ -65,11 +70,9 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
 
 def _cover(sample: Sample, chosen: np.ndarray) -> np.ndarray:
     """[H, W] bool: the canvas pixels of the chosen instances."""
-    record, placement = sample.record, _placed(sample)
-    union = np.zeros((record["height"], record["width"]), np.uint8)
-    for annotation, yes in zip(sample.annotations, chosen, strict=True):
-        if yes:
-            union |= masks.decode(checked_rle(annotation, record))
+    placement = _placed(sample)
+    pairs = zip(sample.annotations, chosen, strict=True)
+    union = masks.decode(masks.union([checked_rle(a, sample.record) for a, yes in pairs if yes]))
     wx1, wy1, wx2, wy2 = placement.window
     px1, py1, px2, py2 = placement.place
     # Nearest by the pixels' centres, as masks are cropped.

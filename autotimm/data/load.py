@@ -13,7 +13,7 @@ from autotimm.data.collate import target
 from autotimm.data.copy_paste import paste
 from autotimm.data.custom import Transforms, custom_sample
 from autotimm.streaming.decode import DataError, decode_image
-from autotimm.structures import Record
+from autotimm.structures import InputError, Record
 
 
 class _Options(TypedDict):
@@ -88,7 +88,9 @@ class Load:
                 image = decode_image(other[0], other[1]["width"], other[1]["height"])
                 given = (image, other[1], self.labels, canvas or self.canvas)
                 second = transforms.training_sample(*given, self.vary, rng, **how)
-                return paste(sample, second, rng)
             except DataError:
                 return sample
+            except InputError as error:
+                raise InputError(f"to paste {other[1]['file_name']}: {error}") from error
+            return paste(sample, second, rng)
         return custom_sample(*given, self.vary, rng, **how)

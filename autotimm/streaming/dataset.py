@@ -197,7 +197,9 @@ class SampleStream(IterableDataset):
                         if place == first and begun is not None:
                             samples.append(begun.result())
                         else:
-                            samples.append(make(*read(place, position), position=position))
+                            alone = place != first  # whose second one may be this very sample
+                            found = read(place, None if alone else position)
+                            samples.append(make(*found, position=position))
                         break
                     except DataError as error:
                         damaged[place] = str(error)
@@ -242,10 +244,12 @@ class SampleStream(IterableDataset):
         yield from begun
 
     def _read(
-        self, place: tuple[int, int], position: int, *, order: EpochOrder, epoch: int
+        self, place: tuple[int, int], position: int | None, *, order: EpochOrder, epoch: int
     ) -> tuple[bytes | memoryview, Record, int, tuple[bytes | memoryview, Record] | None]:
-        """What is at a place, its shard, and the second sample of the position."""
+        """What is at a place, its shard, and the second sample of the position, if there is one."""
         found, other = self.source.read(*place), None
+        if position is None:
+            return *found, place[0], None
         if (second := partner(self.seed, epoch, position, self.paired)) is not None:
             # One that cannot be used is told of where its own turn is.
             with contextlib.suppress(DataError):

@@ -33,7 +33,8 @@ from autotimm.structures import World
 WINDOW = 32
 """Shards that are mixed with each other: 32 mix better than a shuffle buffer does, 16 worse."""
 
-_SHARDS, _WINDOW = 0, 1  # what a random stream is for, so that no two share one
+_SHARDS, _WINDOW = 0, 1  # what a permutation is for, so that no two share one
+_PERMUTATION, _PARTNER, _SIZE = 1, 3, 4  # likewise, what a stream is for beside sample_rng
 
 
 def steps_per_epoch(samples: int, world_size: int, batch_size: int, consumed: int = 0) -> int:
@@ -214,7 +215,7 @@ def drawn_size(seed: int, epoch: int, consumed: int, sizes: int) -> int:
             is the same on all of them, and after a resume.
         sizes: how many there are.
     """
-    key = np.random.SeedSequence((seed, epoch, consumed), spawn_key=(4,))
+    key = np.random.SeedSequence((seed, epoch, consumed), spawn_key=(_SIZE,))
     return int(key.generate_state(1, np.uint64)[0]) * sizes >> 64
 
 
@@ -231,8 +232,8 @@ def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
     """
     if not share:
         return None
-    # The spawn key keeps this apart from sample_rng, so that samples are varied as without it.
-    key = np.random.SeedSequence((seed, epoch, position), spawn_key=(3,))
+    # Apart from sample_rng, so that samples are varied as without it.
+    key = np.random.SeedSequence((seed, epoch, position), spawn_key=(_PARTNER,))
     chance = int(key.generate_state(1, np.uint64)[0]) / 2**64
     return position + 1 if chance < share else None
 
@@ -240,7 +241,7 @@ def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
 def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> NDArray[np.int64]:
     """A seeded permutation of ``range(n)``."""
     # The spawn key keeps these streams apart from sample_rng's.
-    stream = np.random.Philox(np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(1,)))
+    stream = np.random.Philox(np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(_PERMUTATION,)))
     keys = stream.random_raw(n)
     order = np.argsort(keys)  # several times as fast as a stable sort, which differs in ties alone
     drawn = keys[order]
