@@ -10,20 +10,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from coco_folder import annotation, image, mixed, picture, write
+from coco_folder import SQUARE, annotation, image, mixed, picture, write
 from conftest import SAMPLE
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ranks import on_ranks
 
+from autotimm import masks, visualize
 from autotimm.cli import evaluate
 from autotimm.coco import Category, shown_names
 from autotimm.evaluation.coco_eval import ERRORS, STATS
 from autotimm.evaluation.truth import Truth
+from autotimm.sharding.cli import shard
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
+from autotimm.visualize import class_colour
 
 ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png"}
 
@@ -40,7 +44,7 @@ def through_pycocotools(truth: dict[str, Any], results: Path, iou_type: str) -> 
         found = coco.loadRes(str(results))
         if iou_type == "segm":  # loadRes takes the boxes' areas
             for one in found.anns.values():
-                one["area"] = float(one["segmentation"]["counts"] and mask_area(one))
+                one["area"] = mask_area(one)
         measured = COCOeval(coco, found, iou_type)
         measured.evaluate()
         measured.accumulate()
@@ -59,7 +63,7 @@ def evaluated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The folder of an evaluation of the checkpoint on the sample's training images."""
     out = tmp_path_factory.mktemp("evaluated")
     words = ("--checkpoint", checkpoint, "--data", SAMPLE, "--split", "train", "--out", out)
-    assert run(*words, "--num-workers", 0, "--min-score", 0.1, "--batch-size", 3) == 0
+    assert run(*words, "--num-workers", 0, "--min-score", 0.1, "--batch-size", 4) == 0
     return out
 
 
@@ -116,6 +120,75 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_drawn(
         assert drawn.size[1] < 2 * drawn.size[0]  # one row
 
 
+def test_an_image_that_changed_inside_of_a_shard_is_told_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [image(), image(id=2, file_name="b.jpg")]
+    annotations = [annotation(), annotation(id=2, image_id=2)]
+    files = {"a.jpg": picture(), "b.jpg": picture(kind="PNG")}
+    shard(write(tmp_path / "coco", images, annotations, files=files), tmp_path / "shards")
+    [tar] = (tmp_path / "shards").glob("*.tar")
+    content = tar.read_bytes()
+    tar.write_bytes(content.replace(files["b.jpg"][100:120], bytes(20)))
+    (tmp_path / "r.json").write_text("[]")
+    words = ("--results", tmp_path / "r.json", "--data", tmp_path / "shards", "--split", "train")
+    assert run(*words, "--out", tmp_path / "out") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "not drawn" in line]
+    assert len(told) == 1
+    assert "its bytes have changed" in told[0]
+
+
+@pytest.mark.parametrize("form", ["RLE", "counts", "polygons", "boxes"])
+def test_every_form_of_results_is_measured_and_drawn(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    grid = visualize.grid
+    monkeypatch.setattr(
+        visualize, "grid", lambda pairs, **k: drawn.extend(pairs) or grid(pairs, **k)
+    )
+    black = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(black, "PNG")
+    folder = write(tmp_path / "coco", files={"a.jpg": black.getvalue()})
+    wrong = [[40.0, 30.0, 60.0, 30.0, 60.0, 40.0, 40.0, 40.0]]
+    masks_of = {
+        "RLE": masks.to_rle(wrong, 48, 64),
+        "counts": {"size": [48, 64], "counts": [48 * 40 + 30, 10, *[38, 10] * 19, 8 + 48 * 4]},
+        "polygons": wrong,
+    }
+    one: dict[str, Any] = {"image_id": 1, "category_id": 3, "score": 0.9}
+    one |= {"bbox": [40, 30, 20, 10]} if form == "boxes" else {"segmentation": masks_of[form]}
+    (tmp_path / "r.json").write_text(json.dumps([one]))
+    words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
+    assert run(*words, "--out", tmp_path / "out") == 0
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert ("mask" in written) == (form != "boxes")
+    assert written["box"]["AP"] == 0
+    [pair] = drawn
+    for part, (x, y, w, h) in zip(pair, ((40, 30, 20, 10), (10, 8, 20, 20)), strict=True):
+        assert part.shape == (480, 640, 3)
+        # The lowest line of the box; the label lies above.
+        line = np.abs(part[round(10 * y + 20) :].astype(int) - class_colour(0)).sum(-1) < 30
+        rows, columns = np.nonzero(line)
+        assert rows.max() + round(10 * y + 20) == pytest.approx(10 * (y + h), abs=3)
+        assert columns.min() == pytest.approx(10 * x, abs=3)
+        assert columns.max() == pytest.approx(10 * (x + w), abs=3)
+
+
+def test_masks_of_some_results_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "coco")
+    one = {"image_id": 1, "category_id": 3, "score": 0.9, "bbox": [10, 8, 20, 20]}
+    (tmp_path / "r.json").write_text(json.dumps([one, {**one, "segmentation": SQUARE}]))
+    words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
+    words = (*words, "--out", tmp_path / "out")
+    with pytest.raises(InputError, match=r"r\.json: result 1 has no segmentation: .*--boxes-only"):
+        run(*words)
+    assert run(*words, "--boxes-only") == 0
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["box"]["AP50"] == pytest.approx(1)
+    assert "mask" not in written
+
+
 @pytest.mark.slow
 def test_three_ranks_give_what_one_gives(evaluated: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Eight images on three: one is a repeat that evens out the ranks, and must not count."""
@@ -132,6 +205,8 @@ def test_three_ranks_give_what_one_gives(evaluated: Path, checkpoint: Path, tmp_
         for out in (evaluated, tmp_path)
     )
     assert len(one) == len(three)
+    places = [(r["image_id"], r["category_id"], r["score"], *r["bbox"]) for r in three]
+    assert len(set(places)) == len(places)
     assert [r["image_id"] for r in one] == [r["image_id"] for r in three]
     assert [r["score"] for r in one] == pytest.approx([r["score"] for r in three], abs=1e-4)
     first, second = (

@@ -343,19 +343,25 @@ def test_what_cannot_be_used_is_refused(wrong: dict[str, Any], message: str) -> 
     assert message in str(caught.value)
 
 
+def _configs() -> list[MetricConfig]:
+    return [
+        MetricConfig("mask", params={"iou_type": "segm"}),
+        MetricConfig("fast", "hotcoco", params={"iou_type": "segm", "class_metrics": True}),
+        MetricConfig("box", params={"class_metrics": True}),
+        MetricConfig("iou", metric_class="IntersectionOverUnion"),
+    ]
+
+
 def _rank(rank: int, folder: str, images: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        configs = [
-            MetricConfig("mask", params={"iou_type": "segm"}),
-            MetricConfig("box", params={"class_metrics": True}),
-            MetricConfig("iou", metric_class="IntersectionOverUnion"),
-        ]
         values = []
-        for split in (7, len(images)):  # uneven, and all of them on rank 0
-            metrics = StageMetrics("val", configs)
-            for detections, one in images[:split] if rank == 0 else images[split:]:
-                metrics.update([detections], [one])
+        every = range(len(images))
+        # In turns, unevenly, and all of them on rank 0.
+        for of_first in (every[::2], every[:7], every):
+            metrics = StageMetrics("val", _configs())
+            for i in of_first if rank == 0 else sorted({*every} - {*of_first}):
+                metrics.update(*([part] for part in images[i]), [i])
             values.append(metrics.compute())
         torch.save(values, f"{folder}/{rank}.pt")
     finally:
@@ -365,16 +371,16 @@ def _rank(rank: int, folder: str, images: Any) -> None:
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path, disturbance: Any) -> None:
     images = list(zip(*disturbance[2:], strict=True))[:24]
+    for detections, _ in images:  # equal scores, between which the order of the images decides
+        detections["scores"] = detections["scores"].round(decimals=1)
     mp.spawn(_rank, (str(tmp_path), images), nprocs=2)
-    configs = [
-        MetricConfig("mask", params={"iou_type": "segm"}),
-        MetricConfig("box", params={"class_metrics": True}),
-        MetricConfig("iou", metric_class="IntersectionOverUnion"),
-    ]
-    alone = StageMetrics("val", configs)
+    alone = StageMetrics("val", _configs())
     alone.update(*zip(*images, strict=True))
     expected = {key: float(value) for key, value in alone.compute().items()}
     assert 0.1 < expected["val/mask"] < 0.9
+    backwards = StageMetrics("val", _configs())
+    backwards.update(*zip(*images[::-1], strict=True))
+    assert float(backwards.compute()["val/fast"]) != expected["val/fast"]
     for rank in (0, 1):
         for values in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
             assert {key: float(value) for key, value in values.items()} == expected

@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--annotations", metavar="FILE", help="a COCO annotation file in place of --data"
     )
+    source.add_argument(
+        "--boxes-only", action="store_true", help="compare no masks, also where some results have"
+    )
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")
     model.add_argument(
@@ -99,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
 
         drawn = Truth(source)
         truth = drawn.content
-    measured = report.measure(truth, results, args.min_score)
-    _write(measured, drawn, results, out, args.worst)
+    measured = report.measure(truth, results, args.min_score, boxes_only=args.boxes_only)
+    _write(measured, drawn, out, args.worst)
     return 0
 
 
@@ -168,13 +171,12 @@ def _find(args: argparse.Namespace, path: Path) -> Any:
     return data.source(args.split) if first else None
 
 
-def _write(measured: Report, truth: Truth | None, results: Any, out: Path, count: int) -> None:
+def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
     import orjson
     from rich.console import Console
 
     from autotimm import visualize
     from autotimm.evaluation import charts, report
-    from autotimm.evaluation.coco_input import content
     from autotimm.sharding.manifest import whole_file
     from autotimm.streaming.decode import DataError
 
@@ -188,7 +190,7 @@ def _write(measured: Report, truth: Truth | None, results: Any, out: Path, count
     chosen = report.worst(measured, count) if truth is not None else []
     if truth is not None and chosen:
         by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
-        for one in content(results):
+        for one in measured.detections:
             if one["image_id"] in by_image and one["score"] >= measured.least_score:
                 by_image[one["image_id"]].append(one)
         pairs = []

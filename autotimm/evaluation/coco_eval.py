@@ -15,7 +15,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from autotimm.evaluation.coco_input import IouType, Source, content, prepared
+from autotimm.evaluation.coco_input import IouType, Source, prepared
 from autotimm.structures import Detections, Record
 
 if TYPE_CHECKING:
@@ -221,8 +221,13 @@ def errors(
 
     Args and errors are those of :func:`compare`.
     """
-    truth, found = content(ground_truth), content(results)
-    truths, detections = prepared(truth, found, iou_type)
+    return mistakes(*prepared(ground_truth, results, iou_type), iou_type, least_score)
+
+
+def mistakes(
+    truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType, least_score: float
+) -> Errors:
+    """As :func:`errors`, of what ``coco_input.prepared`` gives."""
     kept = [one for one in detections["annotations"] if one["score"] >= least_score]
     run = _run(truths, {**detections, "annotations": kept}, iou_type)
     told = run.image_diagnostics(iou_thr=0.5, score_thr=least_score)
@@ -230,14 +235,14 @@ def errors(
         image: (one["tp"], one["fp"], one["fn"])
         for image, one in sorted(told["img_summary"].items())
     }
+    given = {one["id"]: one["given_id"] for one in truths["annotations"]}
     suspects = [
         {
             "image_id": one["image_id"],
             "type": one["type"],
             "score": one["dt_score"],
             "category_id": one["dt_category_id"],
-            # Ours were numbered from 1.
-            "annotation_id": one["gt_id"] and truth["annotations"][one["gt_id"] - 1].get("id"),
+            "annotation_id": given.get(one["gt_id"]),
             "annotated": one["gt_category_id"],
             "iou": one["iou"],
         }

@@ -20,7 +20,10 @@ Source = dict[str, Any] | list[dict[str, Any]] | str | Path
 
 
 def prepared(
-    ground_truth: Source, results: Source, iou_type: IouType
+    ground_truth: Source,
+    results: Source,
+    iou_type: IouType,
+    names: tuple[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ground truth and detections as two annotation files' contents, with equal images.
 
@@ -29,13 +32,17 @@ def prepared(
         results: entries of a COCO results file, or the file. For ``segm`` each needs a
             ``segmentation``; for ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
         iou_type: compare boxes or masks.
+        names: what to call both in messages; by default the files.
+
+    Returns:
+        Both with ids from 1; ``given_id`` of an annotation is the one that it had.
 
     Raises:
         InputError: a file cannot be read, or does not fit; names it and the first odd entry.
     """
     if iou_type not in ("bbox", "segm"):
         raise InputError(f"iou_type is {iou_type!r}: choose bbox or segm")
-    truth_name, result_name = _name(ground_truth, "ground truth"), _name(results, "results")
+    truth_name, result_name = names or names_of(ground_truth, results)
     truth, found = content(ground_truth), content(results)
     if not isinstance(truth, dict) or not all(
         isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
@@ -85,8 +92,11 @@ def prepared(
     return {**frame, "annotations": truths}, {**frame, "annotations": detections}
 
 
-def _name(source: Any, role: str) -> str:
-    return str(source) if isinstance(source, str | Path) else role
+def names_of(ground_truth: Source, results: Source) -> tuple[str, str]:
+    """What to call them in messages."""
+    pairs = ((ground_truth, "ground truth"), (results, "results"))
+    truth, found = (str(one) if isinstance(one, str | Path) else role for one, role in pairs)
+    return truth, found
 
 
 def content(source: Any) -> Any:
@@ -112,6 +122,7 @@ def _truth(
     where = f"{file}: annotation {source.get('id', f'number {number}')}"
     one = {
         "id": number,
+        "given_id": source.get("id"),
         "image_id": source["image_id"],
         "category_id": source.get("category_id"),
         "iscrowd": _crowd(source, where),
@@ -198,7 +209,9 @@ def _extent(
             raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
         return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
     if not segmentation:
-        raise InputError(f"{where} has no segmentation: evaluate it with iou_type bbox")
+        raise InputError(
+            f"{where} has no segmentation: compare boxes alone (--boxes-only, iou_type bbox)"
+        )
     try:
         rle = masks.to_rle(segmentation, *sizes[source["image_id"]])
     except ValueError as error:

@@ -4,7 +4,8 @@ Invariants:
 
 - Masks stay RLE. Every image counts, also one without ground truth and one without detections.
 - All ranks get the same numbers, those of one process that saw every image, however unevenly the
-  images lie on the ranks. (torchmetrics gathers list states pairwise, and hangs or loses images
+  images lie on the ranks; images are taken in the order of their ids, which decides between equal
+  scores. (torchmetrics gathers list states pairwise, and hangs or loses images
   where the ranks hold different numbers of them.) What to leave out, such as the repeats that even
   out the ranks, is for the caller to leave out.
 - A metric that fails is NaN on all ranks, and ends no run: the first rank computes for all, so none
@@ -129,17 +130,26 @@ class StageMetrics(nn.Module):
             if names.count(name) > 1:
                 raise InputError(f"two metrics are named {name!r}: rename one")
         self.needs_masks = any("segm" in _iou_types(c.build()) for c in self.configs)
+        self._ids: list[int] = []
         self._images: list[tuple[Detections, Target]] = []
         self._suffixes: dict[str, list[str]] = {}  # by metric, of its values' names
 
-    def update(self, detections: Sequence[Detections], targets: Sequence[Target]) -> None:
+    def update(
+        self,
+        detections: Sequence[Detections],
+        targets: Sequence[Target],
+        image_ids: Sequence[int] | None = None,
+    ) -> None:
         """Take note of some images.
 
         Args:
             detections: one per image, in the pixels of the original image; ``rles`` where masks
                 are compared.
             targets: one per image, crowd included.
+            image_ids: by which images are put in order; as they come without.
         """
+        ids = image_ids or [len(self._ids) + i for i in range(len(targets))]
+        self._ids += ids
         for found, target in zip(detections, targets, strict=True):
             if self.needs_masks and "rles" not in found:
                 raise InputError(
@@ -169,15 +179,16 @@ class StageMetrics(nn.Module):
         if not self.configs:
             return {}
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return _named(self._compute(self._images), class_names)
+            return _named(self._compute(_ordered(self._ids, self._images)), class_names)
         first = dist.get_rank() == 0
         parts: list[Any] = [None] * dist.get_world_size()
         own = [pack(one) for one in zip(*self._images, strict=True)] or [{}, {}]
-        dist.gather_object(own, parts if first else None)
+        dist.gather_object([self._ids, *own], parts if first else None)
         values: list[Any] = [None]
         if first:
-            images: Any = [pair for part in parts for pair in zip(*map(unpack, part), strict=True)]
-            values[0] = self._compute(images)
+            ids = [one for part in parts for one in part[0]]
+            images = [pair for part in parts for pair in zip(*map(unpack, part[1:]), strict=True)]
+            values[0] = self._compute(_ordered(ids, images))
         dist.broadcast_object_list(values)
         return _named(values[0], class_names)
 
@@ -199,7 +210,11 @@ class StageMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images = []
+        self._ids, self._images = [], []
+
+
+def _ordered(ids: Sequence[int], images: Sequence[Any]) -> list[Any]:
+    return [images[i] for i in sorted(range(len(ids)), key=ids.__getitem__)]
 
 
 def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotimm.coco import Category, shown_names
-from autotimm.evaluation.coco_eval import ERRORS, STATS, Errors, Evaluation, compare, errors
-from autotimm.evaluation.coco_input import IouType, Source, content
+from autotimm.evaluation.coco_eval import ERRORS, STATS, Errors, Evaluation, measured, mistakes
+from autotimm.evaluation.coco_input import IouType, Source, content, names_of, prepared
 
 KINDS: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 """What COCO compares, and what it is called here."""
@@ -28,12 +28,14 @@ class Report:
         evaluations: by what was compared, boxes or masks.
         errors: of the detections that score ``least_score``, by masks where there are any.
         least_score: of these.
+        detections: all, as ``coco_input.prepared`` has them: boxes, masks as RLE.
     """
 
     categories: list[Category]
     evaluations: dict[IouType, Evaluation]
     errors: Errors
     least_score: float
+    detections: list[dict[str, Any]]
 
     @property
     def names(self) -> list[str]:
@@ -41,33 +43,39 @@ class Report:
         return shown_names(self.categories)
 
 
-def measure(ground_truth: Source, results: Source, least_score: float = 0.5) -> Report:
+def measure(
+    ground_truth: Source, results: Source, least_score: float = 0.5, *, boxes_only: bool = False
+) -> Report:
     """Measures boxes, and masks where the results have them.
 
     Args:
         ground_truth: content of a COCO annotation file, or the file.
         results: entries of a COCO results file, or the file.
         least_score: what a detection must score to be counted among the errors.
+        boxes_only: leave the masks of the results, or of some of them, out.
 
     Raises:
         InputError: a file cannot be read, or does not fit.
     """
-    found = content(results)
-    # Of a results file that is none, compare() tells what is wrong with it.
+    truth, found = content(ground_truth), content(results)
+    # Of a results file that is none, prepared() tells what is wrong with it.
     entries = found if isinstance(found, list) else []
-    truth = content(ground_truth)
     # Where nothing was found, the ground truth alone can tell what was to be found.
     told_by = entries or (truth.get("annotations", []) if isinstance(truth, dict) else [])
-    with_masks = any(isinstance(one, dict) and one.get("segmentation") for one in told_by)
+    with_masks = not boxes_only and any(
+        isinstance(one, dict) and one.get("segmentation") for one in told_by
+    )
     kinds: list[IouType] = ["bbox", "segm"] if with_masks else ["bbox"]
-    # Read here, so that each is read once; named in messages by what it came from.
-    evaluations = {kind: compare(ground_truth, results, kind) for kind in kinds}
-    told = errors(ground_truth, results, kinds[-1], least_score)
+    names = names_of(ground_truth, results)
+    parts = {kind: prepared(truth, found, kind, names) for kind in kinds}
+    evaluations = {kind: measured(*both, kind) for kind, both in parts.items()}
+    told = mistakes(*parts[kinds[-1]], kinds[-1], least_score)
     categories = [
         Category(one["id"], str(one.get("name", "")))
         for one in sorted(truth["categories"], key=lambda one: one["id"])
     ]
-    return Report(categories, evaluations, told, least_score)
+    detections = parts[kinds[-1]][1]["annotations"]
+    return Report(categories, evaluations, told, least_score, detections)
 
 
 def as_json(report: Report) -> dict[str, Any]:

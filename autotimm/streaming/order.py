@@ -241,7 +241,8 @@ def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
 def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> NDArray[np.int64]:
     """A seeded permutation of ``range(n)``."""
     # The spawn key keeps these streams apart from sample_rng's.
-    stream = np.random.Philox(np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(_PERMUTATION,)))
+    key = np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(_PERMUTATION,))
+    stream = np.random.Philox(key)
     keys = stream.random_raw(n)
     order = np.argsort(keys)  # several times as fast as a stable sort, which differs in ties alone
     drawn = keys[order]

@@ -118,7 +118,13 @@ class ShardSource:
 
     def record(self, shard: int, index: int) -> Record:
         """See ``Source``."""
-        return self.read(shard, index)[1]
+        try:
+            text = self._opened(shard).record(index)
+        except OSError:
+            text = None
+        if text is None:  # which read() repairs or tells
+            return self.read(shard, index)[1]
+        return self._record(text, f"sample {index} of {self.where(shard)}")
 
     def raw(self, shard: int, index: int) -> tuple[memoryview, memoryview]:
         """The bytes of a sample's image and of its record, not parsed, both as their checksums say.

@@ -56,7 +56,7 @@ class Source(Protocol):
         """Returns the image file's bytes and the record of a sample; DataError if it cannot."""
 
     def record(self, shard: int, index: int) -> Record:
-        """Returns the record alone."""
+        """Returns the record alone, also where the image cannot be used; DataError if it cannot."""
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Is told which shards will be read next."""

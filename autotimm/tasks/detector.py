@@ -259,8 +259,10 @@ class ObjectDetector(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> list[Detections]:
         found = self.predict_step(batch, 0)
         real = [i for i, padding in enumerate(batch["padding"].tolist()) if not padding]
-        targets = batch["target"]
-        self._metrics(stage).update([found[i] for i in real], [targets[i] for i in real])
+        targets, ids = batch["target"], batch["image_id"].tolist()
+        self._metrics(stage).update(
+            [found[i] for i in real], [targets[i] for i in real], [ids[i] for i in real]
+        )
         return found
 
     def _log_metrics(self, stage: str) -> None:

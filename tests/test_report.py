@@ -1,0 +1,104 @@
+"""What an evaluation reports, by value: the worst images, the confusions, their chart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_folder import CATEGORIES, annotation, image
+
+from autotimm.evaluation import charts, report
+
+
+def found(image_id: int, category_id: int, place: float, score: float = 0.9) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [place, 8.0, 20.0, 20.0],
+        "score": score,
+    }
+
+
+@pytest.fixture(scope="module")
+def measured() -> report.Report:
+    """Image 1 is right, 2 half right, 3 all wrong, 4 missed one more; 5 is empty and right."""
+    truth = {
+        "images": [image(id=n, file_name=f"{n}.jpg") for n in range(1, 6)],
+        "categories": CATEGORIES,  # ids 3 and 7
+        "annotations": [
+            annotation(id=n, image_id=n, category_id=3, segmentation=...) for n in range(1, 5)
+        ]
+        + [
+            annotation(id=9, image_id=4, category_id=7, bbox=[40.0, 8, 20, 20], segmentation=...),
+        ],
+    }
+    results = [
+        found(1, 3, 10),
+        found(2, 3, 10),
+        found(2, 7, 40),  # nothing there
+        found(3, 7, 10),  # a disc taken for a star
+        found(1, 7, 40, score=0.3),  # does not count
+    ]
+    return report.measure(truth, results, 0.5)
+
+
+def test_worst_images_come_first(measured: report.Report) -> None:
+    # Of 3 and 4 nothing is right; 4 misses two, in 3 one is wrong and one missed.
+    assert report.worst(measured, 9) == [3, 4, 2]
+    assert report.worst(measured, 1) == [3]
+    assert measured.errors.images[2] == (1, 1, 0)
+    assert measured.errors.images[4] == (0, 0, 2)
+
+
+def test_confusions_as_json(measured: report.Report) -> None:
+    told = report.as_json(measured)["confusion"]
+    assert told["classes"] == ["disc", "star", "nothing"]
+    rows = {name: dict(zip(told["classes"], row, strict=True)) for name, row in named(told)}
+    assert rows["disc"] == {"disc": 2, "star": 1, "nothing": 1}
+    assert rows["star"] == {"disc": 0, "star": 0, "nothing": 1}
+    assert rows["nothing"] == {"disc": 0, "star": 1, "nothing": 0}
+
+
+def named(told: dict[str, Any]) -> Any:
+    return zip(told["classes"], told["matrix"], strict=True)
+
+
+def test_the_chart_has_the_truth_in_rows(measured: report.Report) -> None:
+    figure = charts.confusion(measured)
+    panel = figure.axes[0]
+    [picture] = panel.images
+    shares = np.asarray(picture.get_array())
+    assert shares == pytest.approx(np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0, 1, 0]]))
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("found", "truth")
+    for labels in (panel.get_xticklabels(), panel.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["disc", "star", "nothing"]
+    written = {(t.get_position(), t.get_text()) for t in panel.texts}
+    assert ((1, 0), "1") in written and ((0, 0), "2") in written  # x, y
+
+
+def test_curves_are_those_of_each_class(measured: report.Report) -> None:
+    [panel] = charts.precision_recall(measured).axes
+    lines = {line.get_label().split(":")[0]: line for line in panel.get_lines()}
+    disc = lines["disc 0.50"]
+    recall, precision = np.asarray(disc.get_xdata()), np.asarray(disc.get_ydata())
+    # Two of four are found, and nothing wrong of this class.
+    assert (precision[recall <= 0.5] == 1).all()
+    assert (precision[recall > 0.5] == 0).all()
+    assert "all classes, IoU 0.50" in lines
+
+
+def test_json_and_tables_are_class_by_class(measured: report.Report) -> None:
+    from rich.console import Console
+
+    classes = {one["name"]: one for one in report.as_json(measured)["box"]["classes"]}
+    assert (classes["disc"]["id"], classes["disc"]["instances"]) == (3, 4)
+    assert (classes["star"]["id"], classes["star"]["instances"]) == (7, 1)
+    assert classes["disc"]["ap50"] == pytest.approx(0.5, abs=0.01)
+    assert classes["star"]["ap50"] == 0
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(report.tables(measured))
+    [row] = (line.split() for line in shown.get().splitlines() if line.split()[:1] == ["disc"])
+    assert row[:3] == ["disc", "3", "4"]
+    assert float(row[4]) == pytest.approx(50, abs=1)
