@@ -55,6 +55,12 @@ class Preprocessing:
     image_size: tuple[int, int] | None = None
     resize: str = "letterbox"
 
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The colour, 0 to 255, of what an image leaves free on the canvas: the mean."""
+        red, green, blue = (round(255 * min(max(part, 0.0), 1.0)) for part in self.mean)
+        return red, green, blue
+
 
 @dataclass(frozen=True, slots=True)
 class World:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from autotimm import masks as rle
-from autotimm.images import FORMATS
+from autotimm.images import BROKEN, FORMATS
 from autotimm.structures import RLE, InputError
 
 Picture = NDArray[np.uint8]
@@ -52,12 +52,15 @@ def draw(
     Raises:
         InputError: no such image, or what was found does not fit it.
     """
+    if not isinstance(found, Mapping):
+        raise InputError(f"found is a {type(found).__name__}: give one image's boxes, labels, ...")
     if missing := {"boxes", "labels"} - set(found):
         raise InputError(f"found: it has no {' and no '.join(sorted(missing))}")
     parts = {key: _plain(found[key]) for key in ("boxes", "labels", "scores") if key in found}
     masks = found.get("rles", found.get("masks"))
     scores = parts.get("scores")
-    if scores is not None and len(scores) == len(parts["boxes"]):
+    counts = {len(part) for part in (*parts.values(), masks) if part is not None}
+    if scores is not None and len(counts) == 1:  # draw_instances() tells where they differ
         kept = np.flatnonzero(np.asarray(scores) >= threshold)
         parts = {key: np.asarray(part)[kept] for key, part in parts.items()}
         masks = masks if masks is None else [masks[i] for i in kept.tolist()]
@@ -66,7 +69,7 @@ def draw(
         picture = draw_instances(
             _pixels(image), masks=masks, class_names=class_names, **parts, **style
         )
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"draw(): {error}") from error
     return Image.fromarray(picture)
 
@@ -102,11 +105,16 @@ def draw_instances(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    picture = np.array(image)  # a copy
+    picture = np.array(image, order="C")  # a copy, as OpenCV takes it
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"image is {picture.dtype} {picture.shape}, not uint8 [H, W, 3]")
     height, width = picture.shape[:2]
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if not height or not width:
+        raise ValueError(f"image is {height} x {width} pixels")
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ValueError(f"boxes are {list(boxes.shape)}, not [N, 4]")
+    boxes = boxes.reshape(-1, 4)
     labels = np.asarray(labels, np.int64).reshape(-1)
     for name, values in (("labels", labels), ("scores", scores), ("masks", masks)):
         if values is not None and len(values) != len(boxes):
@@ -233,7 +241,11 @@ def save_png(path: str | Path, image: Any) -> None:
 
 def _plain(values: Any) -> Any:
     """A tensor of any device as an array; anything else as it is."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    if not hasattr(values, "detach"):
+        return values
+    values = values.detach().cpu()
+    # NumPy has no bfloat16.
+    return (values.float() if values.is_floating_point() else values).numpy()
 
 
 def _pixels(image: Any) -> Picture:
@@ -242,13 +254,20 @@ def _pixels(image: Any) -> Picture:
         try:
             with Image.open(image, formats=FORMATS) as opened:
                 return _pixels(opened)
+        except InputError as error:
+            raise InputError(f"{os.fspath(image)}: {error}") from error
         except (OSError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or "not an image that can be read"
             raise InputError(f"{os.fspath(image)}: {reason}") from error
     if isinstance(image, Image.Image):
         from autotimm.streaming.decode import rgb
 
-        return rgb(ImageOps.exif_transpose(image))
+        try:
+            return rgb(ImageOps.exif_transpose(image))
+        except InputError:
+            raise
+        except BROKEN as error:  # PIL reads the pixels of a file only now
+            raise InputError("not an image that can be read") from error
     pixels = np.asarray(_plain(image))
     if hasattr(image, "detach") and pixels.ndim == 3:
         pixels = pixels.transpose(1, 2, 0)
@@ -263,7 +282,7 @@ def _pixels(image: Any) -> Picture:
 
 def _window(mask: Any, height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
     """The box of a mask, by its left and top, and the mask [h, w] of 0 and 1 inside it."""
-    shape = tuple(mask["size"]) if isinstance(mask, dict) else np.shape(mask)
+    shape = tuple(mask.get("size", ())) if isinstance(mask, dict) else np.shape(mask)
     if shape != (height, width):
         raise ValueError(f"a mask of {shape} does not fit an image of {(height, width)}")
     if isinstance(mask, dict):

@@ -81,6 +81,33 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.ckpt"
 
 
+@pytest.fixture(scope="session")
+def boxes_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ObjectDetector for the bundled sample, untrained; not to be changed."""
+    import torch
+
+    from autotimm import AutoTrainer, InstanceSegmentationDataModule, ObjectDetector
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("boxes")
+    data = InstanceSegmentationDataModule(SAMPLE, image_size=64, batch_size=4, num_workers=0)
+    small = {"pretrained": False, "fpn_channels": 32, "head_convs": 1, "compile_model": False}
+    model = ObjectDetector("resnet10t", data.num_classes, score_thresh=0.001, **small)
+    trainer = AutoTrainer(
+        accelerator="cpu",
+        max_steps=1,
+        max_epochs=-1,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        save_every_n_epochs=0,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """The environment for SLURM's commands against two nodes on this machine."""

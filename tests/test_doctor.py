@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coco_folder import image, write
 
 from autotimm.cli import doctor as verb
 from autotimm.doctor import machine, run
@@ -91,6 +92,16 @@ def test_the_disk_is_written_to_and_left_as_it_was(tmp_path: Path) -> None:
     assert machine.read_speed(tmp_path, [tmp_path / "y"]).level == "fail"
 
 
+def test_a_slow_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._speed("disk", 100 * 2**20, 10.0).level == "warn"
+    assert machine._speed("disk", 100 * 2**20, 0.1).level == "ok"
+    assert machine._speed("disk", 1000, 10.0).level == "ok"  # of so little the start is most
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 1000))
+    assert machine.write_speed(tmp_path)[:1] == ("fail",)
+    assert "full" in machine.write_speed(tmp_path).text
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -106,6 +117,13 @@ def test_sound_data_and_damaged_ones(shards: Path, tmp_path: Path) -> None:
     manifest = shards / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"train"', '"other"'))
     assert failing(run.data(str(shards))) == ["data"]
+
+
+def test_odd_data_are_a_warning(tmp_path: Path) -> None:
+    images = [image(), image(id=2, file_name="gone.jpg")]
+    found = run.data(str(write(tmp_path / "coco", images)))
+    [split] = [one for one in found if one.name == "split train"]
+    assert split.level == "warn" and "gone.jpg" in split.text and split.remedy
 
 
 @pytest.mark.slow  # it is tried several times
@@ -124,7 +142,12 @@ def test_a_server_that_is_not_there() -> None:
         ({"batch_size": 64}, {}, {"batch": "warn"}),
         ({"batch_size": 2}, {"num_nodes": 8}, {"batch": "warn"}),
         ({}, {"accelerator": "gpu", "devices": 4}, {"devices": "fail"}),
-        ({}, {"strategy": "deepspeed_stage_3"}, {"devices": "fail"}),
+        ({}, {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"}, {}),
+        ({}, {"strategy": "fsdp2"}, {"strategy": "fail"}),
+        ({}, {"precision": "16-mixed"}, {}),  # which goes on in 32-true
+        ({}, {"precision": "16-mixed", "accelerator": "cpu"}, {"precision": "fail"}),
+        ({}, {"accelerator": "zz"}, {"devices": "fail"}),
+        ({"image_size": -1}, {"strategy": "no"}, {"config and data": "fail", "strategy": "fail"}),
         ({"num_workers": 10_000}, {}, {"workers": "warn"}),
     ],
 )
@@ -175,6 +198,7 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("data: {image_sizes: 3}\n")
-    for name in ("none.yaml", "wrong.yaml"):
+    (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe")
+    for name in ("none.yaml", "wrong.yaml", "latin.yaml"):
         with pytest.raises(InputError):
             verb.run(argparse.Namespace(config=str(tmp_path / name), data=None, out=None, json=0))

@@ -6,7 +6,13 @@ import contextlib
 import io
 import json
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +21,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from coco_folder import picture
 from conftest import SAMPLE
 from PIL import Image
 from pycocotools.coco import COCO
 from servers import serve
 
 import autotimm
-from autotimm import masks
+from autotimm import masks, visualize
 from autotimm.cli import evaluate
 from autotimm.cli import predict as verb
 from autotimm.inference.predict import Options, predictions
@@ -180,6 +187,100 @@ def test_the_mirror_image_finds_the_mirror_image(photos: Path, model: Any) -> No
     assert not torch.equal(plain["boxes"], found["boxes"])
 
 
+class Seen:
+    """Tells what it is shown, and finds one object that is not its own mirror image."""
+
+    with_masks, training, device = True, True, torch.device("cpu")
+    preprocessing = Preprocessing((0.25, 0.5, 0.75), (1.0,) * 3, "bilinear", (64, 64))
+    hparams = SimpleNamespace(nms_thresh=0.5, max_detections_per_image=1)
+
+    def __init__(self, **how: Any) -> None:
+        self.preprocessing = replace(self.preprocessing, **how)
+        self.canvases: list[torch.Tensor] = []
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def detect(self, image: torch.Tensor) -> list[Detections]:
+        """A corner, where it is dark: the left half in the canvas, the right one mirrored."""
+        assert not self.training
+        self.canvases.append(image)
+        mirrored = len(self.canvases) == 2
+        part = torch.zeros(1, 28, 28)
+        part[:, :, 14 * mirrored : 14 + 14 * mirrored] = 1
+        # Surer of the mirror image; far enough apart for both to stay.
+        box = [40.0, 8.0, 56.0, 24.0] if mirrored else [40.0, 40.0, 56.0, 56.0]
+        one = Detections(
+            boxes=torch.tensor([box]),
+            labels=torch.tensor([0]),
+            scores=torch.tensor([0.9 if mirrored else 0.4]),
+        )
+        return [one | {"masks": part}]  # type: ignore[list-item]
+
+
+def test_what_the_mirror_image_shows_is_turned_back_and_counted() -> None:
+    """The limit is of both together; the mask's half is on the other side again."""
+    model = Seen()
+    (found,) = autotimm.predict(model, np.zeros((64, 64, 3), np.uint8), flip=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(model.canvases[1], model.canvases[0].flip(-1))
+    assert found["scores"].tolist() == pytest.approx([0.9])
+    assert found["boxes"].tolist() == [[8, 8, 24, 24]]
+    mask = masks.decode(found["rles"][0])
+    assert mask[10:22, 8:16].all() and not mask[:, 17:].any()
+    assert model.training, "left as it was"
+
+
+def test_the_canvas_is_that_of_the_training() -> None:
+    white = np.full((32, 64, 3), 255, np.uint8)
+    letterbox, stretch, told = Seen(), Seen(resize="stretch"), Seen()
+    autotimm.predict(letterbox, white)  # type: ignore[arg-type]
+    autotimm.predict(stretch, white)  # type: ignore[arg-type]
+    autotimm.predict(told, white, resize="stretch")  # type: ignore[arg-type]
+    mean = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+    [canvas] = letterbox.canvases[0]
+    assert (canvas + mean)[:, :32].min() == 1
+    assert canvas[:, 32:].abs().max() < 0.01, "what is left free is the mean, which is taken off"
+    for one in (stretch, told):
+        assert (one.canvases[0][0] + mean).min() == 1
+
+
+def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:
+    """Of an ObjectDetector: whole, in tiles, by the verbs."""
+    model = autotimm.load(boxes_only)
+    assert not model.with_masks
+    torch.nn.init.constant_(model.network.head.classes.bias, 0.0)
+    image = np.random.default_rng(0).integers(0, 255, (150, 200, 3), np.uint8)
+    for how in ({}, {"tile": 96}, {"flip": True}):
+        (found,) = autotimm.predict(model, image, **how)
+        assert set(found) == {"boxes", "labels", "scores"}
+        assert 0 < len(found["boxes"]) == len(found["labels"]) == len(found["scores"])
+        assert (found["boxes"][:, 2] <= 200).all() and (found["boxes"][:, 3] <= 150).all()
+    (found,) = autotimm.predict(model, image, tile=96)
+    assert (found["boxes"] != found["boxes"].round()).any(), "not in whole pixels"
+    Image.fromarray(image).save(tmp_path / "a.png")
+    words = ("--checkpoint", boxes_only, "--out", tmp_path / "out", "--min-score", 0)
+    assert run(tmp_path / "a.png", *words) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results and all("segmentation" not in one for one in results)
+    assert (
+        evaluate.run(
+            evaluate.parser().parse_args(
+                [
+                    *("--checkpoint", str(boxes_only), "--data", str(SAMPLE), "--num-workers", "0"),
+                    *("--out", str(tmp_path / "measured")),
+                ]
+            )
+        )
+        == 0
+    )
+    assert set(json.loads((tmp_path / "measured" / "metrics.json").read_text())) == {
+        *("box", "confusion", "label_errors")
+    }
+
+
 def test_half_precision_finds_about_the_same(photos: Path, model: Any) -> None:
     path = find([str(photos)])[:2]
     full, half = autotimm.predict(model, path), autotimm.predict(model, path, half=True)
@@ -204,8 +305,14 @@ def test_words_mean_files_folders_patterns_and_urls(tmp_path: Path) -> None:
     assert find([tmp_path.as_uri()]) == [str(path) for path in told]
     twice = [str(told[1]), str(tmp_path), "http://host/x.jpg?s=1"]
     assert find(twice) == [str(told[1]), str(told[0]), str(told[2]), "http://host/x.jpg?s=1"]
-    with pytest.raises(InputError, match=r"no image there"):
-        find([f"{tmp_path}/*.gif"])
+    nothing = [f"{tmp_path}/*.gif", str(tmp_path / "empty")]
+    (tmp_path / "empty").mkdir()
+    assert find(nothing) == nothing  # who opens them says so
+    for word in nothing:
+        with pytest.raises(InputError, match=rf"^{re.escape(word)}: no image there"):
+            pixels_of(word)
+    (tmp_path / "a*b.png").write_bytes(picture(kind="PNG"))
+    assert pixels_of(tmp_path / "a*b.png").shape == (48, 64, 3)
     with pytest.raises(InputError, match=r"^ftp://host/\*.jpg: ftp URLs are not read"):
         find(["ftp://host/*.jpg"])
 
@@ -268,6 +375,8 @@ def test_what_is_no_image_is_refused(image: Any, message: str, model: Any) -> No
     [
         ({"tile": 3}, "tile is 3"),
         ({"overlap": 1.0}, "overlap=1.0"),
+        ({"overlap": "x"}, "overlap is 'x'"),
+        ({"min_score": -1}, "min_score is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"resize": "crop"}, "resize is 'crop'"),
         ({"typo": 1}, "typo"),
@@ -344,15 +453,101 @@ def test_formats_urls_and_equal_names(
     assert {path.name for path in out.iterdir()} == {"pictures"}
 
 
-def test_min_score_is_the_models_threshold(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    for score in (0.02, 0.2):
-        run(photos, "--checkpoint", checkpoint, "--out", tmp_path, "--min-score", score)
+def test_min_score_is_of_what_is_found(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Also below what the model itself leaves out, which is by the class alone."""
+    scores = {}
+    for least in (0.01, 0.2, None):
+        words = () if least is None else ("--min-score", least)
+        run(photos, "--checkpoint", checkpoint, "--out", tmp_path, *words)
         results = json.loads((tmp_path / "results.json").read_text())
-        assert results
-        assert min(one["score"] for one in results) >= score * 0.5
-        if score == 0.02:
-            count = len(results)
-    assert len(results) < count
+        scores[least] = sorted(one["score"] for one in results)
+    assert scores[0.2] == [score for score in scores[None] if score >= 0.2]
+    assert 0 < len(scores[0.2]) < len(scores[None]) <= len(scores[0.01])
+    assert scores[0.01][0] >= 0.01
+
+
+def test_what_is_drawn_is_what_scores_enough(
+    photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    draw = visualize.draw_instances
+
+    def noted(image: Any, boxes: Any, labels: Any, scores: Any, *rest: Any, **names: Any) -> Any:
+        drawn.extend(scores.tolist())
+        return draw(image, boxes, labels, scores, *rest, **names)
+
+    monkeypatch.setattr(visualize, "draw_instances", noted)
+    run(photos, "--checkpoint", checkpoint, "--out", tmp_path, "--draw-score", 0.2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    expected = sorted(one["score"] for one in results if one["score"] >= 0.2)
+    assert sorted(drawn) == expected != []
+    assert len(expected) < len(results)
+
+
+def test_the_verbs_flags_are_the_options(
+    photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Options] = []
+
+    def noted(model: Any, names: Any, how: Options) -> Any:
+        seen.append(how)
+        seen.append(model.hparams.compile_model)
+        return ((InputError("not looked at"), None) for _ in names)
+
+    monkeypatch.setattr("autotimm.inference.predict.predictions", noted)
+    words = [photos, "--checkpoint", checkpoint, "--out", tmp_path]
+    flags = ["--tile", 256, "--overlap", 0.4, "--flip", "--half", "--batch-size", 9]
+    for more in ([*flags, "--image-size", 64, 96, "--min-score", 0.3], ["--compile", "yes"]):
+        with pytest.raises(InputError, match="none of the images"):
+            run(*words, *more)
+    told = Options(9, (64, 96), None, 256, 0.4, flip=True, half=True, min_score=0.3)
+    assert seen == [told, False, Options(), True]
+
+
+def test_own_pictures_are_not_looked_at_again(photos: Path, checkpoint: Path) -> None:
+    out = photos / "found"
+    for _ in range(2):
+        assert run(photos, "--checkpoint", checkpoint, "--out", out) == 0
+        images = json.loads((out / "images.json").read_text())["images"]
+        assert len(images) == 8
+    shutil.rmtree(out)
+
+
+def test_names_too_long_for_a_picture_are_cut(checkpoint: Path, tmp_path: Path) -> None:
+    names = ["\u00e9" * 125 + end for end in (".png", ".bmp")]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    words = [tmp_path / name for name in names]
+    assert run(*words, "--checkpoint", checkpoint, "--out", tmp_path / "out") == 0
+    drawn = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert drawn == ["\u00e9" * 100 + "-2.png", "\u00e9" * 100 + ".png"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_was_found_before_a_signal_is_kept(
+    number: int, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from autotimm.inference import write\n"
+        "add = write.Writer.add\n"
+        "def signalled(self, *given):\n"
+        "    add(self, *given)\n"
+        f"    if len(self.images) == 3: os.kill(os.getpid(), {int(number)})\n"
+        "write.Writer.add = signalled\n"
+        "from autotimm.cli.main import main\n"
+        "main()\n"
+    )
+    words = ["predict", photos, "--checkpoint", checkpoint, "--out", tmp_path, "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(json.loads((tmp_path / "images.json").read_text())["images"]) == 3
+    found = {one["image_id"] for one in json.loads((tmp_path / "results.json").read_text())}
+    assert found <= {1, 2, 3}
+    assert {path.name for path in tmp_path.iterdir()} == {"images.json", "results.json"}
 
 
 @pytest.mark.parametrize(

@@ -381,7 +381,7 @@ def test_precision_is_autocast_whatever_the_strategy(monkeypatch: pytest.MonkeyP
     assert chosen("bf16") == ("bf16-mixed", [])
     with pytest.raises(InputError, match="16-mixed needs a GPU: take bf16-mixed or 32-true"):
         chosen("16-mixed", accelerator="cpu")
-    with pytest.warns(UserWarning, match="there is none: training in 32-true"):
+    with pytest.warns(UserWarning, match="there is none: going on in 32-true"):
         assert chosen("16-mixed") == ("32-true", [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     ours = (None, [(MixedPrecision, "16-mixed")])

@@ -89,6 +89,37 @@ def test_what_overlaps_by_half_is_one_object_with_the_better_score(shift: int, c
         assert (found[0].left, found[0].inside.shape) == (40, (20, 16 + shift))
 
 
+def test_what_covers_two_objects_by_mistake_does_not_join_them() -> None:
+    """Each object ends within its own tile, where what covers both goes on."""
+    tiles = [(0, 0, 64, 128), (0, 64, 64, 192), (0, 128, 64, 256)]
+    one = piece_of(tiles[0], 1, 0.95, 10, 70, np.ones((20, 40), bool))
+    two = piece_of(tiles[2], 1, 0.90, 10, 140, np.ones((20, 40), bool))
+    both = piece_of(tiles[1], 1, 0.06, 10, 70, np.ones((20, 110), bool))
+    found = [(p.score, p.left, p.width) for p in joined([one, both, two])]
+    assert found == [(0.95, 70, 40), (0.90, 140, 40), (0.06, 70, 110)]
+
+
+def test_a_second_one_of_a_tile_is_not_joined_with_the_first() -> None:
+    """What NMS has left beside an object in one tile is no reason to make it larger."""
+    left, right = (0, 0, 64, 64), (0, 32, 64, 96)
+    inside = np.ones((20, 20), bool)
+    good = [piece_of(tile, 1, score, 10, 36, inside) for tile, score in ((left, 0.9), (right, 0.8))]
+    spare = piece_of(right, 1, 0.1, 10, 36, np.ones((34, 20), bool))
+    found = [(p.score, p.height) for p in joined([*good, spare])]
+    assert found == [(0.9, 20), (0.1, 34)]
+
+
+def test_boxes_are_the_models_and_of_what_is_joined_their_hull() -> None:
+    left, right = (0, 0, 64, 64), (0, 44, 64, 108)
+    inside = np.ones((20, 20), bool)
+    alone = piece_of(left, 1, 0.9, 40, 5, inside, (5.25, 40.5, 24.5, 59.5))
+    cut = [
+        piece_of(left, 2, 0.8, 10, 44, inside, (44.25, 10.5, 64.0, 30.5)),
+        piece_of(right, 2, 0.7, 10, 44, np.ones((20, 40), bool), (44.5, 10.25, 84.75, 30.0)),
+    ]
+    assert [p.box for p in joined([alone, *cut])] == [alone.box, (44.25, 10.25, 84.75, 30.5)]
+
+
 def test_other_classes_and_the_same_tile_are_left_apart() -> None:
     inside = np.ones((20, 8), bool)
     left, right = (0, 0, 64, 64), (0, 44, 64, 108)

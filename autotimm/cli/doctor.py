@@ -68,7 +68,10 @@ def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, 
     from autotimm.cli.train import settings
 
     words = ["fit", "--config", config, *(["--data.data_dir", data] if data else [])]
-    found = settings(words)
+    try:
+        found = settings(words)
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config: {config} is not UTF-8 text") from error
     # These are objects that only a fit makes; they concern neither the machine nor the data.
     module = {n: v for n, v in found["data"].items() if n != "custom_train_transforms"}
     if not isinstance(module.get("augmentation_preset"), str):

@@ -180,14 +180,14 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
     from autotimm.sharding.manifest import whole_file
     from autotimm.streaming.decode import DataError
 
-    console = Console()
-    console.print(report.tables(measured))
     with whole_file(out / "metrics.json") as file:
         file.write(orjson.dumps(report.as_json(measured), option=orjson.OPT_INDENT_2))
     charts.save(charts.precision_recall(measured), out / "precision_recall.png")
     charts.save(charts.confusion(measured), out / "confusion.png")
     written = ["metrics.json", "precision_recall.png", "confusion.png"]
+    console = Console()
     chosen = report.worst(measured, count) if truth is not None else []
+    not_drawn: list[str] = []
     if truth is not None and chosen:
         by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
         for one in measured.detections:
@@ -198,8 +198,11 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
             try:
                 pairs.append(truth.pair(image_id, found))
             except DataError as error:  # it counts as missed; the others are worth a look
-                console.print(f"not drawn: {error}", soft_wrap=True, highlight=False, markup=False)
+                not_drawn.append(f"not drawn: {error}")
         if pairs:
             visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
             written.append("worst.png")
-    console.print(f"{out}: {', '.join(written)}", soft_wrap=True, highlight=False)
+    # Whatever becomes of what is printed, the files are there.
+    console.print(report.tables(measured))
+    for line in (*not_drawn, f"{out}: {', '.join(written)}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

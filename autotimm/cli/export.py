@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     graph.add_argument(
         "--max-detections", type=int, metavar="N", help="of an image; default: the model's"
     )
-    graph.add_argument("--min-score", type=float, metavar="SCORE", help="default: the model's")
+    graph.add_argument(
+        "--min-score", type=float, metavar="SCORE", help="least, of what is found; default: all"
+    )
     weights = flags.add_argument_group(".safetensors")
     weights.add_argument(
         "--metrics", metavar="FILE", help="metrics.json of autotimm evaluate, for the card"
@@ -82,6 +84,8 @@ def _check(args: argparse.Namespace, suffix: str) -> None:
         raise InputError("--image-size has no effect with --dynamic: leave one out")
     if args.image_size and len(args.image_size) > 2:
         raise InputError("--image-size takes one side, or height and width")
+    if Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a folder: give a file's name")
     if args.min_score is not None and not 0 <= args.min_score <= 1:
         raise InputError(f"--min-score {args.min_score:g} must be 0 to 1")
     if args.max_detections is not None and not 1 <= args.max_detections <= 1000:
@@ -94,11 +98,11 @@ def _graph(args: argparse.Namespace, out: Path) -> list[Path]:
 
     if out.suffix == ".onnx":
         write.check_onnx()  # before minutes of tracing
-    given = {"score_thresh": args.min_score, "max_detections_per_image": args.max_detections}
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    most = args.max_detections
+    settings: dict[str, Any] = {} if most is None else {"max_detections_per_image": most}
     model = load(args.checkpoint, metrics=None, **settings)
     size = (0, 0) if args.dynamic else write.canvas(model, args.image_size)
-    traced = write.program(model, size, dynamic=args.dynamic)
+    traced = write.program(model, size, dynamic=args.dynamic, min_score=args.min_score)
     if out.suffix == ".pt2":
         write.to_program(traced, out)
     else:
@@ -107,13 +111,15 @@ def _graph(args: argparse.Namespace, out: Path) -> list[Path]:
             "category_ids": [one["id"] for one in model.categories or ()],
             "image_size": None if args.dynamic else list(size),
             "resize": model.preprocessing.resize,
+            "interpolation": model.preprocessing.interpolation,
+            "fill": list(model.preprocessing.fill),
         }
         write.to_onnx(traced, out, facts)
     return [out]
 
 
 def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
-    from autotimm.export.card import card, measured
+    from autotimm.export.card import MADE_BY, card, measured
     from autotimm.sharding.manifest import whole_file
     from autotimm.tasks.checkpoint import read_checkpoint
     from autotimm.tasks.load import load
@@ -128,6 +134,9 @@ def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
             raise InputError(f"--metrics {args.metrics} cannot be read: {error}") from error
         if not isinstance(metrics, dict) or not measured(metrics):
             raise InputError(f"--metrics {args.metrics} is no metrics.json of autotimm evaluate")
+    path = out.with_suffix(".md")
+    if path.exists() and MADE_BY not in path.read_text(errors="replace"):
+        raise InputError(f"{path} is there and no model card: move it, or take another --out")
     convert(args.checkpoint, out)
     content = read_checkpoint(out)
     # The checkpoint lies in <run>/checkpoints/, or in the run's folder.
@@ -141,7 +150,6 @@ def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
         pretrained=content["hyper_parameters"].get("pretrained", False),
         steps=content.get("global_step"),
     )
-    path = out.with_suffix(".md")
     with whole_file(path) as file:
         file.write(text.encode())
     return [out, path]

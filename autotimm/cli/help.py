@@ -28,7 +28,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        silent = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        default = action.default
+        silent = default is None or default is False or default in (argparse.SUPPRESS, [])
         return text if silent or re.search(r"%\(default\)", text) else f"{text} (%(default)s)"
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -58,6 +60,9 @@ _SHARD = "write COCO folders as shards (autotimm-shard)"
 def main() -> NoReturn:
     """Runs the command line of the process and exits."""
     words, debug = _without_debug(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class' name in a terminal that lacks it
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(words)
         if sys.stdout is not None:  # as it is where it was closed (>&-)
@@ -101,7 +106,7 @@ def _ending(error: BaseException) -> tuple[int, str] | None:
         line = f"{error.filename}: {reason}" if error.filename else reason
         return 2, " ".join(urls.without_secrets(line).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return 2, "out of memory: lower --batch-size, --image-size or --num-workers"
+        return 2, "out of memory: take smaller batches or images, or fewer workers"
     return None
 
 
@@ -131,12 +136,19 @@ def _run(words: Sequence[str]) -> int:
         _train(verb, rest)
     elif verb in VERBS:
         module = import_module(VERBS[verb].module)
+        for one in (signal.SIGTERM, signal.SIGHUP):  # what is done so far is written, as on Ctrl-C
+            if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores the second
+                signal.signal(one, _end)
         return module.run(module.parser().parse_args(rest))
     else:
         near = difflib.get_close_matches(verb, lines(), 1)
         hint = f"did you mean {near[0]}?" if near else "autotimm --help lists them"
         raise InputError(f"there is no such verb; {hint}")
     return 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _train(verb: str, rest: Sequence[str]) -> None:

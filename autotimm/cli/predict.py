@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
     )
     flags.add_argument(
-        "--min-score", type=float, metavar="SCORE", help="of what is found; default: the model's"
+        "--min-score", type=float, metavar="SCORE", help="least, of what is found; default: all"
     )
     flags.add_argument(
         "--draw-score", type=float, default=0.5, metavar="SCORE", help="of what is drawn"
@@ -56,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
         help="the canvas: a side, or height and width; default: of the training",
     )
     how.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
-    how.add_argument("--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles")
+    how.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: cuts stay"
+    )
     how.add_argument("--flip", action="store_true", help="also look at the mirror image")
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     from autotimm.inference.predict import Options, predictions
     from autotimm.inference.sources import find
-    from autotimm.inference.write import Writer
+    from autotimm.inference.write import PICTURES, Writer
 
     size: Any = args.image_size
     how = Options(
@@ -99,9 +102,13 @@ def run(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         flip=args.flip,
         half=args.half,
+        min_score=args.min_score,
     )
-    names = find(args.images)
     out = Path(args.out)
+    own = (out / PICTURES).resolve()  # what an earlier run has drawn, where OUT lies in IMAGES
+    names = [name for name in find(args.images) if own not in Path(name).resolve().parents]
+    if not names:
+        raise InputError(f"there are no images but those of {own}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,11 +130,15 @@ def run(args: argparse.Namespace) -> int:
                 print(f"autotimm predict: left out: {pixels}", file=sys.stderr, flush=True)
             else:
                 writer.add(name, pixels, detections)
-    finally:  # what was found before Ctrl-C is not lost
-        written = writer.close() if writer.images else []
+    except BaseException:
+        with contextlib.suppress(InputError):  # of a full disk, which has been told
+            if writer.images:  # what was found before Ctrl-C is not lost
+                writer.close()
+        raise
+    written = writer.close() if writer.images else []
     if bad == len(names):  # what an earlier run wrote stays
         raise InputError("none of the images could be used")
-    kept = f"{len(writer.images):,} images, {len(writer.results):,} instances"
+    kept = f"{len(writer.images):,} images, {writer.instances:,} instances"
     print(f"{out}: {', '.join(written)}: {kept}{f'; {bad:,} left out' if bad else ''}")
     return 1 if bad else 0
 
@@ -146,10 +157,13 @@ def _model(args: argparse.Namespace, images: int) -> Any:
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(f"--device {device} cannot be had here: {reason}") from error
     pays = device.startswith("cuda") and images >= _PAYS_FROM
-    settings: dict[str, Any] = {} if args.min_score is None else {"score_thresh": args.min_score}
-    settings["compile_model"] = args.compile == "yes" or (args.compile == "auto" and pays)
-    settings["compile_kwargs"] = None
-    return load(args.checkpoint, device, metrics=None, **settings)
+    compiled = args.compile == "yes" or (args.compile == "auto" and pays)
+    model = load(args.checkpoint, device, metrics=None, compile_model=compiled, compile_kwargs=None)
+    if args.min_score is not None:
+        # The model's own limit is of the class alone; a score is the root of it and the centre's.
+        options: Any = model.hparams
+        options.score_thresh = min(options.score_thresh, args.min_score**2)
+    return model
 
 
 def _counted(names: list[str]) -> Any:

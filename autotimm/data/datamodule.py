@@ -369,9 +369,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
             shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
         labels = coco.label_of(self.categories)
         wanted = self.preprocessing
-        red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in wanted.mean)
-        fill, with_masks = (red, green, blue), self.masks and train  # evaluation takes the target's
-        how = (self.resize, fill, with_masks, wanted.interpolation)
+        with_masks = self.masks and train  # evaluation takes the target's
+        how = (self.resize, wanted.fill, with_masks, wanted.interpolation)
         load = Load(labels, self.image_size, vary, *how)
         stream = SampleStream(
             self.source(split),

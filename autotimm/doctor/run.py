@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ from autotimm.streaming.decode import DataError
 from autotimm.streaming.remote import local_path
 from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
-from autotimm.training import resources
+from autotimm.training import resources, strategies
 
 _FILES = 500  # of a folder, to read at most
-_ON_GPUS = ("deepspeed", "fsdp")
 
 
 def data(location: str) -> list[Finding]:
@@ -67,12 +68,11 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
         data: arguments of the data module.
         trainer: arguments of AutoTrainer.
     """
-    module, problem = _module(data)
+    module, fit_together = _module(data)
+    processes, devices = _processes(trainer)
+    found = [fit_together, devices, *_methods(trainer, processes)]
     if module is None:
-        return [problem]
-    found = [problem]
-    processes, finding = _processes(trainer)
-    found.append(finding)
+        return found
     nodes = int(trainer.get("num_nodes") or 1)
     images = int(module.source(module.train_split).shard_sizes.sum())
     step = module.batch_size * processes * nodes
@@ -91,7 +91,6 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
             lambda: resources.check_shared_memory(of_batch, workers, ahead, processes),
         ),
         _tried("files of workers", lambda: resources.check_open_files(workers, ahead)),
-        _precision(str(trainer.get("precision") or ""), trainer),
     ]
     usable = len(os.sched_getaffinity(0))
     text = f"{processes} x {workers} workers on {usable} CPUs"
@@ -119,15 +118,15 @@ def _processes(trainer: Mapping[str, Any]) -> tuple[int, Finding]:
     """Ranks on this machine, and whether it has the devices and the strategy can use them."""
     there = torch.cuda.device_count()
     kind, strategy = str(trainer.get("accelerator", "auto")), str(trainer.get("strategy", "auto"))
+    if kind not in (known := strategies.accelerators()):
+        text = f"accelerator {kind!r} is unknown"
+        return 1, Finding("fail", "devices", text, f"take one of {', '.join(known)}")
     on_gpu = kind in ("gpu", "cuda") or (kind == "auto" and there > 0)
     wanted = _count(trainer.get("devices", "auto"), there if on_gpu else 1)
     text = f"{wanted} {'GPU' if on_gpu else 'CPU'} processes, strategy {strategy}"
     if on_gpu and (wanted > there or not there):
         remedy = "lower trainer.devices, or use a machine that has them"
         return max(wanted, 1), Finding("fail", "devices", f"{text}, but {there} GPUs", remedy)
-    if strategy.startswith(_ON_GPUS) and not on_gpu:
-        remedy = "take trainer.strategy=auto or ddp"
-        return wanted, Finding("fail", "devices", f"{text}, which needs GPUs", remedy)
     return wanted, Finding("ok", "devices", text)
 
 
@@ -141,18 +140,32 @@ def _count(devices: Any, there: int) -> int:
     return int(text) if text.isdigit() else len([one for one in text.split(",") if one.strip()])
 
 
-def _precision(precision: str, trainer: Mapping[str, Any]) -> Finding:
-    gpu = torch.cuda.is_available() and str(trainer.get("accelerator", "auto")) != "cpu"
-    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    shown = precision or "by default"
-    return _tried(
-        "precision", lambda: resources.check_precision(precision, device), f"{shown} on {device}"
-    )
+def _methods(trainer: Mapping[str, Any], processes: int) -> list[Finding]:
+    """Whether there are the strategy and the precision, as AutoTrainer finds out."""
+    given, kind = trainer.get("strategy", "auto"), str(trainer.get("accelerator", "auto"))
+    alone = processes * int(trainer.get("num_nodes") or 1) == 1
+    name = trainer.get("precision")
+    on_gpu = torch.cuda.is_available() and kind != "cpu"
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+    def strategy() -> Any:
+        return strategies.strategy(given, kind, alone, timedelta(minutes=1))
+
+    def precision() -> None:
+        strategies.precision(name, kind, given, [])
+        resources.check_precision(str(name or ""), device)
+
+    return [
+        _tried("strategy", strategy, str(given)),
+        _tried("precision", precision, f"{name or 'by default'} on {device}"),
+    ]
 
 
-def _tried(name: str, check: Callable[[], None], text: str = "enough") -> Finding:
+def _tried(name: str, check: Callable[[], Any], text: str = "enough") -> Finding:
     try:
-        check()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fit gives them in its turn
+            check()
     except InputError as error:
         said, _, remedy = str(error).rpartition(": ")
         return Finding("fail", name, said, remedy)

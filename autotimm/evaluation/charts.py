@@ -39,7 +39,9 @@ def precision_recall(report: Report) -> Figure:
         panel.set_title(f"{KINDS[kind]}; classes at IoU 0.50")
         panel.grid(alpha=0.3)
         if seen:
-            panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+            legend = panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a class may be called $x$
     return figure
 
 
@@ -63,8 +65,8 @@ def confusion(report: Report) -> Figure:
     picture = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(picture, ax=panel, label="share of the row")
     ticks = range(len(shown))
-    panel.set_xticks(ticks, [names[k] for k in shown], rotation=90)
-    panel.set_yticks(ticks, [names[k] for k in shown])
+    panel.set_xticks(ticks, [names[k] for k in shown], rotation=90, parse_math=False)
+    panel.set_yticks(ticks, [names[k] for k in shown], parse_math=False)
     panel.set(xlabel="found", ylabel="truth")
     left_out = len(there) - len(kept)
     more = f"; {left_out} classes with fewer confusions left out" if left_out else ""

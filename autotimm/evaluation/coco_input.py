@@ -60,6 +60,13 @@ def prepared(
         raise InputError(f"{truth_name}: an image or category lacks {error}") from error
     except TypeError as error:
         raise InputError(f"{truth_name}: an image or category is no object with an id") from error
+    for one in truth["images"]:
+        if not _is_whole(one["id"], 0, 2**63):
+            raise InputError(f"{truth_name}: image id {one['id']!r} is not a whole number from 0")
+    if len(sizes) < len(truth["images"]):
+        ids = [one["id"] for one in truth["images"]]
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise InputError(f"{truth_name}: two images have the id {twice}")
     for number in category_ids:
         if not _is_whole(number, 0):
             raise InputError(f"{truth_name}: category id {number!r} is not a whole number from 0")
@@ -151,7 +158,7 @@ def _detection(
         if key not in source:
             raise InputError(f"{where} has no {key!r}")
     category_id, score = source["category_id"], source["score"]
-    if not isinstance(category_id, int) or category_id not in category_ids:
+    if type(category_id) is not int or category_id not in category_ids:
         raise InputError(
             f"{where}: category_id {category_id!r} is not in the ground truth"
             " (results hold the dataset's own ids, not the model's labels)"
@@ -187,8 +194,8 @@ def _crowd(source: dict[str, Any], where: str) -> int:
     return int(given)
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value < 2**31
+def _is_whole(value: Any, least: int, end: int = 2**31) -> bool:
+    return type(value) is int and least <= value < end
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,7 @@ import timm
 from autotimm import urls
 from autotimm.tasks.detector import ObjectDetector
 
+MADE_BY = "trained with autotimm."
 _SETTINGS = ("optimizer", "lr", "weight_decay", "scheduler", "warmup_steps", "frozen_stages")
 
 
@@ -39,7 +40,7 @@ def card(
         f"# {type(model).__name__}, {hparams.backbone}",
         "",
         f"Finds {kind} of {hparams.num_classes} classes. FCOS on a feature pyramid"
-        f"{', with a Mask R-CNN mask head' if model.with_masks else ''}; trained with autotimm.",
+        f"{', with a Mask R-CNN mask head' if model.with_masks else ''}; {MADE_BY}",
         "",
         "## Use",
         "",

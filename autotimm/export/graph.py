@@ -34,6 +34,7 @@ class Graph(nn.Module):
         preprocessing: of its images.
         score_thresh, nms_thresh: as of the model.
         max_detections: N.
+        min_score: what is found with less is left out.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Graph(nn.Module):
         score_thresh: float,
         nms_thresh: float,
         max_detections: int,
+        min_score: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
-        self.max_detections = max_detections
+        self.max_detections, self.min_score = max_detections, min_score
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(3, 1, 1))
@@ -74,6 +76,7 @@ class Graph(nn.Module):
         scores = outputs.head.classes.float().sigmoid()
         hopeless = ~(scores > self.score_thresh)
         scores = (scores * outputs.head.centerness.float().sigmoid()[..., None]).sqrt()
+        hopeless = hopeless | ~(scores >= self.min_score)  # also what is no number
         scores = scores.masked_fill(hopeless, -1.0)
         score, label, box = _candidates(scores, boxes, [h * w for h, w in shapes])
         solid = ((box[..., 2:] - box[..., :2]) > 0).all(-1)

@@ -15,7 +15,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from autotimm.data import options
-from autotimm.export.graph import Graph
+from autotimm.export.graph import CANDIDATES, Graph
 from autotimm.sharding.manifest import whole_file
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
@@ -27,7 +27,11 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def program(
-    model: ObjectDetector, image_size: tuple[int, int], *, dynamic: bool = False
+    model: ObjectDetector,
+    image_size: tuple[int, int],
+    *,
+    dynamic: bool = False,
+    min_score: float | None = None,
 ) -> ExportedProgram:
     """Traces a model with what comes before and behind it, as :class:`Graph` has it.
 
@@ -35,17 +39,29 @@ def program(
         model: on the CPU, uncompiled.
         image_size: height and width, multiples of 32.
         dynamic: leave height and width free: multiples of 128 from 256 to 8192.
+        min_score: least score of what is found; by default all that the model's limit on the class
+            lets through.
 
     Returns:
         A program that takes ``image`` [B, 3, H, W] float32, RGB from 0 to 255, of any batch.
+
+    Raises:
+        InputError: the model finds more in an image than the graph can hold.
     """
     hparams: Any = model.hparams
+    if hparams.max_detections_per_image > CANDIDATES:
+        raise InputError(
+            f"max_detections_per_image={hparams.max_detections_per_image} is more than the "
+            f"{CANDIDATES} that a graph holds: give --max-detections"
+        )
+    limit = hparams.score_thresh if min_score is None else min(hparams.score_thresh, min_score**2)
     graph = Graph(
         copy.deepcopy(model.network),  # whose weights are to ask for no gradient
         model.preprocessing,
-        hparams.score_thresh,
+        limit,
         hparams.nms_thresh,
         hparams.max_detections_per_image,
+        min_score or 0.0,
     )
     graph.requires_grad_(False).eval()
     size = (2 * STEP, 3 * STEP) if dynamic else image_size

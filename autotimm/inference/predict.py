@@ -1,7 +1,7 @@
 """What a model finds in images of any kind and size, in their own pixels.
 
 An image goes onto the canvas as in evaluation, so that what is found here is what was measured
-there.
+there, but for the arithmetic: evaluation works in 16 bits on a GPU, this where ``half`` says so.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ class Options:
         resize: how an image is fitted to it, "letterbox" or "stretch"; None for as in training.
         tile: side of the tiles into which larger images are cut, in their own pixels; None leaves
             them whole.
-        overlap: least share of a tile that it has in common with its neighbours.
+        overlap: least share of a tile that it has in common with its neighbours; with 0 what a
+            border cuts stays cut.
         flip: also look at each canvas mirrored, and keep the better of two detections of a class
             that overlap by more than the model's ``nms_thresh``.
         half: 16-bit arithmetic: float16 on a GPU, bfloat16 on a CPU.
+        min_score: what is found with less is left out; None leaves all that the model's
+            ``score_thresh`` lets through, which is of the class alone, before the score takes the
+            centre into account.
 
     Raises:
         InputError: a value that cannot be used.
@@ -54,6 +58,7 @@ class Options:
     overlap: float = 0.2
     flip: bool = False
     half: bool = False
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
         checks.whole("batch_size", self.batch_size, 1, 4096)
@@ -63,7 +68,9 @@ class Options:
             checks.one_of("resize", self.resize, RESIZES)
         if self.tile is not None:
             checks.whole("tile", self.tile, 32, 2**16)
-        if not 0 <= self.overlap <= 0.9:
+        if self.min_score is not None:
+            checks.share("min_score", self.min_score)
+        if checks.share("overlap", self.overlap) > 0.9:
             raise InputError(f"overlap={self.overlap} must be 0 to 0.9, a share of a tile's side")
 
 
@@ -154,8 +161,7 @@ class _Look:
         self.canvas = checks.canvas(size)
         self.resize = options.resize or wanted.resize
         self.interpolation = wanted.interpolation
-        red, green, blue = (round(255 * min(max(m, 0.0), 1.0)) for m in wanted.mean)
-        self.fill = red, green, blue
+        self.fill = wanted.fill
         self.normalize = Normalize(wanted.mean, wanted.std)
 
     def views(self, pixels: np.ndarray) -> list[_View]:
@@ -176,11 +182,18 @@ class _Look:
             if isinstance(pixels, InputError):
                 yield pixels, None
             elif len(own) == 1:
-                yield pixels, next(found)
+                yield pixels, self._good(next(found))
             else:
                 pieces = [p for view in own for p in _pieces(next(found), view.window)]
                 with_masks = self.model.with_masks
-                yield pixels, _whole(joined(pieces), pixels.shape[:2], with_masks)
+                yield pixels, self._good(_whole(joined(pieces), pixels.shape[:2], with_masks))
+
+    def _good(self, found: Detections) -> Detections:
+        """What scores enough; the best come first."""
+        if self.options.min_score is None:
+            return found
+        count = int((found["scores"] >= self.options.min_score).sum())
+        return {key: value[:count] for key, value in found.items()}  # type: ignore[return-value, index]
 
     @torch.no_grad()
     def _found(self, views: list[_View]) -> list[Detections]:
@@ -250,20 +263,21 @@ def _pieces(found: Detections, window: Window) -> Iterator[Piece]:
     for i, box in enumerate(found["boxes"].tolist()):
         label, score = int(found["labels"][i]), float(found["scores"][i])
         if "rles" in found:
-            x1, y1, inside = masks.decode_window(found["rles"][i])
+            left, top, inside = masks.decode_window(found["rles"][i])
         else:
-            x1, y1 = (int(side) for side in box[:2])
-            x2, y2 = (int(np.ceil(side)) for side in box[2:])
-            inside = np.ones((y2 - y1, x2 - x1), np.bool_)
+            left, top = (int(side) for side in box[:2])
+            right, bottom = (int(np.ceil(side)) for side in box[2:])
+            inside = np.ones((bottom - top, right - left), np.bool_)
         if inside.size:
-            yield piece_of(window, label, score, y + y1, x + x1, inside)
+            x1, y1, x2, y2 = box
+            moved = (x + x1, y + y1, x + x2, y + y2)
+            yield piece_of(window, label, score, y + top, x + left, inside, moved)
 
 
 def _whole(pieces: list[Piece], size: tuple[int, ...], with_masks: bool) -> Detections:
-    """Joined pieces as detections; boxes are those of the masks."""
-    corners = [(p.left, p.top, p.left + p.width, p.top + p.height) for p in pieces]
+    """Joined pieces as detections."""
     found = Detections(
-        boxes=torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
+        boxes=torch.tensor([p.box for p in pieces], dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor([p.label for p in pieces], dtype=torch.int64),
         scores=torch.tensor([p.score for p in pieces], dtype=torch.float32),
     )

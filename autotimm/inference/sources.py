@@ -26,10 +26,10 @@ def find(words: Iterable[str]) -> list[str]:
     Args:
         words: paths of files, of folders (all images in them and below, sorted), patterns such as
             ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. A path of nothing that is
-            there stays, so that who opens it says so.
+            there stays, so that who opens it says so, and a folder or pattern without any image.
 
     Raises:
-        InputError: a folder or pattern without any image.
+        InputError: a pattern in a store that cannot be listed.
     """
     found: list[str] = []
     for word in words:
@@ -45,9 +45,7 @@ def find(words: Iterable[str]) -> list[str]:
             own = sorted(path for path in paths if _is_image(Path(path)))
         else:
             own = [word]
-        if not own:
-            raise InputError(f"{urls.shown(word)}: no image there ({', '.join(sorted(SUFFIXES))})")
-        found += own
+        found += own or [word]
     return list(dict.fromkeys(found))
 
 
@@ -93,7 +91,10 @@ def pixels_of(image: Any) -> np.ndarray:
             return rgb(ImageOps.exif_transpose(image))
         except images.BROKEN as error:  # PIL reads the pixels of a file only now
             raise InputError(f"a PIL image cannot be read: {error}") from error
-    pixels = np.asarray(image)
+    try:
+        pixels = np.asarray(image)
+    except ValueError as error:  # lists of unequal lengths
+        raise InputError(f"an image is an array, not {type(image).__name__}: {error}") from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
@@ -123,7 +124,10 @@ def decoded(data: bytes) -> np.ndarray:
 
 def _bytes(path: str) -> bytes:
     local = Path(path) if Path(path).exists() else remote.local_path(path)
-    if local is not None and local.exists() and not local.is_file():
+    there = local is not None and local.exists()
+    if (local is not None and local.is_dir()) or ("*" in path and not there):
+        raise InputError(f"no image there ({', '.join(sorted(SUFFIXES))})")
+    if local is not None and there and not local.is_file():
         raise InputError("is no regular file")  # a pipe or a device may never end
     return remote.read_bytes(path, remote.Retry()) if local is None else local.read_bytes()
 

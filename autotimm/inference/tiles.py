@@ -2,8 +2,10 @@
 
 Pure functions. An object that crosses a border is seen by both tiles, where they overlap: two
 detections of a class are the same object if, within what their tiles share, they cover the same
-pixels. So an object larger than a tile comes together from its pieces, and one that lies in the
-overlap as a whole appears once.
+pixels, and if neither ends within its tile where the other goes on beyond. So an object larger than
+a tile comes together from its pieces, one that lies in the overlap as a whole appears once, and
+what covers two objects by mistake does not make one of them. The surest pairs come first, and of
+one tile an object has one piece.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import numpy as np
 
 Window = tuple[int, int, int, int]
 """y1, x1, y2, x2 in pixels of the whole image."""
+Box = tuple[float, float, float, float]
+_NEAR = 1 / 16  # of a tile's side: how far from a border what is cut by it may seem to end
 
 
 @dataclass(slots=True)
@@ -24,6 +28,7 @@ class Piece:
         tile: the tile.
         label: its class.
         score: of the detection.
+        box: x1, y1, x2, y2 in the whole image, as the model has it.
         top, left: where ``inside`` lies in the whole image.
         width: of ``inside``.
         bits: [h, ceil(width / 8)] uint8: a large image has tens of thousands of pieces, which as
@@ -33,6 +38,7 @@ class Piece:
     tile: Window
     label: int
     score: float
+    box: Box
     top: int
     left: int
     width: int
@@ -50,11 +56,19 @@ class Piece:
 
 
 def piece_of(
-    tile: Window, label: int, score: float, top: int, left: int, inside: np.ndarray
+    tile: Window,
+    label: int,
+    score: float,
+    top: int,
+    left: int,
+    inside: np.ndarray,
+    box: Box | None = None,
 ) -> Piece:
-    """A :class:`Piece` by its pixels, [h, w] of what counts as false or true."""
-    bits = np.packbits(inside, axis=1)
-    return Piece(tile, label, score, top, left, inside.shape[1], bits)
+    """A :class:`Piece` by its pixels, [h, w] of what counts as false or true; without a box that of
+    the pixels."""
+    height, width = inside.shape
+    box = box or (left, top, left + width, top + height)
+    return Piece(tile, label, score, box, top, left, width, np.packbits(inside, axis=1))
 
 
 def tile_windows(height: int, width: int, side: int, overlap: float) -> list[Window]:
@@ -98,9 +112,18 @@ def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
     boxes = np.array([(p.top, p.left, p.top + p.height, p.left + p.width) for p in pieces]).reshape(
         -1, 4
     )
-    for i, j in _touching(pieces, boxes):
-        if root(i) != root(j) and _same(pieces[i], pieces[j], least):
-            parent[root(j)] = root(i)
+    tiles, ends = [{piece.tile} for piece in pieces], _ends(pieces)
+    pairs = _touching(pieces, boxes)
+    for i, j in sorted(pairs, key=lambda pair: -min(pieces[n].score for n in pair)):
+        a, b = root(i), root(j)
+        if a == b or tiles[a] & tiles[b]:
+            continue
+        one, other = pieces[i], pieces[j]
+        if (ends[i] and _leaves(other, one.tile)) or (ends[j] and _leaves(one, other.tile)):
+            continue
+        if _same(one, other, least):
+            parent[b] = a
+            tiles[a] |= tiles[b]
     groups: dict[int, list[Piece]] = {}
     for i, piece in enumerate(pieces):
         groups.setdefault(root(i), []).append(piece)
@@ -138,6 +161,40 @@ def _same(a: Piece, b: Piece, least: float) -> bool:
     return bool(both > 0 and both >= least * either)
 
 
+def _ends(pieces: list[Piece]) -> list[bool]:
+    """Whether each keeps away from all borders of its tile beyond which there are others."""
+    if not pieces:
+        return []
+    tops, lefts, bottoms, rights = zip(*(piece.tile for piece in pieces), strict=True)
+    y1, x1, y2, x2 = min(tops), min(lefts), max(bottoms), max(rights)
+
+    def ends(piece: Piece) -> bool:
+        top, left, bottom, right = piece.tile
+        down, across = _margin(piece.tile)
+        near = (
+            top > y1 and piece.box[1] < top + down,
+            left > x1 and piece.box[0] < left + across,
+            bottom < y2 and piece.box[3] > bottom - down,
+            right < x2 and piece.box[2] > right - across,
+        )
+        return not any(near)
+
+    return [ends(piece) for piece in pieces]
+
+
+def _leaves(piece: Piece, tile: Window) -> bool:
+    """Whether a piece of another tile goes on beyond this one."""
+    down, across = _margin(tile)
+    x1, y1, x2, y2 = piece.box
+    return bool(
+        y1 < tile[0] - down or x1 < tile[1] - across or y2 > tile[2] + down or x2 > tile[3] + across
+    )
+
+
+def _margin(tile: Window) -> tuple[float, float]:
+    return _NEAR * (tile[2] - tile[0]), _NEAR * (tile[3] - tile[1])
+
+
 def _within(piece: Piece, window: Window) -> np.ndarray:
     """The piece's pixels in a window of the whole image."""
     y1, x1, y2, x2 = window
@@ -165,4 +222,6 @@ def _union(group: list[Piece]) -> Piece:
     inside = np.zeros((window[2] - window[0], window[3] - window[1]), np.bool_)
     for piece in group:
         inside |= _within(piece, window)
-    return piece_of(best.tile, best.label, best.score, window[0], window[1], inside)
+    x1, y1, x2, y2 = zip(*(piece.box for piece in group), strict=True)
+    box = (min(x1), min(y1), max(x2), max(y2))
+    return piece_of(best.tile, best.label, best.score, window[0], window[1], inside, box)

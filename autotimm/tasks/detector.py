@@ -429,7 +429,10 @@ class ObjectDetector(LightningModule):
                 f"{checkpoint_path} is not a checkpoint of {cls.__name__} ({error})"
             ) from error
         model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        try:
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except InputError as error:
+            raise InputError(f"{checkpoint_path}: {error}") from error
         try:
             return model.to(map_location or "cpu")
         except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or none here

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm import urls
+from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.segmentor import InstanceSegmentor
@@ -23,11 +24,16 @@ def load(checkpoint: str | Path, device: str = "cpu", **overrides: Any) -> Objec
         **overrides: constructor arguments that replace the checkpoint's, such as ``score_thresh``.
 
     Raises:
-        InputError: no such file, or not a checkpoint of this package that can be read safely.
+        InputError: no such file, not a checkpoint of this package that can be read safely, or
+            weights that are no finite numbers, with which nothing is ever found.
     """
     content = read_checkpoint(checkpoint)
     settings = content.get("hyper_parameters")
     with_masks = isinstance(settings, dict) and "mask_size" in settings
     kind = InstanceSegmentor if with_masks else ObjectDetector
     name = urls.shown(str(checkpoint))
-    return kind.of_checkpoint(content, name, device, True, overrides).eval()
+    model = kind.of_checkpoint(content, name, device, True, overrides).eval()
+    for key, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise InputError(f"{name}: {key} is not finite: take a checkpoint from before")
+    return model

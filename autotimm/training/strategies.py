@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import (
@@ -54,6 +55,11 @@ class DDP(DDPStrategy):
         scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)
         self._ddp_kwargs["static_graph"] = trainer.accumulate_grad_batches == 1 and not scheduled
         super().configure_ddp()
+
+
+def accelerators() -> list[str]:
+    """The names that Lightning knows."""
+    return ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
 
 
 def strategy(
@@ -143,7 +149,7 @@ def precision(
     on_gpu = _on_gpu(accelerator)
     name = MIXED[0] if name is None and on_gpu else _FULL_NAMES.get(str(name), name or "32-true")
     if name == "16-mixed" and accelerator == "auto" and not on_gpu:
-        rank_zero_warn("precision=16-mixed needs a GPU, and there is none: training in 32-true")
+        rank_zero_warn("precision=16-mixed needs a GPU, and there is none: going on in 32-true")
         return "32-true", plugins
     if name == "16-mixed" and not on_gpu:
         raise InputError(
