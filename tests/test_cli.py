@@ -12,8 +12,9 @@ import pytest
 from lightning.pytorch import Trainer
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, __version__
-from autotimm.cli import main, training
+from autotimm.cli import main, preview, training
 from autotimm.data import augmentation
+from autotimm.inference.predict import Options
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training import strategies
@@ -150,6 +151,42 @@ def test_who_does_not_read_on_and_a_full_disk() -> None:
     with Path("/dev/full").open("w") as full:
         done = run("--help", stdout=full)
     assert (done.returncode, done.stderr) == (2, "autotimm --help: No space left on device\n")
+
+
+def test_help_tells_defaults_also_of_nothing() -> None:
+    text = " ".join(main.parser_of_verb("preview").format_help().split())
+    assert "are pasted, 0 to 1 (0.0)" in text
+    assert "chooses the samples (0)" in text
+    text = " ".join(main.parser_of_verb("predict").format_help().split())
+    assert "--draw-score SCORE of what is drawn (0.5)" in text
+    assert "--flip also look at the mirror image machine" in text  # off, and not said
+
+
+def test_what_verbs_take_by_default_is_what_python_takes() -> None:
+    known = {
+        ("predict", "batch_size"): Options().batch_size,
+        ("predict", "overlap"): Options().overlap,
+        ("evaluate", "batch_size"): default_of(InstanceSegmentationDataModule, "batch_size"),
+        ("preview", "resize"): default_of(InstanceSegmentationDataModule, "resize"),
+        ("preview", "seed"): default_of(InstanceSegmentationDataModule, "seed"),
+        ("preview", "copy_paste"): default_of(InstanceSegmentationDataModule, "copy_paste"),
+    }
+    for (verb, name), value in known.items():
+        assert main.parser_of_verb(verb).get_default(name) == value, (verb, name)
+    assert set(preview._PRESETS) == set(augmentation.PRESETS)
+
+
+def default_of(kind: type, name: str) -> object:
+    return inspect.signature(kind.__init__).parameters[name].default
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number() -> None:
+    code = "import autotimm.cli.main as m; m._run = lambda _: print('\U0001f431') or 0; m.main()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\U0001f431\n", "")
 
 
 def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:

@@ -210,6 +210,7 @@ def test_to_results_and_ground_truth_are_coco_files(tmp_path: Path) -> None:
         ([result(), result(image_id=8)], "result 2: image_id 8 is not in the ground truth"),
         ([result(image_id=[7])], "not an object with an image_id"),
         ([result(category_id=1)], "category_id 1 is not in the ground truth"),
+        ([result(category_id=True)], "category_id True is not in the ground truth"),
         ([{"image_id": 7, "category_id": 3}], "no 'score'"),
         ([{"image_id": 7, "score": 0.5}], "no 'category_id'"),
         ([result(score="high")], "score is 'high'"),
@@ -223,6 +224,21 @@ def test_results_that_do_not_fit_are_refused_in_one_line(results: Any, message: 
         evaluate(small_truth(), results, "segm")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [-3, 1.5, "7", None, 2**64, True, 0.0])
+def test_image_ids_are_whole_numbers(number: Any) -> None:
+    truth = small_truth()
+    truth["images"][1]["id"] = number
+    with pytest.raises(InputError, match=r"ground truth: image id .* is not a whole number from 0"):
+        evaluate(truth, [], "bbox")
+
+
+def test_two_images_with_one_id_are_refused() -> None:
+    truth = small_truth()
+    truth["images"][1]["id"] = 7
+    with pytest.raises(InputError, match="two images have the id 7"):
+        evaluate(truth, [result()], "bbox")
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], "box", [0, 0, 1, float("inf")], [0, 0, 1, None]])

@@ -67,4 +67,8 @@ def test_fish_gets_every_verb_and_flag(capsys: pytest.CaptureFixture[str]) -> No
             for flag in (one for one in action.option_strings if one.startswith("--")):
                 where = f"'__fish_seen_subcommand_from {verb}' -l {flag[2:]} "
                 assert any(where in row for row in rows), (verb, flag)
+    [row] = (r for r in rows if "from predict' -l checkpoint " in r)
+    assert " -r -F " in row, "files"
+    [row] = (r for r in rows if "from predict' -l format " in r)
+    assert " -x -a 'json pictures both' " in row
     assert completion._quoted("it's \\") == "'it\\'s \\\\'"

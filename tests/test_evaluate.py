@@ -217,19 +217,37 @@ def test_three_ranks_give_what_one_gives(evaluated: Path, checkpoint: Path, tmp_
     assert done.stdout.count("class by class") == done.stdout.count("AP50 lost to") == 1
 
 
+@pytest.mark.parametrize("name", ["[bold]x[/nope]", "$x^$", "\U0001f431 & co", "_x"])
+@pytest.mark.filterwarnings("ignore:Glyph")  # the charts' font has no cats
 def test_names_that_look_like_markup_are_shown_as_they_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "coco", [image()], [annotation()], files={"a.jpg": picture()})
     file = next(folder.rglob("*.json"))
     content = json.loads(file.read_text())
     for one in content["categories"]:
-        one["name"] = "[bold]x[/nope]"
+        one["name"] = name + str(one["id"])
     file.write_text(json.dumps(content))
     (tmp_path / "r.json").write_text("[]")
     words = ("--results", tmp_path / "r.json", "--annotations", file)
     assert run(*words, "--out", tmp_path / "out") == 0
-    assert "[bold]x[/nope]" in capsys.readouterr().out
+    assert f"{name}3" in capsys.readouterr().out
+    assert (tmp_path / "out" / "confusion.png").is_file()
+
+
+def test_what_is_printed_may_fail_when_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Console, "print", fail)
+    (tmp_path / "r.json").write_text("[]")
+    with pytest.raises(OSError, match="No space"):
+        run("--results", tmp_path / "r.json", "--data", SAMPLE, "--out", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*ARTEFACTS, "worst.png"}
 
 
 @pytest.mark.parametrize(

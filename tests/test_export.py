@@ -14,6 +14,7 @@ import torch
 from torchvision.ops import batched_nms
 
 import autotimm
+from autotimm import InstanceSegmentor
 from autotimm.cli import export
 from autotimm.export import write
 from autotimm.export.card import card
@@ -52,7 +53,8 @@ def assert_same(outputs: list[np.ndarray], expected: list[Any], masks_differ: fl
         np.testing.assert_allclose(scores[i, :count], one["scores"], atol=1e-4)
         np.testing.assert_allclose(boxes[i, :count], one["boxes"], atol=1e-2)
         assert masks.shape[2:] == one["masks"].shape[1:]
-        assert np.mean(masks[i, :count] != one["masks"].numpy()) <= masks_differ
+        differ = masks[i, :count] != one["masks"].numpy()
+        assert differ.sum() <= masks_differ * differ.size
         assert (labels[i, count:] == -1).all()
         assert not scores[i, count:].any()
         assert not masks[i, count:].any()
@@ -61,12 +63,48 @@ def assert_same(outputs: list[np.ndarray], expected: list[Any], masks_differ: fl
 @pytest.mark.parametrize("size", [(128, 128), (96, 224), (160, 64)])
 def test_the_graph_finds_what_predict_finds(model: Any, size: tuple[int, int]) -> None:
     options = model.hparams
-    graph = Graph(model.network, model.preprocessing, 0.02, options.nms_thresh, 100).eval()
     image = images(3, *size)
-    with torch.no_grad():
-        outputs = [part.numpy() for part in graph(image)]
-    assert outputs[3].dtype == np.uint8
-    assert_same(outputs, found_by(model, image), 1e-5)
+    expected = found_by(model, image)
+    low, high = torch.cat([one["scores"] for one in expected]).sort().values[-6:-4].tolist()
+    middle = (low + high) / 2
+    for least in (0.0, middle):
+        graph = Graph(
+            model.network, model.preprocessing, 0.02, options.nms_thresh, 100, least
+        ).eval()
+        with torch.no_grad():
+            outputs = [part.numpy() for part in graph(image)]
+        assert outputs[3].dtype == np.uint8
+        good = [{k: v[one["scores"] >= least] for k, v in one.items()} for one in expected]
+        assert_same(outputs, good, 1e-5)
+
+
+def test_boxes_without_extent_and_scores_that_are_no_number_are_left_out(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``models.decode`` has it."""
+
+    class Broken(torch.nn.Module):
+        finest, mask_head = model.network.finest, None
+
+        def forward(self, image: torch.Tensor) -> Any:
+            outputs = model.network(image)
+            head = outputs.head
+            nothing = torch.full_like(head.distances, 0.0)
+            half = torch.arange(head.centerness.shape[1]) % 2 == 0
+            nan = torch.where(half, torch.nan, head.centerness)
+            head = head._replace(distances=nothing) if broken == "extent" else head
+            head = head._replace(centerness=nan) if broken == "number" else head
+            return outputs._replace(head=head)
+
+    graph = Graph(Broken(), model.preprocessing, 0.02, 0.5, 1500).eval()  # type: ignore[arg-type]
+    counts = {}
+    for broken in ("nothing", "extent", "number"):
+        with torch.no_grad():
+            _, labels, scores = graph(images(1, 128, 128))
+        assert scores.isfinite().all()
+        counts[broken] = int((labels >= 0).sum())
+    assert counts["extent"] == 0
+    assert 0 < counts["number"] < counts["nothing"]
 
 
 def test_nothing_found_is_padding_alone(model: Any) -> None:
@@ -114,6 +152,8 @@ def test_onnx_of_any_size_and_batch(checkpoint: Path, model: Any, tmp_path: Path
     blank = np.zeros((1, 3, 256, 256), np.float32)
     assert [part.shape for part in session.run(None, {"image": blank})][3] == (1, 100, 256, 256)
     facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["fill"]) == [124, 116, 104]  # ImageNet's mean
+    assert json.loads(facts["interpolation"]) == "bilinear"
     assert json.loads(facts["names"]) == ["disc", "square", "triangle", "star"]
     assert json.loads(facts["category_ids"]) == [1, 3, 7, 18]
 
@@ -138,6 +178,38 @@ def test_a_program_of_one_size(checkpoint: Path, model: Any, tmp_path: Path) -> 
     assert outputs[0].shape == (1, 20, 4)
     expected = [{k: v[:20] for k, v in one.items()} for one in found_by(model, image)]
     assert_same(outputs, expected, 1e-5)
+
+
+@pytest.mark.slow
+def test_boxes_alone_in_onnx(boxes_only: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    out = tmp_path / "model.onnx"
+    words = ("--checkpoint", boxes_only, "--out", out, "--max-detections", 30)
+    assert run(*words, "--min-score", 0) == 0
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_outputs()] == ["boxes", "labels", "scores"]
+    image = images(2, 64, 64)
+    boxes, labels, scores = session.run(None, {"image": image.numpy()})
+    model = autotimm.load(boxes_only, score_thresh=0.0, max_detections_per_image=30)
+    for i, one in enumerate(found_by(model, image)):
+        count = len(one["scores"])
+        assert count > 10
+        assert (labels[i] >= 0).sum() == count
+        np.testing.assert_allclose(scores[i, :count], one["scores"], atol=1e-4)
+        np.testing.assert_allclose(boxes[i, :count], one["boxes"], atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_transformers_are_exported_too(backbone: str) -> None:
+    torch.manual_seed(0)
+    model = InstanceSegmentor(
+        backbone, 3, pretrained=False, fpn_channels=32, compile_model=False, score_thresh=0.0
+    ).eval()
+    image = images(2, 96, 128)
+    outputs = write.program(model, (96, 128)).module()(image)
+    assert_same([part.numpy() for part in outputs], found_by(model, image), 1e-4)
 
 
 def test_weights_with_a_card(checkpoint: Path, tmp_path: Path) -> None:
@@ -196,11 +268,20 @@ def test_the_card_tells_where_data_and_weights_come_from(model: Any) -> None:
         (["--out", "a.pt2", "--max-detections", 0], "--max-detections 0"),
         (["--out", "a.safetensors", "--min-score", 0], "--min-score is for .onnx"),
         (["--out", "a.safetensors", "--metrics", "none.json"], "none.json cannot be read"),
+        (["--out", "folder.onnx"], "--out folder.onnx is a folder"),
+        (["--out", "other.safetensors"], "other.md is there and no model card"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
-    words: list[Any], message: str, checkpoint: Path
+    words: list[Any],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "other.md").write_text("of the user's own")
     with pytest.raises(InputError, match=message):
         run("--checkpoint", checkpoint, *words)
 

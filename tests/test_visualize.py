@@ -235,7 +235,8 @@ def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) ->
     save_png(tmp_path / "grey.png", GREY)
     tensor = torch.from_numpy(GREY).permute(2, 0, 1)
     given: list[Any] = [tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.fromarray(GREY)]
-    given += [GREY, GREY[..., 0], tensor, tensor / 255]
+    given += [GREY, GREY[..., 0], tensor, tensor / 255, tensor.contiguous()]
+    given += [np.asfortranarray(GREY), GREY[::-1][::-1], (tensor / 255).double()]
     for image in given:
         picture = visualize.draw(image, FOUND, names)
         assert isinstance(picture, Image.Image)
@@ -243,6 +244,8 @@ def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) ->
     small = {k: v for k, v in FOUND.items() if k != "masks"}
     small["rles"] = [masks.encode(mask.numpy()) for mask in FOUND["masks"]]
     np.testing.assert_array_equal(np.asarray(visualize.draw(GREY, small, names)), expected)
+    both = visualize.draw(GREY, FOUND, names, threshold=float(FOUND["scores"][1]))
+    assert (np.asarray(both)[0, :20] != 100).any(), "what scores as much as the threshold is drawn"
     everything = np.asarray(visualize.draw(GREY, FOUND, threshold=0))
     assert (everything[0, :20] != 100).any()
     truth = {"boxes": FOUND["boxes"][:1], "labels": FOUND["labels"][:1]}
@@ -251,17 +254,36 @@ def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) ->
 
 def test_draw_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no image")
+    broken = tmp_path / "broken.png"
+    save_png(broken, np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8))
+    broken.write_bytes(broken.read_bytes()[:2000] + bytes(200))
     for image, said in [
         (tmp_path / "none.png", "none.png: No such file"),
         (tmp_path / "a.txt", "a.txt: not an image"),
         (torch.full((3, 120, 160), -2.0), "values outside of 0 to 1: give the photo"),
         (np.zeros((50, 50, 3), np.uint8), "does not fit an image"),
         (np.zeros((4, 120, 160), np.uint8), "not uint8"),
+        (np.zeros((0, 160, 3), np.uint8), "image is 0 x 160 pixels"),
+        (broken, "broken.png: not an image that can be read"),
     ]:
         with pytest.raises(InputError, match=said):
             visualize.draw(image, FOUND)
     with pytest.raises(InputError, match="no labels"):
         visualize.draw(GREY, {"boxes": []})
+    short = FOUND["masks"][:1]
+    no_size = [{"counts": "1"}] * 2
+    for found, said in [
+        (None, "found is a NoneType"),
+        ({"boxes": np.zeros((4, 5)), "labels": [0] * 4}, "not \\[N, 4\\]"),
+        ({**FOUND, "masks": short}, "2 boxes, but 1 masks"),
+        ({**FOUND, "masks": no_size}, "does not fit an image"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            visualize.draw(GREY, found)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="colour"):
+        visualize.draw(GREY, FOUND, colour="red")
+    half = {**FOUND, "boxes": FOUND["boxes"].bfloat16(), "scores": FOUND["scores"].bfloat16()}
+    assert visualize.draw(GREY, half).size == (160, 120)
 
 
 def test_photos_are_drawn_upright(tmp_path: Path) -> None:
