@@ -29,7 +29,7 @@ from typing import Any
 PEERS = {"webdataset": "webdataset", "mosaicml": "streaming", "litdata": "litdata"}
 """The packages compared with, and the module that each installs."""
 _PACKAGES = {"webdataset": "webdataset", "mosaicml": "mosaicml-streaming", "litdata": "litdata"}
-_INSTALL = "pip install 'autotimm[peers]'"
+_INSTALL = "pip install -e '.[peers]'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SAMPLE
 from lightning.pytorch import Trainer
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, __version__
-from autotimm.cli import main, preview, training
+from autotimm.cli import main, preview, refusals, training
+from autotimm.cli.train import settings
 from autotimm.data import augmentation
 from autotimm.inference.predict import Options
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training import strategies
 
+SMALL = Path(__file__).parents[1] / "launch/small_cpu.yaml"
 AUTOTIMM = (sys.executable, "-m", "autotimm")
 
 
@@ -196,7 +199,7 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
         "--trainer.": [AutoTrainer, Trainer],
     }
     checked = 0
-    for flag in (flag for flags in training._GROUPS.values() for flag in flags):
+    for flag in (flag for flags in training.GROUPS.values() for flag in flags):
         for prefix, classes in signatures.items():
             if not flag.name.startswith(prefix):
                 continue
@@ -206,7 +209,7 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
             assert flag.default == (None if of.default is of.empty else of.default), flag.name
             checked += 1
     assert checked >= 15
-    lines = {flag.name: flag.line for flags in training._GROUPS.values() for flag in flags}
+    lines = {flag.name: flag.line for flags in training.GROUPS.values() for flag in flags}
     for flag, known in (
         ("--trainer.strategy", strategies.NAMES),
         ("--data.augmentation_preset", augmentation.PRESETS),
@@ -215,11 +218,42 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
         assert set(named) <= set(known), flag
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (("--data.image_size", "abc"), "--data.image_size abc: must be int or tuple[int, int] ("),
+        (("--data.num_workers", "1.5"), "--data.num_workers 1.5: must be int ("),
+        (("--trainer.max_epochs", "x"), "--trainer.max_epochs x: must be int ("),
+        (("--model.init_args.lr", "x"), "--model.init_args.lr x: must be float ("),
+        (("--config", "no.yaml"), "no.yaml: no such file ("),
+        (("--data.dat_dir", "x"), "--data.dat_dir x (did you mean --data.data_dir?) ("),
+        (("--model.init_args.backbon", "x"), "no 'backbon' (did you mean --model.init_args.backbo"),
+        (("--data.augmentation_preset", "{flip: 2}"), None),
+    ],
+)
+def test_a_wrong_flag_of_fit_is_told_by_its_name(flag: tuple[str, str], said: str | None) -> None:
+    words = ["fit", "--config", SMALL, "--data.data_dir", SAMPLE, *flag]
+    if said is None:  # told by the data module, when it is made
+        assert settings([*map(str, words)])["data"]["augmentation_preset"] == {"flip": 2}
+        return
+    with pytest.raises(InputError) as told:
+        settings([*map(str, words)])
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_required_flag_is_named() -> None:
+    with pytest.raises(InputError, match=r"^--data\.data_dir must be given"):
+        settings(["fit"])
+    odd = "something else\nthat nobody foresaw"
+    assert refusals.plain(odd) == "something else that nobody foresaw"
+
+
 @pytest.mark.slow
 def test_fit_takes_debug_and_lists_all_flags_when_asked() -> None:
     done = run("fit", "--help-all", stdout=subprocess.PIPE)
     assert done.returncode == 0 and done.stdout.startswith("usage: autotimm ")
-    for flag in (flag for flags in training._GROUPS.values() for flag in flags):
+    for flag in (flag for flags in training.GROUPS.values() for flag in flags):
         if not flag.name.startswith("--model.init_args."):  # those of the class chosen
             assert flag.name in done.stdout
     done = run("fit", "--nope", "1")

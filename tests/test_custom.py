@@ -12,6 +12,7 @@ import torch
 
 from autotimm import masks
 from autotimm.data import pipeline
+from autotimm.data.augmentation import Augmentation
 from autotimm.data.collate import collate, finish
 from autotimm.data.custom import custom_sample
 from autotimm.data.datamodule import InstanceSegmentationDataModule
@@ -268,7 +269,66 @@ def test_steps_that_look_at_the_labels_are_not_refused() -> None:
     pipeline.check(A.Compose([A.RandomSizedBBoxSafeCrop(9, 9), A.Equalize()], bbox_params=BOXES))
 
 
+def test_what_a_step_fills_is_no_part_of_an_object() -> None:
+    """255 is what semantic segmentation ignores."""
+    for fill in (0, 255):
+        steps = [A.PadIfNeeded(160, 160, position="top_left", fill_mask=fill)]
+        sample = made(A.Compose(steps, bbox_params=BOXES))
+        plain = made(A.Compose([A.NoOp()], bbox_params=BOXES))
+        assert np.array_equal(sample.boxes, plain.boxes)
+        assert np.array_equal(sample.masks, plain.masks)
+    one = A.Compose([A.PadIfNeeded(160, 160, fill_mask=1)], bbox_params=BOXES)
+    with pytest.raises(InputError, match="PadIfNeeded has fill_mask=1"):
+        pipeline.check(one)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([A.CropNonEmptyMaskIfExists(400, 400)], "ValueError: .*larger than image"),
+        ([ToTensorV2(), A.Normalize(MEAN, STD)], "AttributeError"),
+    ],
+)
+def test_a_pipeline_that_fails_is_told_in_a_line(steps: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"fails on this image, 96 x 64 pixels .*{said}") as told:
+        made(A.Compose(steps, bbox_params=BOXES))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("fields", ["labels", ["image"], ["labels", "masks"], ["bboxes"]])
+def test_fields_that_cannot_be_are_refused(fields: Any) -> None:
+    boxes = A.BboxParams(format="coco", label_fields=fields)
+    with pytest.raises(InputError, match="must be a list of names"):
+        pipeline.check(A.Compose([A.NoOp()], bbox_params=boxes))
+
+
+def test_normalising_twice_is_refused() -> None:
+    twice = A.Compose([A.Normalize(MEAN, STD)] * 2, bbox_params=BOXES)
+    with pytest.raises(InputError, match="Normalize twice"):
+        pipeline.check(twice)
+
+
+@pytest.mark.filterwarnings("ignore:Got processor for bboxes")
+def test_an_empty_pipeline_changes_nothing(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "coco", train=2, val=1, size=96)
+    how: Any = {"image_size": 96, "batch_size": 2, "num_workers": 0}
+    nothing = A.Compose([], bbox_params=BOXES)
+    own, plain = (
+        InstanceSegmentationDataModule(tmp_path / "coco", **how, **vary)
+        for vary in (
+            {"custom_train_transforms": nothing},
+            {"augmentation_preset": Augmentation()},
+        )
+    )
+    one, other = next(iter(own.train_dataloader())), next(iter(plain.train_dataloader()))
+    assert torch.equal(one["image"], other["image"])
+    assert (one["boxes"] - other["boxes"]).abs().max() <= 1
+
+
 def test_other_colours_are_told() -> None:
+    for kind in ("min_max", "image", "image_per_channel"):
+        told = A.Compose([A.Normalize(normalization=kind)], bbox_params=BOXES)
+        assert f"normalises by {kind}, but" in str(pipeline.other_colours(told, MEAN, STD))
     half = A.Compose([A.Normalize((0.5,) * 3, (0.5,) * 3)], bbox_params=BOXES)
     assert "give the data module the same mean" in str(pipeline.other_colours(half, MEAN, STD))
     assert pipeline.other_colours(half, (0.5,) * 3, (0.5,) * 3) is None

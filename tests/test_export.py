@@ -302,5 +302,7 @@ def test_without_onnx_it_says_what_to_install(
     find = write.importlib.util.find_spec
     hidden = lambda name, *rest: None if name == "onnxscript" else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(write.importlib.util, "find_spec", hidden)
-    with pytest.raises(InputError, match=r"needs onnxscript: pip install 'autotimm\[export\]'"):
+    with pytest.raises(
+        InputError, match=r"needs onnxscript: pip install onnx onnxscript onnxruntime"
+    ):
         run("--checkpoint", checkpoint, "--out", tmp_path / "a.onnx")

@@ -66,6 +66,12 @@ def test_each_step_has_one_of_the_canvases(folder: Path) -> None:
     assert {tuple(b["image"].shape[2:]) for b in data.val_dataloader()} == {(128, 128)}
 
 
+def test_small_canvases_stay_canvases() -> None:
+    assert options.scales(True, (96, 32)) == ((96, 32), (64, 32))
+    with pytest.raises(InputError, match="multi_scale has no size besides image_size, 32 x 32"):
+        options.scales(True, (32, 32))
+
+
 def test_neither_workers_nor_a_resume_change_it(folder: Path) -> None:
     whole = list(module(folder).train_dataloader())
     other = module(folder, workers=2)

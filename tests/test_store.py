@@ -290,7 +290,7 @@ def test_other_urls_are_refused(location: str) -> None:
 
 def test_s3_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install autotimm\[s3\]"):
+    with pytest.raises(InputError, match=r"pip install s3fs"):
         open_source("s3://bucket/shards", "train")
 
 

@@ -486,6 +486,7 @@ def test_an_augmentation_of_ones_own() -> None:
     ("value", "match"),
     [
         ("medium", "'medium', but must be one of light, default, strong"),
+        (["light"], "must be one of light, default, strong"),
         ({"fip": 0.5}, "no field 'fip', only flip, scale"),
         ({"flip": 1.5}, "flip is 1.5, but must be 0 to 1"),
         ({"hue": 0.6}, "hue is 0.6, but must be 0 to 0.5"),

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from autotimm import urls
+from autotimm.cli import refusals
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
@@ -96,7 +97,7 @@ class TrainCLI(LightningCLI):
                 raise
             said = io.StringIO(told.partition("usage: ")[0])
             flag = "--help-all" if parser.prog == "autotimm" else "--help"
-            raise InputError(f"{' '.join(wrong.split())} ({flag} lists the flags)") from None
+            raise InputError(f"{refusals.plain(wrong)} ({flag} lists the flags)") from None
         finally:
             sys.stderr.write(said.getvalue())
 
@@ -104,6 +105,12 @@ class TrainCLI(LightningCLI):
         """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
 
     def before_instantiate_classes(self) -> None:
+        pipeline = self.config[self.subcommand].data.custom_train_transforms
+        if isinstance(pipeline, Namespace | dict):
+            raise InputError(
+                "--data.custom_train_transforms is built in Python: give MODULE.NAME of a Compose, "
+                "such as my_pipeline.transforms for one in my_pipeline.py"
+            )
         if self.subcommand != "fit":
             signals.release()  # nothing is there to be saved
         if self.subcommand in ("validate", "test", "predict"):

@@ -27,7 +27,7 @@ class _About(NamedTuple):
     examples: str
 
 
-_GROUPS = {
+GROUPS = {
     "data": (
         _Flag("--data.data_dir", "DIR", None, "shards, their URL, or a COCO folder"),
         _Flag("--data.image_size", "PIXELS", 640, "side of the square canvas"),
@@ -101,7 +101,7 @@ def parser(verb: str) -> Parser:
     made = parser_of(verb, about.summary, about.examples, _EPILOG)
     made.add_argument("--help-all", action="store_true", help="all flags (some seconds)")
     made.add_argument("--print_config", action="store_true", help="print all values, and end")
-    for title, flags in _GROUPS.items():
+    for title, flags in GROUPS.items():
         group = made.add_argument_group(title)
         for flag in flags:
             if flag.name == "--ckpt_path" and verb.startswith("find_"):

@@ -122,7 +122,7 @@ def augmentation_of(value: str | dict[str, Any] | Augmentation) -> Augmentation:
                 f"augmentation: there is no field {unknown[0]!r}, only {', '.join(known)}"
             )
         return Augmentation(**value)
-    if value not in PRESETS:
+    if not isinstance(value, str) or value not in PRESETS:
         raise InputError(
             f"augmentation_preset is {value!r}, but must be one of {', '.join(PRESETS)}, or the"
             " fields of an Augmentation"

@@ -93,7 +93,11 @@ def custom_sample(
     except Exception as error:
         if pipeline.is_of(error, "CropSizeError"):
             raise InputError(_too_large(error)) from error
-        raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"custom_train_transforms fails on this image, {width} x {height} pixels as it gets "
+            f"it: {said} (--debug shows where)"
+        ) from error
     normalised = pipeline.normalisation(transforms) is not None
     pixels, dense = _checked(out, len(given["masks"]), normalised)
     if pixels.dtype != np.uint8:
@@ -198,7 +202,8 @@ def _checked(out: dict[str, Any], count: int, normalised: bool) -> tuple[np.ndar
                 "uint8, which the data module normalises"
             )
         pixels = pixels.astype(np.float32)
-    dense = np.array([np.asarray(m) for m in out.get("masks", ())], dtype=np.uint8)
+    # What a step fills with a value of its own, such as 255, is outside.
+    dense = np.array([np.asarray(m) == 1 for m in out.get("masks", ())], dtype=np.uint8)
     dense = dense.reshape(len(dense), *pixels.shape[:2]) if not dense.size else dense
     if dense.shape != (count, *pixels.shape[:2]):
         raise InputError(

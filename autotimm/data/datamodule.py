@@ -73,7 +73,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         pin_memory: page-locked batches; by default where the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
         custom_train_transforms: an albumentations ``Compose`` with ``bbox_params`` to vary training
-            images with, in place of the preset; ``data/custom.py`` tells how it is used.
+            images with, in place of the preset; ``data/custom.py`` tells how it is used. As a flag,
+            ``MODULE.NAME`` of one that a Python file makes.
         aspect_buckets: True has every training step take one of three canvases, that of image_size
             and two narrower ones, for images of that shape; a list of heights and widths has it
             choose among these and that of image_size. No image becomes smaller. Not with
@@ -98,7 +99,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         image_size: int | tuple[int, int] = 640,
         batch_size: int = 4,
         num_workers: int = 4,
-        augmentation_preset: str | Augmentation | dict[str, Any] = "default",
+        augmentation_preset: str | dict[str, Any] | Augmentation = "default",
         resize: str = "letterbox",
         val_batch_size: int | None = None,
         train_split: str = "train",
@@ -117,7 +118,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         custom_train_transforms: Transforms | None = None,
         aspect_buckets: bool | list[list[int]] = False,
         copy_paste: float = 0.0,
-        multi_scale: bool | list[int] | list[list[int]] = False,
+        multi_scale: bool | list[int | list[int]] = False,
         max_corrupt: float = 0.01,
     ) -> None:
         super().__init__()
@@ -267,8 +268,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
-        vary = self.custom_train_transforms or self.augmentation
-        if self.custom_train_transforms is not None:
+        vary: Augmentation | Transforms = self.augmentation
+        if self.custom_train_transforms is not None:  # an empty Compose counts as false
+            vary = self.custom_train_transforms
             wanted = self.preprocessing
             if remark := pipeline.other_colours(vary, wanted.mean, wanted.std):
                 rank_zero_warn(remark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ def scales(
     if multi_scale is False:
         return ()
     if multi_scale is True:
-        found = [canvas([round(side * share) for side in image_size]) for share in SCALES]
+        found = [canvas([max(round(s * n), STRIDE) for s in image_size]) for n in SCALES]
     elif isinstance(multi_scale, list | tuple):
         found = [canvas(size, "a size of multi_scale") for size in multi_scale]
     else:
@@ -142,9 +143,9 @@ def scales(
     return image_size, *found
 
 
-def share(name: str, value: float) -> float:
+def share(name: str, value: Any) -> float:
     """A number from 0 to 1; InputError if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise InputError(f"{name} is {value!r}, but must be a number from 0 to 1")
     return float(value)
 

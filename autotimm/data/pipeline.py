@@ -51,9 +51,21 @@ def check(pipeline: Any) -> None:
         raise InputError(
             f"{_FLAG}: Compose has p={pipeline.p:g}, but must have p=1: give its steps a p"
         )
+    fields = boxes_of(pipeline).params.label_fields or []
+    if isinstance(fields, str) or {*fields} & {*_GIVEN, "mask"}:
+        raise InputError(
+            f"{_FLAG}: label_fields is {fields!r}, but must be a list of names that are none of "
+            "image, mask, masks and bboxes, such as ['labels']"
+        )
+    if sum(is_of(step, "Normalize") for step, _ in _steps(pipeline)) > 1:
+        raise InputError(f"{_FLAG} has Normalize twice: leave one of them out")
     for step, always in _steps(pipeline):
         name = type(step).__name__
-        fields = boxes_of(pipeline).params.label_fields or []
+        if getattr(step, "fill_mask", 0) == 1:
+            raise InputError(
+                f"{_FLAG}: {name} has fill_mask=1, which makes what it fills a part of every "
+                "object: give fill_mask=0"
+            )
         if wants := set(getattr(step, "targets_as_params", ())) - _GIVEN - set(fields):
             raise InputError(
                 f"{_FLAG}: {name} needs {', '.join(sorted(wants))}, which a sample does not have: "
@@ -86,8 +98,13 @@ def resizes(pipeline: Any) -> bool:
 def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> str | None:
     """What to warn of where a pipeline normalises by other numbers than evaluation; else None."""
     step = normalisation(pipeline)
-    if step is None or getattr(step, "normalization", "standard") != "standard":
+    if step is None:
         return None
+    if (kind := getattr(step, "normalization", "standard")) != "standard":
+        return (
+            f"{_FLAG} normalises by {kind}, but evaluation by mean={mean}, std={std}, so that "
+            "training shows the model other colours: give A.Normalize normalization='standard'"
+        )
     before = itertools.takewhile(lambda s: s is not step, (s for s, _ in _steps(pipeline)))
     white = 1.0 if any(is_of(s, "ToFloat") for s in before) else 255.0
     if step.max_pixel_value != white:

@@ -52,7 +52,10 @@ def packages() -> list[Finding]:
     try:
         required = [Requirement(text) for text in importlib.metadata.requires("autotimm") or []]
     except importlib.metadata.PackageNotFoundError:
-        return [*found, Finding("fail", "autotimm", "is not installed", "pip install autotimm")]
+        return [
+            *found,
+            Finding("fail", "autotimm", "is not installed", "pip install -e . (in its folder)"),
+        ]
     found.append(Finding("ok", "autotimm", importlib.metadata.version("autotimm")))
     extras = importlib.metadata.metadata("autotimm").get_all("Provides-Extra") or []
     for extra in ("", *(one for one in extras if one not in _OTHERS)):
@@ -74,7 +77,7 @@ def _package(requirement: Requirement, extra: str) -> Finding:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         if extra:
-            return Finding("ok", name, f"not there; pip install 'autotimm[{extra}]' brings it")
+            return Finding("ok", name, f"not there, for {extra}: pip install '{wanted}'")
         return Finding("fail", name, "is not installed", f"pip install '{wanted}'")
     if requirement.specifier.contains(version, prereleases=True):
         return Finding("ok", name, version)

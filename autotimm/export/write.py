@@ -129,7 +129,7 @@ def check_onnx() -> None:
     """Raises InputError where what writes ONNX is not installed."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'autotimm[export]'")
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(_NEEDED)}")
 
 
 def canvas(model: ObjectDetector, given: list[int] | None) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def local_path(location: str) -> Path | None:
             f"{name}: {kind} URLs are not read: give a folder, or a file, http, https or s3 URL"
         )
     if kind == "s3" and importlib.util.find_spec("s3fs") is None:
-        raise InputError(f"{name}: S3 needs s3fs: pip install autotimm[s3]")
+        raise InputError(f"{name}: S3 needs s3fs: pip install s3fs")
     return None
 
 

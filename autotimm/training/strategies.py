@@ -86,8 +86,7 @@ def strategy(
     if given in STAGES or given.endswith(".json"):
         if not _DEEPSPEED:
             raise InputError(
-                f"strategy={given} needs DeepSpeed: pip install 'autotimm[deepspeed]', or take ddp "
-                f"or fsdp"
+                f"strategy={given} needs DeepSpeed: pip install deepspeed, or take ddp or fsdp"
             )
         if not _on_gpu(accelerator):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for when it is imported
