@@ -277,7 +277,7 @@ def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:
         == 0
     )
     assert set(json.loads((tmp_path / "measured" / "metrics.json").read_text())) == {
-        *("box", "confusion", "label_errors")
+        *("box", "confusion", "label_errors", "worst")
     }
 
 
@@ -411,7 +411,8 @@ def test_the_verb_writes_coco_json_and_pictures(
     left_out = [line for line in said.err.splitlines() if "left out" in line]
     assert len(left_out) == 2
     assert "bad.jpg" in left_out[0]
-    assert "8 images" in said.out
+    assert "images: 8, instances: " in said.out
+    assert "(score from 0.1)" in said.out
     assert "2 left out" in said.out
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "o" / "images.json"))

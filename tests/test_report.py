@@ -47,6 +47,11 @@ def test_worst_images_come_first(measured: report.Report) -> None:
     # Of 3 and 4 nothing is right; 4 misses two, in 3 one is wrong and one missed.
     assert report.worst(measured, 9) == [3, 4, 2]
     assert report.worst(measured, 1) == [3]
+    told = report.as_json(measured, 2)["worst"]
+    assert told == [
+        {"image_id": 3, "file_name": "3.jpg", "right": 0, "wrong": 1, "missed": 1},
+        {"image_id": 4, "file_name": "4.jpg", "right": 0, "wrong": 0, "missed": 2},
+    ]
     assert measured.errors.images[2] == (1, 1, 0)
     assert measured.errors.images[4] == (0, 0, 2)
 

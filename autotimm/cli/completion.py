@@ -9,7 +9,7 @@ from autotimm.cli.help import parser_of
 _PATHS = {  # by what stands for a flag's value in the help
     "FILE": "file",
     "FILE.png": "file",
-    "IMAGES": "file",
+    "IMAGE": "file",
     "SRC DST": "file",
     "DIR": "directory",
     "FOLDER": "directory",

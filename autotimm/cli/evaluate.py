@@ -53,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", type=int, nargs="+", metavar="PIXELS", help="default: of the training"
     )
     model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
-    model.add_argument("--num-workers", type=int, default=2, help="processes that decode")
-    model.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="runs")
+    model.add_argument("--num-workers", type=int, default=2, metavar="N", help="that decode")
+    model.add_argument(
+        "--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="where it runs"
+    )
     model.add_argument(
         "--precision",
         choices=("16-mixed", "bf16-mixed", "32-true"),
@@ -68,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="of detections that are drawn and counted as confusions; AP counts all",
     )
-    pictures.add_argument("--worst", type=int, default=12, metavar="IMAGES", help="to draw")
+    pictures.add_argument(
+        "--worst", type=int, default=12, metavar="IMAGES", help="of lowest F1, to draw"
+    )
     return flags
 
 
@@ -181,7 +185,7 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
     from autotimm.streaming.decode import DataError
 
     with whole_file(out / "metrics.json") as file:
-        file.write(orjson.dumps(report.as_json(measured), option=orjson.OPT_INDENT_2))
+        file.write(orjson.dumps(report.as_json(measured, count), option=orjson.OPT_INDENT_2))
     charts.save(charts.precision_recall(measured), out / "precision_recall.png")
     charts.save(charts.confusion(measured), out / "confusion.png")
     written = ["metrics.json", "precision_recall.png", "confusion.png"]

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         """,
     )
     flags.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="files, folders, 'patterns*.jpg', URLs"
+        "images", nargs="+", metavar="IMAGE", help="files, folders, 'patterns*.jpg', URLs"
     )
     flags.add_argument(
         "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
@@ -138,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
     written = writer.close() if writer.images else []
     if bad == len(names):  # what an earlier run wrote stays
         raise InputError("none of the images could be used")
-    kept = f"{len(writer.images):,} images, {writer.instances:,} instances"
+    kept = f"images: {len(writer.images):,}, instances: {writer.instances:,}"
+    if args.format != "json":
+        kept += f", of them drawn: {writer.drawn:,} (score from {args.draw_score:g})"
     print(f"{out}: {', '.join(written)}: {kept}{f'; {bad:,} left out' if bad else ''}")
     return 1 if bad else 0
 

@@ -87,9 +87,11 @@ VERBS = {
 }
 """Lightning's verbs."""
 
-_EPILOG = """\
---help-all lists all flags, --print_config shows their values: a config to begin with.
-
+_LISTS = """\
+--help-all lists all flags, --print_config shows their values: a config to begin with. What stands
+in () holds where neither a flag nor the config says otherwise.
+"""
+_CODES = """
 Exit codes: 0 done, 1 a process of the job was lost, 2 the input cannot be used, 85 stopped by a
 signal after saving: the same command goes on.
 """
@@ -98,7 +100,8 @@ signal after saving: the same command goes on.
 def parser(verb: str) -> Parser:
     """The parser of one of ``VERBS``, for its help and for completion: Lightning's own parses."""
     about = VERBS[verb]
-    made = parser_of(verb, about.summary, about.examples, _EPILOG)
+    codes = _CODES if verb == "fit" else _CODES.partition(", 85")[0] + ".\n"
+    made = parser_of(verb, about.summary, about.examples, _LISTS + codes)
     made.add_argument("--help-all", action="store_true", help="all flags (some seconds)")
     made.add_argument("--print_config", action="store_true", help="print all values, and end")
     for title, flags in GROUPS.items():

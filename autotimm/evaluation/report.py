@@ -29,6 +29,7 @@ class Report:
         errors: of the detections that score ``least_score``, by masks where there are any.
         least_score: of these.
         detections: all, as ``coco_input.prepared`` has them: boxes, masks as RLE.
+        files: name of each image, by id.
     """
 
     categories: list[Category]
@@ -36,6 +37,7 @@ class Report:
     errors: Errors
     least_score: float
     detections: list[dict[str, Any]]
+    files: dict[int, str]
 
     @property
     def names(self) -> list[str]:
@@ -75,12 +77,15 @@ def measure(
         for one in sorted(truth["categories"], key=lambda one: one["id"])
     ]
     detections = parts[kinds[-1]][1]["annotations"]
-    return Report(categories, evaluations, told, least_score, detections)
+    files = {one["id"]: str(one.get("file_name", "")) for one in truth["images"]}
+    return Report(categories, evaluations, told, least_score, detections, files)
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """All numbers, for ``metrics.json``: AP by kind, by class, confusions and suspects."""
+def as_json(report: Report, count: int = 12) -> dict[str, Any]:
+    """All numbers, for ``metrics.json``: AP by kind, by class, confusions, suspects and so many of
+    the worst images."""
     names = report.names
+    counts = ("right", "wrong", "missed")
     return {
         **{
             KINDS[kind]: {
@@ -100,18 +105,23 @@ def as_json(report: Report) -> dict[str, Any]:
             "matrix": report.errors.matrix.tolist(),
         },
         "label_errors": report.errors.label_errors,
+        "worst": [
+            {"image_id": one, "file_name": report.files[one]}
+            | dict(zip(counts, report.errors.images[one], strict=True))
+            for one in worst(report, count)
+        ],
     }
 
 
 def tables(report: Report) -> Group:
     """What to print, in percent: AP class by class, what the errors cost, the twelve numbers."""
     overall = Table(
-        "", *(KINDS[kind] for kind in report.evaluations), title="all classes", box=SIMPLE
+        "", *(KINDS[kind] for kind in report.evaluations), title="all classes, in %", box=SIMPLE
     )
     for name in STATS:
         overall.add_row(name, *_percents(e.stats[name] for e in report.evaluations.values()))
     columns = [f"{KINDS[kind]} {what}" for kind in report.evaluations for what in ("AP", "AP50")]
-    by_class = Table("class", "id", "instances", *columns, title="class by class", box=SIMPLE)
+    by_class = Table("class", "id", "instances", *columns, title="class by class, in %", box=SIMPLE)
     for k, name in enumerate(report.names):
         ones = [evaluation.classes[k] for evaluation in report.evaluations.values()]
         numbers = [value for one in ones for value in (one.ap, one.ap50)]
@@ -119,7 +129,7 @@ def tables(report: Report) -> Group:
             escape(name), str(ones[0].id), f"{ones[0].instances:,}", *_percents(numbers)
         )
     kinds_of_error = Table(
-        "", *(KINDS[kind] for kind in report.evaluations), title="AP50 lost to", box=SIMPLE
+        "", *(KINDS[kind] for kind in report.evaluations), title="AP50 lost to, in %", box=SIMPLE
     )
     for name in ERRORS.values():
         kinds_of_error.add_row(name, *_percents(e.lost[name] for e in report.evaluations.values()))

@@ -44,6 +44,7 @@ class Writer:
     draw_from: float | None = None
     images: list[dict[str, Any]] = field(default_factory=list)
     instances: int = 0
+    drawn: int = 0
     _names: dict[str, int] = field(default_factory=dict)  # of pictures, and how often each came
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _results: BinaryIO | None = None  # on the disk at once: of many images there is no end
@@ -66,6 +67,7 @@ class Writer:
             self._append(to_results(found, image_id, ids, self.names))
         if self.draw_from is not None:
             count = int((found["scores"] >= self.draw_from).sum())
+            self.drawn += count
             rles = found.get("rles")
             picture = visualize.draw_instances(
                 pixels,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from autotimm.structures import InputError
 from autotimm.training.saving import Checkpoints
 
@@ -33,6 +35,16 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         raise InputError("limit_train_batches=0 trains nothing: leave it out, or give at least 1")
     if (time := given.get("max_time")) is not None and _is_no_time(time):
         raise InputError(f"max_time={time!r} trains nothing: give more, or leave it out")
+
+
+def tell_never_measured(given: Mapping[str, Any]) -> None:
+    """Says where a run ends before the split to validate on is measured for the first time."""
+    every, epochs = given.get("check_val_every_n_epoch"), given.get("max_epochs")
+    if every and epochs and 0 < epochs < every:
+        rank_zero_info(
+            f"check_val_every_n_epoch={every}: nothing is measured in {epochs} epochs, and there "
+            f"will be no best.ckpt"
+        )
 
 
 def _is_no_time(given: Any) -> bool:

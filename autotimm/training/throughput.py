@@ -189,10 +189,12 @@ class LearningRate(Callback):
 class EpochLines(Callback):
     """Says one line an epoch where the output goes to a file, in which no progress bar shows.
 
-    The loss is the mean over the epoch's batches on the first rank.
+    The loss is the mean over the epoch's batches on the first rank; AP stands in the lines of the
+    epochs after which it was measured.
     """
 
     def __init__(self) -> None:
+        self._measured = False
         self._mean: Tensor | None = None  # on the device, which nothing waits for
         self._batches = 0
 
@@ -210,8 +212,12 @@ class EpochLines(Callback):
             loss if self._mean is None else self._mean + (loss - self._mean) / self._batches
         )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measured = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mean, self._mean, self._batches = self._mean, None, 0
+        measured, self._measured = self._measured, False
         values = trainer.callback_metrics  # by all ranks: Lightning may reduce what is read
         if mean is None or not trainer.is_global_zero or sys.stdout.isatty():
             return
@@ -221,7 +227,8 @@ class EpochLines(Callback):
             parts.append(bounds(float(values["train/data_wait"])))
         if "train/gpu_memory_gib" in values:
             parts.append(f"{values['train/gpu_memory_gib']:.1f} GiB of GPU memory")
-        parts += [f"{n} {v:.4g}" for n, v in sorted(values.items()) if n.endswith("mAP")]
+        if measured:
+            parts += [f"{n} {v:.4g}" for n, v in sorted(values.items()) if n.endswith("mAP")]
         speed = throughput_of(trainer)
         left = speed.remaining(trainer) if speed else None
         if left:

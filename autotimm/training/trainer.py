@@ -141,6 +141,7 @@ class AutoTrainer(Trainer):
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
+        arguments.tell_never_measured(kwargs)
         root = default_root_dir or "runs"
         if urls.kind(str(root)):
             raise InputError(
