@@ -253,3 +253,27 @@ def test_a_line_an_epoch_goes_where_no_bar_shows(
     assert all("loss 1, " in line for line in lines)
     assert all("% of the time waiting for data (bound by" in line for line in lines)
     assert "0:00:00 to go" not in lines[1]
+
+
+def test_a_line_tells_ap_where_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    class Measured(Line):
+        def on_validation_epoch_end(self):
+            self.log("val/mask_mAP", 0.25 + self.current_epoch)
+
+    run = quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=2, best_metric="val/mask_mAP")
+    run.fit(Measured(), loader(), loader(1))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    told = [line.partition("mAP ")[2].partition(",")[0] for line in lines]
+    assert told == ["", "1.25", "", "3.25", ""]
+
+
+def test_a_run_that_ends_before_it_is_measured_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet(tmp_path, max_epochs=3, check_val_every_n_epoch=5)
+    assert "nothing is measured in 3 epochs" in caplog.text
+    caplog.clear()
+    quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=5)
+    assert "nothing is measured" not in caplog.text
