@@ -72,8 +72,9 @@ class SaveResults(Callback):
     on_predict_epoch_end = on_test_epoch_end
 
 
-def _categories(pl_module: Any) -> tuple[list[int], list[str]]:
-    """The data set's own category id of each label, and what to call it."""
-    if pl_module.categories is None:
+def _categories(pl_module: LightningModule) -> tuple[list[int], list[str] | None]:
+    """The data set's own category id of each label, and what to call it, where that is known."""
+    categories = getattr(pl_module, "categories", None)
+    if categories is None:
         raise InputError("results need the categories: give the trainer a data module")
-    return [category["id"] for category in pl_module.categories], pl_module.class_names
+    return [one["id"] for one in categories], getattr(pl_module, "class_names", None)
