@@ -85,7 +85,7 @@ def test_the_chart_has_the_truth_in_rows(measured: report.Report) -> None:
 def test_curves_are_those_of_each_class(measured: report.Report) -> None:
     [panel] = charts.precision_recall(measured).axes
     lines = {line.get_label().split(":")[0]: line for line in panel.get_lines()}
-    disc = lines["disc 0.50"]
+    disc = lines["disc"]
     recall, precision = np.asarray(disc.get_xdata()), np.asarray(disc.get_ydata())
     # Two of four are found, and nothing wrong of this class.
     assert (precision[recall <= 0.5] == 1).all()

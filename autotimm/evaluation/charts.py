@@ -27,8 +27,8 @@ def precision_recall(report: Report) -> Figure:
         seen = [k for k, one in enumerate(evaluation.classes) if one.instances]
         common = sorted(seen, key=lambda k: -evaluation.classes[k].instances)[:_MOST_CURVES]
         for k in sorted(common):
-            colour = tuple(part / 255 for part in class_colour(k))
-            label = f"{report.names[k]} {evaluation.classes[k].ap50:.2f}"
+            colour = tuple(0.75 * part / 255 for part in class_colour(k))  # darker, on white
+            label = f"{report.names[k]}: {evaluation.classes[k].ap50:.2f}"
             panel.plot(recall, precision[0, :, k], color=colour, linewidth=0.9, label=label)
         for at, style in ((0, "-"), (5, "--"), (8, ":")):
             if seen:
@@ -36,7 +36,7 @@ def precision_recall(report: Report) -> Figure:
                 label = f"all classes, IoU {0.5 + 0.05 * at:.2f}: {mean.mean():.2f}"
                 panel.plot(recall, mean, style, color="black", linewidth=2, label=label)
         panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-        panel.set_title(f"{KINDS[kind]}; classes at IoU 0.50")
+        panel.set_title(f"{KINDS[kind]}; classes and their AP at IoU 0.50")
         panel.grid(alpha=0.3)
         if seen:
             legend = panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
@@ -70,7 +70,8 @@ def confusion(report: Report) -> Figure:
     panel.set(xlabel="found", ylabel="truth")
     left_out = len(there) - len(kept)
     more = f"; {left_out} classes with fewer confusions left out" if left_out else ""
-    panel.set_title(f"IoU 0.5, scores from {report.least_score:g}{more}", fontsize=9)
+    kind = KINDS[list(report.evaluations)[-1]]
+    panel.set_title(f"{kind} IoU 0.5, scores from {report.least_score:g}{more}", fontsize=9)
     if len(shown) <= 12:
         for row in ticks:
             for column in ticks:
