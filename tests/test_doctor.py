@@ -193,7 +193,11 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, found = told(capsys, "--data", str(tmp_path))
     assert code == 1 and found["data"]["level"] == "fail" and "config and data" not in found
     assert verb.run(verb.parser().parse_args([])) in (0, 1)  # as this machine is
-    assert " ok, " in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert " ok, " in lines[-1]
+    [packages] = (line for line in lines if line.startswith("ok   packages"))
+    assert f"torch {torch.__version__.partition('+')[0]}" in packages
+    assert len(lines) < 15
 
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:

@@ -404,16 +404,17 @@ def test_the_verb_writes_coco_json_and_pictures(
     photos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    words = [photos, tmp_path / "bad.jpg", photos / "nowhere.png"]
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    words = [photos, tmp_path / "bad.jpg", photos / "nowhere.png", tmp_path / "loop.png"]
     code = run(*words, "--checkpoint", checkpoint, "--out", tmp_path / "o", "--draw-score", 0.1)
     assert code == 1
     said = capsys.readouterr()
     left_out = [line for line in said.err.splitlines() if "left out" in line]
-    assert len(left_out) == 2
+    assert len(left_out) == 3
     assert "bad.jpg" in left_out[0]
     assert "images: 8, instances: " in said.out
     assert "(score from 0.1)" in said.out
-    assert "2 left out" in said.out
+    assert "3 left out" in said.out
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "o" / "images.json"))
         found = coco.loadRes(str(tmp_path / "o" / "results.json"))

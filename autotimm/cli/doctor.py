@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from autotimm.doctor import machine
     from autotimm.doctor import run as of_run
 
-    found = [*machine.packages(), *machine.gpus(), *machine.limits()]
+    packages = machine.packages()
+    found = [*packages, *machine.gpus(), *machine.limits()]
     trainer: dict[str, Any] = {}
     data: dict[str, Any] = {}
     if args.config:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([one._asdict() for one in found], indent=2))
     else:
-        _tell(found)
+        _tell(found, len(packages))
     return 1 if any(one.level == "fail" for one in found) else 0
 
 
@@ -79,14 +80,22 @@ def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, 
     return module, found["trainer"]
 
 
-def _tell(found: list[Any]) -> None:
+def _tell(found: list[Any], packages: int) -> None:
+    """Prints a line each; of the packages, which come first, those that are all right share one."""
     from rich.console import Console
     from rich.text import Text
 
+    from autotimm.doctor.machine import Finding
+
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    wide = max(len(one.name) for one in found)
-    for one in found:
+    sound = [one for one in found[:packages] if one.level == "ok"]
+    names = ", ".join(f"{one.name} {one.text}" for one in sound if one.text[:1].isdigit())
+    others = [f"{one.name} {one.text}" for one in sound if not one.text[:1].isdigit()]
+    shown = [Finding("ok", "packages", "; ".join([names, *others]))]
+    shown += [one for one in found if one not in sound]
+    wide = max(len(one.name) for one in shown)
+    for one in shown:
         line = Text(f"{one.level:5}", style=colours[one.level])
         console.print(line + Text(f"{one.name:{min(wide, 28)}}  {one.text}", style="default"))
         if one.remedy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def run(args: argparse.Namespace) -> int:
         min_score=args.min_score,
     )
     out = Path(args.out)
-    own = (out / PICTURES).resolve()  # what an earlier run has drawn, where OUT lies in IMAGES
-    names = [name for name in find(args.images) if own not in Path(name).resolve().parents]
+    # What an earlier run drew, where OUT lies in IMAGES; Path.resolve() fails on loops of links.
+    own = Path(os.path.realpath(out / PICTURES))
+    names = [one for one in find(args.images) if own not in Path(os.path.realpath(one)).parents]
     if not names:
         raise InputError(f"there are no images but those of {own}")
     try:
