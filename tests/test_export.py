@@ -14,7 +14,6 @@ import torch
 from torchvision.ops import batched_nms
 
 import autotimm
-from autotimm import InstanceSegmentor
 from autotimm.cli import export
 from autotimm.export import write
 from autotimm.export.card import card
@@ -198,18 +197,6 @@ def test_boxes_alone_in_onnx(boxes_only: Path, tmp_path: Path) -> None:
         assert (labels[i] >= 0).sum() == count
         np.testing.assert_allclose(scores[i, :count], one["scores"], atol=1e-4)
         np.testing.assert_allclose(boxes[i, :count], one["boxes"], atol=1e-2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
-def test_transformers_are_exported_too(backbone: str) -> None:
-    torch.manual_seed(0)
-    model = InstanceSegmentor(
-        backbone, 3, pretrained=False, fpn_channels=32, compile_model=False, score_thresh=0.0
-    ).eval()
-    image = images(2, 96, 128)
-    outputs = write.program(model, (96, 128)).module()(image)
-    assert_same([part.numpy() for part in outputs], found_by(model, image), 1e-4)
 
 
 def test_weights_with_a_card(checkpoint: Path, tmp_path: Path) -> None:
