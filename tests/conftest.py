@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,58 +45,51 @@ def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The eight images of the sample's training split; not to be changed."""
+    folder = tmp_path_factory.mktemp("photos")
+    with tarfile.open(SAMPLE / "train-000000.tar") as tar:
+        for member in tar.getmembers():
+            if not member.name.endswith(".json"):
+                content = tar.extractfile(member)
+                assert content is not None
+                (folder / member.name).write_bytes(content.read())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A segmentor after some steps on the bundled sample, which finds much, rightly and wrongly;
     not to be changed."""
-    import torch
+    from autotimm import InstanceSegmentor
 
-    from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("trained")
-    data = InstanceSegmentationDataModule(
-        SAMPLE, image_size=128, batch_size=4, num_workers=0, augmentation_preset="light"
-    )
-    model = InstanceSegmentor(
-        backbone="resnet10t",
-        num_classes=data.num_classes,
-        pretrained=False,
-        fpn_channels=32,
-        head_convs=1,
-        lr=2e-3,
-        score_thresh=0.02,
-        compile_model=False,
-    )
-    trainer = AutoTrainer(
-        accelerator="cpu",
-        max_steps=20,
-        max_epochs=-1,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        save_every_n_epochs=0,
-    )
-    trainer.fit(model, datamodule=data)
-    trainer.save_checkpoint(folder / "model.ckpt")
-    return folder / "model.ckpt"
+    return trained(InstanceSegmentor, folder, 20, lr=2e-3, score_thresh=0.02)
 
 
 @pytest.fixture(scope="session")
 def boxes_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ObjectDetector for the bundled sample, untrained; not to be changed."""
+    """An ObjectDetector after one step on the bundled sample; not to be changed."""
+    from autotimm import ObjectDetector
+
+    return trained(ObjectDetector, tmp_path_factory.mktemp("boxes"), 1, score_thresh=0.001)
+
+
+def trained(kind: type, folder: Path, steps: int, **options: float) -> Path:
+    """The checkpoint of a small model after so many steps on the bundled sample."""
     import torch
 
-    from autotimm import AutoTrainer, InstanceSegmentationDataModule, ObjectDetector
+    from autotimm import AutoTrainer, InstanceSegmentationDataModule
 
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("boxes")
-    data = InstanceSegmentationDataModule(SAMPLE, image_size=64, batch_size=4, num_workers=0)
+    data = InstanceSegmentationDataModule(
+        SAMPLE, image_size=128, batch_size=4, num_workers=0, augmentation_preset="light"
+    )
     small = {"pretrained": False, "fpn_channels": 32, "head_convs": 1, "compile_model": False}
-    model = ObjectDetector("resnet10t", data.num_classes, score_thresh=0.001, **small)
+    model = kind("resnet10t", data.num_classes, **small, **options)
     trainer = AutoTrainer(
         accelerator="cpu",
-        max_steps=1,
+        max_steps=steps,
         max_epochs=-1,
         default_root_dir=folder,
         logger=False,

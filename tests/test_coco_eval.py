@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from official import coco_of, official
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from autotimm import masks
 from autotimm.coco import Category
@@ -34,11 +34,8 @@ PUBLISHED = {
 def through_pycocotools(truth: Path, results: Path, iou_type: str) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
-        run = COCOeval(coco, coco.loadRes(str(results)), iou_type)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return dict(zip(STATS, run.stats.tolist(), strict=True))
+        found = coco.loadRes(str(results))
+    return official(coco, found, iou_type)
 
 
 def small_truth() -> dict[str, Any]:
@@ -309,34 +306,19 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_random_cases_and_each_class_equal_pycocotools(iou_type: Any, seed: int) -> None:
     truth, results = random_case(seed)
-    coco = COCO()
-    coco.dataset = copy.deepcopy(truth)
     found = copy.deepcopy(results)
     for number, one in enumerate(found, 1):
         area = one["bbox"][2] * one["bbox"][3]
         one |= {"id": number, "area": area, "iscrowd": 0}
-    detected = COCO()
-    detected.dataset = copy.deepcopy(truth) | {"annotations": found}
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        detected.createIndex()
-
-        def stats(category: int | None) -> list[float]:
-            run = COCOeval(coco, detected, iou_type)
-            run.params.catIds = run.params.catIds if category is None else [category]
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-            return run.stats.tolist()
-
-        measured = compare(truth, results, iou_type)
-        assert list(measured.stats.values()) == pytest.approx(stats(None), abs=1e-9)
-        for one in measured.classes:
-            expected = stats(one.id)
-            got = [one.ap, one.ap50, one.ap75, one.ar100]
-            assert got == pytest.approx([expected[k] for k in (0, 1, 2, 8)], abs=1e-9)
-            singles = [a for a in truth["annotations"] if not a["iscrowd"]]
-            assert one.instances == sum(a["category_id"] == one.id for a in singles)
+    both = coco_of(copy.deepcopy(truth)), coco_of(copy.deepcopy(truth) | {"annotations": found})
+    measured = compare(truth, results, iou_type)
+    assert measured.stats == pytest.approx(official(*both, iou_type), abs=1e-9)
+    for one in measured.classes:
+        expected = official(*both, iou_type, one.id)
+        got = {"AP": one.ap, "AP50": one.ap50, "AP75": one.ap75, "AR100": one.ar100}
+        assert got == pytest.approx({name: expected[name] for name in got}, abs=1e-9)
+        singles = [a for a in truth["annotations"] if not a["iscrowd"]]
+        assert one.instances == sum(a["category_id"] == one.id for a in singles)
 
 
 def test_errors_are_counted_by_class_and_image() -> None:

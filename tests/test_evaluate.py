@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from coco_folder import SQUARE, annotation, image, mixed, picture, write
 from conftest import SAMPLE
+from official import coco_of, official
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_mask
 from ranks import on_ranks
 
 from autotimm import masks, visualize
@@ -37,25 +37,13 @@ def run(*words: object) -> int:
 
 
 def through_pycocotools(truth: dict[str, Any], results: Path, iou_type: str) -> dict[str, float]:
+    coco = coco_of(truth)
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
         found = coco.loadRes(str(results))
-        if iou_type == "segm":  # loadRes takes the boxes' areas
-            for one in found.anns.values():
-                one["area"] = mask_area(one)
-        measured = COCOeval(coco, found, iou_type)
-        measured.evaluate()
-        measured.accumulate()
-        measured.summarize()
-    return dict(zip(STATS, measured.stats.tolist(), strict=True))
-
-
-def mask_area(one: dict[str, Any]) -> float:
-    from pycocotools import mask
-
-    return float(mask.area(one["segmentation"]))
+    if iou_type == "segm":  # loadRes takes the boxes' areas
+        for one in found.anns.values():
+            one["area"] = float(coco_mask.area(one["segmentation"]))
+    return official(coco, found, iou_type)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from batches import random_batch
+from conftest import SHARED_DATA
 from torchvision.ops import box_iou
 
 import autotimm
@@ -25,7 +26,7 @@ from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule, In
 from autotimm.models import backbone, compiled
 from autotimm.tasks import optimization
 
-GUIDE = Path(__file__).parents[2] / "shared/reference/instance-segmentation.md"
+GUIDE = SHARED_DATA.parent / "reference/instance-segmentation.md"
 """Beside the checkout, as the real data."""
 Names = dict[str, Any]
 

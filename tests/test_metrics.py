@@ -250,6 +250,11 @@ def test_class_metrics_are_named_by_label(
     assert {key for key in named if "twin" in key} == set()
     assert len(named) == len(values)
 
+    # A metric keeps the name that it was given, whatever that looks like.
+    alike = StageMetrics("val", [MetricConfig("per_class_0", backend, params=params)])
+    alike.update(*disturbance[2:])
+    assert {"val/per_class_0", "val/per_class_0_class_a_b_ \u00e9"} <= set(alike.compute(names))
+
     one_class = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     rle = masks.encode(np.ones((HEIGHT, WIDTH), np.uint8))
     box = [0, 0, WIDTH, HEIGHT]

@@ -68,7 +68,9 @@ def test_each_step_has_one_of_the_canvases(folder: Path) -> None:
 
 def test_small_canvases_stay_canvases() -> None:
     assert options.scales(True, (96, 32)) == ((96, 32), (64, 32))
-    with pytest.raises(InputError, match="multi_scale has no size besides image_size, 32 x 32"):
+    with pytest.raises(
+        InputError, match="multi_scale has no canvas besides that of image_size, 32 x 32"
+    ):
         options.scales(True, (32, 32))
 
 
@@ -116,10 +118,13 @@ def test_the_canvases_of_true() -> None:
     [
         ({"multi_scale": 480}, "multi_scale is 480, but must be true, false or a list"),
         ({"multi_scale": [160]}, "160 x 160 is larger than image_size, 128 x 128"),
-        ({"multi_scale": [128]}, "no size besides image_size"),
-        ({"multi_scale": []}, "no size besides image_size"),
+        ({"multi_scale": [128]}, "multi_scale has no canvas besides that of image_size"),
+        ({"multi_scale": []}, "multi_scale has no canvas besides that of image_size"),
         ({"multi_scale": ["a"]}, "a size of multi_scale is 'a'"),
-        ({"multi_scale": [*range(32, 300, 32)], "image_size": 640}, "has 9 sizes besides"),
+        (
+            {"multi_scale": [*range(32, 300, 32)], "image_size": 640},
+            "multi_scale has 9 canvases besides that of image_size, but fewer than 8",
+        ),
         ({"aspect_buckets": True}, "multi_scale and aspect_buckets both set the canvas"),
     ],
 )

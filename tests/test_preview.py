@@ -114,7 +114,7 @@ def test_every_flag_of_the_command_tells(folder: Path) -> None:
         ("--out a.png --samples 0", "--samples is 0"),
         ("--out a.png --preset weak", "invalid choice: 'weak'"),
         ("--out a.png --split else", "no split 'else', only train, val"),
-        ("--out a.png --image-size 64 64 64", "image_size is"),
+        ("--out a.png --image-size 64 64 64", "--image-size takes one side, or height and width"),
         ("--out no/such/folder/a.png", "cannot write no/such/folder/a.png"),
     ],
 )

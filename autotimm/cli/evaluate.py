@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotimm.cli.help import parser_of, refuse
+from autotimm.cli.help import add_image_size, parser_of, refuse
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")
-    model.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PIXELS", help="default: of the training"
-    )
+    add_image_size(model, "a side, or height and width; default: of the training")
     model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
     model.add_argument("--num-workers", type=int, default=2, metavar="N", help="that decode")
     model.add_argument(
@@ -158,11 +156,9 @@ def _find(args: argparse.Namespace, path: Path) -> Any:
         raise InputError(
             f"{args.checkpoint} does not tell the size of the training's images: give --image-size"
         )
-    if len(size) > 2:
-        raise InputError("--image-size takes one side, or height and width")
     data = InstanceSegmentationDataModule(
         args.data,
-        image_size=size[0] if len(size) == 1 else tuple(size),
+        image_size=size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         resize=model.preprocessing.resize,

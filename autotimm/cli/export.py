@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.help import parser_of, refuse
+from autotimm.cli.help import add_image_size, parser_of, refuse
 from autotimm.structures import InputError
 
 _SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -36,13 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FILE", help="to write: .onnx, .pt2 or .safetensors"
     )
     graph = flags.add_argument_group(".onnx and .pt2")
-    graph.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help="a side, or height and width; default: of the training",
-    )
+    add_image_size(graph, "a side, or height and width; default: of the training")
     graph.add_argument(
         "--dynamic", action="store_true", help="any height and width of 256, 384, 512, ... 8192"
     )
@@ -82,8 +76,6 @@ def _check(args: argparse.Namespace, suffix: str) -> None:
         refuse(parser(), args, ("metrics",), "is for the card of .safetensors")
     if args.dynamic and args.image_size:
         raise InputError("--image-size has no effect with --dynamic: leave one out")
-    if args.image_size and len(args.image_size) > 2:
-        raise InputError("--image-size takes one side, or height and width")
     if Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a folder: give a file's name")
     if args.min_score is not None and not 0 <= args.min_score <= 1:

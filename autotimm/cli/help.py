@@ -53,6 +53,28 @@ def parser_of(verb: str, summary: str, examples: str, epilog: str = "") -> Parse
     )
 
 
+class _Size(argparse.Action):
+    """One side, as a number, or height and width, as a pair."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if len(values) > 2:
+            parser.error(f"{option} takes one side, or height and width")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def add_image_size(flags: Any, help: str, default: int | None = None) -> None:  # noqa: A002
+    """Adds ``--image-size`` to a parser or a group of it; it is a side, or height and width."""
+    flags.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        action=_Size,
+        metavar="PIXELS",
+        default=default,
+        help=help,
+    )
+
+
 def refuse(
     flags: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], reason: str
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.help import parser_of, refuse
+from autotimm.cli.help import add_image_size, parser_of, refuse
 from autotimm.structures import InputError
 
 _PAYS_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -50,13 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--draw-score", type=float, default=0.5, metavar="SCORE", help="of what is drawn"
     )
     how = flags.add_argument_group("how images are looked at")
-    how.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help="the canvas: a side, or height and width; default: of the training",
-    )
+    add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     how.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
     how.add_argument(
         "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: cuts stay"
@@ -84,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     for flag, value in (("--min-score", args.min_score), ("--draw-score", args.draw_score)):
         if value is not None and not 0 <= value <= 1:
             raise InputError(f"{flag} {value:g} must be 0 to 1")
-    if args.image_size and len(args.image_size) > 2:
-        raise InputError("--image-size takes one side, or height and width")
     if args.tile is None:
         refuse(parser(), args, ("overlap",), "is of tiles: give --tile too")
     if args.format == "json":
@@ -95,10 +87,9 @@ def run(args: argparse.Namespace) -> int:
     from autotimm.inference.sources import find
     from autotimm.inference.write import PICTURES, Writer
 
-    size: Any = args.image_size
     how = Options(
         batch_size=args.batch_size,
-        image_size=size and (size[0] if len(size) == 1 else tuple(size)),
+        image_size=args.image_size,
         tile=args.tile,
         overlap=args.overlap,
         flip=args.flip,

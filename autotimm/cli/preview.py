@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.help import parser_of
+from autotimm.cli.help import add_image_size, parser_of
 from autotimm.structures import InputError
 
 _PRESETS = ("light", "default", "strong", "lsj")
@@ -38,13 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=4, metavar="N", help="rows")
     made.add_argument("--split", default="train", metavar="NAME", help="where the samples are from")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="chooses the samples")
-    made.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help="side of the canvas in pixels, or its height and width (640)",
-    )
+    add_image_size(made, "side of the canvas in pixels, or its height and width", 640)
     made.add_argument(
         "--resize",
         choices=["letterbox", "stretch"],
@@ -79,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out is {args.out}, but must end in .png")
     if args.samples < 1:
         raise InputError(f"--samples is {args.samples}, but must be 1 or more")
-    sides = args.image_size or [640]
-    size = sides[0] if len(sides) == 1 else tuple(sides)
     wanted = args.preset or ["all"]
     presets = _PRESETS if "all" in wanted else tuple(dict.fromkeys(wanted))
 
@@ -89,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     ) -> InstanceSegmentationDataModule:
         return InstanceSegmentationDataModule(
             args.data,
-            image_size=size,
+            image_size=args.image_size,
             batch_size=1,
             num_workers=0,
             augmentation_preset=how,

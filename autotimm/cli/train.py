@@ -126,6 +126,17 @@ class TrainCLI(LightningCLI):
             options.return_predictions = False
 
 
+_CLASSES: dict[str, Any] = {
+    "model_class": ObjectDetector,
+    "datamodule_class": InstanceSegmentationDataModule,
+    "trainer_class": AutoTrainer,
+    "subclass_mode_model": True,
+    # The model has its own optimizers: these flags would be taken and not be used.
+    "auto_configure_optimizers": False,
+    "seed_everything_default": 0,
+}
+
+
 class _Parsed(TrainCLI):
     """Reads the settings, and makes and runs nothing."""
 
@@ -147,16 +158,7 @@ def settings(args: list[str]) -> dict[str, Any]:
     """
     words, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of words that it does not use
     try:
-        parsed = _Parsed(
-            ObjectDetector,
-            InstanceSegmentationDataModule,
-            trainer_class=AutoTrainer,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=None,
-            args=args,
-        )
+        parsed = _Parsed(**_CLASSES, save_config_callback=None, args=args)
     finally:
         sys.argv = words
     return parsed.config["fit"].as_dict()
@@ -179,13 +181,7 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
     try:
         with signals.caught(ends=True):  # from here: it may be minutes to the first step
             TrainCLI(
-                ObjectDetector,
-                InstanceSegmentationDataModule,
-                trainer_class=AutoTrainer,
-                subclass_mode_model=True,
-                # The model has its own optimizers: these flags would be taken and not be used.
-                auto_configure_optimizers=False,
-                seed_everything_default=0,
+                **_CLASSES,
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 args=args,

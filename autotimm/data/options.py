@@ -79,23 +79,13 @@ def canvases(
         raise InputError(
             f"aspect_buckets is {aspect_buckets!r}, but must be true, false or a list of canvases"
         )
-    found = [c for c in dict.fromkeys(found) if c != image_size]
-    if not found:
-        raise InputError(
-            f"aspect_buckets has no canvas besides that of image_size, {height} x {width}, to "
-            "choose from: leave it out, or take a larger image_size"
-        )
+    found = _others("aspect_buckets", found, image_size)
     for h, w in found:
         if h > height or w > width or (h < height and w < width):
             raise InputError(
                 f"aspect_buckets: {h} x {w} must have one side of image_size, {height} x {width}, "
                 "and the other smaller: no image would be as large on it"
             )
-    if len(found) >= MOST_CANVASES:
-        raise InputError(
-            f"aspect_buckets has {len(found)} canvases besides that of image_size, but fewer than "
-            f"{MOST_CANVASES} are possible"
-        )
     return image_size, *found
 
 
@@ -123,24 +113,32 @@ def scales(
         raise InputError(
             f"multi_scale is {multi_scale!r}, but must be true, false or a list of sizes in pixels"
         )
-    found = [size for size in dict.fromkeys(found) if size != image_size]
-    if not found:
-        raise InputError(
-            f"multi_scale has no size besides image_size, {image_size[0]} x {image_size[1]}, to "
-            "draw from: leave it out, or take a larger image_size"
-        )
+    found = _others("multi_scale", found, image_size)
     for height, width in found:
         if height > image_size[0] or width > image_size[1]:
             raise InputError(
                 f"multi_scale: {height} x {width} is larger than image_size, {image_size[0]} x "
                 f"{image_size[1]}: set image_size to the largest"
             )
-    if len(found) >= MOST_CANVASES:
+    return image_size, *found
+
+
+def _others(
+    name: str, found: Sequence[tuple[int, int]], image_size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """The canvases besides that of ``image_size``, each once; InputError for none or too many."""
+    others = [size for size in dict.fromkeys(found) if size != image_size]
+    if not others:
         raise InputError(
-            f"multi_scale has {len(found)} sizes besides image_size, but fewer than "
+            f"{name} has no canvas besides that of image_size, {image_size[0]} x {image_size[1]}, "
+            "to choose from: leave it out, or take a larger image_size"
+        )
+    if len(others) >= MOST_CANVASES:
+        raise InputError(
+            f"{name} has {len(others)} canvases besides that of image_size, but fewer than "
             f"{MOST_CANVASES} are possible"
         )
-    return image_size, *found
+    return others
 
 
 def share(name: str, value: Any) -> float:

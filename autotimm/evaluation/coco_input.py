@@ -7,6 +7,7 @@ truth is refused in one line, never evaluated in part.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +65,7 @@ def prepared(
         if not _is_whole(one["id"], 0, 2**63):
             raise InputError(f"{truth_name}: image id {one['id']!r} is not a whole number from 0")
     if len(sizes) < len(truth["images"]):
-        ids = [one["id"] for one in truth["images"]]
-        twice = next(one for one in ids if ids.count(one) > 1)
+        [(twice, _)] = Counter(one["id"] for one in truth["images"]).most_common(1)
         raise InputError(f"{truth_name}: two images have the id {twice}")
     for number in category_ids:
         if not _is_whole(number, 0):

@@ -179,7 +179,7 @@ class StageMetrics(nn.Module):
         if not self.configs:
             return {}
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return _named(self._compute(_ordered(self._ids, self._images)), class_names)
+            return self._compute(_ordered(self._ids, self._images), class_names)
         first = dist.get_rank() == 0
         parts: list[Any] = [None] * dist.get_world_size()
         own = [pack(one) for one in zip(*self._images, strict=True)] or [{}, {}]
@@ -188,16 +188,18 @@ class StageMetrics(nn.Module):
         if first:
             ids = [one for part in parts for one in part[0]]
             images = [pair for part in parts for pair in zip(*map(unpack, part[1:]), strict=True)]
-            values[0] = self._compute(_ordered(ids, images))
+            values[0] = self._compute(_ordered(ids, images), class_names)
         dist.broadcast_object_list(values)
-        return _named(values[0], class_names)
+        return values[0]
 
-    def _compute(self, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
+    def _compute(
+        self, images: Sequence[tuple[Detections, Target]], class_names: Sequence[str]
+    ) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         for config in self.configs:
             name = f"{self.stage}/{config.name}"
             try:
-                found = _values(config, images)
+                found = _named(_values(config, images), class_names)
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
@@ -218,7 +220,7 @@ def _ordered(ids: Sequence[int], images: Sequence[Any]) -> list[Any]:
 
 
 def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
-    """The values of each class by its name instead of its label, as far as loggers take it."""
+    """Values by their suffixes, with the name of a class for its label, as loggers take it."""
     plain = [re.sub(r"[^\w .-]", "_", name) for name in class_names]
     names = {str(k): one for k, one in enumerate(plain) if plain.count(one) == 1}
 

@@ -132,7 +132,7 @@ def check_onnx() -> None:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(_NEEDED)}")
 
 
-def canvas(model: ObjectDetector, given: list[int] | None) -> tuple[int, int]:
+def canvas(model: ObjectDetector, given: int | tuple[int, int] | None) -> tuple[int, int]:
     """Height and width to export for: as given, else those of the model's training.
 
     Raises:
@@ -144,10 +144,9 @@ def canvas(model: ObjectDetector, given: list[int] | None) -> tuple[int, int]:
                 "the checkpoint does not tell the size of its training's images: give --image-size"
             )
         return model.preprocessing.image_size
-    size = tuple(given) if len(given) > 1 else given[0]
-    found = options.canvas(size, "--image-size")
-    if list(found) != (given if len(given) > 1 else given * 2):
-        raise InputError(f"--image-size {' '.join(map(str, given))} must be multiples of 32")
+    found = options.canvas(given, "--image-size")
+    if found != (given if isinstance(given, tuple) else (given, given)):
+        raise InputError(f"--image-size {given} must be multiples of {options.STRIDE}")
     return found
 
 

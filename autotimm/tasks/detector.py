@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from autotimm import urls
 from autotimm.coco import Category, shown_names
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled, restore
@@ -402,7 +403,8 @@ class ObjectDetector(LightningModule):
             InputError: no such file, or not a checkpoint of this class that can be read safely.
         """
         checkpoint = read_checkpoint(checkpoint_path)
-        return cls.of_checkpoint(checkpoint, str(checkpoint_path), map_location, strict, overrides)
+        name = urls.shown(str(checkpoint_path))
+        return cls.of_checkpoint(checkpoint, name, map_location, strict, overrides)
 
     @classmethod
     def of_checkpoint(
@@ -413,7 +415,8 @@ class ObjectDetector(LightningModule):
         strict: bool,
         overrides: dict[str, Any],
     ) -> Self:
-        """As :meth:`load_from_checkpoint`, of what ``read_checkpoint`` has read at that path."""
+        """As :meth:`load_from_checkpoint`, of what ``read_checkpoint`` has read; messages call it
+        ``checkpoint_path``."""
         settings = checkpoint.get("hyper_parameters")
         if not isinstance(settings, dict) or "state_dict" not in checkpoint:
             raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")

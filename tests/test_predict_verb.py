@@ -1,0 +1,227 @@
+"""``autotimm predict``: its files, its flags, and what it does about what goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from servers import serve
+
+from autotimm import visualize
+from autotimm.cli import predict as verb
+from autotimm.inference.predict import Options
+from autotimm.inference.sources import pixels_of
+from autotimm.structures import InputError
+
+
+def run(*words: object) -> int:
+    return verb.run(verb.parser().parse_args([str(word) for word in words]))
+
+
+def test_the_verb_writes_coco_json_and_pictures(
+    photos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    words = [photos, tmp_path / "bad.jpg", photos / "nowhere.png", tmp_path / "loop.png"]
+    code = run(*words, "--checkpoint", checkpoint, "--out", tmp_path / "o", "--draw-score", 0.1)
+    assert code == 1
+    said = capsys.readouterr()
+    left_out = [line for line in said.err.splitlines() if "left out" in line]
+    assert len(left_out) == 3
+    assert "bad.jpg" in left_out[0]
+    assert "images: 8, instances: " in said.out
+    assert "(score from 0.1)" in said.out
+    assert "3 left out" in said.out
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "o" / "images.json"))
+        found = coco.loadRes(str(tmp_path / "o" / "results.json"))
+    assert len(coco.imgs) == 8
+    assert found.anns
+    for one in found.anns.values():
+        assert coco.cats[one["category_id"]]["name"] == one["category_name"]
+        image = coco.imgs[one["image_id"]]
+        assert one["segmentation"]["size"] == [image["height"], image["width"]]
+    for image in coco.imgs.values():
+        drawn = tmp_path / "o" / "pictures" / f"{Path(image['file_name']).stem}.png"
+        with Image.open(drawn) as picture, Image.open(image["file_name"]) as source:
+            assert picture.size == source.size
+            assert np.any(np.asarray(picture) != np.asarray(source.convert("RGB")))
+
+
+def test_formats_urls_and_equal_names(
+    photos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = sorted(path.name for path in photos.iterdir())[0]
+    with serve(photos) as server:
+        with pytest.raises(InputError, match=r"none.jpg: cannot be read: the server has no such"):
+            pixels_of(f"{server.url}/none.jpg")
+        words = [f"{server.url}/{name}?token=secret", photos / name]
+        assert run(*words, "--checkpoint", checkpoint, "--out", tmp_path, "--format", "both") == 0
+    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    stem = Path(name).stem
+    assert drawn == sorted([f"{stem}.png", f"{stem}-2.png"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    first, second = ([r["bbox"] for r in results if r["image_id"] == i] for i in (1, 2))
+    assert first == second
+    assert "secret" not in (tmp_path / "images.json").read_text() + capsys.readouterr().out
+    out = tmp_path / "json"
+    assert run(photos / name, "--checkpoint", checkpoint, "--out", out, "--format", "json") == 0
+    assert {path.name for path in out.iterdir()} == {"results.json", "images.json"}
+    out = tmp_path / "seen"
+    assert run(photos / name, "--checkpoint", checkpoint, "--out", out, "--format", "pictures") == 0
+    assert {path.name for path in out.iterdir()} == {"pictures"}
+
+
+def test_min_score_is_of_what_is_found(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Also below what the model itself leaves out, which is by the class alone."""
+    scores = {}
+    for least in (0.01, 0.2, None):
+        words = () if least is None else ("--min-score", least)
+        run(photos, "--checkpoint", checkpoint, "--out", tmp_path, *words)
+        results = json.loads((tmp_path / "results.json").read_text())
+        scores[least] = sorted(one["score"] for one in results)
+    assert scores[0.2] == [score for score in scores[None] if score >= 0.2]
+    assert 0 < len(scores[0.2]) < len(scores[None]) <= len(scores[0.01])
+    assert scores[0.01][0] >= 0.01
+
+
+def test_what_is_drawn_is_what_scores_enough(
+    photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    draw = visualize.draw_instances
+
+    def noted(image: Any, boxes: Any, labels: Any, scores: Any, *rest: Any, **names: Any) -> Any:
+        drawn.extend(scores.tolist())
+        return draw(image, boxes, labels, scores, *rest, **names)
+
+    monkeypatch.setattr(visualize, "draw_instances", noted)
+    run(photos, "--checkpoint", checkpoint, "--out", tmp_path, "--draw-score", 0.2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    expected = sorted(one["score"] for one in results if one["score"] >= 0.2)
+    assert sorted(drawn) == expected != []
+    assert len(expected) < len(results)
+
+
+def test_the_verbs_flags_are_the_options(
+    photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Options] = []
+
+    def noted(model: Any, names: Any, how: Options) -> Any:
+        seen.append(how)
+        seen.append(model.hparams.compile_model)
+        return ((InputError("not looked at"), None) for _ in names)
+
+    monkeypatch.setattr("autotimm.inference.predict.predictions", noted)
+    words = [photos, "--checkpoint", checkpoint, "--out", tmp_path]
+    flags = ["--tile", 256, "--overlap", 0.4, "--flip", "--half", "--batch-size", 9]
+    for more in ([*flags, "--image-size", 64, 96, "--min-score", 0.3], ["--compile", "yes"]):
+        with pytest.raises(InputError, match="none of the images"):
+            run(*words, *more)
+    told = Options(9, (64, 96), None, 256, 0.4, flip=True, half=True, min_score=0.3)
+    assert seen == [told, False, Options(), True]
+
+
+def test_own_pictures_are_not_looked_at_again(
+    photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
+    out = photos / "found"
+    for _ in range(2):
+        assert run(photos, "--checkpoint", checkpoint, "--out", out) == 0
+        images = json.loads((out / "images.json").read_text())["images"]
+        assert len(images) == 8
+
+
+def test_names_too_long_for_a_picture_are_cut(checkpoint: Path, tmp_path: Path) -> None:
+    names = ["\u00e9" * 125 + end for end in (".png", ".bmp")]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    words = [tmp_path / name for name in names]
+    assert run(*words, "--checkpoint", checkpoint, "--out", tmp_path / "out") == 0
+    drawn = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert drawn == ["\u00e9" * 100 + "-2.png", "\u00e9" * 100 + ".png"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_was_found_before_a_signal_is_kept(
+    number: int, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from autotimm.inference import write\n"
+        "add = write.Writer.add\n"
+        "def signalled(self, *given):\n"
+        "    add(self, *given)\n"
+        f"    if len(self.images) == 3: os.kill(os.getpid(), {int(number)})\n"
+        "write.Writer.add = signalled\n"
+        "from autotimm.cli.main import main\n"
+        "main()\n"
+    )
+    words = ["predict", photos, "--checkpoint", checkpoint, "--out", tmp_path, "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(json.loads((tmp_path / "images.json").read_text())["images"]) == 3
+    found = {one["image_id"] for one in json.loads((tmp_path / "results.json").read_text())}
+    assert found <= {1, 2, 3}
+    assert {path.name for path in tmp_path.iterdir()} == {"images.json", "results.json"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-score", 2], "--min-score 2 must be 0 to 1"),
+        (["--draw-score", -1], "--draw-score -1"),
+        (["--image-size", 1, 2, 3], "--image-size takes one side"),
+        (["--device", "tpu9"], "--device tpu9 cannot be had"),
+        (["--device", "meta"], "--device meta cannot be had"),
+        (["--overlap", 0.3], "--overlap is of tiles"),
+        (["--format", "json", "--draw-score", 0.3], "--draw-score is of pictures"),
+        (["--checkpoint", "none.ckpt"], "no checkpoint at none.ckpt"),
+        (["--out", __file__], "--out: cannot make"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(
+    flags: list[Any], message: str, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ["--checkpoint", checkpoint, "--out", tmp_path, *flags]
+    with pytest.raises(InputError, match=message):
+        run(photos, *words)
+
+
+def test_nothing_usable_is_an_error_and_leaves_what_was_there(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("an earlier run's")
+    os.mkfifo(tmp_path / "endless.jpg")
+    images = [tmp_path / "a.jpg", tmp_path / "endless.jpg"]
+    with pytest.raises(InputError, match="none of the images"):
+        run(*images, "--checkpoint", checkpoint, "--out", tmp_path)
+    assert (tmp_path / "results.json").read_text() == "an earlier run's"
+    assert "endless.jpg: is no regular file" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"lat\xe9in.png")
+    Image.new("RGB", (40, 30)).save(odd)
+    assert run(odd, "--checkpoint", checkpoint, "--out", tmp_path / "out") == 0
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert images[0]["file_name"].endswith("lat\\xe9in.png")
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 1

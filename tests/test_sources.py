@@ -1,0 +1,99 @@
+"""Images from wherever users have them: words, folders, URLs, PIL, arrays; every kind of file."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_folder import picture
+from PIL import Image
+
+import autotimm
+from autotimm.inference.sources import find, pixels_of
+from autotimm.structures import InputError
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> autotimm.ObjectDetector:
+    return autotimm.load(checkpoint)
+
+
+def test_words_mean_files_folders_patterns_and_urls(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "below/c.webp", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    told = [tmp_path / "a.JPG", tmp_path / "b.png", tmp_path / "below" / "c.webp"]
+    assert find([str(tmp_path)]) == [str(path) for path in told]
+    assert find([f"{tmp_path}/*"]) == [str(path) for path in told[:2]]
+    assert find([f"{tmp_path}/**/*.webp"]) == [str(told[2])]
+    assert find([tmp_path.as_uri()]) == [str(path) for path in told]
+    twice = [str(told[1]), str(tmp_path), "http://host/x.jpg?s=1"]
+    assert find(twice) == [str(told[1]), str(told[0]), str(told[2]), "http://host/x.jpg?s=1"]
+    nothing = [f"{tmp_path}/*.gif", str(tmp_path / "empty")]
+    (tmp_path / "empty").mkdir()
+    assert find(nothing) == nothing  # who opens them says so
+    for word in nothing:
+        with pytest.raises(InputError, match=rf"^{re.escape(word)}: no image there"):
+            pixels_of(word)
+    (tmp_path / "a*b.png").write_bytes(picture(kind="PNG"))
+    assert pixels_of(tmp_path / "a*b.png").shape == (48, 64, 3)
+    with pytest.raises(InputError, match=r"^ftp://host/\*.jpg: ftp URLs are not read"):
+        find(["ftp://host/*.jpg"])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
+def test_every_mode_of_picture_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    grey = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (20, 1))
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(grey).convert("RGB").convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    picture.save(path)
+    pixels = pixels_of(path)
+    assert pixels.shape == (20, 25, 3)
+    if mode in ("P", "1"):  # what colours are left, PIL says
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(path).convert("RGB")))
+    else:
+        np.testing.assert_allclose(pixels[..., 1], grey, atol=1)
+    np.testing.assert_array_equal(pixels, pixels_of(Image.open(path)))
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    upright = np.zeros((30, 50, 3), np.uint8)
+    upright[:10, :10] = 255
+    stored = Image.fromarray(np.rot90(upright, 1).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a.png"), upright)
+
+
+def cut_off() -> bytes:
+    """Half a JPEG."""
+    content = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    Image.fromarray(noise).save(content, "JPEG")
+    return content.getvalue()[: content.tell() // 2]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "not ndarray of float32"),
+        (np.zeros((4, 4, 2), np.uint8), r"uint8 \[4, 4, 2\]"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        ("none.jpg", "none.jpg: cannot be read: No such file"),
+        (__file__, "test_sources.py: image cannot be opened"),
+        ("gs://bucket/a.jpg", "gs://bucket/a.jpg: gs URLs are not read"),
+        (Image.open(io.BytesIO(cut_off())), "a PIL image cannot be read: image file is truncated"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, message: str, model: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        autotimm.predict(model, image)
