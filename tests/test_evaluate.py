@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from ranks import on_ranks
 
+import autotimm
 from autotimm import masks, visualize
 from autotimm.cli import evaluate
 from autotimm.coco import Category, shown_names
@@ -175,6 +177,24 @@ def test_masks_of_some_results_alone_are_refused_with_the_way_out(tmp_path: Path
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["box"]["AP50"] == pytest.approx(1)
     assert "mask" not in written
+
+
+def test_images_are_fitted_as_in_training(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = autotimm.load(checkpoint, metrics=None)
+    model.preprocessing = replace(model.preprocessing, resize="stretch", image_size=(64, 96))
+    seen: list[Any] = []
+    monkeypatch.setattr("autotimm.tasks.load.load", lambda *_, **__: model)
+    monkeypatch.setattr(
+        "autotimm.training.evaluate.find_all", lambda _, data, *__, **___: seen.append(data)
+    )
+    words = ("--checkpoint", checkpoint, "--data", SAMPLE, "--out", tmp_path)
+    assert run(*words) == run(*words, "--image-size", 128) == 0
+    assert [(one.resize, one.image_size) for one in seen] == [
+        ("stretch", (64, 96)),
+        ("stretch", (128, 128)),
+    ]
 
 
 @pytest.mark.slow

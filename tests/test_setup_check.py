@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -168,6 +169,23 @@ def reports(**changes: dict[int, Any]) -> list[Report | None]:
         for rank, value in values.items():
             made[rank][name] = value
     return made
+
+
+def test_what_data_are_made_of_is_compared() -> None:
+    """Every argument of the data module but those in which ranks may differ."""
+    own = {"data_dir", "num_workers", "persistent_workers", "pin_memory", "prefetch_factor"}
+    own |= {"cache_dir", "cache_limit"}
+    own |= {"num_classes"}  # compared as the model's
+    own |= {"custom_train_transforms", "self"}  # an object, whose text need not be equal
+    kept_as = {
+        "aspect_buckets": "canvases",
+        "multi_scale": "scales",
+        "augmentation_preset": "augmentation",
+        **dict.fromkeys(("mean", "std", "interpolation"), "preprocessing"),
+    }
+    given = inspect.signature(InstanceSegmentationDataModule.__init__).parameters
+    wanted = {kept_as.get(name, name) for name in given.keys() - own}
+    assert wanted <= set(setup_report._DATA)
 
 
 def test_reports_that_agree_are_right() -> None:

@@ -129,10 +129,13 @@ def test_the_largest_batch_that_fits_is_found(
 ) -> None:
     """With a memory of eleven images, and a loader that orders and counts its samples."""
     model = small(num_classes=4)
-    data = InstanceSegmentationDataModule(data_folder, image_size=64, batch_size=4, num_workers=0)
+    data = InstanceSegmentationDataModule(
+        data_folder, image_size=64, batch_size=4, num_workers=0, multi_scale=[32]
+    )
     tried: list[int] = []
 
     def step(batch: Any, batch_idx: int) -> torch.Tensor:
+        assert batch["image"].shape[2:] == (64, 64), "the largest canvas, whatever steps draw"
         tried.append(len(batch["image"]))
         if tried[-1] > 11:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -145,7 +148,7 @@ def test_the_largest_batch_that_fits_is_found(
     assert run.find_batch_size(model, data, most=64) == 10  # of eleven, less 5 %
     assert tried[:9] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
     assert max(tried) == 16
-    assert data.batch_size == 4
+    assert (data.batch_size, data.scales) == (4, ((64, 64), (32, 32)))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not list(tmp_path.iterdir())
 
