@@ -188,7 +188,7 @@ def test_boxes_alone_in_onnx(boxes_only: Path, tmp_path: Path) -> None:
     assert run(*words, "--min-score", 0) == 0
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_outputs()] == ["boxes", "labels", "scores"]
-    image = images(2, 64, 64)
+    image = images(2, 128, 128)  # the size it was trained at
     boxes, labels, scores = session.run(None, {"image": image.numpy()})
     model = autotimm.load(boxes_only, score_thresh=0.0, max_detections_per_image=30)
     for i, one in enumerate(found_by(model, image)):
