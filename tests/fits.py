@@ -127,7 +127,7 @@ def fit(
         "fpn_channels": 32,
         "head_convs": 1,
         "mask_size": 12,
-        "mask_rois": 500,  # all there are: which are drawn depends on the batch of a rank
+        "mask_rois": 32,  # more than there are: which are drawn would depend on the batch of a rank
         "backbone_norm": "frozen",
         "optimizer": "sgd",
         "lr": 0.01,
