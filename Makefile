@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
-.PHONY: help install demo test test-slow lint bench clean
+# A process a core, each of one thread (tests/conftest.py); a file's tests stay in one process.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+
+.PHONY: help install demo test test-slow test-all lint bench clean
 
 help:
 	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries)"
 	@echo "make demo      painted data -> shards -> training on two processes -> AP and a picture"
-	@echo "make test      the tests that take seconds each"
-	@echo "make test-slow the tests that take minutes: torchrun, real data, torch.compile"
+	@echo "make test      the quick tests"
+	@echo "make test-slow what has to hold too before a change lands: torchrun, real data, torch.compile"
+	@echo "make test-all  every test there is, before a release"
 	@echo "make lint      ruff, mypy, codespell"
 	@echo "make bench     the benchmarks that need no more than this machine"
 	@echo "make clean     remove .venv, caches and the demo's folder"
@@ -29,10 +33,13 @@ demo: install
 	$(BIN)/python launch/demo.py --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(PYTEST) -m "not slow and not release" --durations=10
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --durations=25
+	$(PYTEST) -m "slow and not release" --durations=25
+
+test-all: install
+	$(PYTEST) --durations=25
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,6 +12,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch: threads that wait for each other cost several times as much once another process
+# runs, and two processes of one thread test more in a minute than one of two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 from coco_folder import mixed
 from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
@@ -24,8 +29,18 @@ SHARED_DATA = Path(
 SAMPLE = Path(__file__).parents[1] / "shards" / "sample"
 
 
-# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+# A shell's background job ignores Ctrl-C, and nohup's ignores SIGHUP: so would every process that a
+# test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file go to one process, which makes the file's fixtures once; a file whose
+    parts share none says so by ``xdist_group`` marks of its own."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Short fits of a small model that give the same numbers on one process and on several.
 
-As a script it is what torchrun starts: ``fits.py JOBS.json OUT`` runs each job of a JSON list (the
+As a script it is what each rank runs: ``fits.py JOBS.json OUT`` runs each job of a JSON list (the
 arguments of :func:`fit`) in these processes, one after the other, and the first rank writes what
 they gave to OUT.
 """
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from line import quiet
-from ranks import TORCHRUN
 from torch._dynamo.utils import counters
 
 from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
@@ -174,16 +173,11 @@ def fit(
 
 
 def fit_on_ranks(ranks: int, jobs: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """What each of ``jobs`` gave on so many processes that torchrun started."""
+    """What each of ``jobs`` gave on so many ranks."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [*TORCHRUN, f"--nproc-per-node={ranks}", __file__, out / "jobs.json", out / "gave.json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1100,
+    done = forked.run_ranks(
+        __file__, out / "jobs.json", out / "gave.json", ranks=ranks, timeout=1100
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return json.loads((out / "gave.json").read_text())

@@ -1,4 +1,4 @@
-"""Code on several ranks, as torchrun starts them."""
+"""Code on several ranks: forks with torchrun's variables, or what torchrun itself starts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -18,6 +20,8 @@ def on_ranks(
 ) -> subprocess.CompletedProcess[str]:
     """Runs code, which may import what lies in this folder, on each rank of one node.
 
+    The ranks are forks (:mod:`forked`); :func:`on_torchrun` starts them as users do.
+
     Args:
         code: of a script.
         folder: where the script is written to.
@@ -25,6 +29,14 @@ def on_ranks(
         ranks: how many there are.
         env: more variables of the environment.
     """
+    script = _script(code, folder)
+    return forked.run_ranks(script, *arguments, ranks=ranks, env=_environment() | env, timeout=1100)
+
+
+def on_torchrun(
+    code: str, folder: Path, *arguments: object, ranks: int = 2, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`on_ranks`, by torchrun: for what depends on the launcher."""
     words = [*TORCHRUN, f"--nproc-per-node={ranks}", _script(code, folder), *arguments]
     return subprocess.run(
         [str(word) for word in words],

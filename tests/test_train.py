@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from ranks import TORCHRUN, on_ranks
+from ranks import on_ranks
 from servers import serve
 
 from autotimm import InstanceSegmentor
@@ -37,12 +38,8 @@ TINY_MODEL = (
 
 
 def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher = [*TORCHRUN, f"--nproc-per-node={processes}"]
-    words = [*launcher, str(TRAIN), *map(str, command)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    words = [TRAIN, *command]
+    done = forked.run_ranks(*words, ranks=processes) if processes > 1 else forked.run(*words)
     if check:
         assert done.returncode == 0, done.stderr[-4000:]
     return done
