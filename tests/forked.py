@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -22,7 +23,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PRELOADED = [
     "forked",
@@ -34,6 +35,9 @@ PRELOADED = [
     "autotimm.inference.predict",
 ]
 GRACE = 30  # seconds that torchrun gives the others between SIGTERM and SIGKILL
+
+cpu_seconds = 0.0
+"""Of all programs so far: they are no children of this process, which could not ask for them."""
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
@@ -115,9 +119,24 @@ def _run(
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
         said = [file.read_text(errors="replace") for file in (out, err)]
+        _count(Path(folder, "used"))
         if expired:
             raise subprocess.TimeoutExpired(words, timeout, *said)
         return subprocess.CompletedProcess(words, process.exitcode or 0, *said)
+
+
+def _count(used: Path) -> None:
+    global cpu_seconds
+    if used.exists():  # a killed program says nothing
+        cpu_seconds += float(used.read_text())
+
+
+def _leave(code: int, out: Path) -> NoReturn:
+    """Ends this process, having noted what it and its children used."""
+    kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    used = [resource.getrusage(kind) for kind in kinds]
+    out.with_name("used").write_text(str(sum(one.ru_utime + one.ru_stime for one in used)))
+    os._exit(code)
 
 
 def _agent(words: list[str], environments: list[dict[str, str]], *place: Any) -> None:
@@ -135,7 +154,7 @@ def _agent(words: list[str], environments: list[dict[str, str]], *place: Any) ->
             for rank in living:
                 rank.join(GRACE)
                 rank.kill()
-    os._exit(int(any(rank.exitcode for rank in ranks)))
+    _leave(int(any(rank.exitcode for rank in ranks)), place[1])
 
 
 def _alone(words: list[str], environments: list[dict[str, str]], *place: Any) -> None:
@@ -172,7 +191,7 @@ def _program(words: list[str], env: dict[str, str], cwd: str, out: Path, err: Pa
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(int(code or 0) & 0xFF)
+    _leave(int(code or 0) & 0xFF, out)
 
 
 def _execute(words: list[str]) -> None:
