@@ -139,6 +139,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
 
 
 @pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``autotimm-shard`` without ``--workers`` works in this process. A fork of this one, which has
+    imported torch, costs more than to write a few small shards."""
+    monkeypatch.setattr("autotimm.sharding.run._MOST_WORKERS", 1)
+    monkeypatch.setattr("autotimm.sharding.cli.usable_cpus", lambda: 1)
+
+
+@pytest.fixture
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hides the threads that other tests left behind (fsspec's, a DataLoader's).
 

@@ -17,6 +17,8 @@ from coco_folder import SQUARE, annotation, image, picture, write
 from autotimm.sharding import cli
 from autotimm.sharding.manifest import read_manifest
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Exit code, stdout, stderr of the command, in this process."""

@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()
 WORK = ".autotimm-shard"
 FORK = multiprocessing.get_context("fork")
 
-pytestmark = pytest.mark.usefixtures("own_threads")
+pytestmark = pytest.mark.usefixtures("own_threads", "one_worker")
 
 
 def source(root: Path, train: int = 7, val: int = 2) -> Path:

@@ -530,3 +530,19 @@ def test_the_code_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None
     with contextlib.chdir(root):
         exec(compile(code, "README", "exec"), {})  # noqa: S102 (our own)
     assert capsys.readouterr().out.count("(160, 160)") == 8
+
+
+@pytest.mark.usefixtures("own_threads")
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 2), (64, 8)])
+def test_by_default_each_cpu_has_a_worker_up_to_eight(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cpus: int,
+    workers: int,
+) -> None:
+    monkeypatch.setattr(run, "usable_cpus", lambda: cpus)
+    folders = map(str, (many(tmp_path / "coco", 9), tmp_path / "out"))
+    with pytest.raises(SystemExit):
+        cli.main([*folders, "--samples-per-shard", "1", "--json"])
+    assert json.loads(capsys.readouterr().out)["workers"] == workers

@@ -37,6 +37,8 @@ class Disk(LocalFileSystem):
 
 fsspec.register_implementation("disk", Disk, clobber=True)
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
