@@ -37,10 +37,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file go to one process, which makes the file's fixtures once; a file whose
-    parts share none says so by ``xdist_group`` marks of its own."""
+    parts share none says so by ``xdist_group`` marks of its own. So do all tests that need the
+    SLURM cluster, of which a machine can have one at a time."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            on_cluster = "cluster" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.path.stem))
 
 
 @pytest.fixture(scope="session")
