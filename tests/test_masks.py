@@ -14,7 +14,12 @@ from pycocotools.coco import COCO
 
 from autotimm import masks
 
-REAL = ["coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"]
+REAL = [
+    "fruits_nuts",
+    "balloon",
+    "microscopy_flakes",
+    pytest.param("coco_mini", marks=pytest.mark.release),
+]
 HEIGHT, WIDTH = 80, 110
 
 
