@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def bench(script: str, *options: object) -> str:
-    words = [sys.executable, BENCHMARKS / script, "--quick", *options]
-    done = subprocess.run(list(map(str, words)), check=False, capture_output=True, text=True)
+    done = forked.run(BENCHMARKS / script, "--quick", *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

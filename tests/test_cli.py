@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import SAMPLE
 from lightning.pytorch import Trainer
@@ -251,7 +252,10 @@ def test_a_required_flag_is_named() -> None:
 
 @pytest.mark.slow
 def test_fit_takes_debug_and_lists_all_flags_when_asked() -> None:
-    done = run("fit", "--help-all", stdout=subprocess.PIPE)
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return forked.run("-m", "autotimm", *words)
+
+    done = run("fit", "--help-all")
     assert done.returncode == 0 and done.stdout.startswith("usage: autotimm ")
     for flag in (flag for flags in training.GROUPS.values() for flag in flags):
         if not flag.name.startswith("--model.init_args."):  # those of the class chosen

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,9 +79,9 @@ def test_large_pictures_are_made_smaller(folder: Path) -> None:
 
 def test_the_command_shows_every_preset(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "preview.png"
-    words = [sys.executable, "-m", "autotimm", "preview", "--data", str(folder), "--out", str(out)]
-    words += ["--image-size", "64", "96", "--samples", "2"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    words = ["-m", "autotimm", "preview", "--data", folder, "--out", out]
+    done = forked.run(*words, "--image-size", 64, 96, "--samples", 2)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"each as it is, {', '.join(PRESETS)}\n")
     assert Image.open(out).size == (8 + 104 * (1 + len(PRESETS)), 36 + 2 * 72)
 
@@ -115,7 +116,7 @@ def test_every_flag_of_the_command_tells(folder: Path) -> None:
         ("--out a.png --preset weak", "invalid choice: 'weak'"),
         ("--out a.png --split else", "no split 'else', only train, val"),
         ("--out a.png --image-size 64 64 64", "--image-size takes one side, or height and width"),
-        ("--out no/such/folder/a.png", "cannot write no/such/folder/a.png"),
+        ("--samples 1 --image-size 64 --out no/such/a.png", "cannot write no/such/a.png"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import on_ranks
 
 from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
-from autotimm.streaming.remote import Retry
 from autotimm.streaming.store import ShardSource, open_source
 from autotimm.structures import InputError
 
@@ -23,7 +22,6 @@ server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("s3fs")
 
-QUICK = Retry(attempts=2, wait=0.01, stall=5)
 URL = "s3://bucket/some folder/shards"
 
 
@@ -79,27 +77,33 @@ def content_of(source: Any) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, together: Any, results: Any) -> None:
-    source = ShardSource(URL, "train", cache, retry=QUICK)
-    together.wait()
-    results.put(content_of(source))
+EACH = """
+import hashlib, os, sys, time
+from pathlib import Path
+from autotimm.streaming.store import ShardSource
+
+url, cache, folder = sys.argv[1], *map(Path, sys.argv[2:])
+source = ShardSource(url, "train", cache)
+(folder / f"ready{os.environ['RANK']}").touch()
+while len(list(folder.glob("ready*"))) < 2:
+    time.sleep(0.01)
+digest = hashlib.sha256()
+for shard, size in enumerate(source.shard_sizes):
+    for index in range(size):
+        image, record = source.read(shard, index)
+        digest.update(bytes(image) + repr(record).encode())
+(folder / f"read{os.environ['RANK']}").write_text(digest.hexdigest())
+"""
+"""What both processes do; this file brings the server with it, which they need not import."""
 
 
 def test_two_processes_stream_from_s3_through_one_cache(
     requests: Counter[str], shard_folder: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    together, results = context.Barrier(2), context.Queue()
-    processes = [
-        context.Process(target=_read, args=(tmp_path / "cache", together, results))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
+    done = on_ranks(EACH, tmp_path, URL, tmp_path / "cache", tmp_path)
+    assert done.returncode == 0, done.stderr
     local = content_of(ShardSource(str(shard_folder), "train"))
-    assert [results.get(timeout=120) for _ in processes] == [local, local]
-    for process in processes:
-        process.join()
+    assert [path.read_text() for path in tmp_path.glob("read?")] == [local, local]
     assert {name: count for name, count in requests.items() if name.endswith((".tar", ".npy"))} == {
         path.name: 1 for path in shard_folder.glob("train-*")
     }
