@@ -10,6 +10,7 @@ kills, rendezvous), the time or the modules of a start, and the end of an interp
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import resource
@@ -169,6 +170,7 @@ def _program(words: list[str], env: dict[str, str], cwd: str, out: Path, err: Pa
         stream = os.open(file, os.O_WRONLY | os.O_APPEND)
         os.dup2(stream, number)
         os.close(stream)
+    gc.freeze()  # else each collection would look at all that is imported, and copy its pages
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
