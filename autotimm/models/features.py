@@ -250,8 +250,8 @@ def _tried(name: str, options: dict[str, Any], strides: tuple[int, ...], plain: 
             raise _UnusableError(f"does not take images of any size ({_first_line(reason)})")
         maps, channels_last = found[0]
         channels = tuple(twin.feature_info.channels())
-        torch.stack([m.sum() for m in maps]).sum().backward()
-    unused = frozenset(n for n, parameter in twin.named_parameters() if parameter.grad is None)
+    used = _leaves(maps)
+    unused = frozenset(n for n, parameter in twin.named_parameters() if parameter not in used)
     return Features(options, strides, channels, plain, multiple, channels_last, unused)
 
 
@@ -267,6 +267,22 @@ def _maps(
         return maps, True
     shapes = ", ".join("x".join(map(str, m.shape[1:])) for m in maps)
     raise ValueError(f"an image of {size[0]} x {size[1]} becomes {shapes}")
+
+
+def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
+    """The parameters that outputs depend on, which a backward pass would give gradients to.
+
+    Walks the autograd graph, as DDP does for the same question: a backward pass on the meta device
+    takes as long as all the rest.
+    """
+    ahead = [output.grad_fn for output in outputs]
+    seen: set[Any] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    return {node.variable for node in seen if hasattr(node, "variable")}
 
 
 def _first_line(error: BaseException | None) -> str:
