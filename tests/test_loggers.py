@@ -16,7 +16,7 @@ from line import Line, loader, quiet
 
 from autotimm import InputError
 from autotimm.training import loggers
-from autotimm.training.loggers import guarded, log_picture, make_loggers
+from autotimm.training.loggers import Guard, guarded, log_picture, make_loggers
 from autotimm.training.metrics_file import MetricsLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -41,6 +41,10 @@ class Failing(Logger):
     @property
     def experiment(self) -> Any:
         self.fail()
+
+
+def kinds(given: list[Logger]) -> list[str]:
+    return [one.__class__.__name__ for one in given]
 
 
 @pytest.mark.parametrize("after", [0, 4])
@@ -75,31 +79,49 @@ def test_a_logger_that_comes_back_is_used_again() -> None:
     assert flaky.asked == 40  # type: ignore[attr-defined]
 
 
-def test_a_guarded_logger_is_what_it_was(tmp_path: Path) -> None:
+def test_a_guard_passes_for_its_logger(tmp_path: Path) -> None:
     given = TensorBoardLogger(tmp_path)
-    assert guarded(given) is given
-    assert isinstance(given, TensorBoardLogger)
-    kind = type(given)
-    assert type(guarded(given)) is kind
-    copied = pickle.loads(pickle.dumps(given))  # noqa: S301
-    assert type(copied).__name__ == "TensorBoardLogger"
+    guard = guarded(given)
+    assert guarded(guard) is guard
+    assert isinstance(guard, TensorBoardLogger) and not isinstance(guard, CSVLogger)
+    assert guard.experiment is given.experiment and guard.log_dir == given.log_dir
+    guard._default_hp_metric = False  # as users set what its constructor was not given
+    assert given._default_hp_metric is False
+    copied = pickle.loads(pickle.dumps(guard))  # noqa: S301
+    assert isinstance(copied, Guard) and isinstance(copied, TensorBoardLogger)
     assert copied.root_dir == given.root_dir
     bad = pickle.loads(pickle.dumps(guarded(Failing())))  # noqa: S301
     with pytest.warns(UserWarning, match="Failing fails"):
         assert isinstance(bad.experiment, DummyExperiment)
 
 
-def test_csv_is_always_there_and_tensorboard_by_default(tmp_path: Path) -> None:
-    def kinds(given: Any) -> list[str]:
-        return [type(one).__name__ for one in make_loggers(given, tmp_path)]
+def test_what_a_logger_has_beside_lightnings_methods_ends_no_run_either() -> None:
+    class Service(Failing):
+        def log_image(self, key: str) -> None:
+            self.experiment.log(key)
 
-    assert kinds(None) == kinds(True) == ["MetricsLogger", "TensorBoard"]
-    assert kinds("csv") == ["MetricsLogger"]
-    assert kinds(["tensorboard", "csv", "tensorboard"]) == ["MetricsLogger", "TensorBoard"]
-    assert kinds(False) == []
+        def look_up(self, key: str) -> str:
+            return key
+
+    service: Any = guarded(Service())
+    assert service.look_up("a") == "a"
+    with pytest.warns(UserWarning, match="Service fails, and the run goes on without it"):
+        assert service.log_image("a") is None
+    with pytest.raises(AttributeError, match="no_such"):
+        service.no_such()
+
+
+def test_csv_is_always_there_and_tensorboard_by_default(tmp_path: Path) -> None:
+    def made(given: Any) -> list[str]:
+        return kinds(make_loggers(given, tmp_path))
+
+    assert made(None) == made(True) == ["MetricsLogger", "TensorBoard"]
+    assert made("csv") == ["MetricsLogger"]
+    assert made(["tensorboard", "csv", "tensorboard"]) == ["MetricsLogger", "TensorBoard"]
+    assert made(False) == []
     own = CSVLogger(tmp_path)
-    assert make_loggers([own, "tensorboard"], tmp_path)[0] is own
-    assert kinds(TensorBoardLogger(tmp_path)) == ["MetricsLogger", "TensorBoardLogger"]
+    assert make_loggers([own, "tensorboard"], tmp_path)[0].experiment is own.experiment
+    assert made(TensorBoardLogger(tmp_path)) == ["MetricsLogger", "TensorBoardLogger"]
 
 
 def test_without_tensorboard_csv_is_enough(tmp_path: Path, monkeypatch) -> None:
@@ -121,7 +143,7 @@ def test_ranks_but_the_first_connect_to_nothing(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(loggers, "_installed", lambda _: True)
     monkeypatch.setattr(loggers.rank_zero_only, "rank", 1)
     made = make_loggers(["wandb", "mlflow"], tmp_path)
-    assert [type(one).__name__ for one in made] == ["MetricsLogger", "DummyLogger", "DummyLogger"]
+    assert kinds(made) == ["MetricsLogger", "DummyLogger", "DummyLogger"]
     for one in made:
         one.log_metrics({"a": 1.0}, 0)
         one.save()
@@ -186,7 +208,7 @@ def test_mlflow_by_name(tmp_path: Path, offline: None, monkeypatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     run = quiet(tmp_path / "runs", max_epochs=1, log_every_n_steps=1, logger=["mlflow"])
     run.fit(Line(), loader(4))
-    assert [type(one).__name__ for one in run.loggers] == ["MetricsLogger", "MLFlowLogger"]
+    assert kinds(run.loggers) == ["MetricsLogger", "MLFlowLogger"]
     logger = run.loggers[1]
     assert isinstance(logger, MLFlowLogger)
     log_picture(logger, "val/pictures", np.zeros((4, 6, 3), np.uint8), 4)
@@ -205,7 +227,7 @@ def test_wandb_by_name(tmp_path: Path, offline: None) -> None:
     pytest.importorskip("wandb")
     run = quiet(tmp_path / "runs", max_epochs=1, log_every_n_steps=1, logger="wandb")
     run.fit(Line(), loader(4))
-    assert [type(one).__name__ for one in run.loggers] == ["MetricsLogger", "WandbLogger"]
+    assert kinds(run.loggers) == ["MetricsLogger", "WandbLogger"]
     log_picture(run.loggers[1], "val/pictures", np.zeros((4, 6, 3), np.uint8), 4)
     run.loggers[1].experiment.finish()
     assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
@@ -274,7 +296,7 @@ def test_on_a_full_disk_rows_wait_and_stay_whole(tmp_path: Path) -> None:
 def test_two_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
     (tmp_path / "version_3").mkdir()
     one, two = (make_loggers("csv", tmp_path)[0] for _ in range(2))
-    with mock.patch.object(type(one), "_get_next_version", lambda _: 4):  # both have looked
+    with mock.patch.object(MetricsLogger, "_get_next_version", lambda _: 4):  # both have looked
         folders = [one.log_dir, two.log_dir]
     assert folders == [str(tmp_path / "version_4"), str(tmp_path / "version_5")]
     assert [one.log_dir, two.log_dir] == folders

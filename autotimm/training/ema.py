@@ -4,6 +4,12 @@ Invariants: training does not know of the average, so that a run with it has the
 without; every checkpoint has both, the trained weights as ``state_dict`` and the average as
 ``ema``; a run that goes on from one has the average of the undisturbed run, bit for bit; nothing
 of it has the host wait for the device.
+
+Lightning's own callback, ``WeightAveraging`` (2.6.6), keeps none of these. Its average begins with
+the weights after the first step and has their precision, the host reads a tensor of the device's at
+each step, a checkpoint saved in a validation has the two sets of weights exchanged, and one saved
+at the end of the training or later lacks those that were trained. A subclass would replace every
+method that it has.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ and the others are passed over; what cannot be used at all is refused before the
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import (
@@ -116,7 +118,7 @@ def go_on(loggers: Sequence[Logger], step: int) -> None:
     for logger in loggers:
         one: Any = guarded(logger)
         if isinstance(logger, MetricsLogger):
-            one.attempt(logger.go_on, step)
+            one.go_on(step)
         elif isinstance(logger, TensorBoardLogger) and step:
             one.attempt(_restart, logger, step)
 
@@ -152,85 +154,67 @@ def told(error: BaseException) -> str:
 
 
 def guarded(logger: Logger) -> Logger:
-    """The same object, whose failures are warned of and passed over."""
-    kind = type(logger)
-    if not issubclass(kind, _Guarded):
-        # Still of its class, for whoever asks what kind of logger it is.
-        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-        logger.__class__ = type(kind.__name__, (_Guarded, kind), names)
-    return logger
+    """``logger`` behind a :class:`Guard`, unless it is behind one already."""
+    return logger if isinstance(logger, Guard) else cast(Logger, Guard(logger))
 
 
-def _rebuilt(kind: type[Logger], state: dict[str, Any]) -> Logger:
-    logger: Logger = object.__new__(kind)
-    logger.__dict__.update(state)
-    return guarded(logger)
+class Guard:
+    """Stands in front of a logger: warns of its failures and passes over them; everything else is
+    the logger's.
 
+    ``isinstance`` takes a guard for one of the logger's class, which is what Lightning, callbacks
+    and users ask; ``type`` says Guard. After ``GIVEN_UP`` failures in a row the logger is left
+    alone, unless it is a CSVLogger, whose rows wait until they can be written.
+    """
 
-class _Guarded(Logger):
-    """What Lightning calls of a logger, in front of the class that does it."""
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self._failures = 0  # in a row
+        self._warned = False
 
-    _failures = 0  # in a row
-    _warned = False
-    _inside = False
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._logger)
 
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        self.attempt(super().log_metrics, *args, **kwargs)  # type: ignore[safe-super]
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._logger, name)
+        guards = inspect.ismethod(found) and not name.startswith("_")
+        return functools.partial(self.attempt, found) if guards else found
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        self.attempt(super().log_hyperparams, *args, **kwargs)  # type: ignore[safe-super]
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("_logger", "_failures", "_warned")
+        object.__setattr__(self if own else self._logger, name, value)
 
-    def log_graph(self, *args: Any, **kwargs: Any) -> None:
-        self.attempt(super().log_graph, *args, **kwargs)
-
-    def save(self) -> None:
-        self.attempt(super().save)
-
-    def finalize(self, status: str) -> None:
-        self.attempt(super().finalize, status)
-
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        self.attempt(super().after_save_checkpoint, checkpoint_callback)
+    def __reduce__(self) -> Any:
+        return Guard, (self._logger,)
 
     @property
     def experiment(self) -> Any:
         """The library's own object; one that does nothing where it cannot be made."""
-        if self._inside:
-            return super().experiment  # type: ignore[misc]
-        made = self.attempt(lambda: super(_Guarded, self).experiment)  # type: ignore[misc]
+        made = self.attempt(getattr, self._logger, "experiment")
         return DummyExperiment() if made is None else made
 
     def attempt(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What ``do`` returns; None, with a warning, where it fails."""
-        if self._inside:
-            return do(*args, **kwargs)
-        if self._failures >= GIVEN_UP and not isinstance(self, CSVLogger):
+        if self._failures >= GIVEN_UP and not isinstance(self._logger, CSVLogger):
             return None
-        self._inside = True
         try:
             result = do(*args, **kwargs)
-            if do.__name__ == "log_metrics":  # the others may be there to do nothing
-                self._failures = 0
         except Exception as error:
             self._failures += 1
             self._warn(error)
             return None
-        finally:
-            self._inside = False
+        if getattr(do, "__name__", "") == "log_metrics":  # the others may be there to do nothing
+            self._failures = 0
         return result
 
     def _warn(self, error: Exception) -> None:
-        name = type(self).__name__
+        name = type(self._logger).__name__
         if not self._warned:
             self._warned = True
             rank_zero_warn(f"{name} fails, and the run goes on without it ({told(error)})")
-        elif self._failures == GIVEN_UP and not isinstance(self, CSVLogger):
+        elif self._failures == GIVEN_UP and not isinstance(self._logger, CSVLogger):
             rank_zero_warn(f"{name} failed {GIVEN_UP} times in a row, and is left alone from here")
-
-    def __reduce__(self) -> Any:
-        kind = next(k for k in type(self).__mro__ if not issubclass(k, _Guarded))
-        state = self.__getstate__() if hasattr(kind, "__getstate__") else self.__dict__
-        return _rebuilt, (kind, state)
 
 
 class TensorBoard(TensorBoardLogger):

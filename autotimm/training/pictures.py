@@ -98,7 +98,7 @@ class SavePictures(Callback):
             try:
                 log_picture(logger, f"{stage}/pictures", sheet, trainer.global_step)
             except Exception as error:
-                self._warn(f"{type(logger).__name__} does not take the pictures", error)
+                self._warn(f"{logger.__class__.__name__} does not take the pictures", error)
 
     on_test_epoch_end = on_validation_epoch_end
 
