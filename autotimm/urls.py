@@ -1,17 +1,82 @@
-"""URLs as people give them: of which kind one is, which folder it names, what of it may be shown.
+"""Folders and URLs as people give them: what one names, and what of it may be shown.
 
 Invariant: no user, password, query (a signature) or fragment of a URL is in what is to be shown.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from autotimm.structures import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A folder, or a file, of this machine or of a server. As text, it is without its secrets.
+
+    Attributes:
+        given: as the user wrote it: a URL may hold a password or a signature.
+        folder: its path on this machine; None on a server.
+    """
+
+    given: str = field(repr=False)
+    folder: Path | None
+
+    def __str__(self) -> str:
+        return shown(self.given)
+
+
+def locate(given: str | Path | Location) -> Location:
+    """What a name means: a path, of which a ``~`` at the beginning is the user's home folder, or a
+    file, http, https or s3 URL. Whether anything lies there is not looked at.
+
+    Raises:
+        InputError: the URL is not whole, is of another kind, or needs a package that is missing;
+            or no path can be so.
+    """
+    if isinstance(given, Location):
+        return given
+    text = str(given)
+    scheme, name = kind(text), shown(text)
+    if not scheme:
+        other = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", text)
+        if other is None or Path(text).exists():
+            return Location(text, home_expanded(text))
+        scheme, name = other[1].lower(), without_secrets(text)
+    if re.match(r"https?://(?:[^/?#]*@)?\[", text, re.IGNORECASE):
+        raise InputError(f"{name}: addresses in brackets are not read: give the server's name")
+    if scheme in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", text):
+        host = "bucket" if scheme == "s3" else "host"
+        raise InputError(f"{name}: not a whole URL, which is as in {scheme}://{host}/folder")
+    if scheme == "file":
+        return Location(text, file_path(text))
+    if scheme not in ("http", "https", "s3"):
+        raise InputError(
+            f"{name}: {scheme} URLs are not read: give a folder, or a file, http, https or s3 URL"
+        )
+    if scheme == "s3" and importlib.util.find_spec("s3fs") is None:
+        raise InputError(f"{name}: S3 needs s3fs: pip install s3fs")
+    return Location(text, None)
+
+
+def home_expanded(path: str | Path) -> Path:
+    """A local path, of which a ``~`` at the beginning is the user's home folder.
+
+    Raises:
+        InputError: there is no such home, or no path can be so.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: no path has a NUL byte in it")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such home folder: write the path out") from None
 
 
 def kind(text: str) -> str:

@@ -419,8 +419,8 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     for name in ("instances_test2017.json", "instances_odd.json"):
         shutil.copy(annotations / "instances_val2017.json", annotations / name)
     shutil.copytree(folder / "val2017", folder / "test2017")
-    assert module(folder)._evaluated("test") == "test"
-    assert module(folder, test_split="val")._evaluated("test") == "val"
+    assert module(folder).check("test") == ["test"]
+    assert module(folder, test_split="val").check("test") == ["val"]
 
     content = json.loads((annotations / "instances_odd.json").read_text())
     content["categories"][0]["name"] = "ellipse"

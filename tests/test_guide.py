@@ -185,7 +185,7 @@ def optimizer_of(model: InstanceSegmentor) -> torch.optim.Optimizer:
     real = AutoTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer: Any = SimpleNamespace(**vars(real), strategy=real.strategy)
     trainer.estimated_stepping_batches = 5
-    chosen: Any = optimization.configure(model.network, model.hparams, trainer)
+    chosen: Any = optimization.configure(model.network, model.settings, trainer)
     assert isinstance(chosen["optimizer"], torch.optim.AdamW)
     return chosen["optimizer"]
 

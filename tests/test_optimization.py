@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +14,19 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from autotimm.models.network import Network
 from autotimm.structures import InputError
 from autotimm.tasks import optimization
+from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.settings import DetectorSettings
 
-SETTINGS = {
-    "optimizer": "sgd",
-    "scheduler": "multistep",
-    "lr": 0.01,
-    "weight_decay": 1e-4,
-    "warmup_steps": 0,
-    "milestones": None,
-    "backbone_lr_factor": 1.0,
-    "layer_decay": 1.0,
-    "freeze_backbone": False,
+DEFAULTS = {
+    name: one.default
+    for name, one in inspect.signature(ObjectDetector).parameters.items()
+    if name != "metrics"
 }
+
+
+def settings(**changes: Any) -> DetectorSettings:
+    chosen = {"backbone": "resnet10t", "optimizer": "sgd", "scheduler": "multistep", "lr": 0.01}
+    return DetectorSettings(**{**DEFAULTS, **chosen, **changes})
 
 
 def factors(kind, steps=120, warmup=10, **options):
@@ -67,9 +70,9 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
     ],
 )
 def test_what_cannot_be_or_would_have_no_effect_is_refused(changes, said) -> None:
-    optimization.check(SETTINGS)
+    settings()
     with pytest.raises(InputError, match=said):
-        optimization.check({**SETTINGS, **changes})
+        settings(**changes)
 
 
 def configured(steps: float = 100, **changes) -> torch.optim.Optimizer:
@@ -77,8 +80,7 @@ def configured(steps: float = 100, **changes) -> torch.optim.Optimizer:
     with torch.device("meta"):
         network = Network("resnet10t", 3, pretrained=False, fpn_channels=32, head_convs=1)
     run = SimpleNamespace(estimated_stepping_batches=steps, strategy=SingleDeviceStrategy("cpu"))
-    options = SimpleNamespace(**{**SETTINGS, "backbone": "resnet10t", **changes})
-    made = optimization.configure(network, options, run)
+    made = optimization.configure(network, settings(**changes), run)
     assert made["lr_scheduler"]["interval"] == "step"
     return made["optimizer"]
 

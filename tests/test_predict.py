@@ -91,7 +91,7 @@ class Bright:
     training = False
     device = torch.device("cpu")
     preprocessing = Preprocessing((0.0,) * 3, (1.0,) * 3, "bilinear", (128, 128))
-    hparams = SimpleNamespace(nms_thresh=0.5, max_detections_per_image=100)
+    settings = SimpleNamespace(nms_thresh=0.5, max_detections_per_image=100)
 
     def eval(self) -> None: ...
 
@@ -165,7 +165,7 @@ class Seen:
 
     with_masks, training, device = True, True, torch.device("cpu")
     preprocessing = Preprocessing((0.25, 0.5, 0.75), (1.0,) * 3, "bilinear", (64, 64))
-    hparams = SimpleNamespace(nms_thresh=0.5, max_detections_per_image=1)
+    settings = SimpleNamespace(nms_thresh=0.5, max_detections_per_image=1)
 
     def __init__(self, **how: Any) -> None:
         self.preprocessing = replace(self.preprocessing, **how)

@@ -132,8 +132,9 @@ def test_the_verbs_flags_are_the_options(
     for more in ([*flags, "--image-size", 64, 96, "--min-score", 0.3], ["--compile", "yes"]):
         with pytest.raises(InputError, match="none of the images"):
             run(*words, *more)
-    told = Options(9, (64, 96), None, 256, 0.4, flip=True, half=True, min_score=0.3)
-    assert seen == [told, False, Options(), True]
+    chosen = {"batch_size": 9, "image_size": (64, 96), "tile": 256, "overlap": 0.4}
+    chosen |= {"flip": True, "half": True, "min_score": 0.3}
+    assert seen == [Options(**chosen), False, Options(), True]
 
 
 def test_own_pictures_are_not_looked_at_again(

@@ -16,9 +16,10 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 from autotimm.streaming import remote
 from autotimm.streaming.cache import Cache, RemoteFile
-from autotimm.streaming.remote import Retry, local_path
+from autotimm.streaming.remote import Retry
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
+from autotimm.urls import locate
 
 QUICK = Retry(attempts=3, wait=0.01, stall=0.3)
 CONTENT = os.urandom(100_000)
@@ -201,7 +202,7 @@ def test_no_secret_of_what_is_not_read_is_shown(location: str) -> None:
     ],
 )
 def test_half_a_url_is_called_so(location: str, reason: str) -> None:
-    for attempt in (lambda: open_source(location, "train"), lambda: local_path(location)):
+    for attempt in (lambda: open_source(location, "train"), lambda: locate(location)):
         with pytest.raises(InputError) as error:
             attempt()
         assert str(error.value) == f"{location}: {reason}"
@@ -211,15 +212,15 @@ def test_home_is_expanded_in_local_paths(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert local_path("~/shards") == tmp_path / "shards"
-    assert local_path("a~/~b") == Path("a~/~b")
+    assert locate("~/shards").folder == tmp_path / "shards"
+    assert locate("a~/~b").folder == Path("a~/~b")
     make_dataset(tmp_path / "coco", train=3, val=2, size=64)
     shard(tmp_path / "coco", tmp_path / "server")
     assert open_source("~/server", "train").shard_sizes.tolist() == [3]
     assert InstanceSegmentationDataModule("~/coco", num_workers=0).class_names
     open_source(server.url, "train", "~/cache").read(0, 0)
     assert list((tmp_path / "cache").glob("*.tar"))
-    assert local_path(f"{server.url}/~user") is None
+    assert locate(f"{server.url}/~user").folder is None
 
 
 def test_a_nul_byte_is_refused_in_one_line(server: Server) -> None:

@@ -303,7 +303,7 @@ def test_ctrl_c_and_sigterm_are_one_line(
     assert not list(out.glob(f"{WORK}/.*.tmp")) and not (out / "manifest.json").exists()
     kept = len(list(out.glob(f"{WORK}/train-*.json")))
     splits = [*find_splits(coco).values()]
-    outcome = run.shard(splits, staging.LocalFolder(out), job.Options(5))
+    outcome = run.shard(splits, staging.LocalFolder(out), job.Options(samples_per_shard=5))
     assert outcome.kept == kept and outcome.new == 80 - kept
 
 

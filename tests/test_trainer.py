@@ -15,7 +15,7 @@ from ranks import on_ranks
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
-from autotimm.training import trainer
+from autotimm.training.defaults import default_callbacks
 from autotimm.training.pictures import SavePictures
 
 
@@ -73,7 +73,7 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
         pass
 
     def kinds(given):
-        made = trainer._default_callbacks(given, True)
+        made = default_callbacks(given, True)
         return [type(c).__name__ for c in made]
 
     every = [

@@ -156,8 +156,8 @@ def _model(args: argparse.Namespace, images: int) -> Any:
     model = load(args.checkpoint, device, metrics=None, compile_model=compiled, compile_kwargs=None)
     if args.min_score is not None:
         # The model's own limit is of the class alone; a score is the root of it and the centre's.
-        options: Any = model.hparams
-        options.score_thresh = min(options.score_thresh, args.min_score**2)
+        limit = min(model.settings.score_thresh, args.min_score**2)
+        model.hparams.update(score_thresh=limit)
     return model
 
 

@@ -8,7 +8,8 @@ is, and a fit that goes on from it begins there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,22 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm import coco, urls
+from autotimm import coco
 from autotimm.coco import Category
-from autotimm.data import collate, options, pipeline, transforms
+from autotimm.data import options, pipeline
 from autotimm.data.augmentation import Augmentation, augmentation_of
 from autotimm.data.custom import Transforms
-from autotimm.data.load import Load
+from autotimm.data.loaders import Run, evaluation_loader, training_loader
 from autotimm.data.normalize import Normalize
-from autotimm.data.splits import check_categories, check_instances
+from autotimm.data.settings import DataSettings, Setting
+from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
-from autotimm.streaming import remote
-from autotimm.streaming.dataset import SampleStream
+from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
-from autotimm.streaming.store import FolderSource, Source, open_source, split_names
+from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Preprocessing, World
 from autotimm.units import byte_count
-
-_LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
+from autotimm.urls import locate
 
 
 class InstanceSegmentationDataModule(LightningDataModule):
@@ -93,6 +93,30 @@ class InstanceSegmentationDataModule(LightningDataModule):
         InputError: an argument cannot be used.
     """
 
+    settings: DataSettings
+    """The arguments, parsed and checked. Each of the following ones can be assigned to."""
+    image_size = Setting[tuple[int, int]]()
+    batch_size = Setting[int]()
+    val_batch_size = Setting[int]()
+    num_workers = Setting[int]()
+    prefetch_factor = Setting[int]()
+    seed = Setting[int]()
+    augmentation = Setting[Augmentation]()
+    resize = Setting[str]()
+    canvases = Setting[Canvases]()
+    custom_train_transforms = Setting[Transforms | None]()
+    copy_paste = Setting[float]()
+    scales = Setting[Canvases]()
+    max_corrupt = Setting[float]()
+    train_split = Setting[str]()
+    val_split = Setting[str | None]()
+    test_split = Setting[str | None]()
+    masks = Setting[bool]()
+    cache_dir = Setting[str | Path | None]()
+    cache_limit = Setting[int | None]()
+    persistent_workers = Setting[bool]()
+    pin_memory = Setting[bool | None]()
+
     def __init__(
         self,
         data_dir: str | Path,
@@ -122,59 +146,50 @@ class InstanceSegmentationDataModule(LightningDataModule):
         max_corrupt: float = 0.01,
     ) -> None:
         super().__init__()
-        self.data_dir = str(data_dir)
-        folder = remote.local_path(self.data_dir)
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"data_dir: {folder}: no such folder")
-        self.image_size = options.canvas(image_size)
-        self.batch_size = options.whole("batch_size", batch_size, 1, _LARGEST_BATCH)
-        self.val_batch_size = (
-            self.batch_size
-            if val_batch_size is None
-            else options.whole("val_batch_size", val_batch_size, 1, _LARGEST_BATCH)
+        location = locate(data_dir)
+        if location.folder is not None and not location.folder.is_dir():
+            raise InputError(f"data_dir: {location.folder}: no such folder")
+        size = options.canvas(image_size)
+        self.settings = DataSettings(
+            location=location,
+            image_size=size,
+            batch_size=batch_size,
+            val_batch_size=batch_size if val_batch_size is None else val_batch_size,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            seed=seed,
+            augmentation=augmentation_of(augmentation_preset),
+            resize=resize,
+            canvases=options.canvases(aspect_buckets, size, resize),
+            custom_train_transforms=custom_train_transforms,
+            copy_paste=copy_paste,
+            scales=options.scales(multi_scale, size),
+            max_corrupt=max_corrupt,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            masks=masks,
+            cache_dir=cache_dir,
+            cache_limit=None if cache_limit is None else byte_count("cache_limit", cache_limit),
+            persistent_workers=persistent_workers,
+            pin_memory=pin_memory,
+            mean=None if mean is None else options.three("mean", mean),
+            std=None if std is None else options.three("std", std, above=0),
+            interpolation=interpolation,
         )
-        self.num_workers = options.whole("num_workers", num_workers, 0)
-        self.prefetch_factor = options.whole("prefetch_factor", prefetch_factor, 1)
-        self.seed = options.whole("seed", seed, 0)
-        self.augmentation = augmentation_of(augmentation_preset)
-        self.resize = options.one_of("resize", resize, transforms.RESIZES)
-        self.canvases = options.canvases(aspect_buckets, self.image_size, resize)
-        if self.canvases and custom_train_transforms is not None:
-            raise InputError(
-                "custom_train_transforms decide on their images' size themselves: leave out "
-                "aspect_buckets"
-            )
-        if custom_train_transforms is not None:
-            pipeline.check(custom_train_transforms)
-        self.custom_train_transforms = custom_train_transforms
-        self.copy_paste = options.share("copy_paste", copy_paste)
-        if self.copy_paste and custom_train_transforms is not None:
-            raise InputError(
-                "copy_paste goes with augmentation_preset: leave it or custom_train_transforms out"
-            )
-        self.scales = options.scales(multi_scale, self.image_size)
-        if self.scales and (self.canvases or custom_train_transforms is not None):
-            other = "aspect_buckets" if self.canvases else "custom_train_transforms"
-            raise InputError(f"multi_scale and {other} both set the canvas: leave one of them out")
-        self.max_corrupt = options.share("max_corrupt", max_corrupt)
-        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self._mean = None if mean is None else options.three("mean", mean)
-        self._std = None if std is None else options.three("std", std, above=0)
-        self._interpolation = (
-            None
-            if interpolation is None
-            else options.one_of("interpolation", interpolation, tuple(transforms.INTERPOLATIONS))
-        )
-        self.masks = masks
-        self.cache_dir = cache_dir
-        self.cache_limit = None if cache_limit is None else byte_count("cache_limit", cache_limit)
-        self.persistent_workers = persistent_workers
-        self.pin_memory = pin_memory
-        self._sources: dict[str, Source] = {}
-        self._splits: list[str] | None = None
+        self._splits: Splits | None = None  # made at the first look at the data
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
         self._pending: dict[str, Any] | None = None  # state for the training loader to come
         self._normalize: Normalize | None = None  # made once it is known what the model wants
+
+    @property
+    def data_dir(self) -> str:
+        """The folder or URL, as it was given."""
+        return self.settings.location.given
+
+    @data_dir.setter
+    def data_dir(self, value: str | Path) -> None:
+        self.settings = replace(self.settings, location=locate(value))
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -182,17 +197,17 @@ class InstanceSegmentationDataModule(LightningDataModule):
         model = getattr(self.trainer, "lightning_module", None)
         own = getattr(model, "preprocessing", None) or Preprocessing()
         return Preprocessing(
-            own.mean if self._mean is None else self._mean,
-            own.std if self._std is None else self._std,
-            self._interpolation or own.interpolation,
-            self.image_size,
-            self.resize,
+            own.mean if self.settings.mean is None else self.settings.mean,
+            own.std if self.settings.std is None else self.settings.std,
+            self.settings.interpolation or own.interpolation,
+            self.settings.image_size,
+            self.settings.resize,
         )
 
     @property
     def categories(self) -> list[Category]:
         """The categories of the training split, by id; a label is a position in this list."""
-        return self.source(self.train_split).categories
+        return self.source(self.settings.train_split).categories
 
     @property
     def class_names(self) -> list[str]:
@@ -210,19 +225,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         Raises:
             InputError: there is no such split, or it is damaged.
         """
-        if split not in self._sources:
-            source = open_source(self.data_dir, split, self.cache_dir, cache_limit=self.cache_limit)
-            told = [source.remark] if source.remark else []
-            if source.problems.counts:
-                found = "; ".join(source.problems.lines())
-                if isinstance(source, FolderSource):
-                    found += ". autotimm-shard counts odd annotations too"
-                told.append(found)
-            if told:
-                where = urls.shown(self.data_dir)
-                rank_zero_warn(f"{where}, split {split!r}: {'; '.join(told)}")
-            self._sources[split] = source
-        return self._sources[split]
+        return self._opened().source(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits of a stage ("fit", "validate", "test", "predict"; None for all).
@@ -248,33 +251,16 @@ class InstanceSegmentationDataModule(LightningDataModule):
         Raises:
             InputError: as in ``setup``.
         """
-        splits = [self.train_split] if stage in ("fit", None) else []
-        if stage in ("fit", "validate", None) and self.val_split is not None:
-            splits.append(self.val_split)
-        if stage in ("test", "predict"):
-            splits.append(self._evaluated("test"))
-        for split in splits:
-            if split not in self._split_names():
-                hint = "; val_split=None validates nothing" if split == self.val_split else ""
-                raise InputError(
-                    f"{urls.shown(self.data_dir)}: no split {split!r}, only "
-                    f"{', '.join(self._split_names())}{hint}"
-                )
-        if stage in ("fit", None):
-            check_instances(self.source(self.train_split), self.train_split)
-        for split in splits:
-            check_categories(self.source(split), self.categories, self.train_split)
-        return splits
+        return self._opened().check(stage, self.settings)
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
-        vary: Augmentation | Transforms = self.augmentation
-        if self.custom_train_transforms is not None:  # an empty Compose counts as false
-            vary = self.custom_train_transforms
-            wanted = self.preprocessing
-            if remark := pipeline.other_colours(vary, wanted.mean, wanted.std):
-                rank_zero_warn(remark)
-        loader = self._loader("train", self.train_split, self.batch_size, vary)
+        wanted, own = self.preprocessing, self.settings.custom_train_transforms
+        if own is not None and (remark := pipeline.other_colours(own, wanted.mean, wanted.std)):
+            rank_zero_warn(remark)
+        source, run = self.source(self.settings.train_split), self._run(train=True)
+        loader = training_loader(self.settings, self.categories, source, wanted, run)
+        self._keep("train", loader)
         if self._pending is not None:
             loader.load_state_dict(self._pending)
             self._pending = None
@@ -283,17 +269,17 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
         """Batches of ``val_split`` for evaluation; none where there is no such split."""
         validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        if self.val_split is None and not validating:
+        if self.settings.val_split is None and not validating:
             return []
-        return self._evaluation_loader("val", self._evaluated("validate"))
+        return self._evaluation_loader("val", "validate")
 
     def test_dataloader(self) -> StreamLoader:
         """Batches of ``test_split`` for evaluation."""
-        return self._evaluation_loader("test", self._evaluated("test"))
+        return self._evaluation_loader("test", "test")
 
     def predict_dataloader(self) -> StreamLoader:
         """The same batches as in testing."""
-        return self._evaluation_loader("predict", self._evaluated("test"))
+        return self._evaluation_loader("predict", "test")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalises the images, on the device: uint8 to float32, by mean and std."""
@@ -333,74 +319,37 @@ class InstanceSegmentationDataModule(LightningDataModule):
         for loader in self._loaders.values():
             loader.close()
 
-    def _evaluated(self, stage: str) -> str:
-        """The split that a stage evaluates on."""
-        if stage == "test":
-            if self.test_split is not None:
-                return self.test_split
-            if "test" in self._split_names():
-                return "test"
-        if self.val_split is None:
-            raise InputError(
-                "there is nothing to evaluate on: val_split is None, and "
-                f"{urls.shown(self.data_dir)} has no "
-                "'test' split: set val_split or test_split"
-            )
-        return self.val_split
-
-    def _split_names(self) -> list[str]:
+    def _opened(self) -> Splits:
         if self._splits is None:
-            self._splits = split_names(self.data_dir)
+            at = self.settings
+            self._splits = Splits(at.location, at.cache_dir, at.cache_limit, rank_zero_warn)
         return self._splits
 
-    def _evaluation_loader(self, role: str, split: str) -> StreamLoader:
-        return self._loader(role, split, self.val_batch_size, None)
+    def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
+        split, run = self._opened().evaluated(stage, self.settings), self._run(train=False)
+        categories, source = self.categories, self.source(split)
+        loader = evaluation_loader(self.settings, categories, source, self.preprocessing, run)
+        self._keep(role, loader)
+        return loader
 
-    def _loader(
-        self, role: str, split: str, batch_size: int, vary: Augmentation | Transforms | None
-    ) -> StreamLoader:
-        trainer, train = self.trainer, vary is not None
-        world, on_gpu, epoch, shuffle = World(), torch.cuda.is_available(), 0, train
-        limit: Callable[[], float] | None = None
-        if trainer is not None:
-            world = World(trainer.global_rank, trainer.world_size)
-            on_gpu = trainer.strategy.root_device.type == "cuda"
-            epoch = trainer.current_epoch if train else 0  # where loaders are made anew meanwhile
-            limit = (lambda: trainer.num_training_batches) if train else None
-            # Overfitting wants the same batches every time.
-            shuffle = train and not trainer.overfit_batches  # type: ignore[attr-defined]
-        labels = coco.label_of(self.categories)
-        wanted = self.preprocessing
-        with_masks = self.masks and train  # evaluation takes the target's
-        how = (self.resize, wanted.fill, with_masks, wanted.interpolation)
-        load = Load(labels, self.image_size, vary, *how)
-        stream = SampleStream(
-            self.source(split),
-            load,
-            collate.collate,
+    def _run(self, *, train: bool) -> Run:
+        """What the trainer says of the run; without one it is a run of this process alone."""
+        trainer = self.trainer
+        if trainer is None:
+            return Run(world=World(), on_gpu=torch.cuda.is_available())
+        world = World(trainer.global_rank, trainer.world_size)
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        if not train:
+            return Run(world=world, on_gpu=on_gpu)
+        return Run(
             world=world,
-            batch_size=batch_size,
-            seed=self.seed,
-            shuffle=shuffle,
-            pad=not train,
-            canvases=self.canvases if train else (),
-            max_corrupt=self.max_corrupt,
-            sizes=self.scales if train else (),
-            paired=self.copy_paste if train else 0.0,
-            # A pipeline of the user's own may keep its randomness to itself.
-            threads=torch.get_num_threads() if isinstance(vary, Augmentation | None) else 1,
+            on_gpu=on_gpu,
+            epoch=trainer.current_epoch,  # where loaders are made anew meanwhile
+            limit=lambda: trainer.num_training_batches,
+            same_batches=bool(trainer.overfit_batches),  # type: ignore[attr-defined]
         )
-        loader = StreamLoader(
-            stream,
-            finish=collate.finish,
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor,
-            persistent_workers=self.persistent_workers,
-            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
-            epoch=epoch,
-            limit=limit,
-        )
-        if role in self._loaders:  # Lightning makes them anew where it is told to
+
+    def _keep(self, role: str, loader: StreamLoader) -> None:
+        if role in self._loaders:  # Lightning may be set to make loaders anew
             self._loaders[role].close()
         self._loaders[role] = loader
-        return loader

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+from autotimm.data.transforms import RESIZES
 from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 
@@ -56,10 +57,12 @@ def canvases(
         resize: one of ``transforms.RESIZES``.
 
     Raises:
-        InputError: they are no canvases, or such as no image would come to lie on.
+        InputError: they are no canvases, or such as no image would come to lie on; or no such
+            ``resize``.
     """
     if aspect_buckets is False:
         return ()
+    one_of("resize", resize, RESIZES)
     if resize != "letterbox":
         raise InputError(
             f"aspect_buckets needs resize='letterbox': {resize!r} leaves no room that they save"

@@ -17,7 +17,7 @@ from autotimm import urls
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor.machine import Finding, read_speed
 from autotimm.streaming.decode import DataError
-from autotimm.streaming.remote import local_path
+from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 from autotimm.training import resources, strategies
@@ -27,28 +27,27 @@ _FILES = 500  # of a folder, to read at most
 
 def data(location: str) -> list[Finding]:
     """Whether the data can be reached, and whether their manifest, splits and samples are sound."""
-    name = urls.shown(location)
     begun = time.perf_counter()
     try:
-        splits = split_names(location)
-        folder = local_path(location)
+        where = look(location)
+        splits = split_names(where)
     except (InputError, OSError) as error:
         return [Finding("fail", "data", urls.without_secrets(str(error)), "see --data")]
     took = time.perf_counter() - begun
-    found = [Finding("ok", "data", f"{name}: splits {', '.join(splits)}, in {took:.2f} s")]
-    found += [_split(location, split) for split in splits]
-    if folder is not None:
+    text = f"{where.location}: splits {', '.join(splits)}, in {took:.2f} s"
+    found = [Finding("ok", "data", text), *(_split(where, split) for split in splits)]
+    if (folder := where.folder) is not None:
         files = (p for p in folder.rglob("*") if p.suffix.lower() in (".tar", ".jpg", ".png"))
         found.append(read_speed(folder, islice(files, _FILES)))
     return found
 
 
-def _split(location: str, split: str) -> Finding:
+def _split(where: DataFolder, split: str) -> Finding:
     name = f"split {split}"
     try:
-        source = open_source(location, split)
+        source = open_source(where, split)
         images = int(source.shard_sizes.sum())
-        if images and local_path(location) is not None:  # else it would load a whole shard
+        if images and where.folder is not None:  # else it would load a whole shard
             source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
     except (InputError, OSError, DataError) as error:
         remedy = "autotimm shard --verify tells of all that is damaged"

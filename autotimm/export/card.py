@@ -10,6 +10,7 @@ import timm
 
 from autotimm import urls
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.settings import DetectorSettings
 
 MADE_BY = "trained with autotimm."
 _SETTINGS = ("optimizer", "lr", "weight_decay", "scheduler", "warmup_steps", "frozen_stages")
@@ -34,12 +35,12 @@ def card(
         pretrained: of the training: what its backbone began with.
         steps: optimizer steps of the training.
     """
-    hparams: Any = model.hparams
+    settings = model.settings
     kind = "boxes and masks" if model.with_masks else "boxes"
     lines = [
-        f"# {type(model).__name__}, {hparams.backbone}",
+        f"# {type(model).__name__}, {settings.backbone}",
         "",
-        f"Finds {kind} of {hparams.num_classes} classes. FCOS on a feature pyramid"
+        f"Finds {kind} of {settings.num_classes} classes. FCOS on a feature pyramid"
         f"{', with a Mask R-CNN mask head' if model.with_masks else ''}; {MADE_BY}",
         "",
         "## Use",
@@ -58,7 +59,7 @@ def card(
         "",
         "## Training",
         "",
-        *_training(hparams, run, steps),
+        *_training(settings, run, steps),
         "",
         "## Results",
         "",
@@ -66,7 +67,7 @@ def card(
         "",
         "## Licence",
         "",
-        *_licence(hparams.backbone, pretrained),
+        *_licence(settings.backbone, pretrained),
         "",
     ]
     return "\n".join(lines)
@@ -100,13 +101,12 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _training(hparams: Any, run: Mapping[str, Any], steps: int | None) -> list[str]:
-    settings = run.get("settings") if isinstance(run.get("settings"), dict) else {}
-    assert isinstance(settings, dict)
-    data = settings.get("data") or {}
+def _training(settings: DetectorSettings, run: Mapping[str, Any], steps: int | None) -> list[str]:
+    recorded = run.get("settings")
+    data = recorded.get("data") or {} if isinstance(recorded, dict) else {}
     where = urls.shown(str(data["data_dir"])) if data.get("data_dir") else "not known"
-    told = [f"{name} {hparams[name]}" for name in _SETTINGS if name in hparams]
-    lines = [f"- data: {where}", f"- {', '.join(told)}"]
+    listed = [f"{name} {getattr(settings, name)}" for name in _SETTINGS]
+    lines = [f"- data: {where}", f"- {', '.join(listed)}"]
     if steps is not None:
         lines.append(f"- {steps:,} optimizer steps")
     versions = run.get("versions")

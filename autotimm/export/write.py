@@ -48,19 +48,19 @@ def program(
     Raises:
         InputError: the model finds more in an image than the graph can hold.
     """
-    hparams: Any = model.hparams
-    if hparams.max_detections_per_image > CANDIDATES:
+    settings = model.settings
+    if settings.max_detections_per_image > CANDIDATES:
         raise InputError(
-            f"max_detections_per_image={hparams.max_detections_per_image} is more than the "
+            f"max_detections_per_image={settings.max_detections_per_image} is more than the "
             f"{CANDIDATES} that a graph holds: give --max-detections"
         )
-    limit = hparams.score_thresh if min_score is None else min(hparams.score_thresh, min_score**2)
+    limit = settings.score_thresh if min_score is None else min(settings.score_thresh, min_score**2)
     graph = Graph(
         copy.deepcopy(model.network),  # whose weights are to ask for no gradient
         model.preprocessing,
         limit,
-        hparams.nms_thresh,
-        hparams.max_detections_per_image,
+        settings.nms_thresh,
+        settings.max_detections_per_image,
         min_score or 0.0,
     )
     graph.requires_grad_(False).eval()

@@ -27,7 +27,7 @@ from autotimm.structures import Detections, InputError
 from autotimm.tasks.detector import ObjectDetector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """How images are looked at.
 
@@ -242,10 +242,10 @@ class _Look:
         if "masks" in mirrored:
             turned["masks"] = mirrored["masks"].flip(-1)
         both = {key: torch.cat([value, turned[key]]) for key, value in plain.items()}  # type: ignore[list-item]
-        hparams: Any = self.model.hparams
+        limits = self.model.settings
         kept = batched_nms(
-            both["boxes"].float(), both["scores"].float(), both["labels"], hparams.nms_thresh
-        )[: hparams.max_detections_per_image]
+            both["boxes"].float(), both["scores"].float(), both["labels"], limits.nms_thresh
+        )[: limits.max_detections_per_image]
         return {key: value[kept] for key, value in both.items()}  # type: ignore[return-value]
 
 

@@ -56,7 +56,7 @@ def _is_image(path: Path) -> bool:
 def _matching(pattern: str) -> list[str]:
     import fsspec
 
-    remote.local_path(pattern)  # refuses what is not read
+    urls.locate(pattern)  # refuses what is not read
     kind = urls.kind(pattern)
     try:
         files = fsspec.filesystem(kind).glob(pattern)
@@ -123,7 +123,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def _bytes(path: str) -> bytes:
-    local = Path(path) if Path(path).exists() else remote.local_path(path)
+    local = Path(path) if Path(path).exists() else urls.locate(path).folder
     there = local is not None and local.exists()
     if (local is not None and local.is_dir()) or ("*" in path and not there):
         raise InputError(f"no image there ({', '.join(sorted(SUFFIXES))})")

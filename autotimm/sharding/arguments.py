@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import NoReturn
 
@@ -32,23 +33,80 @@ line on stderr), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM); the same wh
 stdout to its end."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """What the command line asks for: the flags by their names, without dashes.
 
-    ``folders`` has what stands without a flag: SRC and DST, or DST alone (``annotations`` is not
-    None), or SHARDS (``verify``); DST may be missing with ``dry_run``.
+    Attributes:
+        folders: what stands without a flag: SRC and DST, or DST alone (``annotations`` is not
+            None), or SHARDS (``verify``); DST may be missing with ``dry_run``.
+        max_shard_size: in bytes.
+
+    Raises:
+        InputError: flags that make no sense together, by name.
+    """
+
+    folders: list[str]
+    splits: list[str] | None
+    annotations: list[str] | None
+    images: list[str] | None
+    samples_per_shard: int | None
+    max_shard_size: int | None
+    shuffle: int | None
+    limit: int | None
+    workers: int | None
+    part: Part | None
+    overwrite: bool
+    strict: bool
+    dry_run: bool
+    verify: bool
+    json: bool
+
+    def __post_init__(self) -> None:
+        chosen = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = {name for name, value in chosen.items() if value not in (None, False, [])}
+        given -= {"folders", "json", "workers", "strict"}
+        if self.verify:
+            self._check_verify(given - {"verify"})
+            return
+        for name in ("overwrite", "part"):
+            if self.dry_run and name in given:
+                raise InputError(f"--{name}: not with --dry-run, which writes nothing")
+        if (self.annotations is None) != (self.images is None):
+            name, other = ("images", "annotations") if self.images else ("annotations", "images")
+            raise InputError(f"--{name}: needs --{other}, whose files and folders belong to them")
+        self._check_folders()
+
+    def _check_verify(self, others: set[str]) -> None:
+        for name in sorted(others):
+            raise InputError(f"{_flag(name)}: not with --verify, which only looks at what is there")
+        if self.strict:
+            raise InputError("--strict: not with --verify, to which any damage is an error")
+        if len(self.folders) != 1:
+            raise InputError("--verify: takes one folder: autotimm-shard --verify SHARDS")
+
+    def _check_folders(self) -> None:
+        count, wanted = len(self.folders), ["DST"] if self.annotations else ["SRC", "DST"]
+        if count < len(wanted) - self.dry_run:
+            raise InputError(f"{wanted[count]}: is missing: autotimm-shard {' '.join(wanted)}")
+        if count > len(wanted):
+            hint = "; with --annotations, DST is the only folder" if self.annotations else ""
+            raise InputError(f"{self.folders[len(wanted)]}: one argument too many{hint}")
+
+
+def parse(arguments: Sequence[str] | None) -> Arguments:
+    """Parses the command line.
 
     Raises:
         InputError: a flag is unknown, has a value that it cannot have, or one that makes no sense
             with another, or is given twice.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = parser().parse_args(arguments)
+    given = vars(parser().parse_args(arguments))
     _refuse_repeated(arguments)
-    if args.max_shard_size is not None:
-        args.max_shard_size = byte_count("--max-shard-size", args.max_shard_size)
-    _refuse_combinations(args)
-    return args
+    if (size := given["max_shard_size"]) is not None:
+        given["max_shard_size"] = byte_count("--max-shard-size", size)
+    return Arguments(**given)
 
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:
@@ -60,33 +118,6 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
             raise InputError(f"{flag[0]}: is given more than once")
         if flag and flag[0] not in ("--annotations", "--images"):
             seen.add(flag[0])
-
-
-def _refuse_combinations(args: argparse.Namespace) -> None:
-    """Refuses what makes no sense together, by name."""
-    given = {name for name, value in vars(args).items() if value not in (None, False, [])}
-    given -= {"folders", "json", "workers", "strict"}
-    count = len(args.folders)
-    if args.verify:
-        for name in sorted(given - {"verify"}):
-            raise InputError(f"{_flag(name)}: not with --verify, which only looks at what is there")
-        if args.strict:
-            raise InputError("--strict: not with --verify, to which any damage is an error")
-        if count != 1:
-            raise InputError("--verify: takes one folder: autotimm-shard --verify SHARDS")
-        return
-    for name in ("overwrite", "part"):
-        if args.dry_run and name in given:
-            raise InputError(f"--{name}: not with --dry-run, which writes nothing")
-    if (args.annotations is None) != (args.images is None):
-        name, other = ("images", "annotations") if args.images else ("annotations", "images")
-        raise InputError(f"--{name}: needs --{other}, whose files and folders belong to them")
-    wanted = ["DST"] if args.annotations else ["SRC", "DST"]
-    if count < len(wanted) - args.dry_run:
-        raise InputError(f"{wanted[count]}: is missing: autotimm-shard {' '.join(wanted)}")
-    if count > len(wanted):
-        hint = "; with --annotations, DST is the only folder" if args.annotations else ""
-        raise InputError(f"{args.folders[len(wanted)]}: one argument too many{hint}")
 
 
 def parser() -> argparse.ArgumentParser:

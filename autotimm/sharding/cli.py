@@ -7,7 +7,6 @@ of a run that never stopped.
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 from autotimm import urls
 from autotimm.coco import Split, find_splits, split_names
-from autotimm.sharding.arguments import parse
+from autotimm.sharding.arguments import Arguments, parse
 from autotimm.sharding.destination import destination
 from autotimm.sharding.job import Options
 from autotimm.sharding.manifest import Manifest, plain_name
@@ -78,7 +77,12 @@ def shard(
     Raises:
         InputError: the input cannot be used. ``dst`` holds what it held.
     """
-    options = Options(samples_per_shard, max_shard_size, limit, shuffle)
+    options = Options(
+        samples_per_shard=samples_per_shard,
+        max_shard_size=max_shard_size,
+        limit=limit,
+        shuffle=shuffle,
+    )
     outcome = run(
         _of_folder(src, splits, dst),
         LocalFolder(dst),
@@ -93,15 +97,13 @@ def shard(
     return outcome.manifest
 
 
-def _main(args: argparse.Namespace) -> int:
+def _main(args: Arguments) -> int:
     if args.verify:
         return _verify(_folder("SHARDS", args.folders[0]), args.workers, args.json)
-    if args.annotations is None:
-        src, dst = _folder("SRC", args.folders[0]), args.folders[1:]
-    else:
-        src, dst = None, args.folders
-    where = None if args.dry_run else destination(dst[0])
+    src = _folder("SRC", args.folders[0]) if args.annotations is None else None
+    where = None if args.dry_run else destination(args.folders[-1])
     if src is None:
+        assert args.annotations is not None and args.images is not None  # they go together
         splits = _of_files(args.annotations, args.images, args.splits)
     else:
         splits = _of_folder(src, args.splits, where.dst if isinstance(where, LocalFolder) else None)

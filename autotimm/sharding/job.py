@@ -26,7 +26,7 @@ from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_s
 from autotimm.structures import InputError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """What decides, with the source, on the bytes of the shards.
 

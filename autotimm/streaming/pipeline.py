@@ -14,11 +14,12 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from autotimm.sharding.manifest import MANIFEST
-from autotimm.streaming import remote
 from autotimm.streaming.decode import DataError, decode_image
+from autotimm.streaming.layout import look
 from autotimm.streaming.record import checked_record
 from autotimm.streaming.shards import ShardSource
 from autotimm.structures import InputError, World
+from autotimm.urls import locate
 
 if TYPE_CHECKING:
     import webdataset
@@ -53,10 +54,12 @@ def webdataset_pipeline(
     """
     import webdataset
 
-    folder = remote.local_path(str(data_dir))
-    if folder is not None and not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder}: not a folder of shards (no {MANIFEST}): run autotimm-shard")
-    source = ShardSource(str(data_dir), split, cache_dir)
+    location = locate(data_dir)
+    if location.folder is not None and not (location.folder / MANIFEST).is_file():
+        raise InputError(
+            f"{location.folder}: not a folder of shards (no {MANIFEST}): run autotimm-shard"
+        )
+    source = ShardSource(look(location), split, cache_dir)
     shards = _LocalShards(source, seed if shuffle else None, world or World())
     pipeline = webdataset.WebDataset(
         ["the stage below"],

@@ -8,8 +8,6 @@ what a message shows of a URL has no secret in it.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,49 +42,6 @@ class Retry:
 
 class _RefusedError(Exception):
     """Trying again will not help."""
-
-
-def local_path(location: str) -> Path | None:
-    """The folder that a location names, or None where it is the URL of a server.
-
-    Raises:
-        InputError: the URL is of a kind that is not read, or needs a package that is missing.
-    """
-    kind = urls.kind(location)
-    name = urls.shown(location)
-    if not kind:
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", location)
-        if scheme is None or Path(location).exists():
-            return home_expanded(location)
-        kind, name = scheme[1].lower(), urls.without_secrets(location)
-    if re.match(r"https?://(?:[^/?#]*@)?\[", location, re.IGNORECASE):
-        raise InputError(f"{name}: addresses in brackets are not read: give the server's name")
-    if kind in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", location):
-        host = "bucket" if kind == "s3" else "host"
-        raise InputError(f"{name}: not a whole URL, which is as in {kind}://{host}/folder")
-    if kind == "file":
-        return urls.file_path(location)
-    if kind not in ("http", "https", "s3"):
-        raise InputError(
-            f"{name}: {kind} URLs are not read: give a folder, or a file, http, https or s3 URL"
-        )
-    if kind == "s3" and importlib.util.find_spec("s3fs") is None:
-        raise InputError(f"{name}: S3 needs s3fs: pip install s3fs")
-    return None
-
-
-def home_expanded(path: str | Path) -> Path:
-    """A local path, of which a ``~`` at the beginning is the user's home folder.
-
-    Raises:
-        InputError: there is no such home, or no path can be so.
-    """
-    if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: no path has a NUL byte in it")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(f"{path}: there is no such home folder: write the path out") from None
 
 
 def join(url: str, name: str) -> str:

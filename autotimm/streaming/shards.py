@@ -32,6 +32,7 @@ from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_file,
 from autotimm.streaming import foreign, remote
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
 from autotimm.streaming.decode import DataError
+from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.opened import OpenShard
 from autotimm.streaming.order import WINDOW
 from autotimm.streaming.record import checked_record, foreign_record
@@ -45,7 +46,7 @@ class ShardSource:
     """A split of a shard folder, read by index; from a URL, its shards are cached first.
 
     Args:
-        location: the folder or its URL.
+        data_dir: the folder or its URL, or what :func:`autotimm.streaming.layout.look` found there.
         split: such as "train".
         cache_dir: where shards from a URL are kept.
         verify: whether to check the sha256 of all shards first.
@@ -59,31 +60,31 @@ class ShardSource:
 
     def __init__(
         self,
-        location: str,
+        data_dir: str | Path | DataFolder,
         split: str,
         cache_dir: str | Path | None = None,
         verify: bool = False,
         retry: remote.Retry | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        self._location = location
-        self._folder = remote.local_path(location)
-        folder = remote.home_expanded(cache_dir) if cache_dir else default_folder()
+        data = look(data_dir)
+        self._location, self._folder = data.location, data.folder
+        folder = urls.home_expanded(cache_dir) if cache_dir else default_folder()
         self._cache = Cache(folder, cache_limit, retry or remote.Retry())
         self._indices, self._record = self._folder, checked_record
         self._source = MANIFEST  # of what is known of the shards
         self.remedy = "repair them (autotimm-shard --verify lists what is damaged in shards)"
         found: dict[str, Problems] = {}
-        if self._folder is not None and foreign.are_tars(self._folder):
+        if self._folder is not None and data.layout == "tars":
             manifest, found = foreign.manifest_of_tars(self._folder, self._cache)
             self._indices, self._record = folder / foreign.FOLDER, foreign_record
             self._source = "its index"
             self.remedy = "repair these samples, or remove them from the tars"
         else:
-            manifest = manifest_of(location, self._folder, self._cache.retry)
+            manifest = manifest_of(self._location, self._cache.retry)
         if split not in manifest.splits:
             raise InputError(
-                f"{urls.shown(location)}: no split {split!r}, only {', '.join(manifest.splits)}"
+                f"{self._location}: no split {split!r}, only {', '.join(manifest.splits)}"
             )
         info = manifest.splits[split]
         self._shards = info.shards
@@ -175,8 +176,7 @@ class ShardSource:
 
     def where(self, shard: int) -> str:
         """See ``Source``."""
-        folder = urls.shown(self._location).rstrip("/")
-        return f"{folder}/{self._shards[shard].name}"
+        return f"{str(self._location).rstrip('/')}/{self._shards[shard].name}"
 
     def path(self, shard: int) -> Path:
         """Where the tar of a shard lies on this machine, downloaded if need be."""
@@ -228,15 +228,15 @@ class ShardSource:
         if self._cache.limit < needed:
             raise InputError(
                 f"cache_limit is {self._cache.limit:,} bytes, but the shards of "
-                f"{urls.shown(self._location)} that are read at a time need {needed:,}: set it "
+                f"{self._location} that are read at a time need {needed:,}: set it "
                 "to that or more, or make smaller shards (autotimm-shard --max-shard-size)"
             )
 
     def _files(self, shard: int) -> tuple[RemoteFile, RemoteFile]:
         """A shard's tar and index on the server."""
         info = self._shards[shard]
-        tar = remote.join(self._location, info.name)
-        index = remote.join(self._location, info.index)
+        tar = remote.join(self._location.given, info.name)
+        index = remote.join(self._location.given, info.index)
         largest = info.samples * INDEX_DTYPE.itemsize + 4096
         return (
             RemoteFile(tar, info.sha256, ".tar", info.bytes, info.bytes),
@@ -350,16 +350,16 @@ class ShardSource:
                 return  # the reader meets it again, and raises it with a traceback of its own
 
 
-def manifest_of(location: str, folder: Path | None, retry: remote.Retry) -> Manifest:
-    """The manifest of a folder (given as such too) or URL of shards; InputError without one."""
-    if folder is not None:
-        return read_manifest(folder)
-    url = remote.join(location, MANIFEST)
+def manifest_of(location: urls.Location, retry: remote.Retry) -> Manifest:
+    """The manifest of a folder or URL of shards; InputError without one."""
+    if location.folder is not None:
+        return read_manifest(location.folder)
+    url = remote.join(location.given, MANIFEST)
     try:
         return read_manifest(remote.read_bytes(url, retry), urls.shown(url))
     except FileNotFoundError as error:
         raise InputError(
-            f"{error}: {urls.shown(location)} is not a folder of shards as autotimm-shard makes "
+            f"{error}: {location} is not a folder of shards as autotimm-shard makes "
             "them; copy shards of others to a disk, where they are read without it"
         ) from None
 

@@ -20,6 +20,7 @@ from autotimm.coco import Category
 from autotimm.sharding.manifest import MANIFEST
 from autotimm.streaming import foreign, remote
 from autotimm.streaming.decode import DataError
+from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.shards import ShardSource, manifest_of
 from autotimm.structures import InputError, Record
 
@@ -66,7 +67,7 @@ class Source(Protocol):
 
 
 def open_source(
-    data_dir: str | Path,
+    data_dir: str | Path | DataFolder,
     split: str,
     cache_dir: str | Path | None = None,
     verify: bool = False,
@@ -75,7 +76,7 @@ def open_source(
     """Opens a split of a shard folder, a shard URL or a COCO folder, whichever it is.
 
     Args:
-        data_dir: the folder or URL.
+        data_dir: the folder or URL, or what :func:`autotimm.streaming.layout.look` found there.
         split: such as "train".
         cache_dir: where shards from a URL are kept; by default in the user's cache folder.
         verify: whether to check the sha256 of all shards first, which reads them all.
@@ -84,25 +85,24 @@ def open_source(
     Raises:
         InputError: there is no such folder or split, or what is there is damaged.
     """
-    location = str(data_dir)
-    folder = remote.local_path(location)
-    if folder is None or (folder / MANIFEST).is_file() or foreign.are_tars(folder):
-        return ShardSource(location, split, cache_dir, verify, cache_limit=cache_limit)
-    return FolderSource(_coco_split(folder, split))
+    data = look(data_dir)
+    if data.folder is None or data.layout != "coco":
+        return ShardSource(data, split, cache_dir, verify, cache_limit=cache_limit)
+    return FolderSource(_coco_split(data.folder, split))
 
 
-def split_names(data_dir: str | Path) -> list[str]:
+def split_names(data_dir: str | Path | DataFolder) -> list[str]:
     """The splits that a shard folder, a shard URL or a COCO folder has.
 
     Raises:
         InputError: it is none of them.
     """
-    folder = remote.local_path(str(data_dir))
-    if folder is not None and foreign.are_tars(folder):
-        return list(foreign.split_tars(folder))
-    if folder is None or (folder / MANIFEST).is_file():
-        return list(manifest_of(str(data_dir), folder, remote.Retry()).splits)
-    return list(_coco_splits(folder))
+    data = look(data_dir)
+    if data.folder is None or data.layout == "shards":
+        return list(manifest_of(data.location, remote.Retry()).splits)
+    if data.layout == "tars":
+        return list(foreign.split_tars(data.folder))
+    return list(_coco_splits(data.folder))
 
 
 class FolderSource:

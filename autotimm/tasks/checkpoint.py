@@ -1,19 +1,23 @@
-"""Reading checkpoints: weights and plain values only, from a path or a URL, whoever wrote them."""
+"""Reading checkpoints: weights and plain values only, from a path or a URL, whoever wrote them; and
+the model that one makes."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import torch
+from lightning import LightningModule
 
 from autotimm import urls
 from autotimm.data import options
 from autotimm.data.transforms import INTERPOLATIONS, RESIZES
 from autotimm.structures import InputError, Preprocessing
 from autotimm.tasks.weights import is_safetensors, read_weights
+
+_Model = TypeVar("_Model", bound=LightningModule)
 
 EMA = "ema"
 """The key of a checkpoint for the average of the weights: ``decay`` and ``state_dict``."""
@@ -74,6 +78,51 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
                 f"which was not run: it does not come from this package"
             )
     return checkpoint
+
+
+def model_of(
+    kind: type[_Model],
+    checkpoint: dict[str, Any],
+    name: str,
+    map_location: str | torch.device | None,
+    strict: bool,
+    overrides: dict[str, Any],
+) -> _Model:
+    """The model of a checkpoint, uncompiled unless ``overrides`` say otherwise.
+
+    Args:
+        kind: its class.
+        checkpoint: what :func:`read_checkpoint` has read.
+        name: of the checkpoint, in messages.
+        map_location: where the model goes; the CPU if None.
+        strict: whether every weight must be there.
+        overrides: constructor arguments that replace those in the checkpoint.
+
+    Raises:
+        InputError: it is not a checkpoint of this class, or there is no such device.
+    """
+    settings = checkpoint.get("hyper_parameters")
+    if not isinstance(settings, dict) or "state_dict" not in checkpoint:
+        raise InputError(f"{name} is not a checkpoint of {kind.__name__}")
+    # The weights come from the checkpoint: none are to be downloaded first.
+    settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
+    try:
+        model = kind(**settings)
+    except InputError:
+        raise
+    # Settings of the wrong kind fail wherever they are used first.
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=strict)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    try:
+        return model.to(map_location or "cpu")
+    except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or none here
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(f"map_location={map_location!r} cannot be had: {reason}") from error
 
 
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

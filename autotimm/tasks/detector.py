@@ -1,43 +1,32 @@
-"""ObjectDetector: FCOS as a LightningModule. What it learns and finds is in ``autotimm.models``.
+"""ObjectDetector: FCOS as a LightningModule.
 
-Hyper-parameters are kept as plain values, so that a checkpoint loads with weights only, wherever
-it comes from.
+What it learns and finds is in ``autotimm.models``; its checkpoints are in ``checkpointed.py``.
 """
 
 from __future__ import annotations
 
-import operator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from autotimm import urls
 from autotimm.coco import Category, shown_names
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network
-from autotimm.structures import Batch, Detections, InputError, Preprocessing
+from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
-from autotimm.tasks.checkpoint import (
-    EMA,
-    categories_of,
-    check_goes_on,
-    preprocessing_of,
-    read_checkpoint,
-    weights_of,
-)
-from autotimm.tasks.settings import check
+from autotimm.tasks.checkpointed import Checkpointed
+from autotimm.tasks.data_checks import categories_of_data, check_categories, warn_of_backbone
+from autotimm.tasks.inputs import batched, check_normalised, checked_size
+from autotimm.tasks.settings import DetectorSettings, by_name
 
 
-class ObjectDetector(LightningModule):
+class ObjectDetector(Checkpointed):
     """FCOS on any timm backbone with feature maps.
 
     Args:
@@ -106,13 +95,35 @@ class ObjectDetector(LightningModule):
         compile_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        settings = {k: v for k, v in locals().items() if k not in {"self", "__class__", "metrics"}}
-        check(settings)
+        settings = DetectorSettings(
+            backbone=backbone,
+            num_classes=num_classes,
+            pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
+            fpn_channels=fpn_channels,
+            head_convs=head_convs,
+            class_loss_weight=class_loss_weight,
+            box_loss_weight=box_loss_weight,
+            centerness_loss_weight=centerness_loss_weight,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            max_detections_per_image=max_detections_per_image,
+            freeze_backbone=freeze_backbone,
+            frozen_stages=frozen_stages,
+            backbone_norm=backbone_norm,
+            optimizer=optimizer,
+            lr=lr,
+            backbone_lr_factor=backbone_lr_factor,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            scheduler=scheduler,
+            milestones=milestones,
+            warmup_steps=warmup_steps,
+            compile_model=compile_model,
+            compile_kwargs=compile_kwargs,
+        )
         configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
-        if not isinstance(pretrained, bool):
-            settings["pretrained"] = str(pretrained)
         # Given as a dict, so that Lightning does not add what its command line was started with.
-        self.save_hyperparameters({**settings, "metrics": [asdict(m) for m in configs]})
+        self.save_hyperparameters({**by_name(settings), "metrics": [asdict(m) for m in configs]})
         self.network = Network(
             backbone,
             num_classes,
@@ -124,16 +135,14 @@ class ObjectDetector(LightningModule):
             frozen_stages=frozen_stages,
             with_masks=self.with_masks,
         )
-        self.preprocessing: Preprocessing = self.network.backbone.preprocessing
-        """Of images: what the weights were trained with. A data module asks for it."""
+        self.preprocessing = self.network.backbone.preprocessing
         if compile_model:
             compiled.compile_in_place(self.network, compile_kwargs)
         self._sizes = compiled.Sizes()
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_metrics": StageMetrics(stage, configs) for stage in ("val", "test")}
         )
-        self.categories: list[dict[str, Any]] | None = None
-        """Of the data set that the model was trained on: label i is ``categories[i]``."""
+        self.categories = None
 
     # ---------------------------------------------------------------- training
 
@@ -143,22 +152,14 @@ class ObjectDetector(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "categories"):
             return
-        options: Any = self.hparams
-        if datamodule.num_classes != options.num_classes:
-            raise InputError(
-                f"num_classes={options.num_classes} of the model, but {datamodule.data_dir} "
-                f"has {datamodule.num_classes} categories: give the model num_classes="
-                f"{datamodule.num_classes}, or other data"
-            )
-        of_data = [{"id": c.id, "name": c.name} for c in datamodule.categories]
+        of_data = categories_of_data(datamodule, self.settings.num_classes)
         if stage != "fit":  # training may take a model on to other classes, evaluation may not
-            self._check_categories(of_data)
+            check_categories(self.categories, of_data)
         self.categories = of_data
 
     def _synchronise_norms(self) -> None:
-        options: Any = self.hparams
         # One rank has all images already.
-        if options.backbone_norm != "sync" or self.trainer.world_size == 1:
+        if self.settings.backbone_norm != "sync" or self.trainer.world_size == 1:
             return
         if self.trainer.strategy.root_device.type == "cpu":
             raise InputError(
@@ -167,33 +168,10 @@ class ObjectDetector(LightningModule):
         self.network.backbone.synchronise()
 
     def on_train_start(self) -> None:
-        # Of the data, which may have been told otherwise: the checkpoint has to know.
+        # The user may have given the data another mean or std: the checkpoint has to know.
         datamodule = getattr(self.trainer, "datamodule", None)
         self.preprocessing = getattr(datamodule, "preprocessing", self.preprocessing)
-        self._warn_of_backbone(getattr(datamodule, "image_size", None))
-
-    def _warn_of_backbone(self, canvas: tuple[int, int] | None) -> None:
-        backbone = self.network.backbone
-        if backbone.norm == "frozen" and backbone.norms_are_fresh():
-            rank_zero_warn(
-                "backbone_norm='frozen' keeps norms that have seen no image yet: give "
-                "pretrained=True or a weights file"
-            )
-        if canvas is not None and canvas != (full := backbone.padded(*canvas)):
-            rank_zero_warn(
-                f"the backbone's windows fill images of a multiple of {backbone.multiple} pixels, "
-                f"so that image_size {canvas[0]} x {canvas[1]} costs as much as {full[0]} x "
-                f"{full[1]}: take another image_size, or a backbone such as convnext_tiny"
-            )
-
-    def _check_categories(self, others: list[dict[str, Any]] | None) -> None:
-        """Raises InputError if ``others``, where both are known, gives a label another sense."""
-        for mine, other in zip(self.categories or (), others or (), strict=False):
-            if mine != other:
-                raise InputError(
-                    f"the model and the data do not mean the same classes: {mine} and {other}; "
-                    f"give the data that the model was trained on, or a model of this data"
-                )
+        warn_of_backbone(self.network.backbone, getattr(datamodule, "image_size", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
@@ -207,7 +185,7 @@ class ObjectDetector(LightningModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses by name, unweighted, divided by counts that are averaged over ranks."""
-        _check_normalised(batch["image"])
+        check_normalised(batch["image"])
         masks = batch.get("masks") if self.with_masks else None
         if self.with_masks and masks is None:
             raise InputError("the data has no masks: give the data module masks=True")
@@ -219,15 +197,15 @@ class ObjectDetector(LightningModule):
         return losses if self.with_masks else {k: v for k, v in losses.items() if k != "masks"}
 
     def _loss_weights(self) -> dict[str, float]:
-        options: Any = self.hparams
+        settings = self.settings
         return {
-            "classes": options.class_loss_weight,
-            "boxes": options.box_loss_weight,
-            "centerness": options.centerness_loss_weight,
+            "classes": settings.class_loss_weight,
+            "boxes": settings.box_loss_weight,
+            "centerness": settings.centerness_loss_weight,
         }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization.configure(self.network, self.hparams, self.trainer)
+        return optimization.configure(self.network, self.settings, self.trainer)
 
     # -------------------------------------------------------------- evaluation
 
@@ -247,7 +225,7 @@ class ObjectDetector(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         """Detections of each image of the batch in the pixels of the original image."""
-        _check_normalised(batch["image"])
+        check_normalised(batch["image"])
         found = self.detect(batch["image"])
         sizes = batch["original_size"].tolist()
         return [
@@ -283,10 +261,10 @@ class ObjectDetector(LightningModule):
     def detect(self, image: Tensor) -> list[Detections]:
         """As ``Network.detect``, with this model's thresholds: of normalised images whose sides the
         pyramid divides, in their pixels, masks as probabilities inside the boxes."""
-        options: Any = self.hparams
+        limits = self.settings
         with compiled.explained(), self._sizes.stance(image):
             return self.network.detect(
-                image, options.score_thresh, options.nms_thresh, options.max_detections_per_image
+                image, limits.score_thresh, limits.nms_thresh, limits.max_detections_per_image
             )
 
     # --------------------------------------------------------------- inference
@@ -300,8 +278,7 @@ class ObjectDetector(LightningModule):
         """What to call each label: its category's name, with the id where several share that name;
         the number of the label where the model was not trained on any data yet."""
         if self.categories is None:
-            options: Any = self.hparams
-            return [str(label) for label in range(options.num_classes)]
+            return [str(label) for label in range(self.settings.num_classes)]
         return shown_names([Category(one["id"], one["name"]) for one in self.categories])
 
     @torch.no_grad()
@@ -324,19 +301,9 @@ class ObjectDetector(LightningModule):
         Raises:
             InputError: not such a tensor, or not such a size.
         """
-        if not isinstance(image, Tensor):
-            raise InputError(
-                f"predict() takes normalised float images as a tensor, not {type(image).__name__}"
-            )
-        if image.ndim == 3:
-            image = image[None]
-        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise InputError(
-                f"predict() takes normalised float images [B, 3, H, W], not {image.dtype} "
-                f"{list(image.shape)}"
-            )
+        image = batched(image)
         height, width = image.shape[-2:]
-        wanted = _size((height, width) if size is None else size)
+        wanted = checked_size((height, width) if size is None else size)
         padded = F.pad(image, (0, -width % CANVAS_MULTIPLE, 0, -height % CANVAS_MULTIPLE))
         was_training = self.training
         self.eval()
@@ -347,118 +314,6 @@ class ObjectDetector(LightningModule):
         scale = torch.tensor([width / wanted[1], height / wanted[0]], device=self.device)
         origin = torch.zeros_like(scale)
         return [restore.restore(one, scale, origin, *wanted, dense=not rles) for one in found]
-
-    # ------------------------------------------------------------- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["categories"] = self.categories
-        checkpoint["preprocessing"] = asdict(self.preprocessing)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training:
-            check_goes_on(checkpoint)
-            optimization.check_goes_on(self.hparams, checkpoint.get("hyper_parameters"))
-        elif EMA in checkpoint:
-            checkpoint["state_dict"] = weights_of(checkpoint)
-        saved = categories_of(checkpoint)
-        self._check_categories(saved)
-        self.categories = saved or self.categories
-        self.preprocessing = preprocessing_of(checkpoint)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, but weights that do not fit are an InputError of one line."""
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        # What is no weight, or has no name, torch trips over.
-        except (RuntimeError, AttributeError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"the checkpoint's weights do not fit this {type(self).__name__} (num_classes, "
-                f"backbone, fpn_channels and mask_size must be those of the training): "
-                f"{reason[:200]}..."
-            ) from error
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: str | torch.device | None = None,
-        strict: bool = True,
-        **overrides: Any,
-    ) -> Self:
-        """The model of a checkpoint on disk or at a URL. Only weights and plain values are read.
-
-        Where the training kept an average of the weights (``ema_decay``), that is the model.
-
-        It comes uncompiled, as a few predictions would not pay for minutes of compilation:
-        ``compile_model=True`` asks for it.
-
-        Args:
-            checkpoint_path: a path, or a URL that fsspec opens.
-            map_location: where the model goes: a device, or its name; the CPU if None.
-            strict: whether every weight must be there.
-            **overrides: constructor arguments that replace those in the checkpoint.
-
-        Raises:
-            InputError: no such file, or not a checkpoint of this class that can be read safely.
-        """
-        checkpoint = read_checkpoint(checkpoint_path)
-        name = urls.shown(str(checkpoint_path))
-        return cls.of_checkpoint(checkpoint, name, map_location, strict, overrides)
-
-    @classmethod
-    def of_checkpoint(
-        cls,
-        checkpoint: dict[str, Any],
-        checkpoint_path: str,
-        map_location: str | torch.device | None,
-        strict: bool,
-        overrides: dict[str, Any],
-    ) -> Self:
-        """As :meth:`load_from_checkpoint`, of what ``read_checkpoint`` has read; messages call it
-        ``checkpoint_path``."""
-        settings = checkpoint.get("hyper_parameters")
-        if not isinstance(settings, dict) or "state_dict" not in checkpoint:
-            raise InputError(f"{checkpoint_path} is not a checkpoint of {cls.__name__}")
-        # The weights come from the checkpoint: none are to be downloaded first.
-        settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
-        try:
-            model = cls(**settings)
-        except InputError:
-            raise
-        # Settings of the wrong kind fail wherever they are used first.
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(
-                f"{checkpoint_path} is not a checkpoint of {cls.__name__} ({error})"
-            ) from error
-        model.on_load_checkpoint(checkpoint)
-        try:
-            model.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except InputError as error:
-            raise InputError(f"{checkpoint_path}: {error}") from error
-        try:
-            return model.to(map_location or "cpu")
-        except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or none here
-            reason = next(iter(str(error).splitlines()), "")
-            raise InputError(f"map_location={map_location!r} cannot be had: {reason}") from error
-
-
-def _size(given: Any) -> tuple[int, int]:
-    try:
-        height, width = (operator.index(side) for side in given)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise InputError(f"predict() takes a size of (height, width) in whole pixels, not {given}")
-    return height, width
-
-
-def _check_normalised(image: Tensor) -> None:
-    if not image.is_floating_point():
-        raise InputError(
-            "the batch's images are not normalised: the data module does that, so give the trainer "
-            "datamodule=..., not its dataloaders"
-        )
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from autotimm import urls
 from autotimm.structures import InputError
-from autotimm.tasks.checkpoint import read_checkpoint
+from autotimm.tasks.checkpoint import model_of, read_checkpoint
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.segmentor import InstanceSegmentor
 
@@ -32,7 +32,7 @@ def load(checkpoint: str | Path, device: str = "cpu", **overrides: Any) -> Objec
     with_masks = isinstance(settings, dict) and "mask_size" in settings
     kind = InstanceSegmentor if with_masks else ObjectDetector
     name = urls.shown(str(checkpoint))
-    model = kind.of_checkpoint(content, name, device, True, overrides).eval()
+    model = model_of(kind, content, name, device, True, overrides).eval()
     for key, weight in model.state_dict().items():
         if not weight.isfinite().all():
             raise InputError(f"{name}: {key} is not finite: take a checkpoint from before")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,9 +15,7 @@ from autotimm.models.network import Network
 from autotimm.structures import InputError
 from autotimm.tasks import parameters
 from autotimm.tasks.precision import may_fuse
-
-OptimizerName = Literal["adamw", "sgd"]
-SchedulerName = Literal["cosine", "multistep", "constant"]
+from autotimm.tasks.settings import DetectorSettings, OptimizerName
 
 MILESTONES = (8 / 12, 11 / 12)
 """Shares of the run after which ``multistep`` drops: epochs 8 and 11 of 12, as in mmdetection."""
@@ -25,54 +23,14 @@ MILESTONES = (8 / 12, 11 / 12)
 MOMENTUM = 0.9  # of SGD, as in every published recipe of a detector
 
 
-def check(settings: dict[str, Any]) -> None:
-    """Raises InputError for a setting of the training that cannot be used, or would not be.
-
-    Args:
-        settings: ``optimizer``, ``scheduler``, ``lr``, ``weight_decay``, ``warmup_steps``,
-            ``milestones``, ``backbone_lr_factor``, ``layer_decay``, ``freeze_backbone``.
-    """
-    optimizer, scheduler = settings["optimizer"], settings["scheduler"]
-    if optimizer not in get_args(OptimizerName):
-        raise InputError(f"optimizer={optimizer!r} is unknown: take adamw or sgd")
-    if scheduler is not None and scheduler not in get_args(SchedulerName):
-        raise InputError(f"scheduler={scheduler!r} is unknown: take cosine, multistep or constant")
-    for name in ("lr", "backbone_lr_factor"):
-        if not (settings[name] > 0 and math.isfinite(settings[name])):
-            raise InputError(f"{name}={settings[name]} must be a positive number")
-    if not 0 < settings["layer_decay"] <= 1:
-        raise InputError(f"layer_decay={settings['layer_decay']} must lie above 0 and be at most 1")
-    if settings["freeze_backbone"]:
-        for name in ("backbone_lr_factor", "layer_decay"):
-            if settings[name] != 1:
-                raise InputError(
-                    f"{name}={settings[name]} has no effect with freeze_backbone: leave one out"
-                )
-    warmup = settings["warmup_steps"]
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-        raise InputError(f"warmup_steps={warmup!r} must be a whole number, 0 or more")
-    _check_milestones(settings["milestones"], scheduler)
-
-
-def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None) -> None:
-    if milestones is None:
-        return
-    if scheduler != "multistep":
-        raise InputError(f"milestones have no effect with scheduler={scheduler}: take multistep")
-    given = list(milestones) if isinstance(milestones, Sequence) else []
-    if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
-        raise InputError(
-            f"milestones={milestones!r} must be rising shares of the run between 0 and 1, such as "
-            f"[0.667, 0.917]"
-        )
-
-
-def configure(network: Network, options: Any, trainer: Trainer) -> OptimizerLRSchedulerConfig:
+def configure(
+    network: Network, settings: DetectorSettings, trainer: Trainer
+) -> OptimizerLRSchedulerConfig:
     """What Lightning asks of a module that trains ``network``.
 
     Args:
         network: whose parameters are trained.
-        options: the settings that :func:`check` has seen, and ``backbone``, as attributes.
+        settings: of the model.
         trainer: of the run, which knows how long it is and what steps its optimizer.
 
     Raises:
@@ -80,40 +38,41 @@ def configure(network: Network, options: Any, trainer: Trainer) -> OptimizerLRSc
             :func:`autotimm.tasks.parameters.groups` does.
     """
     total = trainer.estimated_stepping_batches
-    if not math.isfinite(total) and options.scheduler in ("cosine", "multistep"):
+    if not math.isfinite(total) and settings.scheduler in ("cosine", "multistep"):
         raise InputError(
-            f"scheduler={options.scheduler!r} needs to know the end of the run: give max_epochs or "
-            f"max_steps, or scheduler=constant"
+            f"scheduler={settings.scheduler!r} needs to know the end of the run: give max_epochs "
+            f"or max_steps, or scheduler=constant"
         )
-    if 0 < total <= options.warmup_steps:
+    if 0 < total <= settings.warmup_steps:
         rank_zero_warn(
-            f"warmup_steps={options.warmup_steps}, but the run has {total:.0f} steps: the learning "
-            f"rate never gets to lr={options.lr}"
+            f"warmup_steps={settings.warmup_steps}, but the run has {total:.0f} steps: the "
+            f"learning rate never gets to lr={settings.lr}"
         )
     groups = parameters.groups(
         network,
-        options.backbone,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        backbone_lr_factor=options.backbone_lr_factor,
-        layer_decay=options.layer_decay,
+        settings.backbone,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        backbone_lr_factor=settings.backbone_lr_factor,
+        layer_decay=settings.layer_decay,
     )
-    optimizer = build(options.optimizer, groups, fused=may_fuse(trainer))
+    optimizer = build(settings.optimizer, groups, fused=may_fuse(trainer))
 
     def factor(step: int) -> float:
-        return lr_factor(step, total, options.warmup_steps, options.scheduler, options.milestones)
+        warmup, milestones = settings.warmup_steps, settings.milestones
+        return lr_factor(step, total, warmup, settings.scheduler, milestones)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build(
-    optimizer: str, groups: list[dict[str, Any]], fused: bool = False
+    optimizer: OptimizerName, groups: list[dict[str, Any]], fused: bool = False
 ) -> torch.optim.Optimizer:
     """The optimizer of that name over ``groups``, which bring their learning rates and decays.
 
     Args:
-        optimizer: one of ``OptimizerName``.
+        optimizer: its name.
         groups: as :func:`autotimm.tasks.parameters.groups` makes them.
         fused: take the kernels that a flag on the device (``found_inf``) can hold back. A
             checkpoint of a run without them does not change that, nor the other way round.
@@ -158,14 +117,14 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
                 )
 
 
-def check_goes_on(options: Any, saved: Any) -> None:
+def check_goes_on(settings: DetectorSettings, saved: Any) -> None:
     """Looks whether a run has the settings of the one that it goes on from.
 
-    Another schedule takes effect from here on, which is told. Another optimizer has no use for the
+    Another schedule takes effect from here on, with a warning. Another optimizer has no use for the
     state of the old one.
 
     Args:
-        options: the settings that :func:`check` has seen, as attributes.
+        settings: of the model that goes on.
         saved: the hyper-parameters in the checkpoint; one of another origin may have none.
 
     Raises:
@@ -173,17 +132,17 @@ def check_goes_on(options: Any, saved: Any) -> None:
     """
     if not isinstance(saved, dict):
         return
-    before = saved.get("optimizer", options.optimizer)
-    if before != options.optimizer:
+    before = saved.get("optimizer", settings.optimizer)
+    if before != settings.optimizer:
         raise InputError(
-            f"optimizer={options.optimizer}, where the checkpoint to go on from was trained with "
+            f"optimizer={settings.optimizer}, where the checkpoint to go on from was trained with "
             f"{before}: give that of its run, or begin a new one from its weights "
             f"(InstanceSegmentor.load_from_checkpoint)"
         )
     changed = [
         (f"{name}={given}", f"{name}={kept}")
         for name in ("scheduler", "milestones", "warmup_steps")
-        if (given := getattr(options, name)) != (kept := saved.get(name, given))
+        if (given := getattr(settings, name)) != (kept := saved.get(name, given))
     ]
     if changed:
         now, then = (", ".join(texts) for texts in zip(*changed, strict=True))

@@ -6,9 +6,8 @@ from typing import Any
 
 from autotimm.evaluation.metrics import MetricConfig
 from autotimm.models import compiled
-from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
-from autotimm.tasks.settings import check_weight
+from autotimm.tasks.settings import MaskSettings, by_name, from_hparams
 
 
 class InstanceSegmentor(ObjectDetector):
@@ -41,20 +40,20 @@ class InstanceSegmentor(ObjectDetector):
         mask_loss_weight: float = 1.0,
         **detector: Any,
     ) -> None:
-        if mask_size < 2 or mask_size % 2:
-            raise InputError(f"mask_size={mask_size} must be even, 28 say")
-        if mask_rois < 1:
-            raise InputError(f"mask_rois={mask_rois} must be at least 1")
-        check_weight("mask_loss_weight", mask_loss_weight)
-        super().__init__(backbone, num_classes, metrics, **detector)
-        self.save_hyperparameters(
-            {"mask_size": mask_size, "mask_rois": mask_rois, "mask_loss_weight": mask_loss_weight}
+        masks = MaskSettings(
+            mask_size=mask_size, mask_rois=mask_rois, mask_loss_weight=mask_loss_weight
         )
+        super().__init__(backbone, num_classes, metrics, **detector)
+        self.save_hyperparameters(by_name(masks))
         head = self.network.add_masks(mask_size, mask_rois)
-        options: Any = self.hparams
-        if options.compile_model:
-            compiled.compile_in_place(head, options.compile_kwargs)
+        settings = self.settings
+        if settings.compile_model:
+            compiled.compile_in_place(head, settings.compile_kwargs)
+
+    @property
+    def mask_settings(self) -> MaskSettings:
+        """Those of the hyper-parameters that concern masks alone, as they are now."""
+        return from_hparams(MaskSettings, self.hparams)
 
     def _loss_weights(self) -> dict[str, float]:
-        options: Any = self.hparams
-        return {**super()._loss_weights(), "masks": options.mask_loss_weight}
+        return {**super()._loss_weights(), "masks": self.mask_settings.mask_loss_weight}

@@ -1,37 +1,157 @@
-"""What a task's settings may be: one line for what cannot be used, or would have no effect."""
+"""The settings of the tasks: their arguments, checked, as frozen values.
+
+Lightning keeps them as ``hparams``, by name, in the model and in its checkpoints, where a value may
+be changed (``model.hparams.score_thresh = 0.3``). The code reads them as one of these, which checks
+such a value like the first.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from autotimm.models.backbone import Norm
 from autotimm.structures import InputError
-from autotimm.tasks import optimization
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    _Settings = TypeVar("_Settings", bound=DataclassInstance)
+
+OptimizerName = Literal["adamw", "sgd"]
+SchedulerName = Literal["cosine", "multistep", "constant"]
 
 
-def check(settings: dict[str, Any]) -> None:
-    """Raises InputError for a setting of :class:`autotimm.tasks.detector.ObjectDetector`."""
-    if settings["freeze_backbone"] and settings["backbone_norm"] == "sync":
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorSettings:
+    """The arguments of :class:`autotimm.tasks.detector.ObjectDetector`, but for ``metrics``.
+
+    Raises:
+        InputError: a value that cannot be used, or would have no effect, naming the argument.
+    """
+
+    backbone: str
+    num_classes: int
+    pretrained: bool | str
+    fpn_channels: int
+    head_convs: int
+    class_loss_weight: float
+    box_loss_weight: float
+    centerness_loss_weight: float
+    score_thresh: float
+    nms_thresh: float
+    max_detections_per_image: int
+    freeze_backbone: bool
+    frozen_stages: int
+    backbone_norm: Norm
+    optimizer: OptimizerName
+    lr: float
+    backbone_lr_factor: float
+    layer_decay: float
+    weight_decay: float
+    scheduler: SchedulerName | None
+    milestones: list[float] | None
+    warmup_steps: int
+    compile_model: bool
+    compile_kwargs: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.freeze_backbone and self.backbone_norm == "sync":
+            raise InputError(
+                "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them "
+                "out"
+            )
+        if self.freeze_backbone and self.frozen_stages:
+            raise InputError(
+                "freeze_backbone=True freezes all stages: leave it or frozen_stages out"
+            )
+        if self.frozen_stages < 0:
+            raise InputError(f"frozen_stages={self.frozen_stages} must not be negative")
+        self._check_optimization()
+        for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("score_thresh", "nms_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+        for kind in ("class_loss", "box_loss", "centerness_loss"):
+            _check_weight(f"{kind}_weight", getattr(self, f"{kind}_weight"))
+        _check_weight("weight_decay", self.weight_decay)
+
+    def _check_optimization(self) -> None:
+        if self.optimizer not in get_args(OptimizerName):
+            raise InputError(f"optimizer={self.optimizer!r} is unknown: take adamw or sgd")
+        if self.scheduler is not None and self.scheduler not in get_args(SchedulerName):
+            raise InputError(
+                f"scheduler={self.scheduler!r} is unknown: take cosine, multistep or constant"
+            )
+        for name in ("lr", "backbone_lr_factor"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"{name}={getattr(self, name)} must be a positive number")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay={self.layer_decay} must lie above 0 and be at most 1")
+        if self.freeze_backbone:
+            for name in ("backbone_lr_factor", "layer_decay"):
+                if getattr(self, name) != 1:
+                    raise InputError(
+                        f"{name}={getattr(self, name)} has no effect with freeze_backbone: leave "
+                        "one out"
+                    )
+        warmup: Any = self.warmup_steps
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise InputError(f"warmup_steps={warmup!r} must be a whole number, 0 or more")
+        _check_milestones(self.milestones, self.scheduler)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskSettings:
+    """The arguments that :class:`autotimm.tasks.segmentor.InstanceSegmentor` has besides.
+
+    Raises:
+        InputError: a value that cannot be used, naming the argument.
+    """
+
+    mask_size: int
+    mask_rois: int
+    mask_loss_weight: float
+
+    def __post_init__(self) -> None:
+        if self.mask_size < 2 or self.mask_size % 2:
+            raise InputError(f"mask_size={self.mask_size} must be even, 28 say")
+        if self.mask_rois < 1:
+            raise InputError(f"mask_rois={self.mask_rois} must be at least 1")
+        _check_weight("mask_loss_weight", self.mask_loss_weight)
+
+
+def by_name(settings: DataclassInstance) -> dict[str, Any]:
+    """The fields and their values, as Lightning's ``hparams`` have them."""
+    return {one.name: getattr(settings, one.name) for one in fields(settings)}
+
+
+def from_hparams(kind: type[_Settings], hparams: Mapping[str, Any]) -> _Settings:
+    """The settings that ``hparams`` hold, among others.
+
+    Raises:
+        InputError: one was changed to a value that cannot be used.
+    """
+    return kind(**{one.name: hparams[one.name] for one in fields(kind)})
+
+
+def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None) -> None:
+    if milestones is None:
+        return
+    if scheduler != "multistep":
+        raise InputError(f"milestones have no effect with scheduler={scheduler}: take multistep")
+    given = list(milestones) if isinstance(milestones, Sequence) else []
+    if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
         raise InputError(
-            "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them out"
+            f"milestones={milestones!r} must be rising shares of the run between 0 and 1, such as "
+            f"[0.667, 0.917]"
         )
-    if settings["freeze_backbone"] and settings["frozen_stages"]:
-        raise InputError("freeze_backbone=True freezes all stages: leave it or frozen_stages out")
-    if settings["frozen_stages"] < 0:
-        raise InputError(f"frozen_stages={settings['frozen_stages']} must not be negative")
-    optimization.check(settings)
-    for name in ("num_classes", "fpn_channels", "head_convs", "max_detections_per_image"):
-        if settings[name] < 1:
-            raise InputError(f"{name}={settings[name]} must be at least 1")
-    for name in ("score_thresh", "nms_thresh"):
-        if not 0 <= settings[name] <= 1:
-            raise InputError(f"{name}={settings[name]} must lie between 0 and 1")
-    for name in settings:
-        if name.endswith("_loss_weight") or name == "weight_decay":
-            check_weight(name, settings[name])
 
 
-def check_weight(name: str, value: float) -> None:
-    """Raises InputError for a weight that is negative, infinite or not a number."""
+def _check_weight(name: str, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{name}={value} must be a number, 0 or more")

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from autotimm import urls
 from autotimm.structures import InputError
-from autotimm.training.saving import Checkpoints
+from autotimm.training import strategies
+
+PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
+
+
+def check_compatible(
+    use_distributed_sampler: bool, precision: Any, timeout_minutes: float, given: Mapping[str, Any]
+) -> None:
+    """Raises InputError for what does not go with this package's data, models and ranks.
+
+    Args:
+        use_distributed_sampler, precision, timeout_minutes: arguments of AutoTrainer.
+        given: arguments of Lightning's, by name, as far as they were given.
+    """
+    if use_distributed_sampler:
+        raise InputError(
+            "use_distributed_sampler=True would deal the samples out twice: leave it out"
+        )
+    if given.get("sync_batchnorm"):
+        raise InputError(
+            "sync_batchnorm=True would take the activations out of timm's norms: give the "
+            "model backbone_norm='sync'"
+        )
+    if str(precision) not in PRECISIONS:
+        raise InputError(
+            f"precision={precision!r} does not suit this model, whose losses need float32: "
+            f"take 16-mixed, bf16-mixed or 32-true"
+        )
+    if not 0 < timeout_minutes < 1e6:
+        raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
 
 
 def check_numbers(given: Mapping[str, Any]) -> None:
@@ -47,23 +77,20 @@ def tell_never_measured(given: Mapping[str, Any]) -> None:
         )
 
 
+def runs_folder(default_root_dir: str | Path | None) -> str | Path:
+    """The folder below which runs have theirs; InputError for one that is on no disk."""
+    root = default_root_dir or "runs"
+    if urls.kind(str(root)):
+        raise InputError(
+            f"default_root_dir={urls.shown(str(root))}: runs are written into a folder: give "
+            f"that of a local or mounted disk"
+        )
+    return root
+
+
 def _is_no_time(given: Any) -> bool:
     if isinstance(given, str):
         return re.fullmatch(r"[0:]+", given) is not None
     if isinstance(given, Mapping):
         return not any(given.values())
     return isinstance(given, timedelta) and given <= timedelta(0)
-
-
-def check_saves_nothing(given: Mapping[str, Any]) -> None:
-    """Raises InputError for what says when to save, and what to keep, where nothing is saved.
-
-    Args:
-        given: the arguments of ``Checkpoints``, in its order, by their names in AutoTrainer.
-    """
-    defaults = [one.default for one in inspect.signature(Checkpoints).parameters.values()]
-    pairs = zip(given.items(), defaults, strict=True)
-    if changed := [f"{name}={value}" for (name, value), default in pairs if value != default]:
-        raise InputError(
-            f"enable_checkpointing=False saves nothing: leave out {', '.join(changed)}"
-        )

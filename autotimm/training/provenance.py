@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 import autotimm
 from autotimm import urls
+from autotimm.data.settings import DataSettings
 
 _PACKAGES = (
     *("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "albumentations"),
@@ -112,8 +113,6 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
 
 def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
     """The arguments of model, data and trainer, as far as they are plain values."""
-    data: Any = getattr(trainer, "datamodule", None)
-    own = {k: v for k, v in vars(data).items() if k[0] != "_"} if data is not None else {}
     trained = {
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
@@ -122,12 +121,25 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": trainer.gradient_clip_val,
     }
-    parts = {"model": dict(model.hparams), "data": own, "trainer": trained}
+    data = _arguments(getattr(trainer, "datamodule", None))
+    parts = {"model": dict(model.hparams), "data": data, "trainer": trained}
     found: dict[str, Any] = {}
     for part, values in parts.items():
         known = {k: asdict(v) if _is_instance(v) else v for k, v in values.items()}
         found[part] = {str(k): _plain(v) for k, v in known.items() if _is_plain(v)}
     return found
+
+
+def _arguments(datamodule: Any) -> dict[str, Any]:
+    """What a data module was made with: the settings of ours, the public attributes of any."""
+    if datamodule is None:
+        return {}
+    own = {k: v for k, v in vars(datamodule).items() if k[0] != "_"}
+    if isinstance(chosen := own.get("settings"), DataSettings):
+        del own["settings"]
+        names = [one.name for one in fields(chosen) if one.name != "location"]
+        own |= {"data_dir": chosen.location.given} | {k: getattr(chosen, k) for k in names}
+    return own
 
 
 def _is_instance(value: Any) -> bool:

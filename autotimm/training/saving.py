@@ -14,11 +14,10 @@ that cannot be written does not end a run that may write the next one; all ranks
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import proxy
 
 import torch
@@ -31,6 +30,7 @@ from autotimm.structures import InputError
 from autotimm.training.checkpoint import SaveError, on_all_ranks, sync_folder
 from autotimm.training.loggers import run_folder
 from autotimm.training.retention import clear, kept, point, remove
+from autotimm.training.save_settings import SaveSettings
 
 
 def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
@@ -46,55 +46,14 @@ class Checkpoints(Checkpoint):
     """Saves the state of the training as often as asked, and the best by a metric.
 
     Args:
-        every_n_epochs: save after so many epochs; 0 for never.
-        every_n_steps: save after so many optimizer steps.
-        every_minutes: save when so much time has gone by since the last save.
-        keep_last: newest checkpoints to keep; -1 for all.
-        keep_best: best ones to keep; 0 for none.
-        metric: what is best, as it is logged in validation. By default the model's first metric
-            on the progress bar, or its first, as ``val/<name>``; without metrics nothing is best.
-        mode: whether a good value of it is large ("max") or small ("min"). By default large, unless
-            it is a loss by its name.
+        settings: when to save, and what to keep.
 
     Raises:
-        InputError: a value that cannot be used; in a fit: the metric is not logged, or the last
-            checkpoint cannot be written.
+        InputError: in a fit: the metric is not logged, or the last checkpoint cannot be written.
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int = 1,
-        every_n_steps: int | None = None,
-        every_minutes: float | None = None,
-        keep_last: int = 2,
-        keep_best: int = 1,
-        metric: str | None = None,
-        mode: Literal["max", "min"] | None = None,
-    ) -> None:
-        if every_n_epochs < 0:
-            raise InputError(f"save_every_n_epochs={every_n_epochs} must be 0 or more")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise InputError(f"save_every_n_steps={every_n_steps} must be at least 1")
-        if every_minutes is not None and not (0 < every_minutes < math.inf):
-            raise InputError(f"save_every_minutes={every_minutes} must be a number above 0")
-        if keep_last < 1 and keep_last != -1:
-            raise InputError(f"keep_last={keep_last} must be at least 1, or -1 for all")
-        if keep_best < 0:
-            raise InputError(f"keep_best={keep_best} must be 0 or more")
-        if mode not in (None, "max", "min"):
-            raise InputError(f"best_mode={mode!r} must be max or min")
-        if metric is None and mode is not None:
-            raise InputError("best_mode has no effect without best_metric: give both")
-        if metric == "":
-            raise InputError("best_metric is empty: name one, or leave it out")
-        if metric is not None and not keep_best:
-            raise InputError("best_metric has no effect with keep_best=0: leave one of them out")
-        self.every_n_epochs = every_n_epochs
-        self.every_n_steps = every_n_steps
-        self.every_minutes = every_minutes
-        self.keep_last = keep_last
-        self.keep_best = keep_best
-        self.given_metric, self.given_mode = metric, mode
+    def __init__(self, settings: SaveSettings | None = None) -> None:
+        self.settings = settings or SaveSettings()
         self.monitor: str | None = None  # under the names by which Lightning and loggers ask
         self.mode = "max"
         self.dirpath = Path()
@@ -124,7 +83,7 @@ class Checkpoints(Checkpoint):
     @property
     def best_k_models(self) -> dict[str, torch.Tensor]:
         """The best checkpoints and their scores, best first."""
-        names = kept(self._files, 0, self.keep_best, self.mode)
+        names = kept(self._files, 0, self.settings.keep_best, self.mode)
         return {str(self.dirpath / name): torch.tensor(self._files[name]) for name in names}
 
     @property
@@ -156,19 +115,19 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = run_folder(trainer).absolute() / "checkpoints"
         if stage == "fit":
-            if self.given_metric and trainer.limit_val_batches == 0:
+            if self.settings.best_metric and trainer.limit_val_batches == 0:
                 raise InputError("best_metric has no effect with limit_val_batches=0")
             measured = _metrics(pl_module)
-            given = self.given_metric or ""
+            given = self.settings.best_metric or ""
             if given.startswith("val/") and measured and not given.startswith(tuple(measured)):
                 # No error: a class of the user's own may log more. Else the first validation is.
                 rank_zero_warn(
                     f"best_metric={given!r} is none of the model's metrics, {', '.join(measured)}"
                 )
-            default = measured[0] if measured and self.keep_best else None
-            self.monitor = self.given_metric or default
+            default = measured[0] if measured and self.settings.keep_best else None
+            self.monitor = self.settings.best_metric or default
             small = "loss" in (self.monitor or "").lower()
-            self.mode = self.given_mode or ("min" if small else "max")
+            self.mode = self.settings.best_mode or ("min" if small else "max")
             self._files, self._restored = {}, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,7 +147,8 @@ class Checkpoints(Checkpoint):
         if step == self._step:  # in the middle of an accumulation
             return
         self._step, self._score = step, None
-        self._due |= bool(self.every_n_steps and step % self.every_n_steps == 0)
+        every = self.settings.save_every_n_steps
+        self._due |= bool(every and step % every == 0)
         self._due |= self._time_is_up(trainer)
         # After a validation, or the epoch, that follows at once: a run that goes on would skip it.
         if self._due and not trainer.is_last_batch and not _validates_next(trainer):
@@ -207,8 +167,8 @@ class Checkpoints(Checkpoint):
             self._save_what_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epochs = trainer.current_epoch + 1
-        self._due |= bool(self.every_n_epochs and epochs % self.every_n_epochs == 0)
+        epochs, every = trainer.current_epoch + 1, self.settings.save_every_n_epochs
+        self._due |= bool(every and epochs % every == 0)
         self._save_what_is_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,10 +177,11 @@ class Checkpoints(Checkpoint):
 
     def _time_is_up(self, trainer: Trainer) -> bool:
         """Whether to save, by the clock of the first rank."""
-        if self.every_minutes is None or trainer.global_step < self._look:
+        minutes = self.settings.save_every_minutes
+        if minutes is None or trainer.global_step < self._look:
             return False
         now, step = time.monotonic(), trainer.global_step
-        left = self.every_minutes * 60 - (now - self._since[0])
+        left = minutes * 60 - (now - self._since[0])
         pace = (now - self._started[0]) / max(step - self._started[1], 1)
         up, wait = trainer.strategy.broadcast((left <= 0, steps_to_wait(left, pace)))
         self._look = step + wait
@@ -242,7 +203,7 @@ class Checkpoints(Checkpoint):
     def _is_best(self, trainer: Trainer) -> bool:
         name = _name(trainer)
         return self._score is not None and name in kept(
-            {**self._files, name: self._score}, 0, self.keep_best, self.mode
+            {**self._files, name: self._score}, 0, self.settings.keep_best, self.mode
         )
 
     # ------------------------------------------------------------------- saving
@@ -296,11 +257,11 @@ class Checkpoints(Checkpoint):
         with on_all_ranks(path):
             if trainer.is_global_zero:
                 point(self.dirpath / "last.ckpt", name)
-                if best := kept(self._files, 0, min(self.keep_best, 1), self.mode):
+                if best := kept(self._files, 0, min(self.settings.keep_best, 1), self.mode):
                     point(self.dirpath / "best.ckpt", best[0])
                 sync_folder(self.dirpath)
         # Where that fails they stay, on the disk and in the list: a link may lead to one.
-        names = kept(self._files, self.keep_last, self.keep_best, self.mode)
+        names = kept(self._files, self.settings.keep_last, self.settings.keep_best, self.mode)
         gone = [old for old in self._files if old not in names]
         self._files = {n: s for n, s in self._files.items() if n in names}
         if trainer.is_global_zero:

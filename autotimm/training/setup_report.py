@@ -202,7 +202,7 @@ def data(trainer: Trainer, ckpt_path: Any) -> dict[str, str]:
             trainer.world_size,
         )
     # Elsewhere than on a disk a sample is read only where it is the first to be used.
-    if not ckpt_path or not urls.kind(datamodule.data_dir):
+    if not ckpt_path or datamodule.settings.location.folder is not None:
         world = World(trainer.global_rank, trainer.world_size)
         read_one(datamodule.source(splits[0]), world, datamodule, shuffle=stage == "fit")
     if stage == "fit":

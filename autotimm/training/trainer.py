@@ -10,40 +10,32 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 
 from autotimm import urls
-from autotimm.structures import InputError
 from autotimm.training import arguments, preemption, strategies, tuning
 from autotimm.training.agreement import settle_at_exit
-from autotimm.training.check_loss import CheckLoss
-from autotimm.training.checkpoint import PlainCheckpointIO, on_all_ranks
+from autotimm.training.checkpoint import on_all_ranks
+from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.ema import AverageWeights
 from autotimm.training.hush import hush
 from autotimm.training.loggers import make_loggers
 from autotimm.training.metrics_file import MetricsLogger
-from autotimm.training.pictures import SavePictures
 from autotimm.training.preemption import Preemption
-from autotimm.training.progress import ProgressBar
-from autotimm.training.results import SaveResults
 from autotimm.training.run_folder import folder_name
-from autotimm.training.run_record import RunRecord, read_record
+from autotimm.training.run_record import read_record
+from autotimm.training.save_settings import SaveSettings
 from autotimm.training.saving import Checkpoints
 from autotimm.training.setup_check import check_setup
 from autotimm.training.start import NamedCheckpoints, begin
-from autotimm.training.state import KeepState
 from autotimm.training.summary import Summary
-from autotimm.training.throughput import EpochLines, LearningRate, Throughput
-from autotimm.training.world import find_launcher, launcher_world
+from autotimm.training.world import launcher_world
 
 hush()
 
 HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
-PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
 
 
 class AutoTrainer(Trainer):
@@ -120,56 +112,35 @@ class AutoTrainer(Trainer):
         timeout_minutes: float = 30.0,
         **kwargs: Any,
     ) -> None:
-        if use_distributed_sampler:
-            raise InputError(
-                "use_distributed_sampler=True would deal the samples out twice: leave it out"
-            )
-        if kwargs.get("sync_batchnorm"):
-            raise InputError(
-                "sync_batchnorm=True would take the activations out of timm's norms: give the "
-                "model backbone_norm='sync'"
-            )
-        if str(precision) not in PRECISIONS:
-            raise InputError(
-                f"precision={precision!r} does not suit this model, whose losses need float32: "
-                f"take 16-mixed, bf16-mixed or 32-true"
-            )
-        if not 0 < timeout_minutes < 1e6:
-            raise InputError(f"timeout_minutes={timeout_minutes} must be a positive number")
+        arguments.check_compatible(use_distributed_sampler, precision, timeout_minutes, kwargs)
         timeout = timedelta(minutes=timeout_minutes)
-        plugins = _plugins(plugins)
+        plugins = all_plugins(plugins)
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
         arguments.tell_never_measured(kwargs)
-        root = default_root_dir or "runs"
-        if urls.kind(str(root)):
-            raise InputError(
-                f"default_root_dir={urls.shown(str(root))}: runs are written into a folder: give "
-                f"that of a local or mounted disk"
-            )
+        root = arguments.runs_folder(default_root_dir)
         name = folder_name(root)
         known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]
-        kept: dict[str, Any] = {
-            "save_every_n_epochs": save_every_n_epochs,
-            "save_every_n_steps": save_every_n_steps,
-            "save_every_minutes": save_every_minutes,
-            "keep_last": keep_last,
-            "keep_best": keep_best,
-            "best_metric": best_metric,
-            "best_mode": best_mode,
-        }
-        checkpoints = Checkpoints(*kept.values())
+        save = SaveSettings(
+            save_every_n_epochs=save_every_n_epochs,
+            save_every_n_steps=save_every_n_steps,
+            save_every_minutes=save_every_minutes,
+            keep_last=keep_last,
+            keep_best=keep_best,
+            best_metric=best_metric,
+            best_mode=best_mode,
+        )
         described = any(isinstance(callback, ModelSummary) for callback in given)
         if not described and kwargs.get("enable_model_summary") is not False:
             saving.append(Summary())
         if enable_checkpointing is False:
-            arguments.check_saves_nothing(kept)
+            save.check_saves_nothing()
         else:
             # Before NCCL's watchdog, which ends the process without naming the rank that hangs.
-            saving += [checkpoints, Preemption(0.9 * timeout)]
+            saving += [Checkpoints(save), Preemption(0.9 * timeout)]
         strategy = strategies.strategy(
             strategy, accelerator, _one_device(devices, num_nodes), timeout
         )
@@ -188,7 +159,7 @@ class AutoTrainer(Trainer):
             logger=loggers,
             callbacks=[
                 *given,
-                *_default_callbacks(given, enable_progress_bar is not False, *saving),
+                *default_callbacks(given, enable_progress_bar is not False, *saving),
             ],
             enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
@@ -312,33 +283,3 @@ def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() <= 1
     return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-
-
-def _plugins(given: Any) -> list[Any]:
-    """Those of the user, and our way of reading checkpoints unless there is another."""
-    plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        plugins.append(PlainCheckpointIO())
-    launcher = find_launcher()
-    if launcher and launcher.name == "srun":
-        # Lightning's own requeue acts on one rank alone and hangs the others.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
-
-
-def _default_callbacks(given: Sequence[Callback], bar: bool, *more: Callback) -> list[Callback]:
-    """What a run should have, less the kinds that the user brought."""
-    defaults: list[Callback] = [
-        CheckLoss(),
-        Throughput(),
-        LearningRate(),
-        EpochLines(),
-        SavePictures(),
-        SaveResults(),
-        RunRecord(),
-        KeepState(),
-        *more,
-    ]
-    if bar and not any(isinstance(callback, LightningBar) for callback in given):
-        defaults.append(ProgressBar())
-    return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]

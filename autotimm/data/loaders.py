@@ -1,0 +1,130 @@
+"""Loaders of the data module's settings, for the run that asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from autotimm import coco
+from autotimm.coco import Category
+from autotimm.data import collate
+from autotimm.data.augmentation import Augmentation
+from autotimm.data.custom import Transforms
+from autotimm.data.load import Load
+from autotimm.data.settings import DataSettings
+from autotimm.streaming.dataset import SampleStream
+from autotimm.streaming.loader import StreamLoader
+from autotimm.streaming.store import Source
+from autotimm.structures import Preprocessing, World
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a loader has to know of the run that it is for.
+
+    Attributes:
+        world: this rank and the number of ranks.
+        on_gpu: whether batches go to a GPU.
+        epoch: the one to begin with; 0 in evaluation.
+        limit: tells after how many batches an epoch is over though samples are left; None in
+            evaluation.
+        same_batches: whether training sees the same batches in every epoch (``overfit_batches``).
+    """
+
+    world: World
+    on_gpu: bool
+    epoch: int = 0
+    limit: Callable[[], float] | None = None
+    same_batches: bool = False
+
+
+def training_loader(
+    settings: DataSettings,
+    categories: list[Category],
+    source: Source,
+    wanted: Preprocessing,
+    run: Run,
+) -> StreamLoader:
+    """Shuffled, augmented batches; the last one of an epoch wraps to its beginning.
+
+    Args:
+        settings: of the data module.
+        categories: whose positions are the labels.
+        source: of the samples.
+        wanted: what images go through.
+        run: that trains on them.
+    """
+    vary: Augmentation | Transforms = settings.augmentation
+    if settings.custom_train_transforms is not None:  # an empty Compose counts as false
+        vary = settings.custom_train_transforms
+    stream = SampleStream(
+        source,
+        _load(settings, categories, wanted, vary),
+        collate.collate,
+        world=run.world,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle=not run.same_batches,
+        canvases=settings.canvases,
+        max_corrupt=settings.max_corrupt,
+        sizes=settings.scales,
+        paired=settings.copy_paste,
+        # A pipeline of the user's own may keep its randomness to itself.
+        threads=torch.get_num_threads() if isinstance(vary, Augmentation) else 1,
+    )
+    return _loader(stream, settings, run)
+
+
+def evaluation_loader(
+    settings: DataSettings,
+    categories: list[Category],
+    source: Source,
+    wanted: Preprocessing,
+    run: Run,
+) -> StreamLoader:
+    """Batches in the natural order, padded where they do not fill the ranks; arguments as in
+    :func:`training_loader`."""
+    stream = SampleStream(
+        source,
+        _load(settings, categories, wanted, None),
+        collate.collate,
+        world=run.world,
+        batch_size=settings.val_batch_size,
+        seed=settings.seed,
+        pad=True,
+        max_corrupt=settings.max_corrupt,
+        threads=torch.get_num_threads(),
+    )
+    return _loader(stream, settings, run)
+
+
+def _load(
+    settings: DataSettings,
+    categories: list[Category],
+    wanted: Preprocessing,
+    vary: Augmentation | Transforms | None,
+) -> Load:
+    return Load(
+        labels=coco.label_of(categories),
+        canvas=settings.image_size,
+        vary=vary,
+        resize=settings.resize,
+        fill=wanted.fill,
+        with_masks=settings.masks and vary is not None,  # evaluation takes the target's
+        interpolation=wanted.interpolation,
+    )
+
+
+def _loader(stream: SampleStream, settings: DataSettings, run: Run) -> StreamLoader:
+    return StreamLoader(
+        stream,
+        finish=collate.finish,
+        num_workers=settings.num_workers,
+        prefetch_factor=settings.prefetch_factor,
+        persistent_workers=settings.persistent_workers,
+        pin_memory=run.on_gpu if settings.pin_memory is None else settings.pin_memory,
+        epoch=run.epoch,
+        limit=run.limit,
+    )

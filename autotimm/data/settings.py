@@ -1,0 +1,115 @@
+"""The settings of the data module: its arguments, parsed and checked, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from autotimm.data import options, pipeline
+from autotimm.data.augmentation import Augmentation
+from autotimm.data.custom import Transforms
+from autotimm.data.transforms import INTERPOLATIONS, RESIZES
+from autotimm.streaming.buckets import Canvases
+from autotimm.structures import InputError
+from autotimm.urls import Location
+
+_T = TypeVar("_T")
+
+_LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """The arguments of ``InstanceSegmentationDataModule``, under its names but for five.
+
+    Attributes:
+        location: what ``data_dir`` names.
+        image_size: height and width of the canvas, multiples of 32.
+        augmentation: of ``augmentation_preset``.
+        canvases: of ``aspect_buckets``, that of ``image_size`` first; none without.
+        scales: of ``multi_scale``, that of ``image_size`` first; none without.
+        cache_limit: in bytes.
+
+    Raises:
+        InputError: a value that cannot be used, or not with another, naming the argument.
+    """
+
+    location: Location
+    image_size: tuple[int, int]
+    batch_size: int
+    val_batch_size: int
+    num_workers: int
+    prefetch_factor: int
+    seed: int
+    augmentation: Augmentation
+    resize: str
+    canvases: Canvases
+    custom_train_transforms: Transforms | None
+    copy_paste: float
+    scales: Canvases
+    max_corrupt: float
+    train_split: str
+    val_split: str | None
+    test_split: str | None
+    masks: bool
+    cache_dir: str | Path | None
+    cache_limit: int | None
+    persistent_workers: bool
+    pin_memory: bool | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    interpolation: str | None
+
+    def __post_init__(self) -> None:
+        options.whole("batch_size", self.batch_size, 1, _LARGEST_BATCH)
+        options.whole("val_batch_size", self.val_batch_size, 1, _LARGEST_BATCH)
+        options.whole("num_workers", self.num_workers, 0)
+        options.whole("prefetch_factor", self.prefetch_factor, 1)
+        options.whole("seed", self.seed, 0)
+        options.one_of("resize", self.resize, RESIZES)
+        for name in ("copy_paste", "max_corrupt"):
+            object.__setattr__(self, name, options.share(name, getattr(self, name)))
+        self._check_own_transforms()
+        if self.scales and self.canvases:
+            raise InputError(
+                "multi_scale and aspect_buckets both set the canvas: leave one of them out"
+            )
+        if self.interpolation is not None:
+            options.one_of("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+
+    def _check_own_transforms(self) -> None:
+        if self.custom_train_transforms is None:
+            return
+        if self.canvases:
+            raise InputError(
+                "custom_train_transforms decide on their images' size themselves: leave out "
+                "aspect_buckets"
+            )
+        pipeline.check(self.custom_train_transforms)
+        if self.copy_paste:
+            raise InputError(
+                "copy_paste goes with augmentation_preset: leave it or custom_train_transforms out"
+            )
+        if self.scales:
+            raise InputError(
+                "multi_scale and custom_train_transforms both set the canvas: leave one of them out"
+            )
+
+
+class Setting(Generic[_T]):
+    """An attribute of the data module that its ``settings`` hold.
+
+    Assigning to it replaces the settings by checked ones with the new value.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> _T:
+        if module is None:
+            return self  # type: ignore[return-value]
+        return getattr(module.settings, self._name)
+
+    def __set__(self, module: Any, value: _T) -> None:
+        module.settings = replace(module.settings, **{self._name: value})

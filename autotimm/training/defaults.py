@@ -1,0 +1,57 @@
+"""What AutoTrainer adds to what its user gave: callbacks and plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from autotimm.training.check_loss import CheckLoss
+from autotimm.training.checkpoint import PlainCheckpointIO
+from autotimm.training.pictures import SavePictures
+from autotimm.training.progress import ProgressBar
+from autotimm.training.results import SaveResults
+from autotimm.training.run_record import RunRecord
+from autotimm.training.state import KeepState
+from autotimm.training.throughput import EpochLines, LearningRate, Throughput
+from autotimm.training.world import find_launcher
+
+
+def all_plugins(given: Any) -> list[Any]:
+    """Those of the user, and our way of reading checkpoints unless there is another."""
+    plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(PlainCheckpointIO())
+    launcher = find_launcher()
+    if launcher and launcher.name == "srun":
+        # Lightning's own requeue acts on one rank alone and hangs the others.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+def default_callbacks(given: Sequence[Callback], bar: bool, *more: Callback) -> list[Callback]:
+    """What a run should have, less the kinds that the user brought.
+
+    Args:
+        given: the user's own.
+        bar: whether a progress bar is among them.
+        *more: what the arguments of the trainer ask for.
+    """
+    defaults: list[Callback] = [
+        CheckLoss(),
+        Throughput(),
+        LearningRate(),
+        EpochLines(),
+        SavePictures(),
+        SaveResults(),
+        RunRecord(),
+        KeepState(),
+        *more,
+    ]
+    if bar and not any(isinstance(callback, LightningBar) for callback in given):
+        defaults.append(ProgressBar())
+    return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
