@@ -36,7 +36,7 @@ def test_bash_completes_verbs_flags_values_and_paths(
     (tmp_path / "shards").mkdir()
     (tmp_path / "best.ckpt").touch()
     text = script("bash", capsys)
-    assert completed(text, "autotimm ", tmp_path) >= set(main.lines())
+    assert completed(text, "autotimm ", tmp_path) >= set(main.verb_lines())
     assert completed(text, "autotimm pre", tmp_path) == {"predict", "preview"}
     assert "--checkpoint" in completed(text, "autotimm predict --ch", tmp_path)
     assert "--debug" in completed(text, "autotimm shard --de", tmp_path)
@@ -61,7 +61,7 @@ def test_the_shell_takes_the_script(
 
 def test_fish_gets_every_verb_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     rows = script("fish", capsys).splitlines()
-    for verb, line in main.lines().items():
+    for verb, line in main.verb_lines().items():
         assert any(f" -a {verb} -d {line[:12]}" in row.replace("'", "") for row in rows), verb
         own = [row for row in rows if f"'_shtab_autotimm_using {verb}'" in row]
         for action in main.parser_of_verb(verb)._actions:
@@ -80,4 +80,4 @@ def test_fish_completes_paths_and_values(capsys: pytest.CaptureFixture[str]) -> 
         [row] = (r for r in rows if "_using predict'" in r and f"{flag} " in r)
         assert f'{flag} -xka "{offered}" -d' in row
     [row] = (r for r in rows if "_using predict;" in r)
-    assert ''' -ka "(__fish_complete_suffix '')" ''' in row, "images"
+    assert """ -ka "(__fish_complete_suffix '')" """ in row, "images"

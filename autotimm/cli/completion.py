@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.help import parser_of
+from autotimm.cli.parser import make_parser
 
 # Metavars of arguments that are paths.
 _FILES = ("FILE", "FILE.png", "IMAGE", "SRC DST")
@@ -17,8 +17,8 @@ _FOLDERS = ("DIR", "FOLDER")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "completion",
         "Prints a script with which the shell completes verbs, flags and paths.",
         """\
@@ -43,7 +43,7 @@ def _command() -> argparse.ArgumentParser:
     """One parser for the whole command, with a subparser for each verb, as shtab reads it."""
     import shtab
 
-    from autotimm.cli.main import lines, parser_of_verb
+    from autotimm.cli.main import parser_of_verb, verb_lines
 
     # shtab's own expression for fish completes neither ~/file nor --flag=file.
     file = {**shtab.FILE, "fish": "(__fish_complete_suffix '')"}
@@ -51,7 +51,7 @@ def _command() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser("autotimm")
     command.add_argument("--version", action="store_true", help="print it")
     verbs = command.add_subparsers()
-    for verb, line in lines().items():
+    for verb, line in verb_lines().items():
         flags = parser_of_verb(verb)
         for action in flags._actions:
             if kind := kinds.get(str(action.metavar)):
