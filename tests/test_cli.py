@@ -14,7 +14,7 @@ from conftest import SAMPLE
 from lightning.pytorch import Trainer
 
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, __version__
-from autotimm.cli import main, preview, refusals, training
+from autotimm.cli import lightning_help, main, parse_errors, preview
 from autotimm.cli.train import settings
 from autotimm.data import augmentation
 from autotimm.inference.predict import Options
@@ -55,7 +55,7 @@ def test_no_help_imports_torch() -> None:
         "import sys, contextlib, io\n"
         "from autotimm.cli import main\n"
         "main._overview()\n"
-        "for verb in main.lines():\n"
+        "for verb in main.verb_lines():\n"
         "    assert 'usage: ' in main.parser_of_verb(verb).format_help(), verb\n"
         "    heavy = {'torch', 'lightning', 'jsonargparse', 'matplotlib'} & {*sys.modules}\n"
         "    assert not heavy, (verb, heavy)\n"
@@ -79,7 +79,7 @@ def test_help_and_version(
         assert said in capsys.readouterr().out, words
 
 
-@pytest.mark.parametrize("verb", [v for v in main.lines() if v != "shard"])
+@pytest.mark.parametrize("verb", [v for v in main.verb_lines() if v != "shard"])
 def test_examples_come_before_the_flags(verb: str) -> None:
     text = main.parser_of_verb(verb).format_help()
     assert text.startswith(f"usage: autotimm {verb} ")
@@ -200,7 +200,7 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
         "--trainer.": [AutoTrainer, Trainer],
     }
     checked = 0
-    for flag in (flag for flags in training.GROUPS.values() for flag in flags):
+    for flag in (flag for flags in lightning_help.GROUPS.values() for flag in flags):
         for prefix, classes in signatures.items():
             if not flag.name.startswith(prefix):
                 continue
@@ -210,7 +210,7 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
             assert flag.default == (None if of.default is of.empty else of.default), flag.name
             checked += 1
     assert checked >= 15
-    lines = {flag.name: flag.line for flags in training.GROUPS.values() for flag in flags}
+    lines = {flag.name: flag.line for flags in lightning_help.GROUPS.values() for flag in flags}
     for flag, known in (
         ("--trainer.strategy", strategies.NAMES),
         ("--data.augmentation_preset", augmentation.PRESETS),
@@ -232,22 +232,25 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
         (("--data.augmentation_preset", "{flip: 2}"), None),
     ],
 )
-def test_a_wrong_flag_of_fit_is_told_by_its_name(flag: tuple[str, str], said: str | None) -> None:
+def test_the_error_of_a_wrong_flag_of_fit_names_it(
+    flag: tuple[str, str], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["fit", "--config", SMALL, "--data.data_dir", SAMPLE, *flag]
-    if said is None:  # told by the data module, when it is made
+    if said is None:  # the data module rejects it, when it is made
         assert settings([*map(str, words)])["data"]["augmentation_preset"] == {"flip": 2}
         return
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         settings([*map(str, words)])
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""  # neither usage nor the message: the caller reports it
 
 
 def test_a_required_flag_is_named() -> None:
     with pytest.raises(InputError, match=r"^--data\.data_dir must be given"):
         settings(["fit"])
     odd = "something else\nthat nobody foresaw"
-    assert refusals.plain(odd) == "something else that nobody foresaw"
+    assert parse_errors.reword(odd) == "something else that nobody foresaw"
 
 
 @pytest.mark.slow
@@ -257,7 +260,7 @@ def test_fit_takes_debug_and_lists_all_flags_when_asked() -> None:
 
     done = run("fit", "--help-all")
     assert done.returncode == 0 and done.stdout.startswith("usage: autotimm ")
-    for flag in (flag for flags in training.GROUPS.values() for flag in flags):
+    for flag in (flag for flags in lightning_help.GROUPS.values() for flag in flags):
         if not flag.name.startswith("--model.init_args."):  # those of the class chosen
             assert flag.name in done.stdout
     done = run("fit", "--nope", "1")

@@ -36,7 +36,7 @@ def test_bash_completes_verbs_flags_values_and_paths(
     (tmp_path / "shards").mkdir()
     (tmp_path / "best.ckpt").touch()
     text = script("bash", capsys)
-    assert completed(text, "autotimm ", tmp_path) >= set(main.lines())
+    assert completed(text, "autotimm ", tmp_path) >= set(main.verb_lines())
     assert completed(text, "autotimm pre", tmp_path) == {"predict", "preview"}
     assert "--checkpoint" in completed(text, "autotimm predict --ch", tmp_path)
     assert "--debug" in completed(text, "autotimm shard --de", tmp_path)
@@ -61,14 +61,23 @@ def test_the_shell_takes_the_script(
 
 def test_fish_gets_every_verb_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     rows = script("fish", capsys).splitlines()
-    assert all(row.startswith("complete -c autotimm ") for row in rows)
-    for verb in main.lines():
+    for verb, line in main.verb_lines().items():
+        assert any(f" -a {verb} -d {line[:12]}" in row.replace("'", "") for row in rows), verb
+        own = [row for row in rows if f"'_shtab_autotimm_using {verb}'" in row]
         for action in main.parser_of_verb(verb)._actions:
             for flag in (one for one in action.option_strings if one.startswith("--")):
-                where = f"'__fish_seen_subcommand_from {verb}' -l {flag[2:]} "
-                assert any(where in row for row in rows), (verb, flag)
-    [row] = (r for r in rows if "from predict' -l checkpoint " in r)
-    assert " -r -F " in row, "files"
-    [row] = (r for r in rows if "from predict' -l format " in r)
-    assert " -x -a 'json pictures both' " in row
-    assert completion._quoted("it's \\") == "'it\\'s \\\\'"
+                assert any(f" -l {flag[2:]} " in row for row in own), (verb, flag)
+        assert any(" -l debug " in row for row in own), verb
+
+
+def test_fish_completes_paths_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = script("fish", capsys).splitlines()
+    for flag, offered in (
+        ("-l checkpoint", "(__fish_complete_suffix '')"),  # any file, also in ~ and behind =
+        ("-l out", "(__fish_complete_directories)"),
+        ("-l format", "json pictures both"),
+    ):
+        [row] = (r for r in rows if "_using predict'" in r and f"{flag} " in r)
+        assert f'{flag} -xka "{offered}" -d' in row
+    [row] = (r for r in rows if "_using predict;" in r)
+    assert """ -ka "(__fish_complete_suffix '')" """ in row, "images"

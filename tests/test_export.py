@@ -256,7 +256,7 @@ def test_the_card_tells_where_data_and_weights_come_from(model: Any) -> None:
         (["--out", "a.safetensors", "--min-score", 0], "--min-score is for .onnx"),
         (["--out", "a.safetensors", "--metrics", "none.json"], "none.json cannot be read"),
         (["--out", "folder.onnx"], "--out folder.onnx is a folder"),
-        (["--out", "other.safetensors"], "other.md is there and no model card"),
+        (["--out", "other.safetensors"], "other.md exists and is no model card"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

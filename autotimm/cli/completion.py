@@ -1,24 +1,24 @@
-"""``autotimm completion SHELL``: a script with which a shell completes verbs, flags and paths."""
+"""``autotimm completion SHELL``: a script with which a shell completes verbs, flags and paths.
+
+shtab writes the script. For Lightning's verbs it covers the flags that ``autotimm fit --help``
+lists: jsonargparse's link to shtab would cover all 140, but only in a script of its own, without
+our other verbs, and a shell loads one script per command.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.help import parser_of
+from autotimm.cli.parser import make_parser
 
-_PATHS = {  # by what stands for a flag's value in the help
-    "FILE": "file",
-    "FILE.png": "file",
-    "IMAGE": "file",
-    "SRC DST": "file",
-    "DIR": "directory",
-    "FOLDER": "directory",
-}
+# Metavars of arguments that are paths.
+_FILES = ("FILE", "FILE.png", "IMAGE", "SRC DST")
+_FOLDERS = ("DIR", "FOLDER")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "completion",
         "Prints a script with which the shell completes verbs, flags and paths.",
         """\
@@ -33,65 +33,29 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the script."""
-    from autotimm.cli.main import lines, parser_of_verb
+    import shtab
 
-    verbs = {verb: (line, parser_of_verb(verb)) for verb, line in lines().items()}
-    print(_fish(verbs) if args.shell == "fish" else _shtab(verbs, args.shell))
+    print(shtab.complete(_command(), args.shell))
     return 0
 
 
-def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The arguments of a verb; its help is made anew by what they are added to."""
-    return [one for one in parser._actions if not isinstance(one, argparse._HelpAction)]
-
-
-def _shtab(verbs: dict[str, tuple[str, argparse.ArgumentParser]], shell: str) -> str:
+def _command() -> argparse.ArgumentParser:
+    """One parser for the whole command, with a subparser for each verb, as shtab reads it."""
     import shtab
 
-    kinds = {"file": shtab.FILE, "directory": shtab.DIRECTORY}
-    root = argparse.ArgumentParser("autotimm")
-    root.add_argument("--version", action="store_true", help="print it")
-    known = root.add_subparsers()
-    for verb, (line, parser) in verbs.items():
-        one = known.add_parser(verb, help=line, description=line)
-        for action in _actions(parser):
-            if str(action.metavar) in _PATHS:
-                action.complete = kinds[_PATHS[str(action.metavar)]]  # type: ignore[attr-defined]
-            one._add_action(action)
+    from autotimm.cli.main import parser_of_verb, verb_lines
+
+    # shtab's own expression for fish completes neither ~/file nor --flag=file.
+    file = {**shtab.FILE, "fish": "(__fish_complete_suffix '')"}
+    kinds = dict.fromkeys(_FILES, file) | dict.fromkeys(_FOLDERS, shtab.DIRECTORY)
+    command = argparse.ArgumentParser("autotimm")
+    command.add_argument("--version", action="store_true", help="print it")
+    verbs = command.add_subparsers()
+    for verb, line in verb_lines().items():
+        flags = parser_of_verb(verb)
+        for action in flags._actions:
+            if kind := kinds.get(str(action.metavar)):
+                action.complete = kind  # type: ignore[attr-defined]
+        one = verbs.add_parser(verb, parents=[flags], add_help=False, help=line, description=line)
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return str(shtab.complete(root, shell))
-
-
-def _fish(verbs: dict[str, tuple[str, argparse.ArgumentParser]]) -> str:
-    """Fish takes a line a flag; shtab does not write them."""
-    said = [
-        "complete -c autotimm -f",
-        "complete -c autotimm -n __fish_use_subcommand -l version -d 'print it'",
-    ]
-    for verb, (line, parser) in verbs.items():
-        said.append(f"complete -c autotimm -n __fish_use_subcommand -a {verb} -d {_quoted(line)}")
-        within = f"complete -c autotimm -n '__fish_seen_subcommand_from {verb}'"
-        said.append(f"{within} -l debug -d 'show the traceback of an error'")
-        said.append(f"{within} -l help -s h -d 'explain the verb'")
-        for action in _actions(parser):
-            said.append(" ".join([within, *_fish_words(action)]))
-    return "\n".join(said)
-
-
-def _fish_words(action: argparse.Action) -> list[str]:
-    words = [f"-l {flag.removeprefix('--')}" for flag in action.option_strings]
-    valued = action.nargs != 0
-    if valued and str(action.metavar) in _PATHS:
-        words.append("-r -F" if words else "-F")
-    elif valued and action.choices:
-        choices = _quoted(" ".join(map(str, action.choices)))
-        words.append(f"-x -a {choices}" if words else f"-a {choices}")
-    elif valued and words:
-        words.append("-x")
-    first = (action.help or "").split(";")[0].replace("%%", "%")
-    return [*words, f"-d {_quoted(first)}"]
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return command

@@ -1,4 +1,4 @@
-"""``autotimm doctor``: what is wrong before a run finds out, and what to do about it."""
+"""``autotimm doctor``: finds what would make a run fail or slow, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.help import parser_of
+from autotimm.cli.parser import make_parser
 from autotimm.structures import InputError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "doctor",
         "Looks at what training needs: packages, GPUs, NCCL, shared memory, open files, CPUs, "
         "disks, data, and whether a config suits them. Trains and downloads nothing.",
@@ -37,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Looks, prints, and tells by the exit code whether something fails."""
+    """Prints what it finds; the exit code is 1 if a finding is a failure.
+
+    Raises:
+        InputError: the config cannot be read.
+    """
     if args.config and not Path(args.config).is_file():
         raise InputError(f"--config: {args.config}: no such file")
 
@@ -60,28 +64,33 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([one._asdict() for one in found], indent=2))
     else:
-        _tell(found, len(packages))
+        _print_findings(found, len(packages))
     return 1 if any(one.level == "fail" for one in found) else 0
 
 
 def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the data module and the trainer, as fit would read them."""
+    """The arguments of the data module and of the trainer, as fit would read them."""
     from autotimm.cli.train import settings
 
-    words = ["fit", "--config", config, *(["--data.data_dir", data] if data else [])]
+    arguments = ["fit", "--config", config, *(["--data.data_dir", data] if data else [])]
     try:
-        found = settings(words)
+        found = settings(arguments)
     except UnicodeDecodeError as error:
         raise InputError(f"--config: {config} is not UTF-8 text") from error
-    # These are objects that only a fit makes; they concern neither the machine nor the data.
+    # Only a fit makes these objects; neither the machine nor the data depend on them.
     module = {n: v for n, v in found["data"].items() if n != "custom_train_transforms"}
     if not isinstance(module.get("augmentation_preset"), str):
         module.pop("augmentation_preset", None)
     return module, found["trainer"]
 
 
-def _tell(found: list[Any], packages: int) -> None:
-    """Prints a line each; of the packages, which come first, those that are all right share one."""
+def _print_findings(found: list[Any], packages: int) -> None:
+    """Prints one line per finding, except that all packages without a problem share the first.
+
+    Args:
+        found: findings, those of packages first.
+        packages: how many of them are of packages.
+    """
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""``autotimm evaluate``: COCO AP of a checkpoint, or of anyone's results file."""
+"""``autotimm evaluate``: COCO AP of a checkpoint, or of a results file from any program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotimm.cli.help import add_image_size, parser_of, refuse
+from autotimm.cli.parser import add_image_size, make_parser, reject_unused
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ _OF_MODEL = ("image_size", "batch_size", "num_workers", "accelerator", "precisio
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "evaluate",
         "Box and mask AP at the original image size, as pycocotools computes it: all classes and "
         "class by class; curves, confusions and the worst images as pictures.",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates; every rank of a job calls it, and the first one writes and prints.
+    """Evaluates. Every rank of a job calls this; the first one writes and prints.
 
     Raises:
         InputError: flags or files cannot be used.
@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
     results: Any = args.results
     if args.checkpoint:
         results = out / "results.json"
-        source = _find(args, results)
+        source = _detect(args, results)
         if source is None:
-            return 0  # another rank
+            return 0  # not the first rank
     else:
-        source = _source(args)
+        source = _open_source(args)
     truth: Any = args.annotations
     drawn: Truth | None = None
     if source is not None:
@@ -123,12 +123,16 @@ def _check(args: argparse.Namespace) -> None:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
     if args.results:
-        refuse(parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs")
+        reject_unused(
+            parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs"
+        )
     if args.annotations:
-        refuse(parser(), args, ("split", "worst"), "is for --data: leave it out, or give that")
+        reject_unused(
+            parser(), args, ("split", "worst"), "is for --data: leave it out, or give that"
+        )
 
 
-def _source(args: argparse.Namespace) -> Any:
+def _open_source(args: argparse.Namespace) -> Any:
     if args.annotations:
         return None
     from autotimm.streaming.store import open_source
@@ -136,8 +140,12 @@ def _source(args: argparse.Namespace) -> Any:
     return open_source(args.data, args.split)
 
 
-def _find(args: argparse.Namespace, path: Path) -> Any:
-    """Has the checkpoint's results written; the data's source on the first rank, else None."""
+def _detect(args: argparse.Namespace, path: Path) -> Any:
+    """Runs the checkpoint's model on the data and writes what it finds to ``path``.
+
+    Returns:
+        The source of the data on the first rank, which alone has all results; else None.
+    """
     import torch
 
     from autotimm.data.datamodule import InstanceSegmentationDataModule
@@ -145,16 +153,14 @@ def _find(args: argparse.Namespace, path: Path) -> Any:
     from autotimm.training.evaluate import find_all
 
     if args.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError(
-            "--accelerator gpu: no GPU can be had here; leave the flag out for the CPU"
-        )
-    # Lightning's and our own remarks on a run: there is none.
+        raise InputError("--accelerator gpu: there is no GPU here; leave the flag out for the CPU")
+    # These loggers' remarks are about trainings.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     model = load(args.checkpoint, metrics=None)
     size = args.image_size or model.preprocessing.image_size
     if size is None:
         raise InputError(
-            f"{args.checkpoint} does not tell the size of the training's images: give --image-size"
+            f"{args.checkpoint} does not say at what image size it was trained: give --image-size"
         )
     data = InstanceSegmentationDataModule(
         args.data,
@@ -162,10 +168,10 @@ def _find(args: argparse.Namespace, path: Path) -> Any:
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         resize=model.preprocessing.resize,
-        train_split=args.split,  # whose categories are the labels: there may be no other split
+        train_split=args.split,  # its categories are the labels; there may be no other split
         val_split=None,
         test_split=args.split,
-        max_corrupt=1.0,  # what cannot be read is told, and counts as missed
+        max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
     )
     first = find_all(model, data, path, accelerator=args.accelerator, precision=args.precision)
     return data.source(args.split) if first else None
@@ -197,12 +203,12 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
         for image_id, found in by_image.items():
             try:
                 pairs.append(truth.pair(image_id, found))
-            except DataError as error:  # it counts as missed; the others are worth a look
+            except DataError as error:  # its objects count as missed; still draw the others
                 not_drawn.append(f"not drawn: {error}")
         if pairs:
             visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
             written.append("worst.png")
-    # Whatever becomes of what is printed, the files are there.
+    # Printed last: a closed stdout does not cost the files.
     console.print(report.tables(measured))
     for line in (*not_drawn, f"{out}: {', '.join(written)}"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

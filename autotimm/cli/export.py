@@ -1,4 +1,4 @@
-"""``autotimm export``: a checkpoint as ONNX, PyTorch program or safetensors with a model card."""
+"""``autotimm export``: a checkpoint as ONNX, PyTorch program, or safetensors with a model card."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.help import add_image_size, parser_of, refuse
+from autotimm.cli.parser import add_image_size, make_parser, reject_unused
 from autotimm.structures import InputError
 
 _SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "export",
         "Writes a checkpoint for other programs, by the suffix of --out: ONNX with masks end to "
         "end, PyTorch's exported program, or safetensors with a model card.",
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports.
 
     Raises:
-        InputError: flags or the checkpoint cannot be used, or the file not be written.
+        InputError: flags or the checkpoint cannot be used, or a file cannot be written.
     """
     out = Path(args.out)
     _check(args, out.suffix)
@@ -71,9 +71,9 @@ def _check(args: argparse.Namespace, suffix: str) -> None:
         raise InputError(f"--out {args.out}: the suffix must be one of {', '.join(_SUFFIXES)}")
     if suffix == ".safetensors":
         names = ("image_size", "dynamic", "max_detections", "min_score")
-        refuse(parser(), args, names, "is for .onnx and .pt2, not for weights alone")
+        reject_unused(parser(), args, names, "is for .onnx and .pt2, not for weights alone")
     else:
-        refuse(parser(), args, ("metrics",), "is for the card of .safetensors")
+        reject_unused(parser(), args, ("metrics",), "is for the card of .safetensors")
     if args.dynamic and args.image_size:
         raise InputError("--image-size has no effect with --dynamic: leave one out")
     if Path(args.out).is_dir():
@@ -89,9 +89,9 @@ def _graph(args: argparse.Namespace, out: Path) -> list[Path]:
     from autotimm.tasks.load import load
 
     if out.suffix == ".onnx":
-        write.check_onnx()  # before minutes of tracing
-    most = args.max_detections
-    settings: dict[str, Any] = {} if most is None else {"max_detections_per_image": most}
+        write.check_onnx()  # tracing takes minutes: fail before it
+    limit = args.max_detections
+    settings: dict[str, Any] = {} if limit is None else {"max_detections_per_image": limit}
     model = load(args.checkpoint, metrics=None, **settings)
     size = (0, 0) if args.dynamic else write.canvas(model, args.image_size)
     traced = write.program(model, size, dynamic=args.dynamic, min_score=args.min_score)
@@ -128,10 +128,10 @@ def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
             raise InputError(f"--metrics {args.metrics} is no metrics.json of autotimm evaluate")
     path = out.with_suffix(".md")
     if path.exists() and MADE_BY not in path.read_text(errors="replace"):
-        raise InputError(f"{path} is there and no model card: move it, or take another --out")
+        raise InputError(f"{path} exists and is no model card: move it, or give another --out")
     convert(args.checkpoint, out)
     content = read_checkpoint(out)
-    # The checkpoint lies in <run>/checkpoints/, or in the run's folder.
+    # The checkpoint lies in <run>/checkpoints/ or in the run's folder.
     parents = list(Path(args.checkpoint).resolve().parents)[:2]
     record = next(filter(None, map(read_record, parents)), {})
     text = card(

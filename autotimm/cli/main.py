@@ -1,6 +1,6 @@
 """``autotimm VERB ...``: finds the verb's module and runs it.
 
-Nothing heavy is imported here: ``autotimm --help`` and every verb's ``--help`` answer at once.
+This module imports nothing heavy, so ``autotimm --help`` and each verb's ``--help`` answer at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from autotimm import __version__, urls
-from autotimm.cli import training
+from autotimm.cli import lightning_help
 from autotimm.structures import InputError
 
 _HEAD = """\
@@ -38,7 +38,7 @@ signal after saving, 130 interrupted. A verb's help tells of more where there ar
 
 
 class _Verb(NamedTuple):
-    """A verb's module, which has ``parser()`` and ``run(args)``, and its line in the help."""
+    """The module of a verb, with ``parser()`` and ``run(args)``, and its line in the help."""
 
     module: str
     line: str
@@ -52,7 +52,7 @@ VERBS: dict[str, _Verb] = {
     "doctor": _Verb("autotimm.cli.doctor", "what a run needs here, and what to do about it"),
     "completion": _Verb("autotimm.cli.completion", "have bash, zsh or fish complete the rest"),
 }
-"""The others, but ``shard``, which is a command of its own as well."""
+"""The verbs beside Lightning's, and beside ``shard``, which has a command of its own as well."""
 
 _SHARD = "write COCO folders as shards (autotimm-shard)"
 
@@ -61,47 +61,47 @@ def main() -> NoReturn:
     """Runs the command line of the process and exits."""
     words, debug = _without_debug(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a class' name in a terminal that lacks it
+        if isinstance(stream, io.TextIOWrapper):  # class names may have letters it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(words)
-        if sys.stdout is not None:  # as it is where it was closed (>&-)
+        if sys.stdout is not None:  # None if the shell closed it (>&-)
             sys.stdout.flush()
-    except SystemExit as stop:  # a verb that has told what there was to tell
-        _settle_output()
-        told = stop.__cause__ or stop.__context__
-        if debug and stop.code and told is not None:
-            traceback.print_exception(told)
+    except SystemExit as stop:  # the verb has printed its own error
+        _flush_or_drop_stdout()
+        cause = stop.__cause__ or stop.__context__
+        if debug and stop.code and cause is not None:
+            traceback.print_exception(cause)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        ending = _ending(error)
-        if ending is None:  # a fault of the program
+        known = _exit_code_and_line(error)
+        if known is None:  # a fault of the program
             raise
         if debug:
             traceback.print_exception(error)
-        code, line = ending
-        _settle_output()
+        code, line = known
+        _flush_or_drop_stdout()
         if line:
             print(" ".join(["autotimm", *words[:1]]) + f": {line}", file=sys.stderr)
     sys.exit(code)
 
 
 def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
-    """The words without ``--debug``, which every verb takes, and whether it was there."""
+    """The words without ``--debug``, which all verbs have, and whether it was among them."""
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word != "--debug"]
     return [*kept, *words[end:]], len(kept) < end
 
 
-def _ending(error: BaseException) -> tuple[int, str] | None:
-    """The exit code of an error and its line ("" for none); None for what nobody foresaw."""
+def _exit_code_and_line(error: BaseException) -> tuple[int, str] | None:
+    """The exit code of an error and its line ("" for none); None for a fault of the program."""
     if isinstance(error, InputError):
         return 2, " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(error, BrokenPipeError):  # nobody reads on, as behind `| head`
+    if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
         return 141, ""
-    if isinstance(error, OSError):  # a full disk, a folder that may not be written
+    if isinstance(error, OSError):  # a full disk, a folder without write permission
         reason = error.strerror or str(error)
         line = f"{error.filename}: {reason}" if error.filename else reason
         return 2, " ".join(urls.without_secrets(line).split())
@@ -110,16 +110,16 @@ def _ending(error: BaseException) -> tuple[int, str] | None:
     return None
 
 
-def _settle_output() -> None:
-    """Drops what stdout would not take: it would fail once more when the process ends."""
+def _flush_or_drop_stdout() -> None:
+    """Flushes stdout; drops the rest if that fails, as Python would flush it again at the end."""
     if sys.stdout is None:
         return
     try:
         sys.stdout.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -132,50 +132,50 @@ def _run(words: Sequence[str]) -> int:
     verb, *rest = words
     if verb == "shard":
         import_module("autotimm.sharding.cli").main(rest)
-    elif verb in training.VERBS:
-        _train(verb, rest)
+    elif verb in lightning_help.VERBS:
+        _run_lightning(verb, rest)
     elif verb in VERBS:
         module = import_module(VERBS[verb].module)
-        for one in (signal.SIGTERM, signal.SIGHUP):  # what is done so far is written, as on Ctrl-C
-            if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores the second
-                signal.signal(one, _end)
+        for one in (signal.SIGTERM, signal.SIGHUP):  # exit as on Ctrl-C, which keeps finished work
+            if signal.getsignal(one) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+                signal.signal(one, _exit_on_signal)
         return module.run(module.parser().parse_args(rest))
     else:
-        near = difflib.get_close_matches(verb, lines(), 1)
+        near = difflib.get_close_matches(verb, verb_lines(), 1)
         hint = f"did you mean {near[0]}?" if near else "autotimm --help lists them"
         raise InputError(f"there is no such verb; {hint}")
     return 0
 
 
-def _end(number: int, _: object) -> NoReturn:
+def _exit_on_signal(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _train(verb: str, rest: Sequence[str]) -> None:
+def _run_lightning(verb: str, rest: Sequence[str]) -> None:
     if {"-h", "--help"} & {*rest}:
-        print(training.parser(verb).format_help(), end="")
+        print(lightning_help.parser(verb).format_help(), end="")
         return
-    # Lightning starts the other processes of a job with the words of this one.
+    # Lightning starts the other processes of a job with this process's command line.
     sys.argv[1:] = [verb, *("--help" if word == "--help-all" else word for word in rest)]
     import_module("autotimm.cli.train").train(prog="autotimm")
 
 
 def parser_of_verb(verb: str) -> argparse.ArgumentParser:
-    """The parser of any verb, for completion."""
+    """The parser of any verb, for its help and its completion."""
     if verb == "shard":
         return import_module("autotimm.sharding.arguments").parser()
-    if verb in training.VERBS:
-        return training.parser(verb)
+    if verb in lightning_help.VERBS:
+        return lightning_help.parser(verb)
     return import_module(VERBS[verb].module).parser()
 
 
-def lines() -> dict[str, str]:
-    """Every verb with its line, in the order in which a user meets them."""
+def verb_lines() -> dict[str, str]:
+    """The line of help of each verb, in the order in which a user needs the verbs."""
     found = {"shard": _SHARD}
-    found |= {name: verb.line for name, verb in training.VERBS.items()}
+    found |= {name: verb.line for name, verb in lightning_help.VERBS.items()}
     return found | {name: verb.line for name, verb in VERBS.items()}
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:16} {line}" for name, line in lines().items())
+    verbs = "\n".join(f"  {name:16} {line}" for name, line in verb_lines().items())
     return f"{_HEAD}\nverbs:\n{verbs}\n\n{_TAIL}".rstrip()

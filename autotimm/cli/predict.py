@@ -1,4 +1,4 @@
-"""``autotimm predict``: what a checkpoint finds in any images, as COCO JSON and as pictures."""
+"""``autotimm predict``: detects objects in any images; writes COCO JSON and pictures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.help import add_image_size, parser_of, refuse
+from autotimm.cli.parser import add_image_size, make_parser, reject_unused
 from autotimm.structures import InputError
 
-_PAYS_FROM = 500  # images: compiling for a GPU takes a minute or two
+_COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the verb."""
-    flags = parser_of(
+    """The parser of the verb."""
+    flags = make_parser(
         "predict",
         "Finds objects in images of any kind and size, in their own pixels.",
         """\
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--compile",
         choices=("auto", "yes", "no"),
         default="auto",
-        help=f"auto: on a GPU, from {_PAYS_FROM} images on",
+        help=f"auto: on a GPU, from {_COMPILE_FROM} images on",
     )
     return flags
 
@@ -79,15 +79,15 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not 0 <= value <= 1:
             raise InputError(f"{flag} {value:g} must be 0 to 1")
     if args.tile is None:
-        refuse(parser(), args, ("overlap",), "is of tiles: give --tile too")
+        reject_unused(parser(), args, ("overlap",), "is for tiles: give --tile too")
     if args.format == "json":
-        refuse(parser(), args, ("draw_score",), "is of pictures: --format json writes none")
+        reject_unused(parser(), args, ("draw_score",), "is for pictures: --format json writes none")
 
     from autotimm.inference.predict import Options, predictions
     from autotimm.inference.sources import find
     from autotimm.inference.write import PICTURES, Writer
 
-    how = Options(
+    options = Options(
         batch_size=args.batch_size,
         image_size=args.image_size,
         tile=args.tile,
@@ -97,11 +97,11 @@ def run(args: argparse.Namespace) -> int:
         min_score=args.min_score,
     )
     out = Path(args.out)
-    # What an earlier run drew, where OUT lies in IMAGES; Path.resolve() fails on loops of links.
-    own = Path(os.path.realpath(out / PICTURES))
-    names = [one for one in find(args.images) if own not in Path(os.path.realpath(one)).parents]
+    # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.
+    drawn = Path(os.path.realpath(out / PICTURES))  # Path.resolve() fails on loops of links
+    names = [one for one in find(args.images) if drawn not in Path(os.path.realpath(one)).parents]
     if not names:
-        raise InputError(f"there are no images but those of {own}")
+        raise InputError(f"there are no images but those in {drawn}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -116,20 +116,20 @@ def run(args: argparse.Namespace) -> int:
     )
     bad = 0
     try:
-        found = predictions(model, names, how)
-        for name, (pixels, detections) in zip(_counted(names), found, strict=True):
+        found = predictions(model, names, options)
+        for name, (pixels, detections) in zip(_with_progress(names), found, strict=True):
             if isinstance(pixels, InputError):
                 bad += 1
                 print(f"autotimm predict: left out: {pixels}", file=sys.stderr, flush=True)
             else:
                 writer.add(name, pixels, detections)
     except BaseException:
-        with contextlib.suppress(InputError):  # of a full disk, which has been told
-            if writer.images:  # what was found before Ctrl-C is not lost
+        with contextlib.suppress(InputError):  # a full disk: the error that is on its way says so
+            if writer.images:  # keep what was found before Ctrl-C
                 writer.close()
         raise
     written = writer.close() if writer.images else []
-    if bad == len(names):  # what an earlier run wrote stays
+    if bad == len(names):  # nothing was written: files of an earlier run stay
         raise InputError("none of the images could be used")
     kept = f"images: {len(writer.images):,}, instances: {writer.instances:,}"
     if args.format != "json":
@@ -150,19 +150,19 @@ def _model(args: argparse.Namespace, images: int) -> Any:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"--device {device} cannot be had here: {reason}") from error
-    pays = device.startswith("cuda") and images >= _PAYS_FROM
-    compiled = args.compile == "yes" or (args.compile == "auto" and pays)
+        raise InputError(f"--device {device} is not available here: {reason}") from error
+    worth_it = device.startswith("cuda") and images >= _COMPILE_FROM
+    compiled = args.compile == "yes" or (args.compile == "auto" and worth_it)
     model = load(args.checkpoint, device, metrics=None, compile_model=compiled, compile_kwargs=None)
     if args.min_score is not None:
-        # The model's own limit is of the class alone; a score is the root of it and the centre's.
+        # score_thresh limits the class probability p; the score is sqrt(p * centerness) <= sqrt(p).
         limit = min(model.settings.score_thresh, args.min_score**2)
         model.hparams.update(score_thresh=limit)
     return model
 
 
-def _counted(names: list[str]) -> Any:
-    """The names, with a progress bar where someone looks on."""
+def _with_progress(names: list[str]) -> Any:
+    """The names, counted by a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,19 +1,19 @@
-"""``autotimm preview``: one picture of what each augmentation makes of real samples."""
+"""``autotimm preview``: one picture of samples with each augmentation applied to them."""
 
 from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.help import add_image_size, parser_of
+from autotimm.cli.parser import add_image_size, make_parser
 from autotimm.structures import InputError
 
 _PRESETS = ("light", "default", "strong", "lsj")
-_AS_IT_IS = "as it is"
+_PLAIN = "as it is"  # the title of the column without augmentation
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of ``autotimm preview``."""
-    made = parser_of(
+    """The parser of the verb."""
+    made = make_parser(
         "preview",
         "Draws training samples with their boxes, masks and class names: a row a sample, a column "
         "an augmentation, and one without any to compare.",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the picture and tells which samples it shows."""
+    """Writes the picture and prints which samples it shows."""
     from pathlib import Path
 
     from autotimm import visualize
@@ -76,25 +76,25 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.preset or ["all"]
     presets = _PRESETS if "all" in wanted else tuple(dict.fromkeys(wanted))
 
-    def varied(
-        how: str | Augmentation, copy_paste: float, scales: bool
+    def data(
+        augmentation: str | Augmentation, copy_paste: float, multi_scale: bool
     ) -> InstanceSegmentationDataModule:
         return InstanceSegmentationDataModule(
             args.data,
             image_size=args.image_size,
             batch_size=1,
             num_workers=0,
-            augmentation_preset=how,
+            augmentation_preset=augmentation,
             resize=args.resize,
             train_split=args.split,
             val_split=None,
             seed=args.seed,
             copy_paste=copy_paste,
-            multi_scale=scales,
+            multi_scale=multi_scale,
         )
 
-    columns = {_AS_IT_IS: varied(Augmentation(), 0.0, False)}
-    columns |= {name: varied(name, args.copy_paste, args.multi_scale) for name in presets}
+    columns = {_PLAIN: data(Augmentation(), 0.0, False)}
+    columns |= {name: data(name, args.copy_paste, args.multi_scale) for name in presets}
     picture, names = sheet(columns, args.samples)
     visualize.save_png(args.out, picture)
     print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")

@@ -1,4 +1,4 @@
-"""The command line of ``launch/train.py``: Lightning's own, with this package's classes.
+"""The command line of ``launch/train.py``: LightningCLI with this package's classes.
 
 ``fit``, ``validate``, ``test``, ``predict``, ``find_lr`` and ``find_batch_size`` take ``--config``,
 ``--print_config``, ``--help`` and a flag for every argument of AutoTrainer, the model and the data
@@ -7,10 +7,9 @@ module.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 import traceback
+from argparse import ArgumentError
 from typing import Any
 
 from jsonargparse import Namespace
@@ -23,7 +22,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from autotimm import urls
-from autotimm.cli import refusals
+from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
@@ -34,35 +33,43 @@ from autotimm.training.preemption import Stopped
 from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
-_ABOUT = {
+_DESCRIPTIONS = {
     "validate": "Measures a checkpoint on the split to validate on.",
     "test": "Measures a checkpoint on the split to test on, and writes what it finds there.",
     "predict": "Writes what a checkpoint finds in the images of the split to test on.",
 }
-_SAYS_ENOUGH = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
+# Their messages are enough for a user; any other error is a fault of the program.
+_USER_ERRORS = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Lightning's ``config.yaml`` in the run's folder, without the secrets of URLs.
+    """Lightning's ``config.yaml`` in the run's folder, without the secrets in URLs.
 
-    A run goes on from its flags and its checkpoint, never from this file; who uses it for another
-    one gives the URLs again that had a user, a password or a signature.
+    A run resumes from its flags and its checkpoint, never from this file. To start another run from
+    the file, give the URLs that had a user, a password or a signature again.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(parser, _shown(config), **options)
+        super().__init__(parser, _without_secrets(config), **options)
 
 
-def _shown(config: Any) -> Any:
+def _without_secrets(config: Any) -> Any:
     if isinstance(config, Namespace):
-        return Namespace(**{key: _shown(value) for key, value in vars(config).items()})
+        return Namespace(**{key: _without_secrets(value) for key, value in vars(config).items()})
     if isinstance(config, list):
-        return [_shown(one) for one in config]
+        return [_without_secrets(one) for one in config]
     return urls.all_shown(config)
 
 
 class TrainCLI(LightningCLI):
-    """``--model`` chooses the class, InstanceSegmentor unless told; the data say num_classes."""
+    """LightningCLI with ``--model`` to choose the class and num_classes taken from the data.
+
+    The class is InstanceSegmentor by default.
+    """
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's, but the parser raises an ArgumentError where it would print and exit."""
+        return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model": {"class_path": "autotimm.InstanceSegmentor"}})
@@ -72,34 +79,30 @@ class TrainCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and two that look for a setting; with the arguments that are no flags."""
+        """Lightning's and our two searches, with the arguments of each that get no flag."""
         own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
         return {**LightningCLI.subcommands(), **own}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """As Lightning's, whose first lines on these end in mid-sentence."""
-        super()._add_subcommands(
-            parser, **{name: {"description": text} for name, text in _ABOUT.items()} | kwargs
-        )
+        """As Lightning's, which cuts the descriptions of these three off in mid-sentence."""
+        described = {name: {"description": text} for name, text in _DESCRIPTIONS.items()}
+        super()._add_subcommands(parser, **described | kwargs)
         listed: Any = parser._subcommands_action
         for action in listed._choices_actions:
-            action.help = _ABOUT.get(action.dest, action.help)
+            action.help = _DESCRIPTIONS.get(action.dest, action.help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, but what is wrong is told in a line, not below a list of all flags."""
-        said = io.StringIO()
+        """As Lightning's.
+
+        Raises:
+            InputError: a flag, or a value of a flag or of the config, cannot be used.
+        """
         try:
-            with contextlib.redirect_stderr(said):
-                super().parse_arguments(parser, args)
-        except SystemExit as stop:
-            told, _, wrong = said.getvalue().partition("\nerror: ")
-            if stop.code != 2 or not wrong:
-                raise
-            said = io.StringIO(told.partition("usage: ")[0])
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
             flag = "--help-all" if parser.prog == "autotimm" else "--help"
-            raise InputError(f"{refusals.plain(wrong)} ({flag} lists the flags)") from None
-        finally:
-            sys.stderr.write(said.getvalue())
+            line = f"{parse_errors.reword(str(error))} ({flag} lists the flags)"
+            raise InputError(line) from error
 
     def _parse_ckpt_path(self) -> None:
         """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
@@ -112,60 +115,60 @@ class TrainCLI(LightningCLI):
                 "such as my_pipeline.transforms for one in my_pipeline.py"
             )
         if self.subcommand != "fit":
-            signals.release()  # nothing is there to be saved
+            signals.release()  # only a fit has something to save
         if self.subcommand in ("validate", "test", "predict"):
             options = self.config[self.subcommand]
             if not options.ckpt_path:
                 raise InputError(
                     f"{self.subcommand} needs --ckpt_path: without it the weights are random"
                 )
-            # They come from there: none are to be downloaded first.
+            # The checkpoint has all weights: do not download any first.
             options.model.init_args.pretrained = False
         if self.subcommand == "predict":
-            # They are written as they come; nobody is there to take them in the end.
+            # A callback writes the predictions batch by batch; nothing uses a list of all of them.
             options.return_predictions = False
 
 
-_CLASSES: dict[str, Any] = {
+_OPTIONS: dict[str, Any] = {
     "model_class": ObjectDetector,
     "datamodule_class": InstanceSegmentationDataModule,
     "trainer_class": AutoTrainer,
     "subclass_mode_model": True,
-    # The model has its own optimizers: these flags would be taken and not be used.
+    # The model makes its own optimizers: Lightning's flags for them would have no effect.
     "auto_configure_optimizers": False,
     "seed_everything_default": 0,
 }
 
 
-class _Parsed(TrainCLI):
-    """Reads the settings, and makes and runs nothing."""
+class _ParseOnlyCLI(TrainCLI):
+    """Parses the settings; instantiates and runs nothing."""
 
     def instantiate_classes(self) -> None:
-        """Makes none."""
+        """Does nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs none."""
+        """Does nothing."""
 
     def _set_seed(self) -> None:
-        """Nothing is drawn."""
+        """Does nothing."""
 
 
 def settings(args: list[str]) -> dict[str, Any]:
-    """What a fit with these words would be given: ``data``, ``trainer``, ``model``, ...
+    """The settings that a fit with these arguments would use: ``data``, ``trainer``, ``model``, ...
 
     Raises:
         InputError: a flag or a value of the config cannot be used.
     """
     words, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of words that it does not use
     try:
-        parsed = _Parsed(**_CLASSES, save_config_callback=None, args=args)
+        parsed = _ParseOnlyCLI(**_OPTIONS, save_config_callback=None, args=args)
     finally:
         sys.argv = words
     return parsed.config["fit"].as_dict()
 
 
-def _is_lightnings_refusal(error: BaseException) -> bool:
-    """Whether it is the ValueError with which Lightning itself refuses a setting."""
+def _is_raised_by_lightning(error: BaseException) -> bool:
+    """Whether it is a ValueError with which Lightning's own code rejects a setting."""
     if type(error) is not ValueError or error.__traceback__ is None:
         return False
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
@@ -173,22 +176,26 @@ def _is_lightnings_refusal(error: BaseException) -> bool:
 
 
 def train(args: list[str] | None = None, prog: str | None = None) -> None:
-    """Run the command line with ``args``, or those of the process, as the command ``prog``.
+    """Runs the command line.
 
-    Exits with 2 on bad input, after one line that says so, and with 85 where a signal has stopped a
-    fit, which goes on when it is started again.
+    Exits with 2 on bad input, after printing one line about it, and with 85 after a signal has
+    stopped a fit; the same command then resumes it.
+
+    Args:
+        args: the arguments; those of the process by default.
+        prog: the name of the command in usage lines.
     """
     try:
         with signals.caught(ends=True):  # from here: it may be minutes to the first step
             TrainCLI(
-                **_CLASSES,
+                **_OPTIONS,
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 args=args,
                 parser_kwargs={"prog": prog} if prog else None,
             )
     except Stopped:
-        # torchrun signals the other processes as soon as one has ended: they end with this, too.
+        # Once one process has ended, torchrun signals the others, which shall end with 85, too.
         signals.ignore()
         raise
     except LostRanksError as error:
@@ -200,9 +207,9 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         cause: Any = error
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
-        # A worker's end is told in whatever code runs just then, a training step's too.
+        # A worker's end may interrupt any code, such as a training step.
         cause = cause or killed_worker(error) or error
-        if not isinstance(cause, _SAYS_ENOUGH) and not _is_lightnings_refusal(cause):
+        if not isinstance(cause, _USER_ERRORS) and not _is_raised_by_lightning(cause):
             raise
         tell(cause, str(cause))
         raise SystemExit(2) from error

@@ -1,1 +1,1 @@
-"""What ``autotimm doctor`` looks at: the machine, the data, whether a config suits them."""
+"""The checks of ``autotimm doctor``: the machine, the data, and whether a config suits both."""

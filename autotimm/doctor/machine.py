@@ -1,6 +1,6 @@
-"""The machine: packages, GPUs, shared memory, open files, CPUs, the speed of a disk.
+"""Checks of the machine: packages, GPUs, shared memory, open files, CPUs, the speed of a disk.
 
-Each function looks at one thing and returns findings; none changes anything that stays.
+Each function checks one thing and returns findings; none leaves a change behind.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from autotimm.training.resources import SHARED_MEMORY
 from autotimm.units import byte_text
 
 _PROBED = 64 * 2**20  # bytes, written or read at most
-_SLOW = 50e6  # bytes/s: 8 GPUs of a usual model take about as much of JPEG
-_LEAST_SHARED = 10**9  # bytes: a batch ahead for a few workers at 640 px
+_SLOW = 50e6  # bytes/s: about what 8 GPUs that train a usual model read of JPEG
+_LEAST_SHARED = 10**9  # bytes: what a few workers prefetch at 640 px
 _LEAST_FILES = 1024
-_OTHERS = ("dev", "peers")  # extras of who works on this package
+_DEVELOPERS = ("dev", "peers")  # extras for those who work on this package
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Finding(NamedTuple):
-    """What was found.
+    """The result of one check.
 
     Attributes:
-        level: "fail" for what a run would end with, "warn" for what it would suffer from.
-        name: of what was looked at.
-        text: what is there.
-        remedy: what to do about it; "" where all is well.
+        level: "fail" if a run would end with an error, "warn" if it would run,
+            but slowly or not as intended.
+        name: of what was checked.
+        text: what the check found.
+        remedy: what to do about it; "" if there is no problem.
     """
 
     level: Literal["ok", "warn", "fail"]
@@ -47,7 +48,7 @@ class Finding(NamedTuple):
 
 
 def packages() -> list[Finding]:
-    """Every package that this one requires, and which extra brings those that are optional."""
+    """The version of every package that this one requires, optional ones with their extra."""
     found = [Finding("ok", "python", platform.python_version())]
     try:
         required = [Requirement(text) for text in importlib.metadata.requires("autotimm") or []]
@@ -58,7 +59,7 @@ def packages() -> list[Finding]:
         ]
     found.append(Finding("ok", "autotimm", importlib.metadata.version("autotimm")))
     extras = importlib.metadata.metadata("autotimm").get_all("Provides-Extra") or []
-    for extra in ("", *(one for one in extras if one not in _OTHERS)):
+    for extra in ("", *(one for one in extras if one not in _DEVELOPERS)):
         chosen = [one for one in required if _is_of(one, extra)]
         found += [_package(one, extra) for one in chosen]
     return found
@@ -108,7 +109,7 @@ def gpus() -> list[Finding]:
             f"compute capability {major}.{minor}, {'bf16' if major >= 8 else 'no bf16'}"
         )
         used = free < total / 2
-        remedy = "someone else uses it (nvidia-smi tells who)" if used else ""
+        remedy = "another process uses it: nvidia-smi shows which" if used else ""
         found.append(Finding("warn" if used else "ok", f"GPU {index}", text, remedy))
     if torch.distributed.is_nccl_available():
         found.append(Finding("ok", "NCCL", ".".join(map(str, torch.cuda.nccl.version()))))
@@ -119,7 +120,7 @@ def gpus() -> list[Finding]:
 
 
 def limits() -> list[Finding]:
-    """Shared memory, open files and CPUs, without a config to hold against them."""
+    """Shared memory, open files and CPUs, against what any run needs."""
     found = []
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
@@ -140,7 +141,7 @@ def limits() -> list[Finding]:
 
 
 def write_speed(folder: Path) -> Finding:
-    """Writes a file where a run would, and removes it."""
+    """Measures the disk on which a run would make ``folder``, with a file that it then removes."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     name = f"writing to {folder}"
     try:
@@ -159,7 +160,7 @@ def write_speed(folder: Path) -> Finding:
 
 
 def read_speed(folder: Path, files: Iterable[Path]) -> Finding:
-    """Reads some of a folder's files from the disk, not from the memory that caches it."""
+    """Measures how fast some of a folder's files come from the disk, bypassing the page cache."""
     read, took = 0, 0.0
     name = f"reading from {folder}"
     try:
@@ -180,6 +181,6 @@ def read_speed(folder: Path, files: Iterable[Path]) -> Finding:
 def _speed(name: str, count: int, seconds: float) -> Finding:
     rate = count / max(seconds, 1e-6)
     text = f"{byte_text(int(rate))}/s ({byte_text(count)})"
-    if rate >= _SLOW or count < 2**20:  # of less the start is most
+    if rate >= _SLOW or count < 2**20:  # of less than 1 MiB, opening takes most of the time
         return Finding("ok", name, text)
     return Finding("warn", name, text, "use a disk of the machine itself")

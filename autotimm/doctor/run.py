@@ -1,4 +1,4 @@
-"""The data, and whether a config suits them and the machine. Nothing is trained or downloaded."""
+"""Checks of the data and of a config against data and machine; they train and download nothing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 from autotimm.training import resources, strategies
 
-_FILES = 500  # of a folder, to read at most
+_FILES = 500  # of a folder, read at most
 
 
 def data(location: str) -> list[Finding]:
-    """Whether the data can be reached, and whether their manifest, splits and samples are sound."""
+    """Whether the data can be reached, and whether manifest, splits and a sample can be used."""
     begun = time.perf_counter()
     try:
         where = look(location)
@@ -47,10 +47,10 @@ def _split(where: DataFolder, split: str) -> Finding:
     try:
         source = open_source(where, split)
         images = int(source.shard_sizes.sum())
-        if images and where.folder is not None:  # else it would load a whole shard
+        if images and where.folder is not None:  # remote: it would download a whole shard
             source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
     except (InputError, OSError, DataError) as error:
-        remedy = "autotimm shard --verify tells of all that is damaged"
+        remedy = "autotimm shard --verify lists all damage"
         return Finding("fail", name, urls.without_secrets(str(error)), remedy)
     text = f"{images:,} images, {len(source.categories)} categories"
     if not images or not source.has_instances():
@@ -61,15 +61,15 @@ def _split(where: DataFolder, split: str) -> Finding:
 
 
 def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]:
-    """Whether a run of these settings would begin here.
+    """Whether a run with these settings would start on this machine.
 
     Args:
-        data: arguments of the data module.
+        data: arguments of InstanceSegmentationDataModule.
         trainer: arguments of AutoTrainer.
     """
-    module, fit_together = _module(data)
+    module, opened = _module(data)
     processes, devices = _processes(trainer)
-    found = [fit_together, devices, *_methods(trainer, processes)]
+    found = [opened, devices, *_methods(trainer, processes)]
     if module is None:
         return found
     nodes = int(trainer.get("num_nodes") or 1)
@@ -83,11 +83,11 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
         found.append(Finding("ok", "batch", text))
     workers, ahead = module.num_workers, module.prefetch_factor
     height, width = module.image_size
-    of_batch = module.batch_size * 3 * height * width
+    batch_bytes = module.batch_size * 3 * height * width
     found += [
         _tried(
             "memory of workers",
-            lambda: resources.check_shared_memory(of_batch, workers, ahead, processes),
+            lambda: resources.check_shared_memory(batch_bytes, workers, ahead, processes),
         ),
         _tried("files of workers", lambda: resources.check_open_files(workers, ahead)),
     ]
@@ -101,7 +101,7 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
 
 
 def _module(data: Mapping[str, Any]) -> tuple[InstanceSegmentationDataModule | None, Finding]:
-    """The data module, its splits open."""
+    """The data module with its splits open; None if it cannot be made."""
     try:
         module = InstanceSegmentationDataModule(**data)
         splits = module.check("fit")
@@ -114,7 +114,7 @@ def _module(data: Mapping[str, Any]) -> tuple[InstanceSegmentationDataModule | N
 
 
 def _processes(trainer: Mapping[str, Any]) -> tuple[int, Finding]:
-    """Ranks on this machine, and whether it has the devices and the strategy can use them."""
+    """The number of ranks on this machine, and whether it has the devices for them."""
     there = torch.cuda.device_count()
     kind, strategy = str(trainer.get("accelerator", "auto")), str(trainer.get("strategy", "auto"))
     if kind not in (known := strategies.accelerators()):
@@ -140,7 +140,7 @@ def _count(devices: Any, there: int) -> int:
 
 
 def _methods(trainer: Mapping[str, Any], processes: int) -> list[Finding]:
-    """Whether there are the strategy and the precision, as AutoTrainer finds out."""
+    """Whether strategy and precision exist and can be used, by AutoTrainer's own checks."""
     given, kind = trainer.get("strategy", "auto"), str(trainer.get("accelerator", "auto"))
     alone = processes * int(trainer.get("num_nodes") or 1) == 1
     name = trainer.get("precision")
@@ -161,16 +161,17 @@ def _methods(trainer: Mapping[str, Any], processes: int) -> list[Finding]:
 
 
 def _tried(name: str, check: Callable[[], Any], text: str = "enough") -> Finding:
+    """Runs a check; its InputError, ``problem: remedy``, makes the finding a failure."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fit gives them in its turn
+            warnings.simplefilter("ignore")  # a fit shows them itself
             check()
     except InputError as error:
-        said, _, remedy = str(error).rpartition(": ")
-        return Finding("fail", name, said, remedy)
+        problem, _, remedy = str(error).rpartition(": ")
+        return Finding("fail", name, problem, remedy)
     return Finding("ok", name, text)
 
 
 def out_folder(trainer: Mapping[str, Any]) -> Path:
-    """Where a run of these settings writes."""
+    """Where a run with these settings writes."""
     return Path(trainer.get("default_root_dir") or "runs")

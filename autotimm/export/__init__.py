@@ -1,1 +1,1 @@
-"""A trained model for others: ONNX, torch.export, safetensors with a model card."""
+"""Export of a trained model: ONNX, torch.export, safetensors with a model card."""

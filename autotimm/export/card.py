@@ -1,5 +1,4 @@
-"""A model card: what a published model is, what it was trained on, how good it is, and the licence
-of the weights that it began with."""
+"""The model card of a published model: its use, classes, training, results and licences."""
 
 from __future__ import annotations
 
@@ -25,14 +24,15 @@ def card(
     pretrained: bool | str = False,
     steps: int | None = None,
 ) -> str:
-    """Markdown. What is not known is said to be so, never guessed.
+    """The card as Markdown. It states what is not known instead of guessing.
 
     Args:
         file: name of the published file.
         model: of the checkpoint.
-        run: ``run.json`` of its training, as far as it is there.
+        run: ``run.json`` of the training; may be empty or lack keys.
         metrics: ``metrics.json`` of ``autotimm evaluate``.
-        pretrained: of the training: what its backbone began with.
+        pretrained: the weights with which the training started: True for timm's, False for random
+            ones, or the name of a file.
         steps: optimizer steps of the training.
     """
     settings = model.settings
@@ -74,11 +74,11 @@ def card(
 
 
 def _images(model: ObjectDetector) -> list[str]:
-    wanted = model.preprocessing
-    size = "not known" if wanted.image_size is None else "{} x {}".format(*wanted.image_size)
+    images = model.preprocessing
+    size = "not known" if images.image_size is None else "{} x {}".format(*images.image_size)
     return [
-        f"- RGB, {wanted.resize} to {size} pixels (height x width), {wanted.interpolation}",
-        f"- mean {_numbers(wanted.mean)}, std {_numbers(wanted.std)} (where 1 is white)",
+        f"- RGB, {images.resize} to {size} pixels (height x width), {images.interpolation}",
+        f"- mean {_numbers(images.mean)}, std {_numbers(images.std)} (where 1 is white)",
     ]
 
 
@@ -105,8 +105,8 @@ def _training(settings: DetectorSettings, run: Mapping[str, Any], steps: int | N
     recorded = run.get("settings")
     data = recorded.get("data") or {} if isinstance(recorded, dict) else {}
     where = urls.shown(str(data["data_dir"])) if data.get("data_dir") else "not known"
-    listed = [f"{name} {getattr(settings, name)}" for name in _SETTINGS]
-    lines = [f"- data: {where}", f"- {', '.join(listed)}"]
+    used = [f"{name} {getattr(settings, name)}" for name in _SETTINGS]
+    lines = [f"- data: {where}", f"- {', '.join(used)}"]
     if steps is not None:
         lines.append(f"- {steps:,} optimizer steps")
     versions = run.get("versions")
@@ -129,12 +129,12 @@ def _results(run: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[
     assert isinstance(logged, dict)
     found = {k: v for k, v in logged.items() if k.startswith(("val/", "test/")) and v is not None}
     if not found:
-        return ["Not measured: `autotimm evaluate` does it."]
+        return ["Not measured: `autotimm evaluate` measures it."]
     return ["The last values of the training:", "", *(f"- {k}: {v:.4g}" for k, v in found.items())]
 
 
 def measured(metrics: Mapping[str, Any]) -> list[str]:
-    """Which of "box" and "mask" a ``metrics.json`` has the figures of."""
+    """Those of "box" and "mask" for which a ``metrics.json`` has figures."""
     return [kind for kind in ("box", "mask") if isinstance(metrics.get(kind), dict)]
 
 
@@ -145,15 +145,17 @@ def _percent(value: Any) -> str:
 def _licence(backbone: str, pretrained: bool | str) -> list[str]:
     if pretrained is False:
         return [
-            "Trained from random weights: none but those of the training data and of who publishes "
-            "this model."
+            "Trained from random weights: only the licences of the training data and of the "
+            "publisher of this model apply."
         ]
     if isinstance(pretrained, str):
-        return [f"The backbone began with weights from a file ({_cell(pretrained)}): see there."]
-    told = timm.models.get_pretrained_cfg(backbone)
-    licence = getattr(told, "license", None)
-    source = getattr(told, "hf_hub_id", None) or "timm"
+        return [
+            f"The backbone started with weights from a file ({_cell(pretrained)}): see its licence."
+        ]
+    config = timm.models.get_pretrained_cfg(backbone)
+    licence = getattr(config, "license", None)
+    source = getattr(config, "hf_hub_id", None) or "timm"
     return [
-        f"The backbone began with timm's weights {source}, whose licence is "
-        f"{licence or 'not told by timm: look it up there'}. The data's licence holds besides."
+        f"The backbone started with timm's weights {source}, whose licence is "
+        f"{licence or 'not stated by timm: look it up there'}. The data's licence applies, too."
     ]

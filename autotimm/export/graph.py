@@ -1,8 +1,8 @@
-"""All of inference as one graph of fixed outputs: pixels in; boxes, labels, scores, masks out.
+"""All of inference as one graph with outputs of fixed size: pixels to boxes, labels, scores, masks.
 
-What :func:`autotimm.models.decode.decode` does with a length of its own an image is done here in
-tensors of one shape, without a loop over images and without a library's NMS, so that any runtime
-can have it, with any batch.
+:func:`autotimm.models.decode.decode` returns as many detections as it finds in each image. This
+graph does the same in tensors of one shape, without a loop over images and without a library's NMS,
+so that any runtime can run it with any batch size.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from autotimm.models.paste import THRESHOLD
 from autotimm.structures import Preprocessing
 
 CANDIDATES = 2000
-"""Best ones of an image that suppress each other."""
+"""Number of an image's best boxes that take part in NMS."""
 ROUNDS = 48
-"""How long a chain of boxes, each of which would suppress the next, is followed."""
+"""Rounds of NMS, which are exact for chains of so many boxes that each suppress the next."""
 
 
 class Graph(nn.Module):
-    """A network with what comes before and behind it.
+    """A network with the preprocessing before it and the decoding after it.
 
     Args:
         network: in evaluation mode.
-        preprocessing: of its images.
-        score_thresh, nms_thresh: as of the model.
-        max_detections: N.
-        min_score: what is found with less is left out.
+        preprocessing: of the images in training.
+        score_thresh: least class probability, as in the model.
+        nms_thresh: IoU above which a box suppresses a worse one of its class, as in the model.
+        max_detections: N, the number of detections in the output of each image.
+        min_score: least score of a detection.
     """
 
     def __init__(
@@ -64,23 +65,23 @@ class Graph(nn.Module):
         Returns:
             Best first, in pixels of ``image``: ``boxes`` [B, N, 4] float32, ``labels`` [B, N]
             int64, ``scores`` [B, N] float32 and, with a mask branch, ``masks`` [B, N, H, W] uint8
-            of 0 and 1. What is beyond the last detection has label -1, score 0 and no pixels.
+            of 0 and 1. Slots after the last detection have label -1, score 0 and an empty mask.
         """
         normal = (image - self.mean) / self.std
         outputs = self.network(normal)
         shapes = [level.shape[-2:] for level in outputs.levels[3 - self.network.finest :]]
-        where = locations(shapes, image.device)
+        points = locations(shapes, image.device)
         height, width = image.shape[-2:]
-        boxes = decode_boxes(outputs.head.distances, where)
+        boxes = decode_boxes(outputs.head.distances, points)
         boxes = clip_boxes_to_image(boxes, (height, width))
         scores = outputs.head.classes.float().sigmoid()
-        hopeless = ~(scores > self.score_thresh)
+        rejected = ~(scores > self.score_thresh)
         scores = (scores * outputs.head.centerness.float().sigmoid()[..., None]).sqrt()
-        hopeless = hopeless | ~(scores >= self.min_score)  # also what is no number
-        scores = scores.masked_fill(hopeless, -1.0)
+        rejected = rejected | ~(scores >= self.min_score)  # also NaN
+        scores = scores.masked_fill(rejected, -1.0)
         score, label, box = _candidates(scores, boxes, [h * w for h, w in shapes])
-        solid = ((box[..., 2:] - box[..., :2]) > 0).all(-1)
-        score = torch.where(solid, score, -1.0)
+        has_area = ((box[..., 2:] - box[..., :2]) > 0).all(-1)
+        score = torch.where(has_area, score, -1.0)
         kept = survivors(box, label, score, self.nms_thresh)
         score, place = torch.where(kept, score, -1.0).topk(self.max_detections)
         real = score >= 0
@@ -101,11 +102,20 @@ class Graph(nn.Module):
 
 
 def _candidates(scores: Tensor, boxes: Tensor, cells: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """As of ``decode``, the best 1,000 of each level, and of these the best ``CANDIDATES``."""
+    """The best 1,000 of each level, as in ``decode``, and of these the best ``CANDIDATES``.
+
+    Args:
+        scores: [B, L, K]; -1 for rejected ones.
+        boxes: [B, L, 4].
+        cells: locations of each level, L in sum.
+
+    Returns:
+        Scores [B, N], labels [B, N] and boxes [B, N, 4] of N = ``CANDIDATES``, best first.
+    """
     classes = scores.shape[2]
     best, index, start = [], [], 0
     for count in cells:
-        # Padded, so that there are 1,000 on levels of any size.
+        # Padded, so that even the smallest level has 1,000.
         level = F.pad(
             scores[:, start : start + count].flatten(1), (0, CANDIDATES_PER_LEVEL), value=-1.0
         )
@@ -120,19 +130,20 @@ def _candidates(scores: Tensor, boxes: Tensor, cells: list[int]) -> tuple[Tensor
 
 
 def survivors(boxes: Tensor, labels: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """What greedy NMS keeps, class by class, as a fixed point: a box stays unless one that stays,
-    of its class and before it, overlaps it by more than ``threshold``.
+    """Greedy NMS within each class, computed as a fixed point (Zheng et al. 2020, Cluster-NMS).
 
-    Each round makes one more link of every chain right, so that after ``ROUNDS`` only what hangs
-    behind longer ones could differ (Zheng et al. 2020, Cluster-NMS).
+    A box survives unless a better one of its class survives and overlaps it by more than
+    ``threshold``. Each round settles one more box of every chain of boxes that suppress the next,
+    so the result can differ from greedy NMS only beyond the ``ROUNDS``-th box of a chain.
 
     Args:
         boxes: [B, N, 4], best first.
         labels: [B, N].
-        scores: [B, N]; what is below 0 neither stays nor suppresses.
+        scores: [B, N]; a box with a score below 0 neither survives nor suppresses.
+        threshold: IoU.
 
     Returns:
-        [B, N] bool.
+        [B, N] bool, whether a box survives.
     """
     low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
@@ -143,18 +154,18 @@ def survivors(boxes: Tensor, labels: Tensor, scores: Tensor, threshold: float) -
     overlap = both > threshold * (area[:, :, None] + area[:, None] - both)
     rank = torch.arange(boxes.shape[1], device=boxes.device)
     better = rank[:, None] < rank[None]
-    # [B, i, j]: i would suppress j. As numbers, for a product is what runtimes are good at.
+    # [B, i, j]: i would suppress j. As float32, because runtimes are fast at matrix products.
     beats = (overlap & better & (labels[:, :, None] == labels[:, None])).float()
-    there = (scores >= 0).float()
-    kept = there
+    valid = (scores >= 0).float()
+    kept = valid
     for _ in range(ROUNDS):
         beaten = (kept[:, None] @ beats)[:, 0]
-        kept = torch.where(beaten > 0, 0.0, there)
+        kept = torch.where(beaten > 0, 0.0, valid)
     return kept > 0
 
 
 def paste(inside: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """As of ``models.paste``: masks [N, S, S] in boxes [N, 4] as [N, height, width] bool."""
+    """Masks [N, S, S] pasted into boxes [N, 4], as [N, height, width] bool; as ``models.paste``."""
     size = inside.shape[-1]
 
     def places(length: int, low: Tensor, high: Tensor) -> Tensor:

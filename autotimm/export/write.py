@@ -1,4 +1,4 @@
-"""A model as one file for other programs: ONNX, or PyTorch's own exported program."""
+"""Writes a model as one file for other programs: ONNX, or PyTorch's exported program."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 
 STEP = 128
-"""What sides are multiples of where they are free: the pyramid's coarsest cells."""
-_LEAST, _MOST = 2, 64  # times STEP, of a free side
+"""Dynamic sides are multiples of this, the stride of the pyramid's coarsest level, in pixels."""
+_LEAST, _MOST = 2, 64  # of a dynamic side, in STEPs
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -33,20 +33,20 @@ def program(
     dynamic: bool = False,
     min_score: float | None = None,
 ) -> ExportedProgram:
-    """Traces a model with what comes before and behind it, as :class:`Graph` has it.
+    """Traces a model with preprocessing and decoding, as a :class:`Graph`.
 
     Args:
         model: on the CPU, uncompiled.
         image_size: height and width, multiples of 32.
         dynamic: leave height and width free: multiples of 128 from 256 to 8192.
-        min_score: least score of what is found; by default all that the model's limit on the class
-            lets through.
+        min_score: least score of a detection; by default all that pass the model's limit on the
+            class probability.
 
     Returns:
-        A program that takes ``image`` [B, 3, H, W] float32, RGB from 0 to 255, of any batch.
+        A program that takes ``image`` [B, 3, H, W] float32, RGB from 0 to 255, B up to 1024.
 
     Raises:
-        InputError: the model finds more in an image than the graph can hold.
+        InputError: the model's ``max_detections_per_image`` is more than the graph can hold.
     """
     settings = model.settings
     if settings.max_detections_per_image > CANDIDATES:
@@ -56,7 +56,7 @@ def program(
         )
     limit = settings.score_thresh if min_score is None else min(settings.score_thresh, min_score**2)
     graph = Graph(
-        copy.deepcopy(model.network),  # whose weights are to ask for no gradient
+        copy.deepcopy(model.network),  # its weights stop requiring gradients below
         model.preprocessing,
         limit,
         settings.nms_thresh,
@@ -65,7 +65,7 @@ def program(
     )
     graph.requires_grad_(False).eval()
     size = (2 * STEP, 3 * STEP) if dynamic else image_size
-    # Two images, as a size of one would be taken for fixed.
+    # Two images: torch.export takes a dimension of size one for a constant.
     example = torch.rand(2, 3, *size) * 255
     free: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
     if dynamic:
@@ -74,15 +74,17 @@ def program(
             3: STEP * Dim("columns", min=_LEAST, max=_MOST),
         }
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of its own insides
+        warnings.simplefilter("ignore")  # torch's, about its own internals
         return torch.export.export(graph, (example,), dynamic_shapes=(free,))
 
 
 def to_program(traced: ExportedProgram, path: Path) -> None:
-    """Writes ``torch.export.load``'s format, whole or not at all; who loads it imports torchvision.
+    """Writes a file for ``torch.export.load``, whole or not at all.
+
+    A program that loads it must import torchvision first, for its operators.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     buffer = io.BytesIO()
     torch.export.save(traced, buffer)
@@ -90,12 +92,12 @@ def to_program(traced: ExportedProgram, path: Path) -> None:
 
 
 def to_onnx(traced: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
-    """Writes ONNX with masks end to end, whole or not at all.
+    """Writes an ONNX file, from pixels to masks, whole or not at all.
 
     Args:
-        traced: of :func:`program`.
+        traced: from :func:`program`.
         path: the file.
-        facts: put into the file's metadata, as JSON, by name: class names, sizes.
+        facts: the file's metadata: class names, sizes, ...; each value is written as JSON.
 
     Raises:
         InputError: ONNX is not installed, or the file cannot be written.
@@ -126,22 +128,22 @@ def to_onnx(traced: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
 
 
 def check_onnx() -> None:
-    """Raises InputError where what writes ONNX is not installed."""
+    """Raises InputError if a package that writing ONNX needs is not installed."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(_NEEDED)}")
 
 
 def canvas(model: ObjectDetector, given: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width to export for: as given, else those of the model's training.
+    """Height and width to export for: those given, else those of the model's training.
 
     Raises:
-        InputError: neither is there, or they cannot be used.
+        InputError: neither is known, or they cannot be used.
     """
     if given is None:
         if model.preprocessing.image_size is None:
             raise InputError(
-                "the checkpoint does not tell the size of its training's images: give --image-size"
+                "the checkpoint does not say at what image size it was trained: give --image-size"
             )
         return model.preprocessing.image_size
     found = options.canvas(given, "--image-size")

@@ -1,1 +1,1 @@
-"""A trained model on images of any kind: what is found, at their own size."""
+"""Inference: detections of a trained model in images of any kind and size, in their own pixels."""

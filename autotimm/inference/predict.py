@@ -1,7 +1,8 @@
-"""What a model finds in images of any kind and size, in their own pixels.
+"""Detects objects in images of any kind and size, in their own pixels.
 
-An image goes onto the canvas as in evaluation, so that what is found here is what was measured
-there, but for the arithmetic: evaluation works in 16 bits on a GPU, this where ``half`` says so.
+Images are fitted to the canvas as in evaluation, so the detections are those whose AP was measured
+there. Only the arithmetic may differ: evaluation uses 16 bits on a GPU by default, and this module
+only with ``half``.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ from autotimm.tasks.detector import ObjectDetector
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How images are looked at.
+    """Options of prediction.
 
     Attributes:
-        batch_size: canvases at once.
-        image_size: height and width of the canvas, or one side for both; None for that of the
+        batch_size: canvases per forward pass.
+        image_size: height and width of the canvas in pixels, or one side for both; None for that of
+            the model's training.
+        resize: how an image is fitted to the canvas, "letterbox" or "stretch"; None for that of the
             model's training.
-        resize: how an image is fitted to it, "letterbox" or "stretch"; None for as in training.
-        tile: side of the tiles into which larger images are cut, in their own pixels; None leaves
-            them whole.
-        overlap: least share of a tile that it has in common with its neighbours; with 0 what a
-            border cuts stays cut.
-        flip: also look at each canvas mirrored, and keep the better of two detections of a class
-            that overlap by more than the model's ``nms_thresh``.
+        tile: side, in image pixels, of the tiles into which larger images are cut; None does not
+            cut them.
+        overlap: least share of a tile's side that it has in common with its neighbours. Without
+            overlap (0), an object that a tile's border cuts stays in two pieces.
+        flip: also run the model on the mirror image of each canvas. Of two detections of a class
+            that overlap by more than the model's ``nms_thresh``, the better one is kept.
         half: 16-bit arithmetic: float16 on a GPU, bfloat16 on a CPU.
-        min_score: what is found with less is left out; None leaves all that the model's
-            ``score_thresh`` lets through, which is of the class alone, before the score takes the
-            centre into account.
+        min_score: least score of a detection; None keeps all that pass the model's
+            ``score_thresh``, a limit on the class probability alone, without centerness.
 
     Raises:
-        InputError: a value that cannot be used.
+        InputError: a value cannot be used.
     """
 
     batch_size: int = 4
@@ -80,19 +81,19 @@ def predict(
     """Finds the objects in images of any kind and size.
 
     Args:
-        model: of ``autotimm.load``, on the device on which it is to work.
+        model: from ``autotimm.load``, on the device that is to run it.
         images: a list of paths, URLs, PIL images or uint8 arrays [H, W, 3] (RGB), or one of them.
-        dense: give masks as [N, H, W] uint8 of 0 and 1, which takes N * H * W bytes, instead of
+        dense: return masks as [N, H, W] uint8 of 0 and 1, which takes N * H * W bytes, instead of
             COCO's RLEs.
         **how: the fields of :class:`Options`.
 
     Returns:
-        For each image ``boxes`` [N, 4] x1, y1, x2, y2 in its pixels, ``labels`` [N] (whose names
-        ``model.class_names`` has), ``scores`` [N], best first, and from a segmentor ``rles``, or
-        ``masks``.
+        For each image ``boxes`` [N, 4] x1, y1, x2, y2 in its pixels, ``labels`` [N] (indices into
+        ``model.class_names``) and ``scores`` [N], best first; from a segmentor also ``rles``, or
+        ``masks`` if ``dense``.
 
     Raises:
-        InputError: an image cannot be read, which it names, or an option cannot be used.
+        InputError: an image cannot be read (the message names it), or an option cannot be used.
     """
     try:
         options = Options(**how)
@@ -124,45 +125,47 @@ def _dense(rles: Any, size: tuple[int, ...]) -> Tensor:
 def predictions(
     model: ObjectDetector, images: Iterable[Any], options: Options
 ) -> Iterator[tuple[Any, Any]]:
-    """Each image's pixels [H, W, 3] uint8 with its detections, in order, as they come; of one that
-    cannot be read the InputError, and None."""
-    look = _Look(model, options)
+    """Yields each image's pixels [H, W, 3] uint8 and its detections, in the order of the images.
+
+    For an image that cannot be read it yields the InputError and None.
+    """
+    predictor = _Predictor(model, options)
     waiting: list[tuple[Any, list[_View]]] = []
-    room = 0
+    count = 0
     for pixels in read_ahead(images):
-        own = [] if isinstance(pixels, InputError) else look.views(pixels)
-        waiting.append((pixels, own))
-        room += len(own)
-        if room >= options.batch_size:
-            yield from look.at(waiting)
-            waiting, room = [], 0
-    yield from look.at(waiting)
+        views = [] if isinstance(pixels, InputError) else predictor.views(pixels)
+        waiting.append((pixels, views))
+        count += len(views)
+        if count >= options.batch_size:
+            yield from predictor.detect(waiting)
+            waiting, count = [], 0
+    yield from predictor.detect(waiting)
 
 
 @dataclass(slots=True)
 class _View:
-    """An image, or a tile of one, to be laid on a canvas."""
+    """An image, or a tile of one, that goes onto a canvas of its own."""
 
     pixels: np.ndarray
     window: Window
 
 
-class _Look:
-    """A model with all that follows from it and the options."""
+class _Predictor:
+    """A model, the options, and the preprocessing that follows from both."""
 
     def __init__(self, model: ObjectDetector, options: Options) -> None:
-        wanted = model.preprocessing
-        size = options.image_size or wanted.image_size
+        trained = model.preprocessing
+        size = options.image_size or trained.image_size
         if size is None:
             raise InputError(
-                "the model does not tell the size of its training's images: give image_size"
+                "the model does not say at what image size it was trained: give image_size"
             )
         self.model, self.options = model, options
         self.canvas = checks.canvas(size)
-        self.resize = options.resize or wanted.resize
-        self.interpolation = wanted.interpolation
-        self.fill = wanted.fill
-        self.normalize = Normalize(wanted.mean, wanted.std)
+        self.resize = options.resize or trained.resize
+        self.interpolation = trained.interpolation
+        self.fill = trained.fill
+        self.normalize = Normalize(trained.mean, trained.std)
 
     def views(self, pixels: np.ndarray) -> list[_View]:
         """The image as a whole, or its tiles."""
@@ -172,32 +175,32 @@ class _Look:
         windows = tile_windows(height, width, self.options.tile, self.options.overlap)
         return [_View(pixels[w[0] : w[2], w[1] : w[3]], w) for w in windows]
 
-    def at(self, waiting: list[tuple[Any, list[_View]]]) -> Iterator[tuple[Any, Any]]:
-        """The detections of several images."""
+    def detect(self, waiting: list[tuple[Any, list[_View]]]) -> Iterator[tuple[Any, Any]]:
+        """Yields the pixels and the detections of several images, given with their views."""
         size = self.options.batch_size
-        views = [view for _, own in waiting for view in own]
-        parts = (views[i : i + size] for i in range(0, len(views), size))
-        found = (one for part in parts for one in self._found(part))
-        for pixels, own in waiting:
+        all_views = [view for _, views in waiting for view in views]
+        batches = (all_views[i : i + size] for i in range(0, len(all_views), size))
+        found = (one for batch in batches for one in self._detect_batch(batch))
+        for pixels, views in waiting:
             if isinstance(pixels, InputError):
                 yield pixels, None
-            elif len(own) == 1:
-                yield pixels, self._good(next(found))
+            elif len(views) == 1:
+                yield pixels, self._above_min_score(next(found))
             else:
-                pieces = [p for view in own for p in _pieces(next(found), view.window)]
-                with_masks = self.model.with_masks
-                yield pixels, self._good(_whole(joined(pieces), pixels.shape[:2], with_masks))
+                pieces = [p for view in views for p in _pieces(next(found), view.window)]
+                whole = _detections(joined(pieces), pixels.shape[:2], self.model.with_masks)
+                yield pixels, self._above_min_score(whole)
 
-    def _good(self, found: Detections) -> Detections:
-        """What scores enough; the best come first."""
+    def _above_min_score(self, found: Detections) -> Detections:
+        """The detections with at least ``min_score``, of detections whose best come first."""
         if self.options.min_score is None:
             return found
         count = int((found["scores"] >= self.options.min_score).sum())
         return {key: value[:count] for key, value in found.items()}  # type: ignore[return-value, index]
 
     @torch.no_grad()
-    def _found(self, views: list[_View]) -> list[Detections]:
-        """Detections in the pixels of each view."""
+    def _detect_batch(self, views: list[_View]) -> list[Detections]:
+        """The detections of each view, in its own pixels, on the CPU."""
         canvases, scales = [], []
         for view in views:
             height, width = view.pixels.shape[:2]
@@ -216,7 +219,7 @@ class _Look:
                 found = self.model.detect(image)
                 if self.options.flip:
                     mirrored = self.model.detect(image.flip(-1))
-                    found = [self._either(*both) for both in zip(found, mirrored, strict=True)]
+                    found = [self._merge(*both) for both in zip(found, mirrored, strict=True)]
         finally:
             self.model.train(was_training)
         return [
@@ -234,14 +237,14 @@ class _Look:
         kind = self.model.device.type
         return torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16)
 
-    def _either(self, plain: Detections, mirrored: Detections) -> Detections:
-        """Of a canvas and its mirror image: the better of two that overlap, class by class."""
+    def _merge(self, plain: Detections, mirrored: Detections) -> Detections:
+        """Merges the detections of a canvas and of its mirror image, by NMS within each class."""
         width = self.canvas[1]
         x1, y1, x2, y2 = mirrored["boxes"].unbind(-1)
-        turned: Any = {**mirrored, "boxes": torch.stack([width - x2, y1, width - x1, y2], -1)}
+        flipped: Any = {**mirrored, "boxes": torch.stack([width - x2, y1, width - x1, y2], -1)}
         if "masks" in mirrored:
-            turned["masks"] = mirrored["masks"].flip(-1)
-        both = {key: torch.cat([value, turned[key]]) for key, value in plain.items()}  # type: ignore[list-item]
+            flipped["masks"] = mirrored["masks"].flip(-1)
+        both = {key: torch.cat([value, flipped[key]]) for key, value in plain.items()}  # type: ignore[list-item]
         limits = self.model.settings
         kept = batched_nms(
             both["boxes"].float(), both["scores"].float(), both["labels"], limits.nms_thresh
@@ -250,15 +253,14 @@ class _Look:
 
 
 def _on_cpu(found: Detections) -> Detections:
-    return {k: v.float().cpu() if k in ("boxes", "scores") else _here(v) for k, v in found.items()}  # type: ignore[return-value, attr-defined]
-
-
-def _here(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+    """The detections on the CPU, with boxes and scores as float32."""
+    moved: Any = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
+    moved.update(boxes=moved["boxes"].float(), scores=moved["scores"].float())
+    return moved
 
 
 def _pieces(found: Detections, window: Window) -> Iterator[Piece]:
-    """A tile's detections in the pixels of the whole image, those of empty masks left out."""
+    """A tile's detections in the pixels of the whole image, without those of empty masks."""
     y, x = window[:2]
     for i, box in enumerate(found["boxes"].tolist()):
         label, score = int(found["labels"][i]), float(found["scores"][i])
@@ -274,8 +276,8 @@ def _pieces(found: Detections, window: Window) -> Iterator[Piece]:
             yield piece_of(window, label, score, y + top, x + left, inside, moved)
 
 
-def _whole(pieces: list[Piece], size: tuple[int, ...], with_masks: bool) -> Detections:
-    """Joined pieces as detections."""
+def _detections(pieces: list[Piece], size: tuple[int, ...], with_masks: bool) -> Detections:
+    """Joined pieces as the detections of an image of ``size``: height, width."""
     found = Detections(
         boxes=torch.tensor([p.box for p in pieces], dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor([p.label for p in pieces], dtype=torch.int64),

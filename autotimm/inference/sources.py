@@ -1,4 +1,4 @@
-"""Images from wherever a user has them: files, folders, patterns, URLs, PIL images, arrays."""
+"""Reads images from files, folders, patterns, URLs, PIL images and arrays."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from autotimm.streaming.decode import decode_image, rgb
 from autotimm.structures import InputError
 
 SUFFIXES = frozenset(f".{name}" for name in (*images.EXTENSIONS.values(), "jpeg", "tiff"))
-"""Of the files of a folder that are taken for images."""
+"""Suffixes of the files in a folder that count as images."""
 
 
 def find(words: Iterable[str]) -> list[str]:
-    """The files and URLs that a user's words mean, each once, in the words' order.
+    """The files and URLs that ``words`` stand for, each once, in the order of the words.
 
     Args:
         words: paths of files, of folders (all images in them and below, sorted), patterns such as
-            ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. A path of nothing that is
-            there stays, so that who opens it says so, and a folder or pattern without any image.
+            ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. A path that does not exist,
+            and a folder or pattern without any image, stay as they are: reading them then fails
+            with a message that names them.
 
     Raises:
-        InputError: a pattern in a store that cannot be listed.
+        InputError: the store of a pattern cannot be listed.
     """
     found: list[str] = []
     for word in words:
         if urls.kind(word) == "file":
             word = str(urls.file_path(word))
         if urls.kind(word):
-            own = _matching(word) if "*" in word else [word]
+            names = _matching(word) if "*" in word else [word]
         elif Path(word).is_dir():
-            own = sorted(str(p) for p in Path(word).rglob("*") if _is_image(p))
+            names = sorted(str(p) for p in Path(word).rglob("*") if _is_image(p))
         elif glob.has_magic(word) and not Path(word).exists():
             # Path.glob takes no absolute pattern.
             paths = glob.glob(word, recursive=True)  # noqa: PTH207
-            own = sorted(path for path in paths if _is_image(Path(path)))
+            names = sorted(path for path in paths if _is_image(Path(path)))
         else:
-            own = [word]
-        found += own or [word]
+            names = [word]
+        found += names or [word]
     return list(dict.fromkeys(found))
 
 
@@ -56,11 +57,11 @@ def _is_image(path: Path) -> bool:
 def _matching(pattern: str) -> list[str]:
     import fsspec
 
-    urls.locate(pattern)  # refuses what is not read
+    urls.locate(pattern)  # raises InputError for a kind of URL that is not supported
     kind = urls.kind(pattern)
     try:
         files = fsspec.filesystem(kind).glob(pattern)
-    except Exception as error:  # the back ends raise their libraries' own
+    except Exception as error:  # each of fsspec's back ends raises its library's own errors
         reason = urls.without_secrets(" ".join(str(error).split()))
         raise InputError(f"{urls.shown(pattern)}: cannot be listed: {reason}") from error
     found = [file if "://" in file else f"{kind}://{file}" for file in files]
@@ -68,14 +69,14 @@ def _matching(pattern: str) -> list[str]:
 
 
 def pixels_of(image: Any) -> np.ndarray:
-    """An image as [height, width, 3] uint8 RGB, upright as viewers show it.
+    """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
     Args:
         image: a path, a URL, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
             [H, W, 4], uint8.
 
     Raises:
-        InputError: it cannot be read, or is none; names a file.
+        InputError: it cannot be read or is no image; the message names the file.
     """
     if isinstance(image, str | os.PathLike):
         name = urls.shown(os.fspath(image))
@@ -89,7 +90,7 @@ def pixels_of(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         try:
             return rgb(ImageOps.exif_transpose(image))
-        except images.BROKEN as error:  # PIL reads the pixels of a file only now
+        except images.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
             raise InputError(f"a PIL image cannot be read: {error}") from error
     try:
         pixels = np.asarray(image)
@@ -110,9 +111,10 @@ def pixels_of(image: Any) -> np.ndarray:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """The pixels of an image file, [height, width, 3] uint8 RGB, upright; InputError if it is none.
+    """The pixels of an image file's content, [H, W, 3] uint8 RGB, upright.
 
-    Its message does not name the file.
+    Raises:
+        InputError: it is no image, or a broken one; the message does not name the file.
     """
     try:
         images.inspect(data)
@@ -133,9 +135,9 @@ def _bytes(path: str) -> bytes:
 
 
 def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | InputError]:
-    """The pixels of images, in their order, some of them read while others are looked at.
+    """Yields the pixels of images in order; threads read ahead while the caller works.
 
-    One that cannot be read comes as its error.
+    For an image that cannot be read it yields the error.
     """
     from collections import deque
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,11 +1,11 @@
-"""Large images in pieces: where the tiles lie, and one object out of what several tiles saw of it.
+"""Tiles of large images, and how detections of one object in several tiles are joined.
 
-Pure functions. An object that crosses a border is seen by both tiles, where they overlap: two
-detections of a class are the same object if, within what their tiles share, they cover the same
-pixels, and if neither ends within its tile where the other goes on beyond. So an object larger than
-a tile comes together from its pieces, one that lies in the overlap as a whole appears once, and
-what covers two objects by mistake does not make one of them. The surest pairs come first, and of
-one tile an object has one piece.
+Pure functions. Where two tiles overlap, both detect an object that crosses the border between them.
+Two detections of a class are pieces of one object if they cover the same pixels in the part that
+their tiles share, and unless one of them ends inside its tile although the other goes on beyond
+that tile. So an object larger than a tile is joined from its pieces, an object that lies in the
+overlap as a whole appears once, and a detection that covers two objects by mistake does not join
+them. Pairs with the highest scores are joined first, and an object takes one piece from each tile.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 Window = tuple[int, int, int, int]
 """y1, x1, y2, x2 in pixels of the whole image."""
 Box = tuple[float, float, float, float]
-_NEAR = 1 / 16  # of a tile's side: how far from a border what is cut by it may seem to end
+_NEAR = 1 / 16  # of a tile's side: a box that ends this close to a border may be cut by it
 
 
 @dataclass(slots=True)
 class Piece:
-    """What one tile saw of an object.
+    """A detection in one tile: a whole object or a piece of one.
 
     Attributes:
         tile: the tile.
-        label: its class.
+        label: the class.
         score: of the detection.
-        box: x1, y1, x2, y2 in the whole image, as the model has it.
-        top, left: where ``inside`` lies in the whole image.
-        width: of ``inside``.
-        bits: [h, ceil(width / 8)] uint8: a large image has tens of thousands of pieces, which as
-            bool would fill the memory.
+        box: x1, y1, x2, y2 in pixels of the whole image, as the model predicted it.
+        top, left: of ``inside``, in pixels of the whole image.
+        width: of ``inside``, in pixels.
+        bits: [h, ceil(width / 8)] uint8, ``inside`` packed: a large image has tens of thousands of
+            pieces, which would fill the memory as bool.
     """
 
     tile: Window
@@ -46,12 +46,12 @@ class Piece:
 
     @property
     def height(self) -> int:
-        """Of ``inside``."""
+        """The height of ``inside``, in pixels."""
         return len(self.bits)
 
     @property
     def inside(self) -> np.ndarray:
-        """[h, width] bool, its pixels; all of a box' where there are no masks."""
+        """The object's pixels, [h, width] bool; the whole box from a model without masks."""
         return np.unpackbits(self.bits, axis=1, count=self.width).view(np.bool_)
 
 
@@ -64,20 +64,25 @@ def piece_of(
     inside: np.ndarray,
     box: Box | None = None,
 ) -> Piece:
-    """A :class:`Piece` by its pixels, [h, w] of what counts as false or true; without a box that of
-    the pixels."""
+    """A :class:`Piece` with these pixels.
+
+    Args:
+        tile, label, score, top, left: as in :class:`Piece`.
+        inside: [h, w], bool or numbers of which 0 is outside.
+        box: as in :class:`Piece`; by default the one around ``inside``.
+    """
     height, width = inside.shape
     box = box or (left, top, left + width, top + height)
     return Piece(tile, label, score, box, top, left, width, np.packbits(inside, axis=1))
 
 
 def tile_windows(height: int, width: int, side: int, overlap: float) -> list[Window]:
-    """Tiles that cover an image, row by row, all of one size, spread evenly.
+    """The tiles that cover an image, row by row, all of one size and evenly spaced.
 
     Args:
         height, width: of the image, in pixels.
-        side: of a tile; an image no larger is one tile.
-        overlap: least share of a side that neighbours have in common, 0 to below 1.
+        side: of a tile, in pixels; where the image is shorter, a tile is as long as the image.
+        overlap: least share of ``side`` that neighbours have in common, from 0 to below 1.
     """
 
     def starts(length: int) -> list[int]:
@@ -95,11 +100,11 @@ def tile_windows(height: int, width: int, side: int, overlap: float) -> list[Win
 
 
 def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
-    """The objects, best first; each has the best score and all pixels of its pieces.
+    """Joins pieces into objects, best first; each has the best score and all pixels of its pieces.
 
     Args:
         pieces: of all tiles.
-        least: IoU of two pieces within the overlap of their tiles from which on they are the same.
+        least: IoU, within the overlap of their tiles, from which on two pieces are one object.
     """
     parent = list(range(len(pieces)))
 
@@ -112,14 +117,14 @@ def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
     boxes = np.array([(p.top, p.left, p.top + p.height, p.left + p.width) for p in pieces]).reshape(
         -1, 4
     )
-    tiles, ends = [{piece.tile} for piece in pieces], _ends(pieces)
+    tiles, whole = [{piece.tile} for piece in pieces], _end_inside(pieces)
     pairs = _touching(pieces, boxes)
     for i, j in sorted(pairs, key=lambda pair: -min(pieces[n].score for n in pair)):
         a, b = root(i), root(j)
         if a == b or tiles[a] & tiles[b]:
             continue
         one, other = pieces[i], pieces[j]
-        if (ends[i] and _leaves(other, one.tile)) or (ends[j] and _leaves(one, other.tile)):
+        if (whole[i] and _leaves(other, one.tile)) or (whole[j] and _leaves(one, other.tile)):
             continue
         if _same(one, other, least):
             parent[b] = a
@@ -131,7 +136,7 @@ def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
 
 
 def _touching(pieces: list[Piece], boxes: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of one class, of different tiles, whose boxes meet."""
+    """Index pairs of pieces of one class and different tiles whose boxes overlap."""
     pairs: list[tuple[int, int]] = []
     by_label: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
@@ -141,12 +146,13 @@ def _touching(pieces: list[Piece], boxes: np.ndarray) -> list[tuple[int, int]]:
             others = np.array(own[k + 1 :], np.int64)
             first = np.maximum(boxes[i, :2], boxes[others, :2])
             last = np.minimum(boxes[i, 2:], boxes[others, 2:])
-            meet = others[(first < last).all(axis=1)].tolist()
-            pairs += [(i, j) for j in meet if pieces[i].tile != pieces[j].tile]
+            touching = others[(first < last).all(axis=1)].tolist()
+            pairs += [(i, j) for j in touching if pieces[i].tile != pieces[j].tile]
     return pairs
 
 
 def _same(a: Piece, b: Piece, least: float) -> bool:
+    """Whether two pieces have an IoU of at least ``least`` in the part that their tiles share."""
     shared = (
         max(a.tile[0], b.tile[0]),
         max(a.tile[1], b.tile[1]),
@@ -161,14 +167,14 @@ def _same(a: Piece, b: Piece, least: float) -> bool:
     return bool(both > 0 and both >= least * either)
 
 
-def _ends(pieces: list[Piece]) -> list[bool]:
-    """Whether each keeps away from all borders of its tile beyond which there are others."""
+def _end_inside(pieces: list[Piece]) -> list[bool]:
+    """Whether each piece ends inside its tile: at no border that has a tile behind it."""
     if not pieces:
         return []
     tops, lefts, bottoms, rights = zip(*(piece.tile for piece in pieces), strict=True)
     y1, x1, y2, x2 = min(tops), min(lefts), max(bottoms), max(rights)
 
-    def ends(piece: Piece) -> bool:
+    def ends_inside(piece: Piece) -> bool:
         top, left, bottom, right = piece.tile
         down, across = _margin(piece.tile)
         near = (
@@ -179,11 +185,11 @@ def _ends(pieces: list[Piece]) -> list[bool]:
         )
         return not any(near)
 
-    return [ends(piece) for piece in pieces]
+    return [ends_inside(piece) for piece in pieces]
 
 
 def _leaves(piece: Piece, tile: Window) -> bool:
-    """Whether a piece of another tile goes on beyond this one."""
+    """Whether a piece of another tile goes on beyond this tile."""
     down, across = _margin(tile)
     x1, y1, x2, y2 = piece.box
     return bool(
@@ -192,11 +198,12 @@ def _leaves(piece: Piece, tile: Window) -> bool:
 
 
 def _margin(tile: Window) -> tuple[float, float]:
+    """How close to a horizontal and to a vertical border of the tile a cut object may end."""
     return _NEAR * (tile[2] - tile[0]), _NEAR * (tile[3] - tile[1])
 
 
 def _within(piece: Piece, window: Window) -> np.ndarray:
-    """The piece's pixels in a window of the whole image."""
+    """The piece's pixels in a window of the whole image, bool of the window's size."""
     y1, x1, y2, x2 = window
     out = np.zeros((y2 - y1, x2 - x1), np.bool_)
     height, width = piece.height, piece.width
@@ -210,6 +217,7 @@ def _within(piece: Piece, window: Window) -> np.ndarray:
 
 
 def _union(group: list[Piece]) -> Piece:
+    """One piece with the pixels of all, and the tile, class and score of the best."""
     best = max(group, key=lambda piece: piece.score)
     if len(group) == 1:
         return best

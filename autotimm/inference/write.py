@@ -1,4 +1,4 @@
-"""What was found in many images, as files: COCO's JSON, and pictures."""
+"""Writes the detections of many images: COCO's JSON, and pictures."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from autotimm.sharding.manifest import whole_file
 from autotimm.structures import Detections, InputError
 
 RESULTS, IMAGES, PICTURES = "results.json", "images.json", "pictures"
-_LONGEST = 200  # bytes of a name; disks take 255, a number and a suffix come besides
+_LONGEST = 200  # bytes of a name: file systems take 255, with a number and a suffix
 
 
 @dataclass
 class Writer:
-    """Takes images one by one; :meth:`close` ends the JSON, whose files appear then, whole.
+    """Writes images one by one; :meth:`close` completes the JSON files, which appear only then.
 
-    ``results.json`` holds COCO results, with the class' name besides; ``images.json`` the images
-    (ids from 1 in their order) and categories as an annotation file has them, so that
+    ``results.json`` holds COCO results with class names added. ``images.json`` holds the images
+    (ids from 1, in order) and the categories as an annotation file does, so that
     ``COCO("images.json").loadRes("results.json")`` opens both.
 
     Attributes:
-        out: folder, which is there.
-        categories: ``id`` and ``name`` of each label, for JSON.
-        names: what to call each label.
-        as_json: whether to write these files.
-        draw_from: least score of what is drawn; None draws no picture.
+        out: folder; must exist.
+        categories: ``id`` and ``name`` of each label, for the JSON.
+        names: of each label, for pictures and results.
+        as_json: whether to write the JSON files.
+        draw_from: least score of the detections that are drawn; None draws no pictures.
+        images: those written so far, as in ``images.json``.
+        instances: number of detections written so far.
+        drawn: number of detections drawn so far.
     """
 
     out: Path
@@ -45,20 +48,25 @@ class Writer:
     images: list[dict[str, Any]] = field(default_factory=list)
     instances: int = 0
     drawn: int = 0
-    _names: dict[str, int] = field(default_factory=dict)  # of pictures, and how often each came
+    _names: dict[str, int] = field(default_factory=dict)  # of pictures, and how often each was used
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    _results: BinaryIO | None = None  # on the disk at once: of many images there is no end
+    _results: BinaryIO | None = None  # written as they come: there may be too many for the memory
     _begun: bool = False
 
     def add(self, name: str, pixels: np.ndarray, found: Detections) -> None:
-        """Takes an image: where it came from, [H, W, 3] uint8, and what was found in it.
+        """Writes the detections of an image.
+
+        Args:
+            name: the image's path or URL.
+            pixels: [H, W, 3] uint8 RGB.
+            found: detections in these pixels, best first.
 
         Raises:
-            InputError: its picture or its results cannot be written.
+            InputError: the picture or the results cannot be written.
         """
         height, width = pixels.shape[:2]
         image_id = len(self.images) + 1
-        # A file's name need not be UTF-8, and JSON must.
+        # JSON must be UTF-8; a file's name need not be.
         shown = os.fsencode(urls.shown(name)).decode("utf-8", "backslashreplace")
         self.images.append({"id": image_id, "file_name": shown, "width": width, "height": height})
         self.instances += len(found["scores"])
@@ -82,24 +90,24 @@ class Writer:
             visualize.save_png(folder / self._picture_name(shown), picture)
 
     def close(self) -> list[str]:
-        """Ends the JSON of all images taken; returns the names of what is in ``out``.
+        """Completes the JSON files; returns the names of the files and folders written to ``out``.
 
         Raises:
             InputError: a file cannot be written.
         """
         if self.as_json:
             content = {"images": self.images, "annotations": [], "categories": self.categories}
-            with self._told(RESULTS), self._open:
+            with self._naming(RESULTS), self._open:
                 self._append([])
                 assert self._results is not None
                 self._results.write(b"]")
-            with self._told(IMAGES), whole_file(self.out / IMAGES) as file:
+            with self._naming(IMAGES), whole_file(self.out / IMAGES) as file:
                 file.write(orjson.dumps(content))
         drawn = [f"{PICTURES}/"] if self.draw_from is not None else []
         return [*([RESULTS, IMAGES] if self.as_json else []), *drawn]
 
     def _append(self, entries: Sequence[dict[str, Any]]) -> None:
-        with self._told(RESULTS):
+        with self._naming(RESULTS):
             if self._results is None:
                 self._results = self._open.enter_context(whole_file(self.out / RESULTS))
                 self._results.write(b"[")
@@ -108,7 +116,8 @@ class Writer:
                 self._begun = True
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turns an OSError into an InputError that names the file."""
         try:
             yield
         except OSError as error:
@@ -116,11 +125,11 @@ class Writer:
             raise InputError(f"cannot write {self.out / name}: {reason}") from error
 
     def _picture_name(self, name: str) -> str:
-        """The image's own name, cut to what every disk takes, numbered where another has it."""
+        """The image's name, shortened for file systems, and numbered if another image has it."""
         stem = Path(name.partition("?")[0] if urls.kind(name) else name).stem or "image"
         stem = stem.encode()[:_LONGEST].decode(errors="ignore")
         chosen = stem
-        while chosen.lower() in self._names:  # disks that take a for A
+        while chosen.lower() in self._names:  # some file systems take a for A
             self._names[stem.lower()] += 1
             chosen = f"{stem}-{self._names[stem.lower()]}"
         self._names[chosen.lower()] = 1

@@ -1,4 +1,4 @@
-"""Help that is read: what a verb does, examples to copy, then every flag with its default."""
+"""The parsers of the verbs: their help has a summary, examples, and every flag with its default."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _WIDTH = 98
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but what is wrong is an InputError, which is one line."""
+    """An argparse parser that raises a one-line InputError instead of printing and exiting."""
 
     def error(self, message: str) -> Any:
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Says the default of each flag that has one."""
+    """Appends the default to the help of each flag that has one."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=_WIDTH)
@@ -33,14 +33,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text if silent or re.search(r"%\(default\)", text) else f"{text} (%(default)s)"
 
 
-def parser_of(verb: str, summary: str, examples: str, epilog: str = "") -> Parser:
+def make_parser(verb: str, summary: str, examples: str, epilog: str = "") -> Parser:
     """A parser whose help begins with the examples.
 
     Args:
-        verb: what stands behind ``autotimm``.
+        verb: the word after ``autotimm``.
         summary: a sentence or two on what it does.
-        examples: command lines, one a line.
-        epilog: what stands below the flags: exit codes, formats.
+        examples: command lines, one per line.
+        epilog: the text below the flags: exit codes, formats.
     """
     wrapped = textwrap.fill(" ".join(summary.split()), _WIDTH)
     shown = textwrap.indent(textwrap.dedent(examples).strip(), "  ")
@@ -54,7 +54,7 @@ def parser_of(verb: str, summary: str, examples: str, epilog: str = "") -> Parse
 
 
 class _Size(argparse.Action):
-    """One side, as a number, or height and width, as a pair."""
+    """Stores one side as a number, and height and width as a pair."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         if len(values) > 2:
@@ -63,7 +63,7 @@ class _Size(argparse.Action):
 
 
 def add_image_size(flags: Any, help: str, default: int | None = None) -> None:  # noqa: A002
-    """Adds ``--image-size`` to a parser or a group of it; it is a side, or height and width."""
+    """Adds ``--image-size``, one side or height and width, to a parser or an argument group."""
     flags.add_argument(
         "--image-size",
         type=int,
@@ -75,20 +75,20 @@ def add_image_size(flags: Any, help: str, default: int | None = None) -> None:  
     )
 
 
-def refuse(
-    flags: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], reason: str
+def reject_unused(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], reason: str
 ) -> None:
-    """Refuses flags that would have no effect beside the others.
+    """Rejects flags that would have no effect together with the other flags given.
 
     Args:
-        flags: of the verb; a value other than the default was given.
-        args: what it parsed.
-        names: of the attributes, such as ``image_size``.
-        reason: why they have none, and the way out.
+        parser: of the verb; a flag counts as given if its value is not the parser's default.
+        args: what the parser returned.
+        names: attributes of ``args``, such as ``image_size``.
+        reason: why these flags have no effect, and the way out; follows the flag in the message.
 
     Raises:
-        InputError: names the first flag.
+        InputError: a flag was given; its message names the first one.
     """
     for name in names:
-        if getattr(args, name) != flags.get_default(name):
+        if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')} {reason}")

@@ -1,25 +1,25 @@
-"""The help of Lightning's verbs: examples and the flags of every day, out of some 140.
+"""Short help for the verbs that Lightning's command line runs: examples and the everyday flags.
 
-Lightning's own list takes seconds to make and 600 lines to print: ``--help-all`` has it.
+There are some 140 flags. Listing all of them takes seconds and 600 lines: ``--help-all`` does.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from autotimm.cli.help import Parser, parser_of
+from autotimm.cli.parser import Parser, make_parser
 
 
 class _Flag(NamedTuple):
-    """A flag: its name, what stands for its value, its default (None: none), and its help."""
+    """A flag: its name, its metavar, its default (None if it has none) and its line of help."""
 
     name: str
-    value: str
+    metavar: str
     default: str | int | float | None
     line: str
 
 
-class _About(NamedTuple):
+class _Verb(NamedTuple):
     """A verb: its line in the list of verbs, a sentence or two, and examples."""
 
     line: str
@@ -55,7 +55,7 @@ GROUPS = {
 }
 _CONFIG = "--config launch/small_cpu.yaml --data.data_dir shards/"
 VERBS = {
-    "fit": _About(
+    "fit": _Verb(
         "train a model",
         "Trains a model on shards or a COCO folder, on any number of GPUs.",
         f"""\
@@ -64,28 +64,28 @@ VERBS = {
         torchrun --standalone --nproc-per-node 8 -m autotimm fit --config launch/coco_r50_1x.yaml
         """,
     ),
-    "validate": _About(
+    "validate": _Verb(
         "measure a checkpoint on the split to validate on, with fit's flags",
         "Measures a checkpoint on the split to validate on.",
         f"autotimm validate {_CONFIG} --ckpt_path best.ckpt",
     ),
-    "test": _About(
+    "test": _Verb(
         "measure a checkpoint on the split to test on, with fit's flags",
         "Measures a checkpoint on the split to test on, and writes what it finds there.",
         "autotimm test --config runs/version_0/config.yaml --data.test_split val --ckpt_path C",
     ),
-    "find_lr": _About(
+    "find_lr": _Verb(
         "look for a learning rate to begin with",
         "Looks for the learning rate at which the loss falls fastest; keeps nothing.",
         f"autotimm find_lr {_CONFIG}",
     ),
-    "find_batch_size": _About(
+    "find_batch_size": _Verb(
         "look for the largest batch that fits into memory",
         "Looks for the largest batch that fits into memory; keeps nothing.",
         f"autotimm find_batch_size {_CONFIG}",
     ),
 }
-"""Lightning's verbs."""
+"""The verbs that Lightning's command line runs."""
 
 _LISTS = """\
 --help-all lists all flags, --print_config shows their values: a config to begin with. What stands
@@ -98,18 +98,16 @@ signal after saving: the same command goes on.
 
 
 def parser(verb: str) -> Parser:
-    """The parser of one of ``VERBS``, for its help and for completion: Lightning's own parses."""
-    about = VERBS[verb]
+    """A parser for the help and completion of one of ``VERBS``; Lightning's parses the flags."""
+    described = VERBS[verb]
     codes = _CODES if verb == "fit" else _CODES.partition(", 85")[0] + ".\n"
-    made = parser_of(verb, about.summary, about.examples, _LISTS + codes)
+    made = make_parser(verb, described.summary, described.examples, _LISTS + codes)
     made.add_argument("--help-all", action="store_true", help="all flags (some seconds)")
     made.add_argument("--print_config", action="store_true", help="print all values, and end")
     for title, flags in GROUPS.items():
         group = made.add_argument_group(title)
-        for flag in flags:
-            if flag.name == "--ckpt_path" and verb.startswith("find_"):
-                continue  # these begin anew
-            group.add_argument(
-                flag.name, dest=flag.name, metavar=flag.value, default=flag.default, help=flag.line
-            )
+        for name, metavar, default, line in flags:
+            if name == "--ckpt_path" and verb.startswith("find_"):
+                continue  # the searches start without a checkpoint
+            group.add_argument(name, dest=name, metavar=metavar, default=default, help=line)
     return made
