@@ -23,6 +23,7 @@ from autotimm import (
     ObjectDetector,
     masks,
 )
+from autotimm.evaluation.metrics import StageMetrics
 
 
 def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size() -> None:
@@ -92,16 +93,45 @@ def test_loss_weights_weigh() -> None:
     assert set(losses) == {"classes", "boxes", "centerness", "masks"}
     plain = small().training_step(batch, 0)
     torch.testing.assert_close(plain, sum(losses.values()))
+    weights = {"classes": 2.0, "boxes": 3.0, "centerness": 5.0, "masks": 7.0}
+    heavy = small(
+        class_loss_weight=weights["classes"],
+        box_loss_weight=weights["boxes"],
+        centerness_loss_weight=weights["centerness"],
+        mask_loss_weight=weights["masks"],
+    )
     # The RoIs are drawn at random: a fixed draw makes the two steps comparable.
-    torch.manual_seed(1)
-    heavy = small(mask_loss_weight=3.0)
     torch.manual_seed(1)
     heavy_loss = heavy.training_step(batch, 0)
     torch.manual_seed(1)
     parts = heavy.losses(batch)
-    expected = sum(parts.values()) + 2 * parts["masks"]
+    expected = sum(weights[name] * loss for name, loss in parts.items())
     torch.testing.assert_close(heavy_loss, expected, rtol=1e-3, atol=1e-3)
     assert set(small(ObjectDetector).losses(batch)) == {"classes", "boxes", "centerness"}
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_repeats_that_even_out_the_ranks_are_not_measured(stage, monkeypatch) -> None:
+    measured = []
+    monkeypatch.setattr(StageMetrics, "update", lambda own, *given: measured.append((own, *given)))
+    model = small(max_detections_per_image=5)
+    batch = {
+        "image": torch.randn(3, 3, 64, 64),
+        "image_id": torch.tensor([4, 5, 6]),
+        "original_size": torch.full((3, 2), 64),
+        "scale": torch.ones(3, 2),
+        "offset": torch.zeros(3, 2),
+        "padding": torch.tensor([False, True, False]),
+        "target": [{"of": 4}, {"of": 5}, {"of": 6}],
+    }
+    step = model.validation_step if stage == "val" else model.test_step
+    found = step(batch, 0)
+    assert len(found) == 3
+    [(metrics, detections, targets, ids)] = measured
+    assert metrics.stage == stage
+    assert ids == [4, 6]
+    assert targets == [{"of": 4}, {"of": 6}]
+    assert [id(one) for one in detections] == [id(found[0]), id(found[2])]
 
 
 def trained(model, folder) -> AutoTrainer:

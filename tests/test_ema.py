@@ -133,12 +133,16 @@ def test_the_training_does_not_know_of_it(tmp_path: Path) -> None:
     same(model.trained[-1], copied(plain))
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6, 8])
+@pytest.mark.parametrize(
+    ("stop", "batches_a_step"), [(2, 1), (4, 1), (6, 1), (8, 1), (2, 2), (4, 2)]
+)
 def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
-    stop: int, tmp_path: Path
+    stop: int, batches_a_step: int, tmp_path: Path
 ) -> None:
     """Saved in mid-epoch, before a validation in mid-epoch and at an epoch's end."""
     options = {"val_check_interval": 2, "save_every_n_steps": 2, "keep_last": -1, "max_epochs": 2}
+    options["accumulate_grad_batches"] = batches_a_step
+    seen = stop * batches_a_step
     truth = Net()
     run(tmp_path / "whole", truth, **options)
     parts = tmp_path / "whole" / "version_0" / "checkpoints" / f"step_{stop}.ckpt"
@@ -151,8 +155,8 @@ def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
         num_sanity_val_steps=0,
         **options,
     )
-    trainer.fit(rest, Skipping(stop % 6), batches(1), ckpt_path=parts)
-    assert rest.losses == truth.losses[stop:]
+    trainer.fit(rest, Skipping(seen % 6), batches(1), ckpt_path=parts)
+    assert rest.losses == truth.losses[seen:]
     same(copied(rest), copied(truth))
     whole, gone_on = (
         state(tmp_path / f / "version_0" / "checkpoints" / "last.ckpt") for f in ("whole", "rest")

@@ -106,6 +106,24 @@ def test_boxes_without_extent_and_scores_that_are_no_number_are_left_out(
     assert 0 < counts["number"] < counts["nothing"]
 
 
+def test_min_score_is_what_is_found_with_whatever_the_models_limit(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's limit is of the class alone, a score the root of it and the centre's."""
+    monkeypatch.setattr(torch.export, "export", lambda graph, *_, **__: graph)
+    image, least, found = images(1, 128, 128), 0.2, {}
+    for limit in (1e-4, 0.5):
+        monkeypatch.setitem(model.hparams, "score_thresh", limit)
+        graph: Any = write.program(model, (128, 128), min_score=least)
+        with torch.no_grad():
+            _, labels, scores, _ = graph(image)
+            plain: Any = write.program(model, (128, 128))(image)
+        found[limit] = labels.tolist(), scores.tolist()
+        assert (scores[labels >= 0] >= least).all()
+    assert found[0.5] == found[1e-4]
+    assert (plain[1] >= 0).sum() < (labels >= 0).sum(), "the limit of 0.5 alone leaves out some"
+
+
 def test_nothing_found_is_padding_alone(model: Any) -> None:
     graph = Graph(model.network, model.preprocessing, 0.999, 0.5, 7).eval()
     with torch.no_grad():

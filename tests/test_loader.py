@@ -351,6 +351,11 @@ def test_too_many_damaged_samples_end_the_run_with_their_list(workers: int) -> N
     # Of a rank's own samples: 2 of 100 for each.
     halves = [make(Numbers([50] * 4, {10, 20}), Leg(2, 4), r, max_corrupt=0.02) for r in (0, 1)]
     assert {len(list(loader)) for loader in halves} == {25}
+    own = [i for step in make(Numbers([50] * 4), Leg(2, 4), 0) for i in step.ids]
+    assert len(own) == 100
+    three = Numbers([50] * 4, own[:3])
+    with pytest.raises(InputError, match=r"used, 3, where max_corrupt=0\.02 of a rank's 100 in"):
+        list(make(three, Leg(2, 4), 0, max_corrupt=0.02))
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

@@ -220,6 +220,25 @@ def test_the_canvas_is_that_of_the_training() -> None:
         assert (one.canvases[0][0] + mean).min() == 1
 
 
+def test_the_canvas_is_interpolated_as_in_the_training() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    mean = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+    for how, flag in (("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC)):
+        model = Seen(interpolation=how)
+        autotimm.predict(model, image)  # type: ignore[arg-type]
+        wanted = torch.from_numpy(cv2.resize(image, (64, 64), interpolation=flag))
+        torch.testing.assert_close(model.canvases[0][0] + mean, wanted.permute(2, 0, 1) / 255)
+
+
+def test_what_is_found_on_a_stretched_canvas_lies_on_the_pixels() -> None:
+    """Twice as wide and four times as high there."""
+    picture, truth = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8)
+    picture[4:12, 8:24], truth[4:12, 8:24] = 255, 1
+    (found,) = autotimm.predict(Bright(), picture, resize="stretch")  # type: ignore[arg-type]
+    assert found["boxes"].tolist() == [[8, 4, 24, 12]]
+    np.testing.assert_array_equal(masks.decode(found["rles"][0]), truth)
+
+
 def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:
     """Of an ObjectDetector: whole, in tiles, by the verbs."""
     model = autotimm.load(boxes_only)

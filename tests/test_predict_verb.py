@@ -14,6 +14,7 @@ from typing import Any
 import forked
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from servers import serve
@@ -96,6 +97,22 @@ def test_min_score_is_of_what_is_found(photos: Path, checkpoint: Path, tmp_path:
     assert scores[0.2] == [score for score in scores[None] if score >= 0.2]
     assert 0 < len(scores[0.2]) < len(scores[None]) <= len(scores[0.01])
     assert scores[0.01][0] >= 0.01
+
+
+def test_min_score_is_what_is_found_with_whatever_the_models_limit(
+    photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for limit in (1e-4, 0.5):
+        content = torch.load(checkpoint, weights_only=True)
+        content["hyper_parameters"]["score_thresh"] = limit
+        torch.save(content, tmp_path / "model.ckpt")
+        words = ["--checkpoint", tmp_path / "model.ckpt", "--out", tmp_path, "--format", "json"]
+        for least in (("--min-score", 0.2), ()):
+            run(min(photos.iterdir()), *words, *least)
+            found[limit, *least] = json.loads((tmp_path / "results.json").read_text())
+    assert found[0.5, "--min-score", 0.2] == found[1e-4, "--min-score", 0.2]
+    assert len(found[0.5,]) < len(found[0.5, "--min-score", 0.2]) < len(found[1e-4,])
 
 
 def test_what_is_drawn_is_what_scores_enough(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from batches import small
 from line import quiet
 from PIL import Image
 from safetensors.torch import save_file
@@ -133,6 +134,19 @@ def test_a_run_that_goes_on_prepares_images_as_it_did(
     assert model.preprocessing == Preprocessing()
     trainer(tmp_path, steps=2).fit(model, datamodule=module, ckpt_path=path)
     assert model.preprocessing == module.preprocessing == replace(VIT, image_size=(96, 96))
+
+
+def test_a_checkpoint_keeps_each_part_of_it(tmp_path: Path) -> None:
+    used = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", (64, 96), "stretch")
+    assert all(getattr(used, one.name) != one.default for one in fields(Preprocessing))
+    saved: dict[str, Any] = {}
+    model = small(ObjectDetector)
+    model.preprocessing = used
+    model.on_save_checkpoint(saved)
+    torch.save(saved, tmp_path / "model.ckpt")
+    other = small(ObjectDetector)
+    other.on_load_checkpoint(torch.load(tmp_path / "model.ckpt", weights_only=True))
+    assert other.preprocessing == used
 
 
 def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Path) -> None:

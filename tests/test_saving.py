@@ -351,10 +351,10 @@ def test_a_run_that_goes_on_keeps_house_in_its_folder(tmp_path: Path) -> None:
     (inside / ".step_16.ckpt.new.tmp").mkdir()
     (inside / "step_1.ckpt").write_bytes(b"of somebody else")
     content = state(inside / "step_8.ckpt")
-    outside = tmp_path / "outside.ckpt"
+    outside = tmp_path / "step_1.ckpt"
     outside.write_bytes(b"not to be removed")
     files = content["callbacks"]["Checkpoints"]["files"]
-    content["callbacks"]["Checkpoints"]["files"] = {"../../outside.ckpt": None, **files}
+    content["callbacks"]["Checkpoints"]["files"] = {"../../step_1.ckpt": None, **files}
     torch.save(content, inside / "step_8.ckpt")
     resumed(folder, tmp_path, "last.ckpt", max_epochs=4, best_metric="val/AP", keep_last=1)
     assert names(folder) == {

@@ -453,6 +453,27 @@ def test_a_changed_image_is_written_again(
     assert files_of(out) == files_of(tmp_path / "fresh")
 
 
+def test_an_image_that_changes_while_its_shard_is_written_is_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco, out = source(tmp_path / "coco"), tmp_path / "out"
+    path, real = coco / "train" / "0.jpg", run.write_shard
+
+    def write_shard(folder: Path, plan: job.ShardPlan, *rest: object) -> object:
+        written = real(folder, plan, *rest)  # type: ignore[arg-type]
+        if plan.name == "train-000000.tar":
+            os.utime(path, (0, 0))
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write_shard", write_shard)
+        stop_after(2, coco, out, *PAIRS, monkeypatch=monkeypatch)
+    capsys.readouterr()
+    assert shard(coco, out, *PAIRS) == 0
+    err = capsys.readouterr().err
+    assert "written again: train-000000.tar (1 of 2 finished shards)" in err
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "entry", "job"])
 def test_a_damaged_journal_or_shard_is_written_again(
     tmp_path: Path,

@@ -359,6 +359,29 @@ def test_training_targets_lie_on_the_pixels() -> None:
     assert kept > 40
 
 
+def test_colours_are_varied_in_the_picture_alone() -> None:
+    """What surrounds it is as in evaluation."""
+    image = picture()
+    for seed in range(5):
+        sample = training_sample(
+            image,
+            shape_record(np.ones((40, 60), bool)),
+            LABELS,
+            (128, 128),
+            resize="letterbox",
+            augmentation=Augmentation(scale=(0.5, 0.5), brightness=1.0),
+            rng=np.random.default_rng(seed),
+            fill=FILL,
+            with_masks=False,
+        )
+        assert sample.placement is not None
+        plain = render(image, sample.placement, (128, 128), FILL)
+        x1, y1, x2, y2 = sample.placement.place
+        assert not np.array_equal(sample.image[y1:y2, x1:x2], plain[y1:y2, x1:x2])
+        sample.image[y1:y2, x1:x2] = plain[y1:y2, x1:x2]
+        assert np.array_equal(sample.image, plain)
+
+
 def test_an_object_whose_seen_part_is_empty_is_dropped() -> None:
     """The box reaches into the crop, the object does not."""
     mask = np.zeros((40, 80), bool)
