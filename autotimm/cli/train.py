@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from autotimm import urls
 from autotimm.cli import refusals
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.lightning_private import FlagsOnlyCLI
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
@@ -61,7 +62,7 @@ def _shown(config: Any) -> Any:
     return urls.all_shown(config)
 
 
-class TrainCLI(LightningCLI):
+class TrainCLI(FlagsOnlyCLI):
     """``--model`` chooses the class, InstanceSegmentor unless told; the data say num_classes."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -76,12 +77,13 @@ class TrainCLI(LightningCLI):
         own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
         return {**LightningCLI.subcommands(), **own}
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
         """As Lightning's, whose first lines on these end in mid-sentence."""
-        super()._add_subcommands(
-            parser, **{name: {"description": text} for name, text in _ABOUT.items()} | kwargs
-        )
-        listed: Any = parser._subcommands_action
+        about = {name: {"description": text} for name, text in _ABOUT.items()}
+        super().setup_parser(add_subcommands, main_kwargs, about | subparser_kwargs)
+        listed: Any = self.parser._subcommands_action  # jsonargparse has no public name for it
         for action in listed._choices_actions:
             action.help = _ABOUT.get(action.dest, action.help)
 
@@ -100,9 +102,6 @@ class TrainCLI(LightningCLI):
             raise InputError(f"{refusals.plain(wrong)} ({flag} lists the flags)") from None
         finally:
             sys.stderr.write(said.getvalue())
-
-    def _parse_ckpt_path(self) -> None:
-        """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
 
     def before_instantiate_classes(self) -> None:
         pipeline = self.config[self.subcommand].data.custom_train_transforms
@@ -140,14 +139,15 @@ _CLASSES: dict[str, Any] = {
 class _Parsed(TrainCLI):
     """Reads the settings, and makes and runs nothing."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        self.config[self.config["subcommand"]]["seed_everything"] = False  # nothing is drawn
+
     def instantiate_classes(self) -> None:
         """Makes none."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Runs none."""
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
+    def after_instantiate_classes(self) -> None:
+        self.subcommand = None  # which Lightning would run now
 
 
 def settings(args: list[str]) -> dict[str, Any]:

@@ -355,7 +355,7 @@ class ObjectDetector(LightningModule):
         checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training:
+        if self._is_in_training():
             check_goes_on(checkpoint)
             optimization.check_goes_on(self.hparams, checkpoint.get("hyper_parameters"))
         elif EMA in checkpoint:
@@ -364,6 +364,12 @@ class ObjectDetector(LightningModule):
         self._check_categories(saved)
         self.categories = saved or self.categories
         self.preprocessing = preprocessing_of(checkpoint)
+
+    def _is_in_training(self) -> bool:
+        try:
+            return self.trainer.training
+        except RuntimeError:  # with which Lightning says that no trainer has this model
+            return False
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch, but weights that do not fit are an InputError of one line."""
