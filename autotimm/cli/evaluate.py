@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "--annotations", metavar="FILE", help="a COCO annotation file in place of --data"
     )
     source.add_argument(
-        "--boxes-only", action="store_true", help="compare no masks, also where some results have"
+        "--boxes-only", action="store_true", help="compare no masks, even if results have some"
     )
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")

@@ -88,8 +88,8 @@ VERBS = {
 """The verbs that Lightning's command line runs."""
 
 _LISTS = """\
---help-all lists all flags, --print_config shows their values: a config to begin with. What stands
-in () holds where neither a flag nor the config says otherwise.
+--help-all lists all flags, --print_config shows their values: a config to begin with. Values in ()
+are defaults, for what neither a flag nor the config sets.
 """
 _CODES = """
 Exit codes: 0 done, 1 a process of the job was lost, 2 the input cannot be used, 85 stopped by a

@@ -33,7 +33,7 @@ examples:
 _TAIL = """\
 `autotimm VERB --help` explains a verb. With --debug an error shows its traceback.
 Exit codes: 0 done, 2 the input cannot be used (one line says what), 85 a training stopped by a
-signal after saving, 130 interrupted. A verb's help tells of more where there are.
+signal after saving, 130 interrupted. Some verbs have more: see their help.
 """
 
 

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         OUT gets results.json (COCO results, masks as RLE, with class names), images.json (the
         images and categories that its ids mean) and pictures/<name>.png.
 
-        An image that cannot be used is told and left out.
+        Images that cannot be used are reported and left out.
         Exit codes: 0 done, 1 some images could not be used, 2 nothing could be done.
         """,
     )
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     how.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
     how.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: cuts stay"
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: objects stay cut"
     )
     how.add_argument("--flip", action="store_true", help="also look at the mirror image")
     machine = flags.add_argument_group("machine")
