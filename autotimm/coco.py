@@ -15,13 +15,14 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autotimm.checks import Problems, as_id, check_annotations, is_text
+from autotimm.checks import Problems, as_id, check_annotation, is_text
 from autotimm.cocofile import Category, Dealt, Found, deal, find_images, find_lists, read_categories
 from autotimm.jsontext import NotJSONError, Text, parse
 from autotimm.structures import InputError, Record
@@ -113,32 +114,21 @@ class CocoIndex:
         Raises:
             InputError: the annotation file has changed since it was loaded, or is gone.
         """
-        return self.records([i], Problems() if problems is None else problems)[0]
-
-    def records(self, positions: Sequence[int], problems: Problems) -> list[Record]:
-        """Makes the records of several images: the same, in less time than one by one."""
-        positions = list(positions)  # NumPy would take a tuple for something else
-        names = [self._found.names[i] for i in positions]
-        sizes = self._found.sizes[positions].tolist()
-        raws = [self._annotations(i) for i in positions]
-        entries = [
-            (raw, height, width, name)
-            for name, (width, height), of_image in zip(names, sizes, raws, strict=True)
-            for raw in of_image
-        ]
-        checked = iter(check_annotations(entries, problems))
-        return [
-            {
-                "image_id": image_id,
-                "file_name": name,
-                "width": width,
-                "height": height,
-                "annotations": [a for a in islice(checked, len(of_image)) if a is not None],
-            }
-            for image_id, name, (width, height), of_image in zip(
-                self._found.ids[positions].tolist(), names, sizes, raws, strict=True
-            )
-        ]
+        problems = Problems() if problems is None else problems
+        name, (width, height) = self._found.names[i], self.size(i)
+        annotations = []
+        for raw in self._annotations(i):
+            what = f"annotation {raw['id']} of {name}"
+            checked = check_annotation(raw, height, width, partial(problems.add, example=what))
+            if checked is not None:
+                annotations.append(checked)
+        return {
+            "image_id": self.image_id(i),
+            "file_name": name,
+            "width": width,
+            "height": height,
+            "annotations": annotations,
+        }
 
     def _annotations(self, i: int) -> list[dict[str, Any]]:
         """Reads the annotations of an image, ``id`` (made unique) and ``category_id`` integers."""

@@ -1,10 +1,15 @@
 """Masks as COCO's run-length encoding (RLE): made from annotations, measured, cropped.
 
-Invariants: an RLE made here equals pycocotools' ``annToRLE`` pixel for pixel; its counts are text,
+Invariants: an RLE made here equals pycocotools' ``annToRLE`` byte for byte; its counts are text,
 its runs fill its size exactly. Pixel (row i, column j) covers the square from (j, i) to (j + 1, i +
 1); its centre is at (j + 0.5, i + 0.5), as for COCO's polygons and boxes. Nothing here trusts its
-input: pycocotools reads runs and polygons without checks, so everything is checked before it gets
-there.
+input: hotcoco rasterises NaN and infinity as if they were places, and pycocotools, with which
+others may read our shards, takes all memory for them. Polygons and runs are checked before a
+library gets them.
+
+hotcoco is given one mask at a time. Its ``iou``, and its ``area`` of thousands of masks, run on
+threads, which a process does not have that was forked after its parent had started them: a data
+loader's worker would wait for them for ever.
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import hotcoco
 import numpy as np
-from pycocotools import mask as _coco
 
 from autotimm.structures import MASK_CROP, RLE
 
-_FAR = 1e6  # pixels; pycocotools walks along edges in steps of 1/5 pixel and keeps them as C ints
-_LONGEST = 2**32 - 1  # pixels of a run; pycocotools counts them in 32 bits
+_coco: Any = hotcoco.mask  # its stubs want dicts, which a TypedDict such as RLE is not
+_FAR = 1e6  # pixels; the libraries keep fifths of a pixel in 32 bits
+_LONGEST = 2**32 - 1  # pixels of a run; the libraries keep them in 32 bits
 _LONG = 4e6  # pixels of outline; each costs pycocotools some 100 bytes
 
 
@@ -48,13 +54,13 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
 
 def from_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
-    """Rasterises polygons that ``check_polygon`` passed: their union, by pycocotools."""
-    rles = _coco.frPyObjects(polygons, height, width)
+    """Rasterises polygons that ``check_polygon`` passed: their union, of at least one."""
+    rles = [_coco.fr_poly(polygon, height, width) for polygon in polygons]
     return _text(rles[0] if len(rles) == 1 else _coco.merge(rles))
 
 
-def check_polygon(polygon: Any) -> tuple[float, float]:
-    """Checks that this is ``[x1, y1, x2, y2, ...]``; returns the lowest and highest coordinate.
+def check_polygon(polygon: Any) -> tuple[float, float, float, float]:
+    """Checks that this is ``[x1, y1, x2, y2, ...]``; returns its box x1, y1, x2, y2 in pixels.
 
     Raises:
         ValueError: it is not; the message is a short reason.
@@ -65,17 +71,20 @@ def check_polygon(polygon: Any) -> tuple[float, float]:
         raise ValueError("polygon with fewer than 3 points")
     if len(polygon) % 2:
         raise ValueError("polygon with an odd number of coordinates")
+    xs, ys = polygon[::2], polygon[1::2]
     try:
-        low, high, finite = min(polygon), max(polygon), math.isfinite(sum(polygon))
+        finite = math.isfinite(sum(polygon))
+        left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
     except (TypeError, OverflowError):
         raise ValueError("polygon is not a list of numbers") from None
     if not finite:
         raise ValueError("polygon with a coordinate that is not finite")
+    low, high = min(left, top), max(right, bottom)
     if low < -_FAR or high > _FAR:
         raise ValueError("polygon far outside the image")
     if (high - low) * len(polygon) > _LONG and _outline(np.asarray(polygon, np.float64)) > _LONG:
         raise ValueError("polygon outline too long")
-    return low, high
+    return left, top, right, bottom
 
 
 def encode(mask: np.ndarray) -> RLE:
@@ -108,7 +117,7 @@ def encode_window(inside: np.ndarray, top: int, left: int, height: int, width: i
     counts = np.diff(np.concatenate(([0], edges[apart], [height * width])))
     if counts[-1] == 0 and len(counts) > 1:
         counts = counts[:-1]
-    return _text(_coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    return _compressed(counts, height, width)
 
 
 def decode(rle: RLE) -> np.ndarray:
@@ -275,6 +284,12 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
         raise ValueError("RLE counts do not fill the image")
     if isinstance(counts, str):
         return {"size": [height, width], "counts": counts}
+    return _compressed(runs, height, width)
+
+
+def _compressed(runs: np.ndarray, height: int, width: int) -> RLE:
+    """The RLE of run lengths that fill its size."""
+    counts = runs.tolist()  # hotcoco takes twice as long to read an array
     return _text(_coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
 
@@ -285,4 +300,4 @@ def _outline(polygon: np.ndarray) -> float:
 
 
 def _text(rle: dict[str, Any]) -> RLE:
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import orjson
 
 from autotimm import coco, images
-from autotimm.checks import Problems
 from autotimm.sharding.index import checksum
 from autotimm.sharding.writer import tar_header
 
@@ -42,8 +41,7 @@ def stages(
                 part = range(at, min(at + _CHUNK, first + samples_per_shard, count))
                 data = timed("image files read", _read, [index.image_file(i) for i in part])
                 timed("image headers inspected", _each, images.inspect, data)
-                problems = Problems()
-                records = timed("records checked, polygons to RLE", index.records, part, problems)
+                records = timed("records checked, polygons to RLE", _each, index.record, part)
                 texts = timed("JSON made", _each, orjson.dumps, records)
                 pieces = timed("tar headers", _pieces, data, texts)
                 timed("XXH3", _each, checksum, data + texts)

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from coco_folder import SQUARE, annotation, image, picture, write
 from pycocotools.coco import COCO
 
 from autotimm import coco, cocofile, jsontext, masks
-from autotimm.checks import Problems, as_id, check_annotations
+from autotimm.checks import Problems, as_id, check_annotation
 from autotimm.structures import Annotation, InputError, Record
 
 NAN = float("nan")
@@ -158,12 +159,29 @@ def test_instances_left_out(tmp_path: Path, kind: str) -> None:
     assert [a["id"] for a in records[0]["annotations"]] == [1]
 
 
-def test_polygons_that_leave_the_image_are_clipped_and_counted(tmp_path: Path) -> None:
-    outside = [[-10, -10, 20, -10, 20, 20, -10, 20]]
-    records, problems = read(tmp_path, annotations=[annotation(segmentation=outside)])
-    assert problems == {"polygon leaves the image (mask clipped)": 1}
-    (only,) = records[0]["annotations"]
-    assert masks.area(only["segmentation"]) == 400 and only["polygons"] == outside
+@pytest.mark.parametrize(
+    "corner", [(-10, 8), (10, -8), (54, 8), (10, 38)], ids=["left", "above", "right", "below"]
+)
+def test_polygons_that_leave_the_image_are_clipped_and_counted(
+    tmp_path: Path, corner: tuple[int, int]
+) -> None:
+    (x, y), within = corner, [20.0, 20, 30, 20, 30, 28]
+    outside = [x, y, x + 20, y, x + 20, y + 20, x, y + 20]  # of 64 x 48 pixels
+    shapes: list[Any] = [[outside], [outside, within], [[1, 2], outside], [within]]
+    edge = [[0, 0, 64, 0, 64, 48, 0, 48]]  # leaves nothing
+    annotations = [annotation(id=n, segmentation=s) for n, s in enumerate([*shapes, edge])]
+    records, problems = read(tmp_path, annotations=annotations)
+    assert problems == {
+        "polygon leaves the image (mask clipped)": 3,
+        "polygon with fewer than 3 points (part left out)": 1,
+    }
+    dense = np.zeros((48, 64), np.uint8)
+    dense[max(y, 0) : y + 20, max(x, 0) : x + 20] = 1
+    first, _, third, _, whole = records[0]["annotations"]
+    assert np.array_equal(masks.decode(first["segmentation"]), dense)
+    assert third["segmentation"] == first["segmentation"]
+    assert third["polygons"] == first["polygons"] == [outside]
+    assert masks.area(whole["segmentation"]) == 48 * 64
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, "1"])
@@ -490,7 +508,7 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
 
 
 def assert_read_in_pieces(file: Path, folder: Path) -> None:
-    """Whatever the size of the pieces, one by one or together: the same as in one go."""
+    """Whatever the size of the pieces: the same as in one go."""
     dealt, problems = whole(file, folder)
     for piece in (1 if file.stat().st_size < 10_000 else 1000, 100, 2**20):
         with pytest.MonkeyPatch.context() as patch:
@@ -498,19 +516,18 @@ def assert_read_in_pieces(file: Path, folder: Path) -> None:
             patch.setattr(jsontext.Array.values, "__defaults__", (piece,))
             index = pickle.loads(pickle.dumps(coco.load(file, folder)))  # noqa: S301
         assert index.problems.lines() == problems.lines()
-        together, single = Problems(), Problems()
-        records = index.records(range(len(index)), together)
-        for i, (record, raws) in enumerate(zip(records, dealt, strict=True)):
-            one_by_one = [
-                check_annotations([(raw, record["height"], record["width"], index.file_name(i))], p)
-                for raw in raws
-                for p in (single,)
-            ]
-            assert record["annotations"] == [a for (a,) in one_by_one if a is not None]
+        found, expected = Problems(), Problems()
+        for i, raws in enumerate(dealt):
+            record = index.record(i, found)
+            checked = []
+            for raw in raws:
+                what = f"annotation {raw['id']} of {index.file_name(i)}"
+                count = partial(expected.add, example=what)
+                checked.append(check_annotation(raw, record["height"], record["width"], count))
+            assert record["annotations"] == [a for a in checked if a is not None]
             assert record["image_id"] == index.image_id(i)
             assert index.sizes()[i].tolist() == [record["width"], record["height"]]
-            assert index.record(i) == record
-        assert together.lines() == single.lines()
+        assert found.lines() == expected.lines()
 
 
 @pytest.mark.parametrize(

@@ -434,7 +434,8 @@ def test_a_step_on_a_gpu_never_waits(options, precision) -> None:
 
 def test_the_model_needs_no_package_of_the_data_side() -> None:
     """A machine with torch, torchvision and timm alone runs it: benchmarks/train_step.py does."""
-    missing = ("albumentations", "cv2", "pycocotools", "webdataset", "simplejpeg", "lightning")
+    data_side = ("albumentations", "cv2", "hotcoco", "pycocotools", "simplejpeg", "webdataset")
+    missing = (*data_side, "lightning")
     folder = Path(autotimm.models.__file__).parent
     models = ", ".join(f"autotimm.models.{path.stem}" for path in folder.glob("[a-z]*.py"))
     code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import {models}"

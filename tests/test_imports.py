@@ -21,7 +21,6 @@ LEVELS = [
         "coco",
         "cocofile",
         "masks",
-        "rasterize",
         "units",
         "urls",
     },

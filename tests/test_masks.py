@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,10 @@ def random_mask(seed: int, height: int = 37, width: int = 53) -> np.ndarray:
     return np.kron(coarse, np.ones((6, 6), np.uint8))[:height, :width].astype(np.uint8)
 
 
+def as_text(rle: dict[str, Any]) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_real_annotations_equal_pycocotools(shared_data: Path, name: str) -> None:
     seen = 0
@@ -38,7 +45,7 @@ def test_real_annotations_equal_pycocotools(shared_data: Path, name: str) -> Non
         for annotation in truth.anns.values():
             image = truth.imgs[annotation["image_id"]]
             rle = masks.to_rle(annotation["segmentation"], image["height"], image["width"])
-            assert isinstance(rle["counts"], str)
+            assert rle == as_text(truth.annToRLE(annotation))
             expected = truth.annToMask(annotation)
             assert np.array_equal(masks.decode(rle), expected)
             assert masks.area(rle) == np.count_nonzero(expected)
@@ -97,7 +104,7 @@ def test_runs_of_a_large_image_survive() -> None:
         ("abc", "neither polygons nor RLE"),
         ([], "empty"),
         ([[]], "fewer than 3 points"),
-        ([[1, 2, 3, 4]], "fewer than 3 points"),  # pycocotools takes it for a box
+        ([[1, 2, 3, 4]], "fewer than 3 points"),  # pycocotools would take it for a box
         ([[1, 2, 3, 4, 5, 6, 7]], "odd number"),
         ([1.0, 2, 3, 4, 5, 6], "not a list of numbers"),
         ([["1", "2", "3", "4", "5", "6"]], "not a list of numbers"),
@@ -130,18 +137,92 @@ def test_what_is_no_mask_is_refused(segmentation: object, reason: str) -> None:
 
 
 @pytest.mark.parametrize("counts", [[2**32], [0, 2**32], [2**40 - 2**20, 2**20]])
-def test_a_run_that_pycocotools_cannot_count_is_refused(counts: list[int]) -> None:
+def test_a_run_of_more_than_32_bits_is_refused(counts: list[int]) -> None:
     size = [sum(counts) // 2**10, 2**10]
     with pytest.raises(ValueError, match="broken"):
         masks.to_rle({"size": size, "counts": counts}, *size)
 
 
-def test_polygon_beside_the_image_is_clipped_as_by_pycocotools() -> None:
-    polygon = [[-20.0, -5.0, 30.0, -5.0, 30.0, 90.0, -20.0, 90.0]]
-    rle = masks.to_rle(polygon, 40, 50)
-    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, 40, 50)))
-    np.testing.assert_array_equal(masks.decode(rle), expected)
-    assert 0 < expected.sum() < expected.size
+# Polygons: what shards hold is what pycocotools makes of the same, byte for byte.
+
+
+def check_polygons(polygons: list[list[float]], height: int, width: int) -> None:
+    parts = coco_mask.frPyObjects(polygons, height, width)
+    expected = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
+    rle = masks.to_rle(polygons, height, width)
+    assert rle == as_text(expected), (polygons, height, width)
+    assert masks.area(rle) == coco_mask.area(expected)
+    assert masks.box(rle) == (coco_mask.toBbox(expected) @ CORNERS).tolist()
+
+
+CORNERS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])  # of x, y, w, h
+
+# A polygon of n points for an image of some side, from a generator of random numbers.
+OUTLINES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    "inside": lambda rng, side, n: rng.uniform(0, side, (n, 2)),
+    "leaves": lambda rng, side, n: rng.uniform(-3 * side, 4 * side, (n, 2)),
+    "of halves": lambda rng, side, n: np.round(rng.uniform(-20, side + 20, (n, 2)) * 2) / 2,
+    "of fifths": lambda rng, side, n: np.round(rng.uniform(-20, side + 20, (n, 2)) * 5) / 5,
+    "between fifths": lambda rng, side, n: (np.round(rng.uniform(0, side, (n, 2)) * 5) + 0.5) / 5,
+    "tiny": lambda rng, side, n: rng.uniform(0, side, 2) + rng.uniform(-0.6, 0.6, (n, 2)),
+    "repeated points": lambda rng, side, n: rng.uniform(0, side, (n, 2)).repeat(3, axis=0),
+    "flat": lambda rng, side, n: np.linspace(*rng.uniform(-9, side + 9, (2, 2)), n),
+    "far": lambda rng, side, n: rng.uniform(-200 * side, 200 * side, (n, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", OUTLINES)
+def test_polygons_equal_pycocotools(kind: str) -> None:
+    """Small images, so that outlines meet corners and run over each other."""
+    rng = np.random.default_rng(sorted(OUTLINES).index(kind))
+    for _ in range(10 if kind == "far" else 200):
+        height, width, parts = rng.integers(1, (120, 120, 4)).tolist()
+        side = max(height, width)
+        polygons = [OUTLINES[kind](rng, side, int(rng.integers(3, 12))) for _ in range(parts)]
+        check_polygons([points.ravel().tolist() for points in polygons], height, width)
+
+
+def test_ties_fall_as_pycocotools_has_them() -> None:
+    """Lines through points that lie exactly between two fifths: steep and flat, up and down."""
+    rng = np.random.default_rng(7)
+    for _ in range(400):
+        dx, dy = int(rng.integers(1, 12)), int(rng.integers(12, 90))
+        x, y = int(rng.integers(0, 100)), int(rng.integers(0, 100))
+        far = x + dx * int(rng.choice([-1, 1]))
+        polygon = [v / 5 for v in (x, y, far, y + dy, far + 300, y + dy, x + 300, y)]
+        mirrored = [v for point in zip(polygon[1::2], polygon[::2], strict=True) for v in point]
+        check_polygons([polygon], 64, 128)
+        check_polygons([mirrored], 128, 64)
+
+
+@pytest.mark.parametrize("side", [5_000, 16_384])
+def test_large_images_need_long_numbers(side: int) -> None:
+    high, low = side - 3.5, 2.25
+    check_polygons([[low, low, high, low + 1, high, high, low + 1, high]], side, side)
+    check_polygons([[high, low, high + 2, low, high + 1, high]], side, side)
+
+
+def test_masks_without_a_pixel_and_whole_images() -> None:
+    check_polygons([[9, 9, 9.1, 9, 9.1, 9.1]], 20, 20)
+    check_polygons([[-9, 0, -1, 0, -1, 9], [30, 0, 40, 0, 40, 9]], 20, 20)
+    check_polygons([[-5, -5, 30, -5, 30, 30, -5, 30]], 20, 20)
+
+
+def test_masks_start_no_threads() -> None:
+    """A process that is forked later, as a data loader's workers are, would wait for them."""
+    code = """
+import os, numpy as np
+from autotimm import masks
+before = len(os.listdir("/proc/self/task"))
+polygons = np.random.default_rng(0).uniform(0, 300, (3000, 6)).tolist()
+whole = masks.to_rle(polygons, 300, 300)
+rles = [masks.to_rle([polygon], 300, 300) for polygon in polygons]
+masks.union(rles), masks.encode(masks.decode(whole)), masks.decode_window(whole)
+masks.area(whole), masks.box(whole), masks.encode_window(np.ones((9, 9)), 3, 4, 300, 300)
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # Crops. The reference walks over the cells one by one and shares no code with the package.

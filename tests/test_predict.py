@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SAMPLE
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import autotimm
 from autotimm import masks
@@ -63,7 +64,7 @@ def test_finds_what_evaluation_finds(
             found["scores"], torch.tensor([one["score"] for one in own]), atol=1e-4, rtol=0
         )
         overlaps = [
-            masks._coco.iou([rle], [one["segmentation"]], [0])[0, 0] if one["segmentation"] else 1
+            coco_mask.iou([rle], [one["segmentation"]], [0])[0, 0] if one["segmentation"] else 1
             for rle, one in zip(found["rles"], own, strict=True)
             if masks.area(rle)
         ]

@@ -312,7 +312,9 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = []
     for name, thread in (("with", True), ("without", False)):
         (tmp_path / name).mkdir()
-        written = writer.write_shard(tmp_path / name, plan, index, thread=thread)
+        done: list[int] = []
+        written = writer.write_shard(tmp_path / name, plan, index, done.append, thread)
+        assert sum(done) == len(plan.samples)
         found.append((files_of(tmp_path / name), written.shards, written.problems.lines()))
     # With little room for each image, and a thread that is late.
     monkeypatch.setattr(writer, "_BUFFER", 1 << 14)

@@ -264,12 +264,10 @@ def label_of(category_id: int, labels: dict[int, int]) -> int:
 
 
 def checked_rle(annotation: Annotation, record: Record) -> RLE:
-    """The mask of an annotation, of which it is certain that its runs fill the image.
-
-    Records may come from anywhere, and pycocotools reads runs without a check.
+    """The mask of an annotation of a record that may come from anywhere.
 
     Raises:
-        DataError: they do not.
+        DataError: its runs do not fill the image.
     """
     try:
         return masks.to_rle(annotation["segmentation"], record["height"], record["width"])

@@ -36,7 +36,7 @@ def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> lis
     One at a time on the CPU, where RLEs are made: what it takes goes with the boxes' area, not with
     the image's.
     """
-    # The rest of the models run where pycocotools is missing.
+    # The rest of the models run where hotcoco is missing.
     from autotimm import masks as coded
 
     found = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)

@@ -31,7 +31,6 @@ from autotimm.structures import Record
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
 _BUFFER = 2 << 20  # bytes of a tar that are filled before they are hashed and written
-_AT_ONCE = 12  # images whose records are made together: fewer bytes than a buffer has
 
 # The ustar header of a file, but for name, size and checksum.
 _ZEROS = b"\0" * 100
@@ -259,43 +258,27 @@ def _write_samples(
     progress: Callable[[int], object],
     written: Written,
 ) -> list[tuple[int, ...]]:
-    """Appends the samples of a plan, some at a time; returns their rows of the index."""
+    """Appends the samples of a plan; returns the index's rows of those whose image can be used."""
     rows: list[tuple[int, ...]] = []
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects a second, none of them in a cycle
     try:
-        for start in range(0, len(plan.samples), _AT_ONCE):
-            samples = plan.samples[start : start + _AT_ONCE]
-            rows += _append(tar, samples, index, written)
-            progress(len(samples))
+        for position, key in plan.samples:
+            problems = Problems()
+            record = index.record(position, problems)
+            try:
+                rows.append(_append_sample(tar, index.image_file(position), key, record))
+            except (_ReadError, ValueError) as error:
+                # Whatever is odd about its annotations is no loss.
+                written.problems.add(f"{error} (image left out)", index.file_name(position))
+            else:
+                written.problems.update(problems)
+                written.instances += len(record["annotations"])
+                written.crowd += sum(a["iscrowd"] for a in record["annotations"])
+            progress(1)
     finally:
         if collecting:
             gc.enable()
-    return rows
-
-
-def _append(
-    tar: _Tar, samples: Sequence[tuple[int, str]], index: CocoIndex, written: Written
-) -> list[tuple[int, ...]]:
-    """Appends some samples; returns the rows of the index of those whose image can be used."""
-    problems = Problems()
-    records = index.records([position for position, _ in samples], problems)
-    rows: list[tuple[int, ...]] = []
-    used = []
-    for (position, key), record in zip(samples, records, strict=True):
-        try:
-            row = _append_sample(tar, index.image_file(position), key, record)
-        except (_ReadError, ValueError) as error:
-            written.problems.add(f"{error} (image left out)", index.file_name(position))
-            continue
-        rows.append(row)
-        used.append(position)
-        written.instances += len(record["annotations"])
-        written.crowd += sum(annotation["iscrowd"] for annotation in record["annotations"])
-    if len(used) < len(samples):  # whatever is odd about their annotations is no loss
-        problems = Problems()
-        index.records(used, problems)
-    written.problems.update(problems)
     return rows
 
 

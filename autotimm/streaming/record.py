@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from autotimm import masks
-from autotimm.checks import Problems, as_id, as_size, check_annotations, is_text
+from autotimm.checks import as_id, as_size, check_annotation, is_text
 from autotimm.streaming.decode import DataError
 from autotimm.structures import Record
 
@@ -59,22 +59,20 @@ def foreign_record(text: bytes | memoryview, where: str) -> Record:
         image_id, width, height = facts(raw)
     except ValueError as error:
         raise DataError(f"{where}: its record is damaged: {error}") from error
-    given = []
+    annotations = []
     for number, entry in enumerate(entries(raw)):
         id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
         if category_id is None:
             continue  # counted when the tar was indexed
+        polygons = entry.get("polygons")
         whole = entry | {
             "id": number if id_ is None else id_,
             "category_id": category_id,
-            "segmentation": entry.get("segmentation") or entry.get("polygons"),
+            "segmentation": entry.get("segmentation") or polygons,
         }
-        given.append((whole, height, width, where))
-    annotations = []
-    for annotation, (whole, *_) in zip(check_annotations(given, Problems()), given, strict=True):
+        annotation = check_annotation(whole, height, width, lambda _: None)
         if annotation is None:
             continue
-        polygons = whole.get("polygons")
         if "polygons" not in annotation and polygons and _are_polygons(polygons):
             annotation["polygons"] = polygons
         annotations.append(annotation)
