@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import os
@@ -689,7 +690,9 @@ def test_splits_are_found_under_any_of_the_usual_names(tmp_path: Path) -> None:
     for name in ("train2017", "val2014", "val2017", "test-2", "2020", "extra", "none"):
         (annotations / f"instances_{name}.json").touch()
     (annotations / "captions_train2017.json").touch()
-    for folder in ("train2017", "images/val2014", "val2017", "test", "images/extra"):
+    there = ("train2017", "images/val2014", "val2017", "test", "images/extra")
+    # What another tool has left under the short name is not what the file is of.
+    for folder in (*there, "train", "images/train"):
         (tmp_path / folder).mkdir(parents=True)
     splits = coco.find_splits(tmp_path)
     assert {
@@ -704,6 +707,25 @@ def test_splits_are_found_under_any_of_the_usual_names(tmp_path: Path) -> None:
         "none": "images",
     }
     assert all(name == split.name for name, split in splits.items())
+
+
+def test_garbage_is_collected_again_once_a_file_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    assert gc.isenabled()
+    coco.load(file, tmp_path / "train")
+    assert gc.isenabled()
+    file.write_text("{")
+    with pytest.raises(InputError):
+        coco.load(file, tmp_path / "train")
+    assert gc.isenabled()
+    gc.disable()  # as it was
+    try:
+        with pytest.raises(InputError):
+            coco.load(file, tmp_path / "train")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_folders_without_splits_are_refused(tmp_path: Path) -> None:

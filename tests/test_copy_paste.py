@@ -238,6 +238,9 @@ def test_goes_with_canvases_of_each_step(folder: Path) -> None:
         assert sum((b["labels"] >= 0).sum() for b in batches) > sum(
             (b["labels"] >= 0).sum() for b in alone
         )
+        # The pixels are there, too: OpenCV does not paste from another size, nor says so.
+        for b, plain in zip(batches, alone, strict=True):
+            assert (b["image"] != plain["image"]).flatten(1).any(1).all()
 
 
 def test_what_is_wrong_with_the_other_names_it(records: list[Record], folder: Path) -> None:

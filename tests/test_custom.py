@@ -17,7 +17,7 @@ from autotimm.data.collate import collate, finish
 from autotimm.data.custom import custom_sample
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
-from autotimm.data.transforms import Sample
+from autotimm.data.transforms import Sample, fit, render
 from autotimm.structures import InputError, Record
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network on import
@@ -162,6 +162,15 @@ def test_fill_and_types() -> None:
     assert (made(unlike).image[64:] == 0).all()
     as_tensor = A.Compose([ToTensorV2()], bbox_params=BOXES)
     assert np.array_equal(made(as_tensor).image, plain.image)
+
+
+def test_the_resize_before_it_interpolates_as_in_evaluation() -> None:
+    nothing = A.Compose([], bbox_params=BOXES)
+    image, _ = scene()
+    for how in ("bilinear", "bicubic"):
+        sample = made(nothing, canvas=(160, 256), interpolation=how)
+        placed = fit(120, 80, (160, 256), "letterbox")
+        assert np.array_equal(sample.image, render(image, placed, (160, 256), (1, 2, 3), how))
 
 
 def test_what_comes_out_larger_is_not_cropped() -> None:

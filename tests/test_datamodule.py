@@ -121,6 +121,21 @@ def test_fit_sees_each_image_once_an_epoch(
         assert len(set(model.evaluated)) == VAL
 
 
+def test_loaders_are_made_as_the_flags_say(
+    shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "autotimm.streaming.loader.DataLoader",
+        lambda _, **options: made.append(options) or iter(()),
+    )
+    flags = {"num_workers": 3, "prefetch_factor": 5, "persistent_workers": False}
+    data = module(shard_folder, pin_memory=True, **flags)
+    for one in (data.train_dataloader(), data.val_dataloader()):
+        list(one)
+        assert {**made[-1], **flags, "pin_memory": True} == made[-1]
+
+
 def test_evaluation_and_prediction_see_each_image_once(shard_folder: Path, tmp_path: Path) -> None:
     model, data = Recorder(), module(shard_folder, val_batch_size=3, num_workers=1)
     for run in ("validate", "test"):

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,23 @@ def test_workers_change_nothing(source: Source) -> None:
         persistent = loader(source, workers=workers)
         assert [same(list(persistent), epoch) for epoch in epochs] == [True, True]
         persistent.close()
+
+
+def test_workers_leave_the_cpus_to_each_other(source: Source) -> None:
+    """OpenCV would start a thread a CPU in each of them."""
+
+    def threads(*_: Any) -> int:
+        return cv2.getNumThreads()
+
+    here = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        given = {"world": World(), "batch_size": IMAGES}
+        stream = SampleStream(source, threads, lambda samples, _: samples, **given)
+        assert list(StreamLoader(stream, num_workers=1)) == [[1] * IMAGES]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(here)
 
 
 @pytest.mark.usefixtures("own_threads")

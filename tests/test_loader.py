@@ -16,7 +16,7 @@ from autotimm.checks import Problems
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.decode import DataError
 from autotimm.streaming.loader import StreamLoader
-from autotimm.streaming.order import EpochOrder
+from autotimm.streaming.order import WINDOW, EpochOrder
 from autotimm.structures import InputError, World
 
 SQUARE = ((64, 64), (32, 64), (64, 32))
@@ -367,6 +367,24 @@ def test_the_account_is_of_one_epoch() -> None:
     loader.stream.source.damaged.clear()  # type: ignore[attr-defined]
     list(loader)
     assert loader.skipped == {}
+
+
+def test_the_next_windows_shards_are_asked_for_while_one_is_read() -> None:
+    asked: list[set[int]] = []
+
+    class Asked(Numbers):
+        def read(self, shard: int, index: int) -> tuple[bytes, Any]:
+            assert shard in asked[-1]
+            return super().read(shard, index)
+
+        def prefetch(self, shards: Iterable[int]) -> None:
+            asked.append(set(shards))
+
+    windows = 3
+    list(make(Asked([1] * WINDOW * windows), Leg(1, 4), 0))
+    assert [len(shards) for shards in asked] == [2 * WINDOW, 2 * WINDOW, WINDOW]
+    for now, then in itertools.pairwise(asked):
+        assert len(now & then) == WINDOW
 
 
 def test_how_long_batches_were_waited_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

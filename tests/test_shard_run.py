@@ -26,6 +26,7 @@ from servers import wait_until
 from autotimm.coco import find_splits
 from autotimm.sharding import cli, job, run, staging
 from autotimm.sharding.manifest import read_manifest
+from autotimm.sharding.processes import crew
 
 COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
 WORK = ".autotimm-shard"
@@ -92,6 +93,19 @@ def test_the_number_of_workers_does_not_show(
     assert shard(tmp_path / "coco", tmp_path / "out", *PAIRS, "--workers", workers) == 0
     assert files_of(tmp_path / "out") == undisturbed
     assert len(undisturbed) == 2 * (4 + 1) + 1
+
+
+def test_by_default_a_large_machine_is_not_filled_with_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond eight, disks are what limits."""
+    monkeypatch.setattr(run, "usable_cpus", lambda: 64)
+    monkeypatch.setattr(run, "crew", lambda work, _: crew(work, 1))
+    splits = [*find_splits(source(tmp_path / "coco", 20)).values()]
+    single = job.Options(samples_per_shard=1)
+    assert run.shard(splits, None, single, workers=None).workers == 8
+    assert run.shard(splits, None, single, workers=12).workers == 12
+    assert run.shard(splits, None, workers=None, options=job.Options()).workers == 2
 
 
 def test_workers_are_spawned_where_a_thread_runs(
@@ -649,6 +663,20 @@ def test_a_shuffle_is_seeded_and_stays_as_it_is(tmp_path: Path) -> None:
     a, b, c = (files_of(tmp_path / name) for name in "abc")
     assert a == b
     assert any(a[name] != c[name] for name in a if name.endswith(".tar"))
+
+
+def test_a_shuffle_renames_no_sample(tmp_path: Path) -> None:
+    """Of files whose names make one key the first in the source has it, whatever comes first."""
+    names = {3: "a.b.jpg", 7: "a_b.jpg", 5: "a b.jpg"}
+    images = [image(id=n, file_name=name) for n, name in names.items()]
+    files = {one["file_name"]: picture() for one in images}
+    coco = write(tmp_path / "coco", images, [], files=files)
+    orders = []
+    for seed in range(6):
+        (plan,) = job.read_job([*find_splits(coco).values()], job.Options(shuffle=seed)).plans
+        orders.append([position for position, _ in plan[1].samples])
+        assert dict(plan[1].samples) == {0: "a_b", 1: "a_b-7", 2: "a_b-5"}
+    assert len({*map(tuple, orders)}) > 3
 
 
 SHUFFLED = [6, 5, 1, 2, 0, 4, 7, 3]

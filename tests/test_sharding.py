@@ -187,6 +187,9 @@ def test_keys_are_unique_safe_and_as_near_the_name_as_can_be() -> None:
     assert all(0 < len(key) < 95 and key.isascii() and "." not in key for key in keys)
     assert all(key.replace("_", "").replace("-", "").isalnum() for key in keys)
     assert all(key[0].isalnum() for key in keys), "'-' begins an option of tar's"
+    # Also behind the longest id, a tar has room for the name.
+    same = ("x" * 100, 0), ("x" * 101, -(2**63)), ("x" * 102, -(2**63) + 1)
+    assert all(writer.tar_header(f"{key}.json", 0) for key in writer.make_keys(same))
 
 
 # Images that cannot be used, and those that only look so.

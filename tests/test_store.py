@@ -452,16 +452,26 @@ def test_a_tar_with_something_else_in_it(copy: Path) -> None:
 
 
 def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
-    server: Server, copy: Path, shard_folder: Path, tmp_path: Path
+    server: Server,
+    copy: Path,
+    shard_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needed = sum(
+    sizes = [
         tar.stat().st_size + size * INDEX_DTYPE.itemsize + 4096
         for tar, size in zip(sorted(copy.glob("train-*.tar")), (4, 4, 2), strict=True)
-    )
+    ]
+    needed = sum(sizes)
     with pytest.raises(InputError, match=rf"cache_limit is {needed - 1:,} bytes.* need {needed:,}"):
         open_source(server.url, "train", tmp_path / "c", cache_limit=needed - 1)
     source = ShardSource(server.url, "train", tmp_path / "c", retry=QUICK, cache_limit=needed)
     assert everything(source) == everything(ShardSource(str(shard_folder), "train"))
+    # Of a window's shards, which may be the largest.
+    monkeypatch.setattr(shards, "WINDOW", 2)
+    largest = needed - min(sizes)
+    with pytest.raises(InputError, match=f"need {largest:,}"):
+        ShardSource(server.url, "train", tmp_path / "c", cache_limit=largest - 1)
 
 
 def test_prefetching_keeps_to_the_limit(

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tv
 
 from autotimm import coco, masks
+from autotimm.data import augmentation
 from autotimm.data.augmentation import (
     PRESETS,
     Augmentation,
@@ -382,6 +383,19 @@ def test_colours_are_varied_in_the_picture_alone() -> None:
         assert np.array_equal(sample.image, plain)
 
 
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+def test_training_and_evaluation_interpolate_alike(how: str) -> None:
+    image, record = picture(), shape_record(np.ones((40, 60), bool))
+    given = (image, record, LABELS, (80, 120))
+    options: dict[str, Any] = {"resize": "letterbox", "fill": FILL, "with_masks": False}
+    rng = np.random.default_rng(0)
+    trained = training_sample(*given, Augmentation(), rng, interpolation=how, **options)
+    evaluated = evaluation_sample(*given, interpolation=how, **options)
+    assert np.array_equal(trained.image, evaluated.image)
+    plain = evaluation_sample(*given, **options)
+    assert np.array_equal(trained.image, plain.image) == (how == "bilinear")
+
+
 def test_an_object_whose_seen_part_is_empty_is_dropped() -> None:
     """The box reaches into the crop, the object does not."""
     mask = np.zeros((40, 80), bool)
@@ -481,6 +495,22 @@ def test_every_strength_is_used() -> None:
     image = picture()
     recolor(image, Augmentation(), np.random.default_rng(0))
     assert np.array_equal(image, picture())
+
+
+def test_colours_are_varied_to_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, float]] = []
+    matrix = augmentation.color_matrix
+    monkeypatch.setattr(
+        augmentation, "color_matrix", lambda **given: drawn.append(given) or matrix(**given)
+    )
+    strengths = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
+    for seed in range(200):
+        recolor(picture(), Augmentation(**strengths), np.random.default_rng(seed))
+    for name, strength in strengths.items():
+        middle, key = (0, "turn") if name == "hue" else (1, name)
+        found = [given[key] - middle for given in drawn]
+        assert -strength <= min(found) < -0.9 * strength, name
+        assert 0.9 * strength < max(found) <= strength, name
 
 
 def test_presets_differ_and_grow() -> None:

@@ -17,7 +17,9 @@ from test_datamodule import Recorder, Scheduled, module, run_ranks, trainer
 
 from autotimm.data.collate import finish
 from autotimm.data.synthetic import make_dataset
+from autotimm.data.watch import step_seed
 from autotimm.sharding.cli import shard
+from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.structures import InputError, World
 
@@ -82,6 +84,22 @@ def test_a_resume_with_another_batch_size_ends_the_epoch_in_time(
             assert len(set(epoch[:IMAGES])) == IMAGES, case
         assert len(model.evaluated) == 3 * (epochs + (steps > 0)), case  # after each of them
         assert run.current_epoch == 4
+
+
+def test_each_step_of_each_rank_draws_other_numbers(shard_folder: Path) -> None:
+    """The ranks, which have other images, would all draw RoIs alike."""
+
+    def seeds(rank: int, seed: int = 0, epochs: int = 2) -> list[int]:
+        given = module(shard_folder, seed=seed).train_dataloader().stream
+        stream = SampleStream(
+            given.source, given.load, given.collate, world=World(rank, 2), batch_size=2, seed=seed
+        )
+        loader = StreamLoader(stream)
+        return [step_seed(loader) for _ in range(epochs) for _ in loader]
+
+    every = seeds(0) + seeds(1) + seeds(0, seed=1)
+    assert len(set(every)) == len(every) == 3 * 2 * 4
+    assert seeds(1) == seeds(1)
 
 
 class Told(Scheduled):
