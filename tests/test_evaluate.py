@@ -165,6 +165,26 @@ def test_every_form_of_results_is_measured_and_drawn(
         assert columns.max() == pytest.approx(10 * (x + w), abs=3)
 
 
+def test_what_is_drawn_is_what_counts_as_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    draw = visualize.draw_instances
+
+    def noted(image: Any, boxes: Any, labels: Any, scores: Any, *rest: Any, **names: Any) -> Any:
+        drawn.append(scores)
+        return draw(image, boxes, labels, scores, *rest, **names)
+
+    monkeypatch.setattr(visualize, "draw_instances", noted)
+    folder = write(tmp_path / "coco")
+    one = {"image_id": 1, "category_id": 3, "bbox": [40, 30, 20, 10]}
+    results = [{**one, "score": score} for score in (0.9, 0.7, 0.6, 0.2)]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
+    assert run(*words, "--out", tmp_path / "out", "--min-score", 0.7) == 0
+    assert drawn == [[0.9, 0.7], None]  # and the truth
+
+
 def test_masks_of_some_results_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:
     folder = write(tmp_path / "coco")
     one = {"image_id": 1, "category_id": 3, "score": 0.9, "bbox": [10, 8, 20, 20]}
@@ -195,6 +215,25 @@ def test_images_are_fitted_as_in_training(
         ("stretch", (64, 96)),
         ("stretch", (128, 128)),
     ]
+
+
+def test_a_checkpoint_is_measured_on_the_only_split_and_on_what_cannot_be_read(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """An image that is out of reach counts as missed."""
+    images = [image(), image(id=2, file_name="b.jpg")]
+    annotations = [annotation(), annotation(id=2, image_id=2)]
+    files = {"a.jpg": picture(), "b.jpg": b"no picture"}
+    made = {"categories": autotimm.load(checkpoint).categories, "split": "val", "files": files}
+    annotations = [one | {"category_id": made["categories"][0]["id"]} for one in annotations]
+    folder = write(tmp_path / "coco", images, annotations, **made)
+    words = ("--checkpoint", checkpoint, "--data", folder, "--num-workers", 0)
+    with pytest.warns(UserWarning, match="1 of 2 samples were skipped.* not evaluated"):
+        assert run(*words, "--out", tmp_path / "out") == 0
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["box"]["classes"][0]["instances"] == 2
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {one["image_id"] for one in found} == {1}
 
 
 @pytest.mark.slow

@@ -124,6 +124,29 @@ def test_min_score_is_what_is_found_with_whatever_the_models_limit(
     assert (plain[1] >= 0).sum() < (labels >= 0).sum(), "the limit of 0.5 alone leaves out some"
 
 
+def test_the_flags_and_the_models_settings_reach_the_graph(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"] |= {"nms_thresh": 0.3, "score_thresh": 0.01}
+    torch.save(content, tmp_path / "model.ckpt")
+    made: list[Any] = []
+
+    def export(graph: Graph, example: Any, **_: Any) -> Any:
+        made.append((graph, tuple(example[0].shape[2:])))
+
+    monkeypatch.setattr(torch.export, "export", export)
+    monkeypatch.setattr(write, "to_program", lambda *_: None)
+    words = ("--checkpoint", tmp_path / "model.ckpt", "--out", tmp_path / "a.pt2")
+    flags = ("--min-score", 0.2, "--max-detections", 7, "--image-size", 64, 96)
+    for given in ((), flags):
+        assert run(*words, *given) == 0
+    assert [
+        (one.score_thresh, one.nms_thresh, one.max_detections, one.min_score, size)
+        for one, size in made
+    ] == [(0.01, 0.3, 100, 0.0, (128, 128)), (0.01, 0.3, 7, 0.2, (64, 96))]
+
+
 def test_nothing_found_is_padding_alone(model: Any) -> None:
     graph = Graph(model.network, model.preprocessing, 0.999, 0.5, 7).eval()
     with torch.no_grad():

@@ -207,6 +207,22 @@ def test_what_the_mirror_image_shows_is_turned_back_and_counted() -> None:
     assert model.training, "left as it was"
 
 
+def test_of_a_canvas_and_its_mirror_image_the_models_limit_tells_what_overlaps() -> None:
+    class Shifted(Seen):
+        def detect(self, image: torch.Tensor) -> list[Detections]:
+            (found,) = super().detect(image)
+            mirrored = len(self.canvases) == 2
+            # Turned back 16, 10, 36, 30: an IoU of 0.54.
+            box = [28.0, 10.0, 48.0, 30.0] if mirrored else [10.0, 10.0, 30.0, 30.0]
+            return [found | {"boxes": torch.tensor([box])}]  # type: ignore[list-item]
+
+    for limit, count in ((0.5, 1), (0.6, 2)):
+        model = Shifted()
+        model.hparams = SimpleNamespace(nms_thresh=limit, max_detections_per_image=9)
+        (found,) = autotimm.predict(model, np.zeros((64, 64, 3), np.uint8), flip=True)  # type: ignore[arg-type]
+        assert len(found["scores"]) == count
+
+
 def test_the_canvas_is_that_of_the_training() -> None:
     white = np.full((32, 64, 3), 255, np.uint8)
     letterbox, stretch, told = Seen(), Seen(resize="stretch"), Seen()
@@ -238,6 +254,26 @@ def test_what_is_found_on_a_stretched_canvas_lies_on_the_pixels() -> None:
     (found,) = autotimm.predict(Bright(), picture, resize="stretch")  # type: ignore[arg-type]
     assert found["boxes"].tolist() == [[8, 4, 24, 12]]
     np.testing.assert_array_equal(masks.decode(found["rles"][0]), truth)
+
+
+def test_tiles_keep_a_box_that_is_thinner_than_a_pixel() -> None:
+    class Thin(Bright):
+        with_masks = False
+
+        def detect(self, image: torch.Tensor) -> list[Detections]:
+            return [
+                Detections(
+                    boxes=torch.tensor([[10.2, 10.0, 10.8, 30.0]] * seen).reshape(-1, 4),
+                    labels=torch.zeros(seen, dtype=torch.int64),
+                    scores=torch.full((seen,), 0.9),
+                )
+                for seen in (int(one[0, 20, 10] > 0.5) for one in image)
+            ]
+
+    picture = np.zeros((128, 200, 3), np.uint8)
+    picture[20, 10] = 255
+    (found,) = autotimm.predict(Thin(), picture, tile=128)  # type: ignore[arg-type]
+    torch.testing.assert_close(found["boxes"], torch.tensor([[10.2, 10.0, 10.8, 30.0]]))
 
 
 def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_worst_images_come_first(measured: report.Report) -> None:
     assert measured.errors.images[4] == (0, 0, 2)
 
 
+def test_errors_are_those_of_the_masks_where_there_are_masks() -> None:
+    truth = {"images": [image()], "categories": CATEGORIES, "annotations": [annotation()]}
+    # A corner of the square, in a box that fits.
+    corner = [[10.0, 8.0, 20.0, 8.0, 20.0, 18.0, 10.0, 18.0]]
+    results = [found(1, 3, 10) | {"segmentation": corner}]
+    measured = report.measure(truth, results)
+    assert measured.evaluations["bbox"].stats["AP"] == pytest.approx(1)
+    assert measured.errors.images == {1: (0, 1, 1)}
+    boxes = report.measure(truth, results, boxes_only=True)
+    assert boxes.errors.images == {1: (1, 0, 0)}
+
+
 def test_confusions_as_json(measured: report.Report) -> None:
     told = report.as_json(measured)["confusion"]
     assert told["classes"] == ["disc", "star", "nothing"]

@@ -98,6 +98,7 @@ def test_a_test_has_a_record_of_its_own(tmp_path: Path) -> None:
     last = read_record(tmp_path / "version_0")
     assert (last["status"], last["stage"]) == ("finished", "test")
     assert last["metrics"] == {"test/mAP": 0.25}
+    assert last["starts"] == 0, "of a training"
 
 
 def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_after_every_epoch_and_the_last_two_are_kept(tmp_path: Path) -> None:
     assert {Path(path).name for _, path, _, _ in scanned} == {"step_12.ckpt"}
 
 
+def test_after_every_second_epoch(tmp_path: Path) -> None:
+    run(tmp_path, Line(), 3, max_epochs=5, save_every_n_epochs=2, keep_last=-1)
+    assert names(tmp_path / "version_0") == {
+        *("step_6.ckpt", "step_12.ckpt"),
+        *("step_15.ckpt", "last.ckpt -> step_15.ckpt"),  # the end
+    }
+
+
 def test_after_so_many_steps_of_the_optimizer(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
@@ -375,6 +383,17 @@ def test_a_run_that_goes_on_elsewhere_leaves_the_old_folder_alone(tmp_path: Path
     assert names(tmp_path / "version_0") == before
     assert names(tmp_path / "version_1") == {
         *("step_16.ckpt", "step_20.ckpt", "last.ckpt -> step_20.ckpt")
+    }
+
+
+def test_a_run_that_goes_on_elsewhere_has_a_best_one_of_its_own(tmp_path: Path) -> None:
+    options = {"best_metric": "val/AP", "num_sanity_val_steps": 0}
+    run(tmp_path, Measured(0.9, 0.1), max_epochs=2, **options)
+    trainer = quiet(tmp_path, max_epochs=4, **options)
+    last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    trainer.fit(Measured(0.3, 0.2), loader(4), loader(1), ckpt_path=last)
+    assert names(tmp_path / "version_1") == {
+        *("step_12.ckpt", "step_16.ckpt", "last.ckpt -> step_16.ckpt", "best.ckpt -> step_12.ckpt")
     }
 
 

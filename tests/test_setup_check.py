@@ -265,6 +265,23 @@ def test_a_batch_of_more_images_than_there_are_is_told(coco: Path, tmp_path: Pat
         assert sum(said in text for text in texts) == told
 
 
+def test_the_workers_of_all_ranks_share_a_nodes_memory(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        setup_report.resources, "check_shared_memory", lambda *given: seen.append(given)
+    )
+    run = AutoTrainer(
+        accelerator="cpu", strategy="ddp", devices=2, default_root_dir=tmp_path, logger=False
+    )
+    run.datamodule = InstanceSegmentationDataModule(
+        coco / "a", image_size=(64, 96), batch_size=5, num_workers=3, prefetch_factor=4
+    )
+    setup_report.data(run, None)
+    assert seen == [(5 * 3 * 64 * 96, 3, 4, 2)]
+
+
 def test_images_that_are_out_of_reach_are_found_before_the_first_batch(
     coco: Path, tmp_path: Path
 ) -> None:

@@ -72,6 +72,8 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
     stored.save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(pixels_of(tmp_path / "a.png"), upright)
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(pixels_of(opened), upright)
 
 
 def cut_off() -> bytes:

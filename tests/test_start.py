@@ -10,15 +10,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from line import Line, loader, quiet
 
 from autotimm.structures import InputError
 from autotimm.training.run_folder import find_run, folder_name
 from autotimm.training.run_record import write_record
-from autotimm.training.start import newest_below, starting_point
+from autotimm.training.start import begin, newest_below, starting_point
 from autotimm.training.world import Launch, find_launch
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
@@ -167,6 +169,18 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="damaged"):
         path, said = starting_point(tmp_path, "last", tmp_path / "job_1")
     assert (path, said) == (str(older), f"ckpt_path=last: {older}")
+
+
+def test_a_job_that_is_started_again_evaluates_what_it_was_given(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a fit goes on from the job's own run."""
+    given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
+    own = run(tmp_path, "job_12", checkpoint, saved=10, launch_id="slurm-12.0")
+    trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
+    for fn, wanted in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
+        trainer.state = SimpleNamespace(fn=fn)
+        assert begin(trainer, checkpoint).checkpoint == wanted  # type: ignore[arg-type]
 
 
 def test_nothing_is_loaded_that_nobody_named(

@@ -149,6 +149,18 @@ def test_logged_steps_tell_of_the_time_since_the_last(tmp_path: Path, clock: lis
     assert [speed for speed, _ in speeds] == pytest.approx([0.2, 2.0])
 
 
+def test_images_of_all_ranks_count(clock: list[float]) -> None:
+    callback, logged = Throughput(skip=1), {}
+    run: Any = SimpleNamespace(world_size=4, log_every_n_steps=1, train_dataloader=None)
+    model: Any = SimpleNamespace(device=torch.device("cpu"), log=logged.__setitem__)
+    callback.on_train_epoch_start(run, model)
+    for run.global_step in (1, 2):
+        clock[0] += 2
+        callback.on_train_batch_end(run, model, None, {"image": torch.zeros(3, 1, 1, 1)}, 0)
+    callback.on_train_epoch_end(run, model)
+    assert logged["train/images_per_second"] == 4 * 3 / 2
+
+
 def test_the_time_to_go_is_that_of_what_was_done(clock: list[float]) -> None:
     callback = Throughput()
     run: Any = SimpleNamespace(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -17,7 +18,7 @@ from lightning.pytorch import Trainer
 from ranks import on_ranks
 from servers import serve
 
-from autotimm import InstanceSegmentor
+from autotimm import AutoTrainer, InstanceSegmentor
 from autotimm.cli import train as cli
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
@@ -192,6 +193,23 @@ def test_a_recipe_trains(recipe: str, painted: Path, tmp_path: Path) -> None:
     losses = column(tmp_path / "version_0" / "metrics.csv", "train/loss")
     assert len(losses) >= 14
     assert all(loss < 100 for loss in losses)
+
+
+def test_what_is_predicted_does_not_fill_the_memory(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written as it comes: nobody is there to take it in the end."""
+    given: list[Any] = []
+    monkeypatch.setattr(
+        AutoTrainer,
+        "predict",
+        lambda _, *__, return_predictions=None, **___: given.append(return_predictions),
+    )
+    data = f"--data.data_dir={painted / 'shards'}"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", ["train.py"])
+        cli.train(["predict", f"--config={SMALL}", data, *TINY_MODEL, "--ckpt_path=a.ckpt"])
+    assert given == [False]
 
 
 def test_detector_without_masks(

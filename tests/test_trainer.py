@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from autotimm import AutoTrainer, InputError
 from autotimm.training.defaults import default_callbacks
 from autotimm.training.pictures import SavePictures
+from autotimm.training.preemption import Preemption
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", "foo"])
@@ -83,6 +84,13 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
     assert "ProgressBar" not in kinds([TQDMProgressBar()])
+
+
+def test_a_rank_that_hangs_is_named_before_the_timeout_of_the_collectives() -> None:
+    """That ends the process, and names none."""
+    run = AutoTrainer(accelerator="cpu", strategy="ddp", devices=2, timeout_minutes=10)
+    (own,) = (one for one in run.callbacks if isinstance(one, Preemption))
+    assert timedelta(minutes=8) < own._timeout < run.strategy._timeout == timedelta(minutes=10)
 
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
