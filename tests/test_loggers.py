@@ -235,7 +235,7 @@ def test_wandb_by_name(tmp_path: Path, offline: None) -> None:
 
 
 def metrics(folder: Path) -> MetricsLogger:
-    return MetricsLogger(folder, name="", version="run")
+    return MetricsLogger(folder, "run")
 
 
 def write(logger: MetricsLogger, step: int, **values: float) -> None:

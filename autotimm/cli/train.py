@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from autotimm import urls
 from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.lightning_private import FlagsOnlyCLI
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
@@ -61,7 +62,7 @@ def _without_secrets(config: Any) -> Any:
     return urls.all_shown(config)
 
 
-class TrainCLI(LightningCLI):
+class TrainCLI(FlagsOnlyCLI):
     """LightningCLI with ``--model`` to choose the class and num_classes taken from the data.
 
     The class is InstanceSegmentor by default.
@@ -83,11 +84,13 @@ class TrainCLI(LightningCLI):
         own = {name: {"model", "datamodule"} for name in ("find_lr", "find_batch_size")}
         return {**LightningCLI.subcommands(), **own}
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
         """As Lightning's, which cuts the descriptions of these three off in mid-sentence."""
         described = {name: {"description": text} for name, text in _DESCRIPTIONS.items()}
-        super()._add_subcommands(parser, **described | kwargs)
-        listed: Any = parser._subcommands_action
+        super().setup_parser(add_subcommands, main_kwargs, described | subparser_kwargs)
+        listed: Any = self.parser._subcommands_action  # jsonargparse has no public name for it
         for action in listed._choices_actions:
             action.help = _DESCRIPTIONS.get(action.dest, action.help)
 
@@ -103,9 +106,6 @@ class TrainCLI(LightningCLI):
             flag = "--help-all" if parser.prog == "autotimm" else "--help"
             line = f"{parse_errors.reword(str(error))} ({flag} lists the flags)"
             raise InputError(line) from error
-
-    def _parse_ckpt_path(self) -> None:
-        """Not as in Lightning, where the checkpoint's settings silently replace the flags given."""
 
     def before_instantiate_classes(self) -> None:
         pipeline = self.config[self.subcommand].data.custom_train_transforms
@@ -143,14 +143,16 @@ _OPTIONS: dict[str, Any] = {
 class _ParseOnlyCLI(TrainCLI):
     """Parses the settings; instantiates and runs nothing."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        self.config[self.config["subcommand"]]["seed_everything"] = False  # nothing is drawn
+
     def instantiate_classes(self) -> None:
         """Does nothing."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Does nothing."""
-
-    def _set_seed(self) -> None:
-        """Does nothing."""
+    def after_instantiate_classes(self) -> None:
+        """Leaves Lightning no subcommand to run."""
+        self.subcommand = None
 
 
 def settings(args: list[str]) -> dict[str, Any]:

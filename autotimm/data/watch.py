@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.lightning_private import begin_next_epoch, uncount_step
 from autotimm.streaming.loader import StreamLoader
 
 _NAMED = 5  # samples that a summary lists
@@ -111,8 +112,7 @@ def _begin_next(trainer: Trainer) -> None:
         for count in (total, current):
             count.completed = count.processed
         fit.reset_restart_stage()
-        # Not by the fit loop's own setter, to which every fit with max_steps is restarting.
-        fit._restarting = fit.epoch_loop.restarting = False
+        begin_next_epoch(trainer)
 
 
 def _reopen(progress: dict[str, Any], epoch: int, accumulated: int) -> None:
@@ -138,4 +138,4 @@ def _reopen(progress: dict[str, Any], epoch: int, accumulated: int) -> None:
         for count in (batches["total"], batches["current"]):
             count["completed"] -= 1
         if batches["current"]["ready"] % accumulated == 0:
-            progress["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+            uncount_step(progress)

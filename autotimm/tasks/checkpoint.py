@@ -14,6 +14,7 @@ from lightning import LightningModule
 from autotimm import urls
 from autotimm.data import options
 from autotimm.data.transforms import INTERPOLATIONS, RESIZES
+from autotimm.lightning_private import INSTANTIATOR
 from autotimm.structures import InputError, Preprocessing
 from autotimm.tasks.weights import is_safetensors, read_weights
 
@@ -72,9 +73,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         settings = checkpoint.get(key)
-        if isinstance(settings, dict) and "_instantiator" in settings:  # Lightning would import it
+        if isinstance(settings, dict) and INSTANTIATOR in settings:
             raise InputError(
-                f"{name} names code to be run ({settings['_instantiator']!r} as _instantiator), "
+                f"{name} names code to be run ({settings[INSTANTIATOR]!r} as {INSTANTIATOR}), "
                 f"which was not run: it does not come from this package"
             )
     return checkpoint

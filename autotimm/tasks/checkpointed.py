@@ -47,7 +47,7 @@ class Checkpointed(LightningModule):
         checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training:
+        if self._is_in_training():
             check_goes_on(checkpoint)
             optimization.check_goes_on(self.settings, checkpoint.get("hyper_parameters"))
         elif EMA in checkpoint:
@@ -56,6 +56,12 @@ class Checkpointed(LightningModule):
         check_categories(self.categories, saved)
         self.categories = saved or self.categories
         self.preprocessing = preprocessing_of(checkpoint)
+
+    def _is_in_training(self) -> bool:
+        try:
+            return self.trainer.training
+        except RuntimeError:  # Lightning's, if no trainer has this model
+            return False
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch, but weights that do not fit are an InputError of one line."""

@@ -12,6 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim import Optimizer
 
+from autotimm.lightning_private import before_optimizer_step
+
 
 class MixedPrecision(precision.MixedPrecision):
     """Lightning's, but optimizers with fused kernels may have their gradients clipped.
@@ -32,7 +34,7 @@ class MixedPrecision(precision.MixedPrecision):
         if loss is None and model.automatic_optimization:  # no backward, nothing to step by
             return loss
         self.scaler.unscale_(optimizer)
-        self._after_closure(model, optimizer)
+        before_optimizer_step(self, model, optimizer)
         result = self.scaler.step(optimizer, **kwargs)
         self.scaler.update()
         return result

@@ -65,7 +65,7 @@ def make_loggers(
     names = [one for one in chosen if not isinstance(one, Logger)]
     own = next((one for one in loggers if isinstance(one, CSVLogger)), None)
     if own is None:
-        own = MetricsLogger(root, name="", version=version)
+        own = MetricsLogger(root, version)
     rest = [one for one in loggers if one is not own]
     for name in names:
         if name not in NAMES:

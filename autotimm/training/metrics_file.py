@@ -13,45 +13,61 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from autotimm.sharding.manifest import whole_file
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's, but a file that is there already is gone on with.
+    """Lightning's, with a file of ours, which goes on where it is there already.
+
+    Args:
+        root: the folder below which runs lie.
+        version: name of the run's folder; by default the next free ``version_<n>``.
 
     ``step`` counts from 0, as Lightning has it in every logger: a row of step 9 is of the tenth
     optimizer step, or of a validation after it. Checkpoints, pictures and ``run.json`` have the
     number of steps that were taken, which is 10 then.
     """
 
+    def __init__(self, root: str | Path, version: str | None = None) -> None:
+        super().__init__(root, name="", version=version)
+        self.known_version: int | str | None = version
+        self.file: MetricsFile | None = None
+
     @property
     def version(self) -> int | str:
         """That of the run's folder. The first rank makes a new one's folder at once: of two runs
         that start together both would find the same number free."""
-        if self._version is None:
-            self._version = self._get_next_version()
+        if self.known_version is None:
+            free = int(super().version)
             while not rank_zero_only.rank:  # type: ignore[attr-defined]
                 try:
-                    Path(self.root_dir, f"version_{self._version}").mkdir(parents=True)
+                    Path(self.root_dir, f"version_{free}").mkdir(parents=True)
                 except FileExistsError:
-                    self._version += 1
+                    free += 1
                     continue
                 except OSError:  # who writes there says so
                     pass
                 break
-        return self._version
+            self.known_version = free
+        return self.known_version
 
     @property
     @rank_zero_experiment
     def experiment(self) -> MetricsFile:
-        if self._experiment is None:
-            self._experiment = MetricsFile(self.log_dir)
-        return self._experiment  # type: ignore[return-value]
+        if self.file is None:
+            self.file = MetricsFile(self.log_dir)
+        return self.file
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self.file is not None:
+            self.save()
 
     @rank_zero_only
     def go_on(self, step: int) -> None:
@@ -59,12 +75,18 @@ class MetricsLogger(CSVLogger):
         self.experiment.forget(step)
 
 
-class MetricsFile(ExperimentWriter):
-    """Rows that wait to be written, and the file that they go to."""
+class MetricsFile:
+    """Rows that wait to be written, and the file that they go to, with ``hparams.yaml`` beside it.
+
+    It has the methods of Lightning's ExperimentWriter, which removes the file that is there.
+    """
 
     def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        self.path = Path(self.metrics_file_path)
+        self.path = Path(log_dir, "metrics.csv")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics: list[dict[str, Any]] = []
+        self.metrics_keys: list[str] = []
+        self.hparams: dict[str, Any] = {}
         if self.path.exists():
             text = self.path.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last row short
@@ -74,6 +96,14 @@ class MetricsFile(ExperimentWriter):
             elif len(whole) < len(text):
                 with self.path.open("r+b") as file:
                     file.truncate(len(whole))
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        self.hparams |= params
+        save_hparams_to_yaml(self.path.with_name("hparams.yaml"), self.hparams)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        self.metrics.append({**row, "step": step})
 
     def save(self) -> None:
         """Writes the rows that wait; where that fails they go on waiting, and the file is as it
@@ -114,9 +144,6 @@ class MetricsFile(ExperimentWriter):
         with whole_file(self.path, sync=False) as file:
             file.write(_rows([dict(zip(columns, columns, strict=True)), *rows], columns))
         self.metrics_keys = columns
-
-    def _check_log_dir_exists(self) -> None:
-        """Lightning would remove the file of a run that goes on."""
 
 
 def _rows(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:

@@ -170,18 +170,6 @@ class Preemption(Checkpoint):
         return self._stopped
 
 
-def take_signals(trainer: Trainer) -> None:
-    """Has Lightning leave signals alone."""
-    # Its handler of SIGTERM broadcasts wherever the ranks are just then, and they hang.
-    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-    # What it asks the other ranks at every step instead, it waits for the device to hear.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-
-
-def _nothing() -> None:
-    pass
-
-
 @contextmanager
 def stoppable(trainer: Trainer) -> Iterator[None]:
     """Around a fit: signals are for its ``Preemption``, and ranks that are gone are named.

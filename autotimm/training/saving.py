@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.lightning_private import validates_next
 from autotimm.structures import InputError
 from autotimm.training.checkpoint import SaveError, on_all_ranks, sync_folder
 from autotimm.training.loggers import run_folder
@@ -287,6 +288,5 @@ def _metrics(pl_module: LightningModule) -> list[str]:
 def _validates_next(trainer: Trainer) -> bool:
     """Whether a validation follows the batch that has just ended; where the clock says so, which
     each rank reads for itself, it is not known yet."""
-    fit: Any = trainer.fit_loop
-    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
-    return not by_clock and fit.epoch_loop._should_check_val_fx(fit._data_fetcher)
+    by_clock = trainer.val_check_batch is None
+    return not by_clock and validates_next(trainer)

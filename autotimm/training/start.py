@@ -8,15 +8,16 @@ loaded that nobody named.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm import urls
+from autotimm.lightning_private import CheckpointConnector
 from autotimm.structures import InputError
 from autotimm.training import zero_files
 from autotimm.training.checkpoint import COMPLETE
@@ -32,17 +33,10 @@ LAST = "last"
 """As a checkpoint's path: the newest one of the newest run."""
 
 
-class NamedCheckpoints(_CheckpointConnector):
-    """Lightning's, without what it looks for unasked: under SLURM it loads a file of its own name
-    from the root folder, which any other job may have left there."""
+class NamedCheckpoints(CheckpointConnector):
+    """Restores the checkpoint that was named and no other, and all that it has."""
 
-    @property
-    def _hpc_resume_path(self) -> None:
-        return None
-
-    def _select_ckpt_path(
-        self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool
-    ) -> Any:
+    def select(self, ckpt_path: Any, by_lightning: Callable[[], Any]) -> Any:
         if ckpt_path == "hpc":
             raise InputError("ckpt_path='hpc' is not used here: give a path, or 'last'")
         if ckpt_path == "":
@@ -50,7 +44,7 @@ class NamedCheckpoints(_CheckpointConnector):
         if ckpt_path == LAST:  # Lightning knows of this trainer's own run only
             return ckpt_path
         try:
-            return super()._select_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+            return by_lightning()
         except ValueError as error:
             if ckpt_path != "best":
                 raise
@@ -60,7 +54,7 @@ class NamedCheckpoints(_CheckpointConnector):
             ) from error
 
     def restore_optimizers_and_schedulers(self) -> None:
-        saved, trainer = self._loaded_checkpoint, self.trainer
+        saved, trainer = self.loaded, self.trainer
         if saved and trainer.training:  # not what a finder puts back
             counts = {"lr_schedulers": len(trainer.lr_scheduler_configs)}
             if trainer.strategy.lightning_restore_optimizer:

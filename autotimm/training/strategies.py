@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.imports import RequirementCache
 
+from autotimm.lightning_private import set_static_graph
 from autotimm.structures import InputError
 from autotimm.tasks.precision import MixedPrecision
 from autotimm.training import zero
@@ -53,7 +54,7 @@ class DDP(DDPStrategy):
         assert self.lightning_module is not None
         trainer: Any = self.lightning_module.trainer
         scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)
-        self._ddp_kwargs["static_graph"] = trainer.accumulate_grad_batches == 1 and not scheduled
+        set_static_graph(self, trainer.accumulate_grad_batches == 1 and not scheduled)
         super().configure_ddp()
 
 

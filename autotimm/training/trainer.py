@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 
 from autotimm import urls
+from autotimm.lightning_private import (
+    HookedTrainer,
+    checkpoint_of,
+    leave_signals_alone,
+    use_connector,
+)
 from autotimm.training import arguments, preemption, strategies, tuning
 from autotimm.training.agreement import settle_at_exit
 from autotimm.training.checkpoint import on_all_ranks
@@ -38,7 +44,7 @@ hush()
 HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
 
 
-class AutoTrainer(Trainer):
+class AutoTrainer(HookedTrainer):
     """``lightning.Trainer`` with other defaults; every argument of it can be given.
 
     - Under torchrun or srun it takes the number of processes and nodes from there.
@@ -149,7 +155,7 @@ class AutoTrainer(Trainer):
         self.unlogged: MetricsLogger | None = None
         """Names the folder of a run that nothing logs."""
         if not loggers and not kwargs.get("fast_dev_run"):
-            self.unlogged = MetricsLogger(root, name="", version=name)
+            self.unlogged = MetricsLogger(root, name)
         super().__init__(
             accelerator=accelerator,
             strategy=strategy,
@@ -168,8 +174,8 @@ class AutoTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             **kwargs,
         )
-        self._checkpoint_connector = NamedCheckpoints(self)
-        preemption.take_signals(self)
+        use_connector(self, NamedCheckpoints(self))
+        leave_signals_alone(self)
 
     @property
     def log_dir(self) -> str | None:
@@ -213,7 +219,7 @@ class AutoTrainer(Trainer):
         if self.model is None:
             super().save_checkpoint(filepath, weights_only, storage_options)  # which says so
         # Lightning says of None, at every checkpoint, what it takes that for.
-        checkpoint = self._checkpoint_connector.dump_checkpoint(bool(weights_only))
+        checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
             checkpoint[key] = urls.all_shown(checkpoint[key])
         with on_all_ranks(filepath):
@@ -264,8 +270,7 @@ class AutoTrainer(Trainer):
         print(f"batch size: {found} on each GPU (--data.batch_size {found})", flush=True)
         return found
 
-    def _run(self, model: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        # Here, as fit, validate, test and predict all come through it before processes join.
+    def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
         self.begun_from, self.agents = begun.checkpoint, begun.agents
@@ -274,7 +279,7 @@ class AutoTrainer(Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
                 callback.join(begun.meeting, begun.hosts)
-        return super()._run(model, begun.checkpoint, *args, **kwargs)
+        return begun.checkpoint
 
 
 def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:

@@ -27,10 +27,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autotimm.lightning_private import ConfiguredDeepSpeed
 from autotimm.structures import InputError
 from autotimm.training.checkpoint import whole_folder
 from autotimm.training.statistics import from_first_rank
@@ -65,8 +66,10 @@ def stage_config(stage: int) -> dict[str, Any]:
     return {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
 
 
-class ZeRO(DeepSpeedStrategy):
+class ZeRO(ConfiguredDeepSpeed):
     """Lightning's DeepSpeed strategy with the differences above; CPUs talk over gloo."""
+
+    accumulates = False  # in this batch, after which no step is taken
 
     def setup_environment(self) -> None:
         if self.zero_stage_3 and _compiled(self.lightning_module):
@@ -79,12 +82,11 @@ class ZeRO(DeepSpeedStrategy):
             # DeepSpeed wants an index on each device.
             count = len(self.parallel_devices or [])
             self.parallel_devices = [torch.device("cpu", i) for i in range(count)]
-            self._process_group_backend = "gloo"
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
 
-    def _format_config(self) -> None:
+    def complete_config(self) -> None:
         assert isinstance(self.config, dict)
         assert self.lightning_module is not None
         trainer: Any = self.lightning_module.trainer
@@ -111,14 +113,16 @@ class ZeRO(DeepSpeedStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        yield  # the boundary says it already
+        self.accumulates = True
+        try:
+            yield  # the boundary has DeepSpeed reduce nothing
+        finally:
+            self.accumulates = False
 
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        assert self.lightning_module is not None
-        loop = self.lightning_module.trainer.fit_loop
-        self.deepspeed_engine.set_gradient_accumulation_boundary(not loop._should_accumulate())
+        self.deepspeed_engine.set_gradient_accumulation_boundary(not self.accumulates)
         # The loss is divided by the batches of a step already.
         kwargs["scale_wrt_gas"] = False
         return super().backward(closure_loss, optimizer, *args, **kwargs)
