@@ -151,7 +151,8 @@ class _ParseOnlyCLI(TrainCLI):
         """Does nothing."""
 
     def after_instantiate_classes(self) -> None:
-        self.subcommand = None  # which Lightning would run now
+        """Leaves Lightning no subcommand to run."""
+        self.subcommand = None
 
 
 def settings(args: list[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Checkpointed(LightningModule):
     def _is_in_training(self) -> bool:
         try:
             return self.trainer.training
-        except RuntimeError:  # what Lightning raises where no trainer has this model
+        except RuntimeError:  # Lightning's, if no trainer has this model
             return False
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
