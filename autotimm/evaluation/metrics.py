@@ -45,7 +45,7 @@ METRIC_CLASSES = (
 OF_HOTCOCO = ("iou_type", "class_metrics", "box_format")
 
 
-@dataclass
+@dataclass(frozen=True)
 class MetricConfig:
     """A metric to compute in evaluation.
 
