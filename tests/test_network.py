@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from batches import random_batch
+from ranks import on_ranks
 from torch.nn import GroupNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -210,6 +210,9 @@ def test_an_image_that_does_not_divide_is_refused() -> None:
         small_network().detect(torch.zeros(1, 3, 100, 160))
 
 
+ROIS = 64  # an image
+
+
 class Loss(torch.nn.Module):
     """DDP hooks into forward."""
 
@@ -226,12 +229,14 @@ def frozen_norms(network: Network) -> Network:
     return network.eval()
 
 
-def rank_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    batch = random_batch([1, 6, 0, 0])
-    model = DistributedDataParallel(Loss(frozen_norms(small_network(rois=2000))))
+def joined_batch() -> dict[str, torch.Tensor]:
+    return random_batch([1, 6, 0, 0], 64, 96)
+
+
+def gradients_of_a_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank, batch = dist.get_rank(), joined_batch()
+    model = DistributedDataParallel(Loss(frozen_norms(small_network(rois=ROIS))))
     half = {key: value[2 * rank : 2 * rank + 2] for key, value in batch.items()}
     loss = model(half)
     loss.backward()
@@ -244,9 +249,13 @@ def rank_of_two(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_give_the_gradients_of_one_on_the_joined_batch(tmp_path) -> None:
     """The second rank has no instance at all, so its own counts alone would be wrong."""
-    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
-    network = frozen_norms(small_network(rois=2000))
-    loss = total(network(**random_batch([1, 6, 0, 0])))
+    code = f"import test_network; test_network.gradients_of_a_rank({str(tmp_path)!r})"
+    done = on_ranks(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    network = frozen_norms(small_network(rois=ROIS))
+    sums = network(**joined_batch())
+    assert sums.rois < ROIS, "all of them are drawn, by one process as by two"
+    loss = total(sums)
     loss.backward()
     for rank in range(2):
         got, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -32,7 +32,13 @@ def settings(made: Network, backbone: str, **options) -> dict[str, tuple[float, 
     return named
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "convnext_atto", "hrnet_w18_small"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *("resnet10t", "convnext_atto"),
+        pytest.param("hrnet_w18_small", marks=pytest.mark.release),
+    ],
+)
 def test_norms_and_biases_are_not_decayed(backbone: str) -> None:
     made = network(backbone)
     shapes = {name: p.ndim for name, p in made.named_parameters()}
@@ -51,7 +57,7 @@ def test_norms_and_biases_are_not_decayed(backbone: str) -> None:
     [
         ("swin_tiny_patch4_window7_224", [12, "relative_position_bias_table"]),
         ("vit_tiny_patch16_224", [1, "pos_embed"]),
-        ("vit_small_patch16_dinov3", [1, "reg_token"]),
+        pytest.param("vit_small_patch16_dinov3", [1, "reg_token"], marks=pytest.mark.release),
     ],
 )
 def test_tables_of_positions_and_tokens_are_not_decayed(backbone: str, tables: list) -> None:
@@ -146,7 +152,7 @@ def test_a_backbone_whose_layers_timm_does_not_tell_is_refused(monkeypatch) -> N
         settings(made, "resnet10t", layer_decay=0.9)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     "backbone",
     [

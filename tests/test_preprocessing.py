@@ -22,7 +22,7 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.structures import Preprocessing
 from autotimm.tasks.checkpoint import preprocessing_of
 
-VIT = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")  # of vit_tiny_patch16_224
+VIT = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")  # of test_vit
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), path)
+    save_file(timm.create_model("test_vit").state_dict(), path)
     return path
 
 
@@ -100,9 +100,7 @@ def test_pretrained_weights_bring_their_own_and_a_checkpoint_keeps_it(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     module = data(folder)
-    model, path = trained(
-        folder, module, tmp_path, backbone="vit_tiny_patch16_224", pretrained=str(weights)
-    )
+    model, path = trained(folder, module, tmp_path, backbone="test_vit", pretrained=str(weights))
     assert model.preprocessing == module.preprocessing == replace(VIT, image_size=(96, 96))
     torch.testing.assert_close(seen(folder, path, tmp_path), expected(folder, VIT))
 
@@ -112,9 +110,7 @@ def test_what_the_data_were_told_wins_and_a_checkpoint_keeps_it(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     module = data(folder, mean=(0.1, 0.2, 0.3), interpolation="bilinear")
-    model, path = trained(
-        folder, module, tmp_path, backbone="vit_tiny_patch16_224", pretrained=str(weights)
-    )
+    model, path = trained(folder, module, tmp_path, backbone="test_vit", pretrained=str(weights))
     used = Preprocessing((0.1, 0.2, 0.3), VIT.std, "bilinear", (96, 96))
     assert model.preprocessing == used
     torch.testing.assert_close(seen(folder, path, tmp_path), expected(folder, used))
@@ -127,7 +123,7 @@ def test_what_the_data_were_told_wins_and_a_checkpoint_keeps_it(
 def test_a_run_that_goes_on_prepares_images_as_it_did(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    given = {"backbone": "vit_tiny_patch16_224", "pretrained": str(weights)}
+    given = {"backbone": "test_vit", "pretrained": str(weights)}
     _, path = trained(folder, data(folder), tmp_path, **given)
     module = data(folder)
     model = detector(module, **{**given, "pretrained": False})
@@ -200,8 +196,8 @@ def test_norms_that_cannot_be_are_refused(folder: Path) -> None:
 
 def test_windows_that_do_not_fit_the_canvas_are_warned_of(folder: Path, tmp_path: Path) -> None:
     module = data(folder)
-    model = detector(module, backbone="maxvit_rmlp_pico_rw_256", pretrained=False)
-    with pytest.warns(UserWarning, match=r"image_size 96 x 96 costs as much as 256 x 256"):
+    model = detector(module, backbone="test_maxvit", pretrained=False)
+    with pytest.warns(UserWarning, match=r"image_size 96 x 96 costs as much as 160 x 160"):
         trainer(tmp_path).fit(model, datamodule=module)
 
 
