@@ -24,7 +24,8 @@ from torch._dynamo.utils import counters
 
 from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
 from autotimm.tasks.precision import MixedPrecision
-from autotimm.training import zero
+from autotimm.training import fsdp, zero
+from autotimm.training.pictures import SavePictures
 
 
 class Record(Callback):
@@ -103,7 +104,7 @@ def fit(
     empty: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Trains, and tells of it: ``losses``, ``images`` of each batch, ``steps``, or ``error``.
+    """Trains; returns ``losses``, ``images`` of each batch, ``steps``, ..., or ``error``.
 
     Args:
         shards: the data.
@@ -120,16 +121,16 @@ def fit(
     torch.manual_seed(1)
     counters.clear()
     settings = {
-        "backbone": "resnet10t",
+        "backbone": "test_resnet",
         "num_classes": 4,
         "pretrained": False,
-        "fpn_channels": 32,
+        "fpn_channels": 16,
         "head_convs": 1,
         "mask_size": 12,
-        "mask_rois": 32,  # more than there are: which are drawn would depend on the batch of a rank
+        "mask_rois": 16,  # more than there are: which are drawn would depend on the batch of a rank
         "backbone_norm": "frozen",
         "optimizer": "sgd",
-        "lr": 0.01,
+        "lr": 0.05,
         "compile_model": False,
     }
     segmentor = Segmentor(**(settings | (model or {})))
@@ -138,18 +139,20 @@ def fit(
         shards, image_size=64, batch_size=batch_size, num_workers=0
     )
     record = Record(empty)
-    callbacks: list[Callback] = [record]
+    callbacks: list[Callback] = [record, SavePictures(0)]
     if save_at:
         callbacks.append(
             ModelCheckpoint(folder, "{step}", every_n_train_steps=save_at, save_top_k=-1)
         )
+    plugin: Any = None
     if sixteen and str(options.get("strategy")).startswith("deepspeed"):
         plugin = zero.Autocast("16-mixed")
         plugin.scaler = {"scale": sixteen, "steps": 0}
-        options["plugins"] = [plugin]
     elif sixteen:
         scaler = torch.amp.GradScaler("cpu", init_scale=sixteen)
-        options["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    if plugin is not None:
+        options["plugins"] = [plugin]
     trainer = quiet(
         folder,
         callbacks=callbacks,
@@ -167,6 +170,7 @@ def fit(
         "images": record.images,
         "found": record.found,
         "steps": trainer.global_step,
+        "scale": plugin and plugin.state_dict()["scale"],
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sorted(counters["graph_break"]),
     }
@@ -186,6 +190,7 @@ def fit_on_ranks(ranks: int, jobs: list[dict[str, Any]], out: Path) -> list[dict
 if __name__ == "__main__":
     warnings.simplefilter("ignore", UserWarning)
     torch.set_num_threads(1)
+    fsdp.LEAST_BLOCK = 10_000  # so that blocks of so small a model are gathered by themselves too
     jobs = json.loads(Path(sys.argv[1]).read_text())
     gave = [fit(**job) for job in jobs]
     if int(os.environ["RANK"]) == 0:

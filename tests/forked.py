@@ -21,10 +21,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
+
+from autotimm.streaming.workers import shielded
 
 PRELOADED = [
     "forked",
@@ -58,7 +61,12 @@ def run(
         cwd: the folder it starts in.
         timeout: in seconds, after which it is killed and ``subprocess.TimeoutExpired`` raised.
     """
-    return _run(_alone, words, [{}], env, cwd, timeout)
+    return start(*words, env=env, cwd=cwd).wait(timeout)
+
+
+def start(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Program:
+    """As :func:`run`, without waiting for its end: for programs that are sent signals."""
+    return Program(_alone, words, [{}], env, cwd)
 
 
 def run_ranks(
@@ -91,39 +99,68 @@ def run_ranks(
     }
     of_rank = [common | {"RANK": i, "LOCAL_RANK": i, "ROLE_RANK": i} for i in range(ranks)]
     variables = [{key: str(value) for key, value in each.items()} for each in of_rank]
-    return _run(_agent, words, variables, env, cwd, timeout)
+    return Program(_agent, words, variables, env, cwd).wait(timeout)
 
 
-def _run(
-    target: Callable[..., None],
-    given: tuple[object, ...],
-    variables: list[dict[str, str]],
-    env: dict[str, str] | None,
-    cwd: Path | None,
-    timeout: float,
-) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in given]
-    base = dict(os.environ if env is None else env)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        out.touch()
-        err.touch()
+class Program:
+    """A program that has been started, in a process group of its own.
+
+    Attributes:
+        pid: its process, and the process group that its own children belong to.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        given: tuple[object, ...],
+        variables: list[dict[str, str]],
+        env: dict[str, str] | None,
+        cwd: Path | None,
+    ) -> None:
+        self._words = [str(word) for word in given]
+        self._folder = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._folder.name, name) for name in ("out", "err"))
+        self._out.touch()
+        self._err.touch()
+        base = dict(os.environ if env is None else env)
         environments = [base | more for more in variables]
-        process = _server.Process(
-            target=target, args=(words, environments, str(cwd or Path.cwd()), out, err)
+        self._process = _server.Process(
+            target=target,
+            args=(self._words, environments, str(cwd or Path.cwd()), self._out, self._err),
         )
-        process.start()
-        process.join(timeout)
-        expired = process.is_alive()
+        with shielded():  # the server may be the one that a test's data workers come from
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def lines(self) -> Iterator[str]:
+        """The lines of its standard output as they come, until it ends."""
+        with self._out.open(errors="replace") as file:
+            line = ""
+            while True:
+                ended = not self._process.is_alive()  # before the last look
+                line += file.readline()
+                if line.endswith("\n"):
+                    yield line
+                    line = ""
+                elif ended:
+                    return
+                else:
+                    time.sleep(0.005)
+
+    def wait(self, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Waits for its end; returns all that it has printed. See :func:`run` for the timeout."""
+        self._process.join(timeout)
+        expired = self._process.is_alive()
         if expired:
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-        said = [file.read_text(errors="replace") for file in (out, err)]
-        _count(Path(folder, "used"))
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.join()
+        said = [file.read_text(errors="replace") for file in (self._out, self._err)]
+        _count(Path(self._folder.name, "used"))
+        self._folder.cleanup()
         if expired:
-            raise subprocess.TimeoutExpired(words, timeout, *said)
-        return subprocess.CompletedProcess(words, process.exitcode or 0, *said)
+            raise subprocess.TimeoutExpired(self._words, timeout, *said)
+        return subprocess.CompletedProcess(self._words, self._process.exitcode or 0, *said)
 
 
 def _count(used: Path) -> None:
@@ -143,6 +180,7 @@ def _leave(code: int, out: Path) -> NoReturn:
 def _agent(words: list[str], environments: list[dict[str, str]], *place: Any) -> None:
     """Becomes the parent of the ranks, by which starts are told from each other."""
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=_program, args=(words, env, *place)) for env in environments]
     for rank in ranks:
@@ -171,6 +209,7 @@ def _program(words: list[str], env: dict[str, str], cwd: str, out: Path, err: Pa
         os.dup2(stream, number)
         os.close(stream)
     gc.freeze()  # else each collection would look at all that is imported, and copy its pages
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import orjson
 import pytest
 import torch
@@ -69,7 +68,6 @@ def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> 
 SAVES = """
 import itertools, os, signal, sys, time
 from pathlib import Path
-from typing import Any
 import torch
 from autotimm.training.checkpoint import PlainCheckpointIO, whole_folder
 
@@ -82,19 +80,22 @@ def save(folder, kind, step):
         with whole_folder(folder / f"step_{step}.ckpt", step) as inner:
             torch.save(state, inner / "part.pt")
 
-for line in sys.stdin:
-    folder, kind, delay = line.split()
+root, kind = Path(sys.argv[1]), sys.argv[2]
+for attempt in range(12):
+    folder = root / str(attempt)
+    folder.mkdir()
     ours, theirs = os.pipe()
     child = os.fork()
     for step in itertools.count(1) if child == 0 else ():
-        save(Path(folder), kind, step)
+        save(folder, kind, step)
         os.write(theirs, b".")
     os.close(theirs)
     done = os.read(ours, 1)
-    time.sleep(float(delay))
+    time.sleep(0.007 * attempt)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     print(len(done + os.read(ours, 1000)), flush=True)
+    os.close(ours)
 """
 
 
@@ -104,25 +105,18 @@ def test_killed_in_the_middle_of_a_save_the_last_good_one_is_there(
     kind: str, tmp_path: Path
 ) -> None:
     """kill -9 at ever later moments of processes that save over and over."""
-    saving = subprocess.Popen(
-        [sys.executable, "-c", SAVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert saving.stdin is not None
-    assert saving.stdout is not None
+    saving = forked.run("-c", SAVES, tmp_path, kind)
+    assert saving.returncode == 0, saving.stderr[-3000:]
     cut_off = 0
-    for attempt in range(12):
+    for attempt, done in enumerate(map(int, saving.stdout.split())):
         folder = tmp_path / str(attempt)
-        folder.mkdir()
-        print(folder, kind, 0.007 * attempt, file=saving.stdin, flush=True)
-        done = int(saving.stdout.readline())
         cut_off += any(path.name.endswith(".tmp") for path in folder.iterdir())
         found = newest(folder)
         assert found is not None
         content = torch.load(found / "part.pt" if kind == "folder" else found, weights_only=True)
         assert content["global_step"] in (done, done + 1)
         assert (content["state_dict"]["a"] == content["global_step"]).all()
-    saving.stdin.close()
-    assert saving.wait() == 0
+    assert attempt == 11
     assert cut_off  # some of the kills did hit a save
 
 

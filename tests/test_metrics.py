@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import forked  # noqa: F401  which sets up the server of processes
 import numpy as np
 import pytest
 import torch
@@ -357,6 +359,12 @@ def _configs() -> list[MetricConfig]:
     ]
 
 
+def on_two_ranks(rank: Callable[[int, str, Any], None], folder: Path, images: Any) -> None:
+    """Runs ``rank`` in two processes, forks of the server that :mod:`forked` has set up."""
+    given = (str(folder), images)
+    mp.start_processes(rank, given, nprocs=2, start_method="forkserver")
+
+
 def _rank(rank: int, folder: str, images: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
@@ -378,7 +386,7 @@ def test_two_ranks_equal_one(tmp_path: Path, disturbance: Any) -> None:
     images = list(zip(*disturbance[2:], strict=True))[:24]
     for detections, _ in images:  # equal scores, between which the order of the images decides
         detections["scores"] = detections["scores"].round(decimals=1)
-    mp.spawn(_rank, (str(tmp_path), images), nprocs=2)
+    on_two_ranks(_rank, tmp_path, images)
     alone = StageMetrics("val", _configs())
     alone.update(*zip(*images, strict=True))
     expected = {key: float(value) for key, value in alone.compute().items()}
@@ -425,7 +433,7 @@ def test_a_metric_that_fails_on_one_rank_ends_nothing(tmp_path: Path) -> None:
         (found([[0, 0, 9, 9 + i]], [0], [], [0.5]), target([[0, 0, 9, 9]], [0], [], [0], [81]))
         for i in range(4)
     ]
-    mp.spawn(_failing_rank, (str(tmp_path), images), nprocs=2)
+    on_two_ranks(_failing_rank, tmp_path, images)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert str(first) == str(second)
     # The first rank computes: what is broken on the other does no harm.

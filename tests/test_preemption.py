@@ -8,16 +8,20 @@ import platform
 import signal
 import subprocess
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from batches import small
-from lightning.pytorch import Callback
-from ranks import on_nodes, on_ranks
+from lightning.pytorch import Callback, LightningModule
+from line import quiet
+from ranks import on_nodes, on_ranks, on_torchrun
 
-from autotimm import AutoTrainer, InstanceSegmentationDataModule
+from autotimm import InstanceSegmentationDataModule
 from autotimm.training import signals
+from autotimm.training.pictures import SavePictures
 from autotimm.training.preemption import CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -60,6 +64,30 @@ class Record(Callback):
         self.done.append(("epoch", trainer.current_epoch, trainer.global_step))
 
 
+class Model(LightningModule):
+    """Learns one number from the images and from chance, with a momentum and a schedule: all that a
+    checkpoint has to bring back is in its losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        return (self.weight - batch["image"].mean() - torch.rand(())) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        return [{} for _ in batch["image"]]
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def segmentor() -> LightningModule:
+    return small(num_classes=4, mask_size=12, mask_rois=2, scheduler="cosine", warmup_steps=3)
+
+
 def fit(
     folder: Path,
     root: Path,
@@ -67,26 +95,37 @@ def fit(
     ckpt_path: Any = None,
     num_workers: int = 0,
     val_batch_size: int | None = None,
+    model: Callable[[], LightningModule] = Model,
     **options: Any,
 ) -> None:
     data: dict[str, Any] = {"image_size": 64, "batch_size": 2, "num_workers": num_workers}
     module = InstanceSegmentationDataModule(folder, val_batch_size=val_batch_size, **data)
-    trainer = AutoTrainer(
-        accelerator="cpu",
-        default_root_dir=root,
-        callbacks=[record],
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    torch.manual_seed(0)
+    trainer = quiet(
+        root,
+        callbacks=[record, SavePictures(0)],
         **({"max_epochs": 2, "timeout_minutes": 5} | options),
     )
-    model = small(num_classes=4, mask_size=12, mask_rois=2, scheduler="cosine", warmup_steps=3)
-    trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
+    trainer.fit(model(), datamodule=module, ckpt_path=ckpt_path)
 
 
 EVERY = {}
 STEPS = {"val_check_interval": 3}
 SUMS = {"accumulate_grad_batches": 2, "limit_val_batches": 0}
 AVERAGE = {"ema_decay": 0.9}
+
+
+def check(places: list[str], folder: Path, root: Path, **options: Any) -> None:
+    """Stops a run at each of the places and goes on: the two parts are the undisturbed run."""
+    truth = Record()
+    fit(folder, root / "truth", truth, **options)
+    for number, place in enumerate(places):
+        first, second = Record(place), Record()
+        with pytest.raises(SystemExit) as left:
+            fit(folder, root / str(number), first, **options)
+        assert left.value.code == CODE
+        fit(folder, root / str(number), second, ckpt_path="last", **options)
+        assert first.done + second.done == truth.done, place
 
 
 @pytest.mark.slow
@@ -104,16 +143,14 @@ AVERAGE = {"ema_decay": 0.9}
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(
     options: dict[str, Any], places: list[str], mixed_shards: Path, tmp_path: Path
 ) -> None:
-    truth = Record()
-    fit(mixed_shards, tmp_path / "truth", truth, **options)
-    for number, place in enumerate(places):
-        root = tmp_path / str(number)
-        first, second = Record(place), Record()
-        with pytest.raises(SystemExit) as left:
-            fit(mixed_shards, root, first, **options)
-        assert left.value.code == CODE
-        fit(mixed_shards, root, second, ckpt_path="last", **options)
-        assert first.done + second.done == truth.done, place
+    check(places, mixed_shards, tmp_path, **options)
+
+
+@pytest.mark.slow
+def test_a_segmentor_goes_on_as_if_it_had_not_been_stopped(
+    mixed_shards: Path, tmp_path: Path
+) -> None:
+    check(["batch 0.2"], mixed_shards, tmp_path, model=segmentor, **AVERAGE)
 
 
 class ToAll(Record):
@@ -147,24 +184,22 @@ NAMES = """
 import os, signal, sys, time
 import torch
 from pathlib import Path
-from test_preemption import Record, fit
+from test_preemption import Record, fit, segmentor
 folder, root = map(Path, sys.argv[1:])
 rank = int(os.environ["RANK"])
 """
 
 
-def torchrun(tmp_path: Path, script: str, *arguments: object) -> tuple[int, str]:
-    """Exit code and output of two processes that run a script with this file's names."""
-    done = on_ranks(NAMES + textwrap.dedent(script), tmp_path, *arguments)
-    return done.returncode, done.stdout + done.stderr
+def script(code: str) -> str:
+    """Code of a rank that uses this file's names."""
+    return NAMES + textwrap.dedent(code)
 
 
 @pytest.mark.slow
 def test_a_signal_to_any_rank_stops_all_at_the_same_step(
     mixed_shards: Path, tmp_path: Path
 ) -> None:
-    code, output = torchrun(
-        tmp_path,
+    code = script(
         """
         truth = Record()
         fit(folder, root / "truth", truth)
@@ -188,12 +223,11 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(
             fit(folder, root / str(number), second, ckpt_path="last")
             assert first.done + second.done == truth.done, place
             print(f"rank {rank} {place}: {first.done[-1:]}", flush=True)
-        """,
-        mixed_shards,
-        tmp_path,
+        """
     )
-    assert code == 0, output[-6000:]
-    lines = [line for line in output.splitlines() if line.startswith("stopped by ")]
+    done = on_ranks(code, tmp_path, mixed_shards, tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("stopped by ")]
     assert [line.split(":")[0] for line in lines] == [
         "stopped by SIGUSR2 at step 0",
         "stopped by SIGTERM at step 0",
@@ -207,14 +241,14 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(
 def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_next_batch(
     mixed_shards: Path, tmp_path: Path
 ) -> None:
-    code, output = torchrun(
-        tmp_path,
+    code = script(
         """
         class Slow(Record):
             def on_validation_batch_end(self, trainer, *arguments):
                 time.sleep(2 * rank)  # the other rank does not hear of the signal in this batch
 
-        first = Slow("validation 4.0" if rank else "")
+        sharded = {"model": segmentor, "strategy": "fsdp", "limit_train_batches": 1}
+        first = Slow("validation 1.0" if rank else "")
         code = 0
         try:
             fit(
@@ -222,14 +256,14 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
                 root,
                 first,
                 val_batch_size=1,
-                strategy="fsdp",
                 num_sanity_val_steps=0,
                 timeout_minutes=1,
+                **sharded,
             )
         except SystemExit as left:
             code = left.code
         assert code == 85, code
-        assert first.done[-1][2] == 4
+        assert first.done[-1][2] == 1
 
         # Nor is an error in a forward pass hidden by the end of the run.
         class Failing(Record):
@@ -240,16 +274,15 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
                 raise ValueError("of a pass")
 
         try:
-            fit(folder, root / "failing", Failing(), strategy="fsdp")
+            fit(folder, root / "failing", Failing(), **sharded)
         except ValueError as error:
             print(f"raised: {error}", flush=True)
-        """,
-        mixed_shards,
-        tmp_path,
+        """
     )
-    assert code == 0, output[-6000:]
-    assert "stopped by SIGTERM at step 4" in output
-    assert output.count("raised: of a pass") == 2
+    done = on_ranks(code, tmp_path, mixed_shards, tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "stopped by SIGTERM at step 1" in done.stderr
+    assert done.stdout.count("raised: of a pass") == 2
 
 
 @pytest.mark.slow
@@ -257,40 +290,34 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
     mixed_shards: Path, tmp_path: Path
 ) -> None:
     # The torchrun of the other node starts again because this one has: it counts none of its own.
-    done = on_nodes(
-        NAMES
-        + textwrap.dedent(
-            """
-            first = not (root / f"again-{rank}").exists()
-            (root / f"again-{rank}").touch()
-            print(f"rank {rank}: count {os.environ['TORCHELASTIC_RESTART_COUNT']}", flush=True)
+    code = script(
+        """
+        first = not (root / f"again-{rank}").exists()
+        (root / f"again-{rank}").touch()
+        print(f"rank {rank}: count {os.environ['TORCHELASTIC_RESTART_COUNT']}", flush=True)
 
-            class Killed(Record):
-                def _see(self, what):
-                    if first and rank == 1 and what == "batch 1.1":
-                        os.kill(os.getpid(), signal.SIGKILL)
+        class Killed(Record):
+            def _see(self, what):
+                if first and rank == 1 and what == "batch 1.1":
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-            from autotimm.training.lost import LostRanksError
+        from autotimm.training.lost import LostRanksError
 
-            record = Killed()
-            try:
-                fit(folder, root / "runs", record, max_epochs=3)
-            except LostRanksError as error:
-                print(f"lost: {error.tells} {error}", flush=True)
-                raise SystemExit(1)
-            assert not first
-            truth = Record()
-            fit(folder, root / "truth", truth, max_epochs=3)
-            # The epoch in which the rank died is trained once more, from its beginning.
-            assert record.done == [what for what in truth.done if what not in truth.done[:6]]
-            print("as it was", flush=True)
-            """
-        ),
-        tmp_path,
-        mixed_shards,
-        tmp_path,
-        restarts=2,
+        record = Killed()
+        try:
+            fit(folder, root / "runs", record, max_epochs=3)
+        except LostRanksError as error:
+            print(f"lost: {error.tells} {error}", flush=True)
+            raise SystemExit(1)
+        assert not first
+        truth = Record()
+        fit(folder, root / "truth", truth, max_epochs=3)
+        # The epoch in which the rank died is trained once more, from its beginning.
+        assert record.done == [what for what in truth.done if what not in truth.done[:6]]
+        print("as it was", flush=True)
+        """
     )
+    done = on_nodes(code, tmp_path, mixed_shards, tmp_path, restarts=2)
     output = "\n".join(one.stdout for one in done)
     assert [one.returncode for one in done] == [0, 0], output[-6000:]
     assert output.count("as it was") == 2
@@ -301,8 +328,7 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_path: Path) -> None:
-    code, output = torchrun(
-        tmp_path,
+    code = script(
         """
         class Hanging(Record):
             def _see(self, what):
@@ -317,10 +343,10 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_pa
         except LostRanksError as error:
             print(f"lost: {error.tells} {error}", flush=True)
             raise SystemExit(1)
-        """,
-        mixed_shards,
-        tmp_path,
+        """
     )
-    assert code == 1, output[-6000:]
-    assert "hangs" in output
-    assert f"lost: True rank 1 on {platform.node()} does not answer within the timeout" in output
+    done = on_torchrun(code, tmp_path, mixed_shards, tmp_path)
+    assert done.returncode == 1, done.stderr[-6000:]
+    assert "hangs" in done.stdout
+    said = f"lost: True rank 1 on {platform.node()} does not answer within the timeout"
+    assert said in done.stdout

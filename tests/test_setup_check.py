@@ -101,7 +101,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path) -> None:
     flags = [
         *("fit", "--config", str(SMALL), f"--data.data_dir={coco / 'a'}"),
-        *("--model.init_args.backbone=resnet10t", "--model.init_args.fpn_channels=32"),
+        *("--model.init_args.backbone=test_resnet", "--model.init_args.fpn_channels=16"),
         *("--model.init_args.head_convs=1", "--data.image_size=64", "--data.num_workers=0"),
         *(f"--trainer.default_root_dir={tmp_path / 'runs'}", "--trainer.max_epochs=1"),
     ]
@@ -134,7 +134,7 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
     assert "error: rank 1 on b: a trouble of its own" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_job_whose_second_task_differs_fails_with_one_line(
     cluster: Environment, coco: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_job_whose_second_task_differs_fails_with_one_line(
     job = command(
         *("sbatch", "--parsable", "--nodes=2", f"--output={log}", ROOT / "slurm" / "train.sh"),
         *("--config", SMALL, f"--data.data_dir={coco / 'a'}", "--data.image_size=64"),
-        *("--model.init_args.backbone=resnet10t", f"--trainer.default_root_dir={tmp_path / 'r'}"),
+        *("--model.init_args.backbone=test_resnet", f"--trainer.default_root_dir={tmp_path / 'r'}"),
         env=cluster | {"AUTOTIMM_PYTHON": str(python)},
     )
     wait(cluster, job)

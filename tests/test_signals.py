@@ -6,18 +6,17 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import textwrap
-import threading
-import time
 from pathlib import Path
 
+import forked
 import pytest
 from lightning.pytorch import Callback
 from line import Line, loader, quiet
 from torch.distributed import HashStore
+from worker import work
 
-from autotimm.streaming.workers import outlive_signals, shielded
+from autotimm.streaming.workers import shielded
 from autotimm.training import agreement, signals
 from autotimm.training.agreement import Agreement
 
@@ -93,25 +92,16 @@ def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
             finally:
                 print("cleans up", flush=True)
     """
-    words = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forked.run("-c", textwrap.dedent(script))
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stdout == "lives\n"
-
-
-def _work(ready) -> None:
-    # As those of libraries that the process has imported before.
-    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-    outlive_signals(0)
-    ready.set()
-    time.sleep(1000)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
     context = multiprocessing.get_context(method)
     ready = context.Event()
-    worker = context.Process(target=_work, args=(ready,), daemon=True)
+    worker = context.Process(target=work, args=(ready,), daemon=True)
     with shielded():
         worker.start()
     assert ready.wait(120)

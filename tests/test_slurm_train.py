@@ -12,8 +12,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import forked
 import pytest
-from ranks import TORCHRUN
 from slurm_cluster import ROOT, Environment, command, until, wait
 
 from autotimm.data.synthetic import make_dataset
@@ -170,8 +170,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(shards: Path, root: Path, epochs: int) -> list[str]:
     return [
         *("--config", "launch/small_cpu.yaml", f"--data.data_dir={shards}"),
-        *("--data.image_size=64", "--data.num_workers=1", "--model.init_args.backbone=resnet10t"),
-        *("--model.init_args.fpn_channels=32", "--model.init_args.head_convs=1"),
+        *("--data.image_size=64", "--data.num_workers=1", "--model.init_args.backbone=test_resnet"),
+        *("--model.init_args.fpn_channels=16", "--model.init_args.head_convs=1"),
         *("--model.init_args.mask_size=12", "--model.init_args.warmup_steps=1"),
         *("--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0"),
         *(f"--trainer.max_epochs={epochs}", f"--trainer.default_root_dir={root}"),
@@ -226,8 +226,8 @@ def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
 ) -> None:
     alone = flags(shards, tmp_path / "alone", epochs=5)
     one_thread = cluster | {"OMP_NUM_THREADS": "1"}
-    run = [*TORCHRUN, "--nproc-per-node=2", "launch/train.py", "fit", *alone]
-    command(*run, env=one_thread)
+    done = forked.run_ranks(ROOT / "launch" / "train.py", "fit", *alone, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
     truth = losses(tmp_path / "alone" / "version_0")
     assert len(truth) == 20
 
@@ -248,7 +248,7 @@ def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
     assert record["status"] == "finished" and record["starts"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_jobs_that_lose_a_task_are_cancelled_or_run_out_of_time(
     cluster: Environment, shards: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -61,17 +62,22 @@ def test_launches(
 
 @pytest.mark.parametrize("script", [False, True])
 def test_torchrun_is_known_by_its_process_through_a_script(script: bool) -> None:
-    code = "import os; from autotimm.training.world import find_launch; print(*find_launch())"
-    words = [sys.executable, "-c", code]
+    code = (
+        "import os; from autotimm.training.world import find_launch; "
+        "print(os.getppid(), os.getpid(), *find_launch())"
+    )
+    env = os.environ | TORCHRUN
     if script:
-        words = ["bash", "-c", 'echo $$; "$@"; exit', "bash", *words]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, env=os.environ | TORCHRUN, text=True)
-    said = child.communicate()[0].split()
-    if script:
-        assert said.pop(0) == str(child.pid)
+        words = ["bash", "-c", '"$@"; exit', "bash", sys.executable, "-c", code]
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, env=env, text=True)
+        parent, _, *said = child.communicate()[0].split()
+        assert parent == str(child.pid)
+        torchrun, started = os.getpid(), child.pid
+    else:
+        torchrun, started, *said = forked.run("-c", code, env=env).stdout.split()
     assert said[:3] == ["torchrun-abc", "None", "False"]
-    parent, started = (f"{platform.node()}-{pid}-" for pid in (os.getpid(), child.pid))
-    assert said[3].startswith(parent) and said[4].startswith(started)
+    assert said[3].startswith(f"{platform.node()}-{torchrun}-")
+    assert said[4].startswith(f"{platform.node()}-{started}-")
 
 
 def torchrun(agent: str, worker: str) -> Launch:

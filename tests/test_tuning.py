@@ -174,9 +174,9 @@ def test_the_command_line_finds_a_rate(
 @pytest.mark.slow
 def test_a_rate_is_found_for_the_real_model(data_folder: Path, tmp_path: Path) -> None:
     data = InstanceSegmentationDataModule(data_folder, image_size=64, batch_size=4, num_workers=0)
-    model = small(num_classes=4, layer_decay=0.8)
+    model = small(backbone="test_resnet", fpn_channels=16, num_classes=4, layer_decay=0.8)
     before = copy.deepcopy(model.state_dict())
-    found = quiet(tmp_path, max_epochs=1).find_lr(model, data, steps=60)
+    found = quiet(tmp_path, max_epochs=1).find_lr(model, data, steps=40)
     assert 1e-6 < found < 1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not list(tmp_path.iterdir())
