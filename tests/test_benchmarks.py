@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def bench(script: str, *options: object) -> str:
-    done = forked.run(BENCHMARKS / script, "--quick", *options)
+def bench(script: str, *options: object, quick: bool = True) -> str:
+    done = forked.run(BENCHMARKS / script, *(["--quick"] if quick else []), *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -24,7 +25,39 @@ def rows(out: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in tables}
 
 
-@pytest.mark.slow
+def test_every_script_is_run_here_or_by_another() -> None:
+    texts = {path.name: path.read_text() for path in (Path(__file__), *BENCHMARKS.glob("*.py"))}
+    scripts = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    for script in scripts - {"suite_costs.py"}:  # which runs the tests
+        assert any(f'"{script}"' in text for name, text in texts.items() if name != script), script
+
+
+def test_every_script_imports_what_there_is() -> None:
+    """A name that has gone is noticed at once, though most scripts run before a release alone."""
+    code = "import runpy, sys\nfor script in sys.argv[1:]: runpy.run_path(script)"
+    env = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    done = forked.run("-c", code, *sorted(BENCHMARKS.glob("*.py")), env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.release
+def test_order() -> None:
+    assert "neighbours of 118287 samples" in bench("order.py")
+
+
+@pytest.mark.release
+def test_coco_load() -> None:
+    out = bench("coco_load.py", "--images", 20, "--instances", 100, "--repeats", 1, quick=False)
+    assert "20 images, 100 instances" in out
+
+
+@pytest.mark.release
+def test_fruits_nuts(shared_data: Path) -> None:
+    words = ("--data", shared_data / "fruits_nuts", "--images-seen", 16, "--processes", 1)
+    assert "16 training images seen" in bench("fruits_nuts.py", *words, quick=False)
+
+
+@pytest.mark.release
 def test_shards() -> None:
     told = rows(bench("shards.py", "--peers", "webdataset"))
     assert all(
@@ -34,7 +67,7 @@ def test_shards() -> None:
     assert sum(name.startswith("**") for name in told) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_stream(tmp_path: Path) -> None:
     told = rows(
         bench("stream.py", "--peers", "webdataset", "--only", "raw,decode", "--work", tmp_path)
@@ -43,12 +76,13 @@ def test_stream(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_stream_without_peers() -> None:
     told = rows(bench("stream.py", "--peers", "none", "--only", "start,order,damage"))
     assert told["autotimm"] == ["**3**", "**3**", "**3**"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_train_step(tmp_path: Path) -> None:
     """Also what becomes of a contestant that fails, and the file."""
     names = "ours without masks,FCOS,FCOS parts compiled"
@@ -64,7 +98,7 @@ def test_train_step(tmp_path: Path) -> None:
     assert out in (tmp_path / "cpu.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_scale() -> None:
     told = rows(bench("scale.py", "--ranks", "2"))
     check, _, _, sent, *_, gathered = (float(cell) for cell in told["2"][:-1])
@@ -76,7 +110,7 @@ def test_scale() -> None:
     assert float(told["AdamW"][0]) == pytest.approx(1.5 * float(told["SGD with momentum"][0]), 0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_equal_budget() -> None:
     names = "autotimm,torchvision,torchvision v2 heads with our recipe"
     told = rows(bench("equal_budget.py", "--only", names))

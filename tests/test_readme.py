@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 
@@ -24,6 +25,7 @@ ORDER = ["README.md", "docs/preparing-data.md", "docs/training.md"]
 
 FIT = (
     "--model.init_args.fpn_channels=32 --model.init_args.head_convs=1 --data.image_size=96"
+    " --model.init_args.mask_rois=16"
     " --trainer.max_epochs=1 --data.num_workers=0 --trainer.check_val_every_n_epoch=1"
 )
 CHEAP = {
@@ -52,15 +54,19 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def run(command: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Runs a command: in this process where it is one of ours, for torch is imported already."""
+def run(command: str, launchers: set[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Runs a command; returns its verb where it is one of ours.
+
+    ``autotimm`` runs in this process, for torch is imported already. What launches it (torchrun
+    with its flags) runs as written the first time; these ``launchers`` are noted, and another
+    command of theirs runs on forked ranks.
+    """
     words = shlex.split(command)
-    inside = words[words.index("autotimm") + 1 :] if "autotimm" in words else []
-    verb = inside[0] if inside else None
-    if verb:
-        words += shlex.split(CHEAP.get(verb, ""))
+    at = words.index("autotimm") if "autotimm" in words else len(words)
+    launcher, [verb, *_] = shlex.join(words[:at]), [*words[at + 1 :], None]
+    words += shlex.split(CHEAP.get(verb or "", ""))
     told = "code"
-    if words[0] == "autotimm":
+    if not launcher:
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:
             main.main()
@@ -68,7 +74,14 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        if launcher in launchers:
+            ranks = int(words[words.index("--nproc-per-node") + 1])
+            done = forked.run_ranks("-m", *words[at:], ranks=ranks, env=environment)
+        else:
+            done = subprocess.run(
+                words, env=environment, capture_output=True, text=True, check=False
+            )
+        launchers.add(launcher)
         code, told = done.returncode, done.stderr[-3000:]
     assert not code, f"{command}\n{told}"
     return verb
@@ -84,9 +97,9 @@ def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("launch").symlink_to(ROOT / "launch")
     Path("photos").mkdir()
     Image.new("RGB", (200, 150), (90, 120, 40)).save("photos/photo.jpg")
-    ran = set()
+    ran, launchers = set(), set[str]()
     for page in [*ORDER, *(page for page in PAGES if page not in ORDER)]:
-        ran |= {run(command, monkeypatch) for command in commands(page)}
+        ran |= {run(command, launchers, monkeypatch) for command in commands(page)}
         names: dict[str, Any] = {"__name__": "__main__"}  # what timm registers has a module
         for block in blocks(page):
             for dear, cheap in CHEAPER.items():

@@ -93,7 +93,7 @@ def hindered(folder: Path, out: Path, killed: str, stopped: str) -> Path:
     return python
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_killed_and_cancelled_tasks_go_on_when_the_array_is_submitted_again(
     cluster: Environment, source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -114,7 +114,7 @@ def test_killed_and_cancelled_tasks_go_on_when_the_array_is_submitted_again(
     assert content(out) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_requeued_task_goes_on(
     cluster: Environment, source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

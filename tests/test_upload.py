@@ -86,11 +86,17 @@ def stored(url: str) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=["memory", "disk", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "disk":
         return f"disk://{tmp_path}/store"
     return request.getfixturevalue(request.param)
+
+
+def stores(tier_of_s3: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """A test on each kind of store; a real server is in this tier, being slow."""
+    kinds = ["memory", "disk", pytest.param("s3", marks=tier_of_s3)]
+    return pytest.mark.parametrize("url", kinds, indirect=True)
 
 
 @pytest.fixture
@@ -108,6 +114,7 @@ def scratch() -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob("autotimm-shard-*"))
 
 
+@stores(pytest.mark.slow)
 def test_a_store_gets_the_bytes_of_a_folder(
     tmp_path: Path, url: str, truth: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +132,7 @@ def test_a_store_gets_the_bytes_of_a_folder(
     assert stored(url) == truth
 
 
+@stores(pytest.mark.slow)
 def test_a_stopped_run_to_a_store_goes_on(
     tmp_path: Path,
     url: str,
@@ -145,6 +153,7 @@ def test_a_stopped_run_to_a_store_goes_on(
     assert stored(url) == truth
 
 
+@stores(pytest.mark.release)
 def test_an_unfinished_run_in_a_store_can_be_discarded(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +177,7 @@ def test_a_shard_that_the_store_lost_is_sent_again(
     assert stored(memory) == truth
 
 
+@stores(pytest.mark.release)
 def test_parts_go_to_a_store(tmp_path: Path, url: str, truth: dict[str, bytes]) -> None:
     for part in ("2/2", "1/2"):
         assert shard(tmp_path / "coco", url, *PAIRS, "--part", part, "--workers", 1) == 0
@@ -176,7 +186,7 @@ def test_parts_go_to_a_store(tmp_path: Path, url: str, truth: dict[str, bytes]) 
     assert stored(url) == truth
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_killed_while_it_sends_it_goes_on(tmp_path: Path, s3: str) -> None:
     coco, flags = big_source(tmp_path / "coco", 36), ["--samples-per-shard", 3]
     assert shard(coco, tmp_path / "truth", *flags) == 0
