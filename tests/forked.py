@@ -128,7 +128,7 @@ class Program:
             target=target,
             args=(self._words, environments, str(cwd or Path.cwd()), self._out, self._err),
         )
-        with shielded():  # the server may be the one that a test's data workers come from
+        with shielded(_server):  # the server may be the one that a test's data workers come from
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

@@ -102,7 +102,7 @@ def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
     context = multiprocessing.get_context(method)
     ready = context.Event()
     worker = context.Process(target=work, args=(ready,), daemon=True)
-    with shielded():
+    with shielded(context):
         worker.start()
     assert ready.wait(120)
     for number in signals.STOPS:

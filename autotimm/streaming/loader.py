@@ -207,7 +207,7 @@ class StreamLoader:
 
     def _received(self, loader: DataLoader) -> Iterator[Any]:
         try:
-            with shielded():
+            with shielded(loader.multiprocessing_context):
                 batches = iter(loader)
             yield from batches
         except RuntimeError as error:

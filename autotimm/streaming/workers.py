@@ -8,13 +8,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
+def shielded(context: BaseContext | None = None) -> Iterator[None]:
     """Around the start of workers that call :func:`outlive_signals`: they have SIGTERM blocked from
     the first, and with it the threads that their imports start, which it would end them by. One
-    that comes to this process meanwhile comes after it."""
+    that comes to this process meanwhile comes after it.
+
+    Args:
+        context: what the workers are started by; Python's default where there is none.
+    """
+    if (context or multiprocessing).get_start_method() != "fork":
+        resource_tracker.ensure_running()  # before the block: its own start would lift it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
