@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from autotimm import masks as rle
-from autotimm.images import BROKEN, FORMATS
+from autotimm.coco import masks as rle
+from autotimm.images.inspect import BROKEN, FORMATS
 from autotimm.structures import RLE, InputError
 
 Picture = NDArray[np.uint8]
@@ -260,7 +260,7 @@ def _pixels(image: Any) -> Picture:
             reason = getattr(error, "strerror", None) or "not an image that can be read"
             raise InputError(f"{os.fspath(image)}: {reason}") from error
     if isinstance(image, Image.Image):
-        from autotimm.streaming.decode import rgb
+        from autotimm.images.decode import rgb
 
         try:
             return rgb(ImageOps.exif_transpose(image))

@@ -112,7 +112,7 @@ def read_by_pycocotools() -> Callable[[Path], None]:
 
 
 def read_by_us(records: bool) -> Callable[[Path], None]:
-    from autotimm import coco
+    from autotimm.coco import index as coco
 
     def work(out: Path) -> None:
         index = coco.load(out / "annotations.json", out / "images")

@@ -38,7 +38,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 
-from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor, coco, masks
+from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
+from autotimm.coco import index, masks
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
 from autotimm.models import paste
@@ -106,7 +107,7 @@ def main() -> None:
 
 def bench(folder: Path, given: argparse.Namespace) -> None:
     """Trains and measures all contestants, seed by seed, and prints the table."""
-    splits = coco.find_splits(folder)
+    splits = index.find_splits(folder)
     if given.val not in splits:
         raise InputError(f"{folder}: no split {given.val!r}, only {', '.join(splits)}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in given.only.split(",")}
@@ -135,7 +136,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def run(
-    name: str, folder: Path, val: coco.Split, seed: int, given: argparse.Namespace
+    name: str, folder: Path, val: index.Split, seed: int, given: argparse.Namespace
 ) -> dict[str, float]:
     """One contestant's training and its AP."""
     data = InstanceSegmentationDataModule(

@@ -232,7 +232,7 @@ def by_metric_config(
 def by_results(
     images: list[Image], size: int, making: Watch, metric: Watch, by_pycocotools: bool
 ) -> float:
-    from autotimm import masks
+    from autotimm.coco import masks
     from autotimm.evaluation import coco_eval
 
     truth: dict[str, Any] = {

@@ -32,13 +32,13 @@ from scale_worker import settings, steps_of
 from torch.distributed import PrefixStore, TCPStore
 
 from autotimm import InstanceSegmentor
+from autotimm.checkpoints.storage import PlainCheckpointIO
 from autotimm.data.synthetic import make_dataset
+from autotimm.distributed.rendezvous import Meeting
+from autotimm.setup.check import judge
+from autotimm.setup.report import Report
 from autotimm.streaming.order import WINDOW, EpochOrder, Plan, batch_positions
 from autotimm.structures import World
-from autotimm.training.checkpoint import PlainCheckpointIO
-from autotimm.training.meeting import Meeting
-from autotimm.training.setup_check import judge
-from autotimm.training.setup_report import Report
 
 WORKER = Path(__file__).with_name("scale_worker.py")
 COCO = np.array([1003] * 117 + [936])  # 118,287 images in 118 shards

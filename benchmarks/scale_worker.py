@@ -26,12 +26,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim import Optimizer
 
-from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor, masks
+from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
+from autotimm.coco import masks
+from autotimm.distributed.agreement import over_gloo
+from autotimm.distributed.rendezvous import meeting_of_launcher
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
-from autotimm.training.agreement import over_gloo
-from autotimm.training.meeting import meeting_of_launcher
-from autotimm.training.setup_check import judge
-from autotimm.training.setup_report import Report, packages
+from autotimm.setup.check import judge
+from autotimm.setup.report import Report, packages
 
 WAIT = timedelta(minutes=5)
 SKIP = 4  # steps that are not counted: workers start, buffers are made

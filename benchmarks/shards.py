@@ -24,7 +24,7 @@ from typing import Any
 import photos
 from harness import Run, command, contestant, cpu_ms, machine, markdown, parser, peers, rate, rounds
 
-from autotimm import coco
+from autotimm.coco import index as coco
 
 WRITERS = Path(__file__).with_name("writers.py")
 SHARDER = Path(sys.executable).with_name("autotimm-shard")

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from autotimm import coco, images
-from autotimm.sharding.index import checksum
+from autotimm.coco import index as coco
+from autotimm.format.index import checksum
+from autotimm.images import inspect
 from autotimm.sharding.writer import tar_header
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ def stages(
             for at in range(first, min(first + samples_per_shard, count), _CHUNK):
                 part = range(at, min(at + _CHUNK, first + samples_per_shard, count))
                 data = timed("image files read", _read, [index.image_file(i) for i in part])
-                timed("image headers inspected", _each, images.inspect, data)
+                timed("image headers inspected", _each, inspect.inspect, data)
                 records = timed("records checked, polygons to RLE", _each, index.record, part)
                 texts = timed("JSON made", _each, orjson.dumps, records)
                 pieces = timed("tar headers", _pieces, data, texts)

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from order import buffered_order, neighbours, our_order
 
-from autotimm.coco import Category
-from autotimm.sharding.index import INDEX_DTYPE, index_bytes
-from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, write_manifest
+from autotimm.coco.index import Category
+from autotimm.format.index import INDEX_DTYPE, index_bytes
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo, write_manifest
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader

@@ -23,7 +23,7 @@ from typing import Any
 import photos
 from harness import Run, command, contestant, cpu_ms, machine, markdown, parser, peers, rate, rounds
 
-from autotimm import coco
+from autotimm.coco import index
 
 HERE = Path(__file__).parent
 SHARDER = Path(sys.executable).with_name("autotimm-shard")
@@ -78,7 +78,7 @@ def main() -> None:
             damage(work / "damage", [*found, *also], given)
 
 
-def containers(split: coco.Split, root: Path, found: list[str], given: Any, count: int) -> None:
+def containers(split: index.Split, root: Path, found: list[str], given: Any, count: int) -> None:
     """Writes the first ``count`` images as a COCO folder, files, shards and the peers' formats."""
     small = root / "coco"
     annotations = small / "annotations" / "instances_train.json"

@@ -83,7 +83,7 @@ def autotimm(
     annotations: Path, images: Path, out: Path, samples_per_shard: int, threads: bool = True
 ) -> Work:
     """``write_shard`` for every shard of the plan."""
-    from autotimm import coco
+    from autotimm.coco import index as coco
     from autotimm.sharding.run import usable_cpus
     from autotimm.sharding.writer import make_keys, plan_shards, write_shard
 

@@ -23,9 +23,9 @@ from line import quiet
 from torch._dynamo.utils import counters
 
 from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
+from autotimm.outputs.pictures import SavePictures
+from autotimm.strategies import fsdp, zero
 from autotimm.tasks.precision import MixedPrecision
-from autotimm.training import fsdp, zero
-from autotimm.training.pictures import SavePictures
 
 
 class Record(Callback):

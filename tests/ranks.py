@@ -92,5 +92,7 @@ def _script(code: str, folder: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tests = str(Path(__file__).parent)
+    here = [path for path in sys.path if path.startswith(tests)]  # the folders of the tests
+    here += filter(None, [os.environ.get("PYTHONPATH")])
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)}

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotimm import coco
+from autotimm.augmentation.transforms import evaluation_sample
+from autotimm.coco import index as coco
 from autotimm.data.collate import collate, finish
-from autotimm.data.transforms import evaluation_sample
 from autotimm.evaluation.coco_eval import evaluate, ground_truth, to_results
+from autotimm.images.decode import decode_image
 from autotimm.models.network import Network
 from autotimm.models.restore import restore
-from autotimm.streaming.decode import decode_image
 
 SIDE, IMAGES, STEPS, PEAK_LR = 160, 4, 240, 2e-3
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from autotimm import masks, visualize
+from autotimm import visualize
+from autotimm.coco import masks
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour, draw_instances, grid, save_png
 

@@ -183,8 +183,8 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
 
     from autotimm import visualize
     from autotimm.evaluation import charts, report
-    from autotimm.sharding.manifest import whole_file
-    from autotimm.streaming.decode import DataError
+    from autotimm.files.atomic import whole_file
+    from autotimm.images.decode import DataError
 
     with whole_file(out / "metrics.json") as file:
         file.write(orjson.dumps(report.as_json(measured, count), option=orjson.OPT_INDENT_2))

@@ -111,11 +111,11 @@ def _graph(args: argparse.Namespace, out: Path) -> list[Path]:
 
 
 def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
+    from autotimm.checkpoints.convert import convert
     from autotimm.export.card import MADE_BY, card, measured
-    from autotimm.sharding.manifest import whole_file
+    from autotimm.files.atomic import whole_file
     from autotimm.tasks.checkpoint import read_checkpoint
     from autotimm.tasks.load import load
-    from autotimm.training.convert import convert
     from autotimm.training.run_record import read_record
 
     metrics = None

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
-from autotimm import __version__, urls
+from autotimm import __version__
 from autotimm.cli import lightning_help
+from autotimm.files import urls
 from autotimm.structures import InputError
 
 _HEAD = """\

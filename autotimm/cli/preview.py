@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from autotimm import visualize
-    from autotimm.data.augmentation import Augmentation
+    from autotimm.augmentation.presets import Augmentation
     from autotimm.data.datamodule import InstanceSegmentationDataModule
     from autotimm.data.preview import sheet
 

@@ -21,17 +21,17 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from autotimm import urls
 from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.distributed import signals
+from autotimm.distributed.lost_ranks import LostRanksError
+from autotimm.files import urls
 from autotimm.lightning_private import FlagsOnlyCLI
+from autotimm.setup.check import tell
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
-from autotimm.training import signals
-from autotimm.training.lost import LostRanksError
 from autotimm.training.preemption import Stopped
-from autotimm.training.setup_check import tell
 from autotimm.training.trainer import AutoTrainer
 
 _DESCRIPTIONS = {

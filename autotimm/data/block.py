@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from autotimm import buffers
+from autotimm.images import buffers
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Key -> type and shape of an array."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from autotimm.augmentation.transforms import Sample, checked_rle, label_of
 from autotimm.data.block import Block
-from autotimm.data.transforms import Sample, checked_rle, label_of
 from autotimm.structures import MASK_CROP, Record
 
 SMALLEST_BUCKET = 8

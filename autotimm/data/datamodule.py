@@ -18,22 +18,23 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm import coco
-from autotimm.coco import Category
-from autotimm.data import options, pipeline
-from autotimm.data.augmentation import Augmentation, augmentation_of
-from autotimm.data.custom import Transforms
+from autotimm.augmentation import pipeline_checks
+from autotimm.augmentation.custom import Transforms
+from autotimm.augmentation.presets import Augmentation, augmentation_of
+from autotimm.coco import index
+from autotimm.coco.index import Category
+from autotimm.data import options
 from autotimm.data.loaders import Run, evaluation_loader, training_loader
 from autotimm.data.normalize import Normalize
 from autotimm.data.settings import DataSettings, Setting
 from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
+from autotimm.files.units import byte_count
+from autotimm.files.urls import locate
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Preprocessing, World
-from autotimm.units import byte_count
-from autotimm.urls import locate
 
 
 class InstanceSegmentationDataModule(LightningDataModule):
@@ -212,7 +213,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """What to call each label: its category's name, with the id where several share it."""
-        return coco.shown_names(self.categories)
+        return index.shown_names(self.categories)
 
     @property
     def num_classes(self) -> int:
@@ -256,8 +257,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
         wanted, own = self.preprocessing, self.settings.custom_train_transforms
-        if own is not None and (remark := pipeline.other_colours(own, wanted.mean, wanted.std)):
-            rank_zero_warn(remark)
+        if own is not None:
+            remark = pipeline_checks.other_colours(own, wanted.mean, wanted.std)
+            if remark:
+                rank_zero_warn(remark)
         source, run = self.source(self.settings.train_split), self._run(train=True)
         loader = training_loader(self.settings, self.categories, source, wanted, run)
         self._keep("train", loader)

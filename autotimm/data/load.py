@@ -7,12 +7,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from autotimm.data import transforms
-from autotimm.data.augmentation import Augmentation
+from autotimm.augmentation import transforms
+from autotimm.augmentation.copy_paste import paste
+from autotimm.augmentation.custom import Transforms, custom_sample
+from autotimm.augmentation.presets import Augmentation
 from autotimm.data.collate import target
-from autotimm.data.copy_paste import paste
-from autotimm.data.custom import Transforms, custom_sample
-from autotimm.streaming.decode import DataError, decode_image
+from autotimm.images.decode import DataError, decode_image
 from autotimm.structures import InputError, Record
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from autotimm import coco
-from autotimm.coco import Category
+from autotimm.augmentation.custom import Transforms
+from autotimm.augmentation.presets import Augmentation
+from autotimm.coco import index
+from autotimm.coco.index import Category
 from autotimm.data import collate
-from autotimm.data.augmentation import Augmentation
-from autotimm.data.custom import Transforms
 from autotimm.data.load import Load
 from autotimm.data.settings import DataSettings
 from autotimm.streaming.dataset import SampleStream
@@ -107,7 +107,7 @@ def _load(
     vary: Augmentation | Transforms | None,
 ) -> Load:
     return Load(
-        labels=coco.label_of(categories),
+        labels=index.label_of(categories),
         canvas=settings.image_size,
         vary=vary,
         resize=settings.resize,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotimm import buffers
+from autotimm.images import buffers
 
 
 class Normalize:

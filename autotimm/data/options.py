@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from autotimm.data.transforms import RESIZES
+from autotimm.augmentation.transforms import RESIZES
 from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 

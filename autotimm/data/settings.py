@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from autotimm.data import options, pipeline
-from autotimm.data.augmentation import Augmentation
-from autotimm.data.custom import Transforms
-from autotimm.data.transforms import INTERPOLATIONS, RESIZES
+from autotimm.augmentation import pipeline_checks
+from autotimm.augmentation.custom import Transforms
+from autotimm.augmentation.presets import Augmentation
+from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
+from autotimm.data import options
+from autotimm.files.urls import Location
 from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
-from autotimm.urls import Location
 
 _T = TypeVar("_T")
 
@@ -86,7 +87,7 @@ class DataSettings:
                 "custom_train_transforms decide on their images' size themselves: leave out "
                 "aspect_buckets"
             )
-        pipeline.check(self.custom_train_transforms)
+        pipeline_checks.check(self.custom_train_transforms)
         if self.copy_paste:
             raise InputError(
                 "copy_paste goes with augmentation_preset: leave it or custom_train_transforms out"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from autotimm.coco import Category
+from autotimm.coco.index import Category
 from autotimm.data.settings import DataSettings
+from autotimm.files.urls import Location
 from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
-from autotimm.urls import Location
 
 
 class Splits:

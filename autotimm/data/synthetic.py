@@ -32,7 +32,7 @@ import orjson
 import simplejpeg
 from numpy.typing import NDArray
 
-from autotimm import masks
+from autotimm.coco import masks
 from autotimm.structures import InputError
 
 CATEGORIES = {"disc": 1, "square": 3, "triangle": 7, "star": 18}

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from packaging.requirements import Requirement
 
-from autotimm.training.resources import SHARED_MEMORY
-from autotimm.units import byte_text
+from autotimm.files.units import byte_text
+from autotimm.setup.resources import SHARED_MEMORY
 
 _PROBED = 64 * 2**20  # bytes, written or read at most
 _SLOW = 50e6  # bytes/s: about what 8 GPUs that train a usual model read of JPEG

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from autotimm import urls
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor.machine import Finding, read_speed
-from autotimm.streaming.decode import DataError
+from autotimm.files import urls
+from autotimm.images.decode import DataError
+from autotimm.setup import resources
+from autotimm.strategies import choice
 from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
-from autotimm.training import resources, strategies
 
 _FILES = 500  # of a folder, read at most
 
@@ -117,7 +118,7 @@ def _processes(trainer: Mapping[str, Any]) -> tuple[int, Finding]:
     """The number of ranks on this machine, and whether it has the devices for them."""
     there = torch.cuda.device_count()
     kind, strategy = str(trainer.get("accelerator", "auto")), str(trainer.get("strategy", "auto"))
-    if kind not in (known := strategies.accelerators()):
+    if kind not in (known := choice.accelerators()):
         text = f"accelerator {kind!r} is unknown"
         return 1, Finding("fail", "devices", text, f"take one of {', '.join(known)}")
     on_gpu = kind in ("gpu", "cuda") or (kind == "auto" and there > 0)
@@ -148,10 +149,10 @@ def _methods(trainer: Mapping[str, Any], processes: int) -> list[Finding]:
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
     def strategy() -> Any:
-        return strategies.strategy(given, kind, alone, timedelta(minutes=1))
+        return choice.strategy(given, kind, alone, timedelta(minutes=1))
 
     def precision() -> None:
-        strategies.precision(name, kind, given, [])
+        choice.precision(name, kind, given, [])
         resources.check_precision(str(name or ""), device)
 
     return [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from autotimm import masks
+from autotimm.coco import masks
 from autotimm.evaluation.coco_eval import measured
 from autotimm.evaluation.coco_input import IouType
 from autotimm.structures import Detections, Target

@@ -19,7 +19,7 @@ from autotimm.evaluation.coco_input import IouType, Source, prepared
 from autotimm.structures import Detections, Record
 
 if TYPE_CHECKING:
-    from autotimm.coco import Category
+    from autotimm.coco.index import Category
 
 STATS = (
     "AP",

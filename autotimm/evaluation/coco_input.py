@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
-from autotimm import masks
+from autotimm.coco import masks
 from autotimm.structures import InputError
 
 IouType = Literal["bbox", "segm"]

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from autotimm.coco import Category, shown_names
+from autotimm.coco.index import Category, shown_names
 from autotimm.evaluation.coco_eval import ERRORS, STATS, Errors, Evaluation, measured, mistakes
 from autotimm.evaluation.coco_input import IouType, Source, content, names_of, prepared
 

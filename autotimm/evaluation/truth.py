@@ -8,10 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from autotimm import masks, visualize
-from autotimm.coco import shown_names
+from autotimm import visualize
+from autotimm.coco import masks
+from autotimm.coco.index import shown_names
 from autotimm.evaluation import coco_eval
-from autotimm.streaming.decode import DataError, decode_image
+from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
 
 _SIDE = 640  # pixels: the longest of a picture

@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 
-from autotimm import urls
+from autotimm.files import urls
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.settings import DetectorSettings
 

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from autotimm.data import options
 from autotimm.export.graph import CANDIDATES, Graph
-from autotimm.sharding.manifest import whole_file
+from autotimm.files.atomic import whole_file
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 

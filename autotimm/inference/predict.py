@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from autotimm import masks
+from autotimm.augmentation.transforms import RESIZES, fit, render
+from autotimm.coco import masks
 from autotimm.data import options as checks
 from autotimm.data.normalize import Normalize
-from autotimm.data.transforms import RESIZES, fit, render
 from autotimm.inference.sources import read_ahead
 from autotimm.inference.tiles import Piece, Window, joined, piece_of, tile_windows
 from autotimm.models import restore

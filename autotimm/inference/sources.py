@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from autotimm import images, urls
-from autotimm.streaming import remote
-from autotimm.streaming.decode import decode_image, rgb
+from autotimm.files import remote, urls
+from autotimm.images import inspect
+from autotimm.images.decode import decode_image, rgb
 from autotimm.structures import InputError
 
-SUFFIXES = frozenset(f".{name}" for name in (*images.EXTENSIONS.values(), "jpeg", "tiff"))
+SUFFIXES = frozenset(f".{name}" for name in (*inspect.EXTENSIONS.values(), "jpeg", "tiff"))
 """Suffixes of the files in a folder that count as images."""
 
 
@@ -90,7 +90,7 @@ def pixels_of(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         try:
             return rgb(ImageOps.exif_transpose(image))
-        except images.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
+        except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
             raise InputError(f"a PIL image cannot be read: {error}") from error
     try:
         pixels = np.asarray(image)
@@ -117,8 +117,8 @@ def decoded(data: bytes) -> np.ndarray:
         InputError: it is no image, or a broken one; the message does not name the file.
     """
     try:
-        images.inspect(data)
-        width, height = images.shown_size(data)
+        inspect.inspect(data)
+        width, height = inspect.shown_size(data)
     except ValueError as error:
         raise InputError(str(error)) from error
     return decode_image(data, width, height)

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from autotimm import urls, visualize
+from autotimm import visualize
 from autotimm.evaluation.coco_eval import to_results
-from autotimm.sharding.manifest import whole_file
+from autotimm.files import urls
+from autotimm.files.atomic import whole_file
 from autotimm.structures import Detections, InputError
 
 RESULTS, IMAGES, PICTURES = "results.json", "images.json", "pictures"

@@ -37,7 +37,7 @@ def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> lis
     the image's.
     """
     # The rest of the models run where hotcoco is missing.
-    from autotimm import masks as coded
+    from autotimm.coco import masks as coded
 
     found = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)
     return [

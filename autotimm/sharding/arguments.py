@@ -11,10 +11,10 @@ from itertools import takewhile
 from typing import NoReturn
 
 from autotimm import __version__
+from autotimm.files.units import byte_count
 from autotimm.sharding.outcome import Part
 from autotimm.sharding.summary import put
 from autotimm.structures import InputError
-from autotimm.units import byte_count
 
 _EPILOG = """\
 SRC holds annotations/instances_<split>.json and the images in <split>/ or images/<split>/, <split>

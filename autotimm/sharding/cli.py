@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from autotimm import urls
-from autotimm.coco import Split, find_splits, split_names
+from autotimm.coco.index import Split, find_splits, split_names
+from autotimm.files import urls
+from autotimm.format.manifest import Manifest, plain_name
 from autotimm.sharding.arguments import Arguments, parse
 from autotimm.sharding.destination import destination
 from autotimm.sharding.job import Options
-from autotimm.sharding.manifest import Manifest, plain_name
 from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from autotimm import urls
+from autotimm.files import urls
 from autotimm.sharding.staging import LocalFolder
 from autotimm.structures import InputError
 

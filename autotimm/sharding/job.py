@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from autotimm import __version__
-from autotimm.checks import Problems
-from autotimm.coco import Category, CocoIndex, Split, load
-from autotimm.sharding.manifest import FORMAT, VERSION
+from autotimm.coco.checks import Problems
+from autotimm.coco.index import Category, CocoIndex, Split, load
+from autotimm.format.manifest import FORMAT, VERSION
 from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
 from autotimm.structures import InputError
 

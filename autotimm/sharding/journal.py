@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
-from autotimm.checks import Problems
-from autotimm.sharding.manifest import read_shard_entry, shard_entry
+from autotimm.coco.checks import Problems
+from autotimm.format.manifest import read_shard_entry, shard_entry
 from autotimm.sharding.writer import Written
 
 WORK = ".autotimm-shard"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotimm.sharding.manifest import Manifest
+from autotimm.format.manifest import Manifest
 from autotimm.sharding.processes import Progress
 from autotimm.sharding.writer import Written
 

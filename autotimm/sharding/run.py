@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import orjson
 
-from autotimm.coco import Split
+from autotimm.coco.index import Split
+from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo
 from autotimm.sharding.destination import Destination
 from autotimm.sharding.job import Job, Options, differences, read_job, refuse_problems, stamp
 from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
-from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo
 from autotimm.sharding.outcome import Display, Outcome, Part, Terminated
 from autotimm.sharding.processes import Deal, Progress, crew
 from autotimm.sharding.staging import Claim

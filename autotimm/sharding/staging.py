@@ -27,15 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+from autotimm.files.atomic import whole_file
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
-from autotimm.sharding.manifest import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    read_manifest,
-    whole_file,
-    write_manifest,
-)
 from autotimm.sharding.writer import Written
 from autotimm.structures import InputError
 

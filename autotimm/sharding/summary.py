@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
-from autotimm.sharding.manifest import MANIFEST
+from autotimm.format.manifest import MANIFEST
 from autotimm.sharding.outcome import Outcome, Part
 from autotimm.sharding.writer import Written
 

@@ -24,16 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from autotimm import urls
+from autotimm.files import urls
+from autotimm.files.atomic import FULL
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, manifest_bytes, read_manifest
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
-from autotimm.sharding.manifest import (
-    FULL,
-    MANIFEST,
-    Manifest,
-    Shard,
-    manifest_bytes,
-    read_manifest,
-)
 from autotimm.sharding.staging import Claim
 from autotimm.sharding.writer import Written
 from autotimm.structures import InputError

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from autotimm import masks
-from autotimm.sharding.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.coco import masks
+from autotimm.format.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.format.manifest import BLOCK, MANIFEST, Shard, read_manifest
+from autotimm.format.record import checked_record
+from autotimm.images.decode import decode_image
 from autotimm.sharding.journal import WORK
-from autotimm.sharding.manifest import BLOCK, MANIFEST, Shard, read_manifest
 from autotimm.sharding.processes import Progress, crew
-from autotimm.streaming.decode import decode_image
-from autotimm.streaming.record import checked_record
 from autotimm.structures import InputError, Record
 
 _MOST = 20  # faults named of a shard, and ids of a split that occur twice

@@ -21,11 +21,12 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
-from autotimm import images
-from autotimm.checks import Problems
-from autotimm.coco import CocoIndex
-from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes
-from autotimm.sharding.manifest import BLOCK, Shard, whole_file
+from autotimm.coco.checks import Problems
+from autotimm.coco.index import CocoIndex
+from autotimm.files.atomic import whole_file
+from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes
+from autotimm.format.manifest import BLOCK, Shard
+from autotimm.images import inspect as images
 from autotimm.structures import Record
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this

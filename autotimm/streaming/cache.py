@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from autotimm import urls
-from autotimm.sharding.manifest import FULL, whole_file
-from autotimm.streaming import remote
+from autotimm.files import remote, urls
+from autotimm.files.atomic import FULL, whole_file
 from autotimm.structures import InputError
 
 _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
+from autotimm.images.decode import DataError
 from autotimm.streaming.buckets import BucketPlan, Canvases, Segment, assign
-from autotimm.streaming.decode import DataError
 from autotimm.streaming.order import EpochOrder, Plan, drawn_size, partner, sample_rng
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Record, World

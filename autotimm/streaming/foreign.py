@@ -27,21 +27,22 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm import images
-from autotimm.checks import Problems, as_id
-from autotimm.coco import Category
-from autotimm.sharding.index import INDEX_DTYPE, checksum, index_bytes, read_index
-from autotimm.sharding.manifest import MANIFEST, Manifest, Shard, SplitInfo, whole_file
-from autotimm.sharding.tar import members
+from autotimm.coco.checks import Problems, as_id
+from autotimm.coco.index import Category
+from autotimm.files.atomic import whole_file
+from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes, read_index
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo
+from autotimm.format.record import entries, facts
+from autotimm.format.tar import members
+from autotimm.images import inspect
 from autotimm.streaming.cache import Cache
-from autotimm.streaming.record import entries, facts
 from autotimm.structures import InputError
 
 FOLDER = "foreign"
 """Where in the cache folder the indices lie."""
 
 _VERSION = 2  # of what is kept there
-_IMAGES = {*images.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
+_IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
 _Member = tuple[str, int, int]  # name, offset and size
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autotimm.sharding.manifest import MANIFEST
+from autotimm.files.urls import Location, locate
+from autotimm.format.manifest import MANIFEST
 from autotimm.streaming import foreign
-from autotimm.urls import Location, locate
 
 Layout = Literal["coco", "shards", "tars"]
 
@@ -35,7 +35,8 @@ def look(data_dir: str | Path | Location | DataFolder) -> DataFolder:
     """Finds out what a folder or a URL holds; what was looked at already is returned as it is.
 
     Raises:
-        InputError: as :func:`autotimm.urls.locate` and :func:`autotimm.streaming.foreign.are_tars`.
+        InputError: as :func:`autotimm.files.urls.locate` and
+            :func:`autotimm.streaming.foreign.are_tars`.
     """
     if isinstance(data_dir, DataFolder):
         return data_dir

@@ -24,18 +24,19 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm import urls
-from autotimm.checks import Problems
-from autotimm.coco import Category
-from autotimm.sharding.index import INDEX_DTYPE, build_index, read_index
-from autotimm.sharding.manifest import MANIFEST, Manifest, SplitInfo, read_file, read_manifest
-from autotimm.streaming import foreign, remote
+from autotimm.coco.checks import Problems
+from autotimm.coco.index import Category
+from autotimm.files import remote, urls
+from autotimm.files.atomic import read_file
+from autotimm.format.index import INDEX_DTYPE, build_index, read_index
+from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
+from autotimm.format.record import checked_record, foreign_record
+from autotimm.images.decode import DataError
+from autotimm.streaming import foreign
 from autotimm.streaming.cache import Cache, RemoteFile, default_folder
-from autotimm.streaming.decode import DataError
 from autotimm.streaming.layout import DataFolder, look
-from autotimm.streaming.opened import OpenShard
+from autotimm.streaming.open_shard import OpenShard
 from autotimm.streaming.order import WINDOW
-from autotimm.streaming.record import checked_record, foreign_record
 from autotimm.structures import InputError, Record
 
 _OPEN = 64  # shards kept open: a window, and what workers that lag behind still read

@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autotimm import coco
-from autotimm.checks import Problems
-from autotimm.coco import Category
-from autotimm.sharding.manifest import MANIFEST
-from autotimm.streaming import foreign, remote
-from autotimm.streaming.decode import DataError
+from autotimm.coco import index as coco
+from autotimm.coco.checks import Problems
+from autotimm.coco.index import Category
+from autotimm.files import remote
+from autotimm.format.manifest import MANIFEST
+from autotimm.images.decode import DataError
+from autotimm.streaming import foreign
 from autotimm.streaming.layout import DataFolder, look
 from autotimm.streaming.shards import ShardSource, manifest_of
 from autotimm.structures import InputError, Record

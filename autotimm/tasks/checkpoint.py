@@ -11,9 +11,9 @@ import fsspec
 import torch
 from lightning import LightningModule
 
-from autotimm import urls
+from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
-from autotimm.data.transforms import INTERPOLATIONS, RESIZES
+from autotimm.files import urls
 from autotimm.lightning_private import INSTANTIATOR
 from autotimm.structures import InputError, Preprocessing
 from autotimm.tasks.weights import is_safetensors, read_weights
@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise InputError(
             f"{name} is a folder, as DeepSpeed's checkpoints are: a run goes on from it with the "
             f"same strategy=deepspeed_stage_<n>; for anything else, python -m "
-            f"autotimm.training.convert {name} OUT.safetensors makes one file of it"
+            f"autotimm.checkpoints.convert {name} OUT.safetensors makes one file of it"
         ) from error
     except pickle.UnpicklingError as error:
         # torch's own text goes on to advise loading it without the protection.

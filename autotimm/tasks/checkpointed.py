@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from lightning import LightningModule
 
-from autotimm import urls
+from autotimm.files import urls
 from autotimm.structures import InputError, Preprocessing
 from autotimm.tasks import optimization
 from autotimm.tasks.checkpoint import (

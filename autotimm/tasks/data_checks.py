@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm import urls
+from autotimm.files import urls
 from autotimm.models.backbone import Backbone
 from autotimm.structures import InputError
 

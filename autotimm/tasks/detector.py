@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from autotimm.coco import Category, shown_names
+from autotimm.coco.index import Category, shown_names
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled, restore
 from autotimm.models.network import CANVAS_MULTIPLE, Network

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autotimm import urls
+from autotimm.files import urls
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import model_of, read_checkpoint
 from autotimm.tasks.detector import ObjectDetector

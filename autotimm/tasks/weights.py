@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from autotimm.sharding.manifest import whole_file
+from autotimm.files.atomic import whole_file
 from autotimm.structures import InputError
 
 KEPT = (
@@ -69,7 +69,7 @@ def read_weights(content: bytes) -> dict[str, Any]:
     except (KeyError, ValueError, AttributeError) as error:
         raise InputError(
             "has no settings of a model of this package: give a file that python -m "
-            "autotimm.training.convert made, or pretrained=<file> for the backbone alone"
+            "autotimm.checkpoints.convert made, or pretrained=<file> for the backbone alone"
         ) from error
     if not isinstance(kept, dict):
         raise InputError("has settings that are no object: it is damaged")

@@ -10,11 +10,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from autotimm import urls
+from autotimm.files import urls
+from autotimm.strategies import choice
 from autotimm.structures import InputError
-from autotimm.training import strategies
 
-PRECISIONS = {"None", "16", "bf16", "32", "32-true", *strategies.MIXED}
+PRECISIONS = {"None", "16", "bf16", "32", "32-true", *choice.MIXED}
 
 
 def check_compatible(

@@ -10,15 +10,15 @@ from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from autotimm.checkpoints.storage import PlainCheckpointIO
+from autotimm.distributed.launcher import find_launcher
+from autotimm.outputs.pictures import SavePictures
+from autotimm.outputs.results import SaveResults
 from autotimm.training.check_loss import CheckLoss
-from autotimm.training.checkpoint import PlainCheckpointIO
-from autotimm.training.pictures import SavePictures
 from autotimm.training.progress import ProgressBar
-from autotimm.training.results import SaveResults
 from autotimm.training.run_record import RunRecord
 from autotimm.training.state import KeepState
 from autotimm.training.throughput import EpochLines, LearningRate, Throughput
-from autotimm.training.world import find_launcher
 
 
 def all_plugins(given: Any) -> list[Any]:

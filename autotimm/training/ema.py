@@ -24,9 +24,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from autotimm.strategies.choice import shards_weights
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import EMA, weights_of
-from autotimm.training.strategies import shards_weights
 
 Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
 

@@ -10,12 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
-from autotimm.training import strategies
-from autotimm.training.agreement import settle_at_exit
-from autotimm.training.hush import hush
+from autotimm.distributed.agreement import settle_at_exit
+from autotimm.distributed.launcher import launcher_world
+from autotimm.outputs.results import SaveResults
+from autotimm.strategies import choice
 from autotimm.training.progress import ProgressBar
-from autotimm.training.results import SaveResults
-from autotimm.training.world import launcher_world
+from autotimm.training.quiet import hush
 
 
 def find_all(
@@ -49,8 +49,8 @@ def find_all(
     if nodes == 1 and devices == "auto":
         devices = 1  # by hand: one process
     alone = devices == 1 and nodes == 1
-    strategy = strategies.strategy("auto", accelerator, alone, timedelta(minutes=30))
-    precision, plugins = strategies.precision(precision, accelerator, strategy, [])
+    strategy = choice.strategy("auto", accelerator, alone, timedelta(minutes=30))
+    precision, plugins = choice.precision(precision, accelerator, strategy, [])
     callbacks: list[Callback] = [SaveResults(path), ProgressBar()]
     trainer = Trainer(
         accelerator=accelerator,

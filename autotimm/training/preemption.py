@@ -21,13 +21,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from autotimm.training import signals
-from autotimm.training.agreement import Agreement, over_gloo
-from autotimm.training.lost import is_of_another_rank, ranks_lost
-from autotimm.training.meeting import Meeting
-from autotimm.training.saving import Checkpoints
-from autotimm.training.strategies import shards_weights
-from autotimm.training.world import find_launch
+from autotimm.checkpoints.callback import Checkpoints
+from autotimm.distributed import signals
+from autotimm.distributed.agreement import Agreement, over_gloo
+from autotimm.distributed.launcher import find_launch
+from autotimm.distributed.lost_ranks import is_of_another_rank, ranks_lost
+from autotimm.distributed.rendezvous import Meeting
+from autotimm.strategies.choice import shards_weights
 
 CODE = 85
 """Exit code of a run that a signal stopped: started again, it goes on."""

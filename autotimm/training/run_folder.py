@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from autotimm.distributed.launcher import Launch, find_launch
 from autotimm.training.run_record import RECORD, read_record
-from autotimm.training.world import Launch, find_launch
 
 
 def folder_name(root: str | Path) -> str | None:

@@ -33,14 +33,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm import urls
-from autotimm.sharding.manifest import whole_file
-from autotimm.training import provenance
-from autotimm.training.loggers import go_on, run_folder, run_ids, told
+from autotimm.checkpoints.callback import Checkpoints
+from autotimm.distributed.launcher import find_launch
+from autotimm.files import urls
+from autotimm.files.atomic import whole_file
+from autotimm.outputs import provenance
+from autotimm.outputs.loggers import go_on, run_folder, run_ids, told
 from autotimm.training.preemption import Stopped
-from autotimm.training.saving import Checkpoints
 from autotimm.training.throughput import is_logged
-from autotimm.training.world import find_launch
 
 RECORD = "run.json"
 SECONDS = 10.0

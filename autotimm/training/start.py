@@ -16,18 +16,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from autotimm import urls
+from autotimm.checkpoints import zero_files
+from autotimm.checkpoints.resume import damage_of, newest
+from autotimm.checkpoints.storage import COMPLETE
+from autotimm.distributed.launcher import find_launch
+from autotimm.distributed.rendezvous import JointError, Meeting, host_name
+from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
+from autotimm.setup.check import judge, meeting_of
+from autotimm.setup.report import Report
 from autotimm.structures import InputError
-from autotimm.training import zero_files
-from autotimm.training.checkpoint import COMPLETE
-from autotimm.training.meeting import JointError, Meeting, host_name
-from autotimm.training.resume import damage_of, newest
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record
-from autotimm.training.setup_check import judge, meeting_of
-from autotimm.training.setup_report import Report
-from autotimm.training.world import find_launch
 
 LAST = "last"
 """As a checkpoint's path: the newest one of the newest run."""

@@ -18,9 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.checkpoints.resume import STATE
+from autotimm.outputs import provenance
 from autotimm.structures import InputError
-from autotimm.training import provenance
-from autotimm.training.resume import STATE
 
 
 class KeepState(Callback):

@@ -14,30 +14,31 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 
-from autotimm import urls
+from autotimm.checkpoints.callback import Checkpoints
+from autotimm.checkpoints.settings import SaveSettings
+from autotimm.checkpoints.storage import on_all_ranks
+from autotimm.distributed.agreement import settle_at_exit
+from autotimm.distributed.launcher import launcher_world
+from autotimm.files import urls
 from autotimm.lightning_private import (
     HookedTrainer,
     checkpoint_of,
     leave_signals_alone,
     use_connector,
 )
-from autotimm.training import arguments, preemption, strategies, tuning
-from autotimm.training.agreement import settle_at_exit
-from autotimm.training.checkpoint import on_all_ranks
+from autotimm.outputs.loggers import make_loggers
+from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.setup.check import check_setup
+from autotimm.strategies import choice
+from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.ema import AverageWeights
-from autotimm.training.hush import hush
-from autotimm.training.loggers import make_loggers
-from autotimm.training.metrics_file import MetricsLogger
 from autotimm.training.preemption import Preemption
+from autotimm.training.quiet import hush
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
-from autotimm.training.save_settings import SaveSettings
-from autotimm.training.saving import Checkpoints
-from autotimm.training.setup_check import check_setup
 from autotimm.training.start import NamedCheckpoints, begin
 from autotimm.training.summary import Summary
-from autotimm.training.world import launcher_world
 
 hush()
 
@@ -147,10 +148,8 @@ class AutoTrainer(HookedTrainer):
         else:
             # Before NCCL's watchdog, which ends the process without naming the rank that hangs.
             saving += [Checkpoints(save), Preemption(0.9 * timeout)]
-        strategy = strategies.strategy(
-            strategy, accelerator, _one_device(devices, num_nodes), timeout
-        )
-        precision, plugins = strategies.precision(precision, accelerator, strategy, plugins)
+        strategy = choice.strategy(strategy, accelerator, _one_device(devices, num_nodes), timeout)
+        precision, plugins = choice.precision(precision, accelerator, strategy, plugins)
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.unlogged: MetricsLogger | None = None
         """Names the folder of a run that nothing logs."""

@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor
 
+from autotimm.strategies.fsdp import FSDP
 from autotimm.structures import InputError
-from autotimm.training.fsdp import FSDP
 
 _SMOOTHING = 0.9
 _LOST = 4.0  # times the least loss: it will not come back from there

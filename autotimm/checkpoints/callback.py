@@ -1,0 +1,292 @@
+"""When a run saves its state, under which names, and which of its checkpoints it keeps.
+
+    <run>/checkpoints/
+        step_1200.ckpt    the state after 1,200 optimizer steps: a file, or a folder if sharded
+        step_1400.ckpt
+        last.ckpt         a link to the newest
+        best.ckpt         a link to the one with the best metric
+
+Invariants: a link and a name change only once what they lead to is whole on the disk; a checkpoint
+is removed only after a newer one was written, and only if this run, or the one that it goes on
+from in the same folder, wrote it; no step is saved in the middle of an accumulation; a checkpoint
+that cannot be written does not end a run that may write the next one; all ranks decide alike.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+from weakref import proxy
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from autotimm.checkpoints.retention import clear, kept, point, remove
+from autotimm.checkpoints.settings import SaveSettings
+from autotimm.checkpoints.storage import SaveError, on_all_ranks, sync_folder
+from autotimm.lightning_private import validates_next
+from autotimm.outputs.loggers import run_folder
+from autotimm.structures import InputError
+
+
+def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
+    """After how many steps to look at the clock again when ``seconds`` are left.
+
+    Half as many as fit, and 1 at least: the ranks have to agree at each look, which so happens a
+    few times in an interval instead of at every step.
+    """
+    return max(1, int(seconds / max(seconds_a_step, 1e-9) / 2))
+
+
+class Checkpoints(Checkpoint):
+    """Saves the state of the training as often as asked, and the best by a metric.
+
+    Args:
+        settings: when to save, and what to keep.
+
+    Raises:
+        InputError: in a fit: the metric is not logged, or the last checkpoint cannot be written.
+    """
+
+    def __init__(self, settings: SaveSettings | None = None) -> None:
+        self.settings = settings or SaveSettings()
+        self.monitor: str | None = None  # under the names by which Lightning and loggers ask
+        self.mode = "max"
+        self.dirpath = Path()
+        self._files: dict[str, float | None] = {}
+        self._restored: dict[str, float | None] = {}
+        self._step = 0  # the last one that was looked at
+        self._saved = 0  # the last one that was saved
+        self._due = False
+        self._score: float | None = None  # of a validation after the last step
+        self._problem: str | None = None  # which the last validation has shown
+        self._started = self._since = (0.0, 0)  # time and step: of the start, of the last save
+        self._look = 0  # the step to look at the clock at
+
+    # ------------------------------------------------------------- what there is
+
+    @property
+    def last_model_path(self) -> str:
+        """The newest checkpoint, empty before there is one."""
+        return str(self.dirpath / next(reversed(self._files))) if self._files else ""
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint; the newest where none has a score."""
+        best = kept(self._files, 0, 1, self.mode)
+        return str(self.dirpath / best[0]) if best else self.last_model_path
+
+    @property
+    def best_k_models(self) -> dict[str, torch.Tensor]:
+        """The best checkpoints and their scores, best first."""
+        names = kept(self._files, 0, self.settings.keep_best, self.mode)
+        return {str(self.dirpath / name): torch.tensor(self._files[name]) for name in names}
+
+    @property
+    def best_model_score(self) -> torch.Tensor | None:
+        """The score of the best checkpoint."""
+        return next(iter(self.best_k_models.values()), None)
+
+    @property
+    def current_score(self) -> torch.Tensor | None:
+        """The score of the newest checkpoint."""
+        score = next(reversed(self._files.values()), None)
+        return None if score is None else torch.tensor(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"files": dict(self._files)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Names that lead elsewhere would have files removed there.
+        given = state_dict.get("files") if isinstance(state_dict, dict) else None
+        self._restored = {
+            name: score
+            for name, score in (given.items() if isinstance(given, dict) else ())
+            if re.fullmatch(r"step_\d+\.ckpt", str(name))
+            and (score is None or isinstance(score, float))
+        }
+
+    # -------------------------------------------------------------- when to save
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = run_folder(trainer).absolute() / "checkpoints"
+        if stage == "fit":
+            if self.settings.best_metric and trainer.limit_val_batches == 0:
+                raise InputError("best_metric has no effect with limit_val_batches=0")
+            measured = _metrics(pl_module)
+            given = self.settings.best_metric or ""
+            if given.startswith("val/") and measured and not given.startswith(tuple(measured)):
+                # No error: a class of the user's own may log more. Else the first validation is.
+                rank_zero_warn(
+                    f"best_metric={given!r} is none of the model's metrics, {', '.join(measured)}"
+                )
+            default = measured[0] if measured and self.settings.keep_best else None
+            self.monitor = self.settings.best_metric or default
+            small = "loss" in (self.monitor or "").lower()
+            self.mode = self.settings.best_mode or ("min" if small else "max")
+            self._files, self._restored = {}, {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            clear(self.dirpath)
+            there = {n: s for n, s in self._restored.items() if (self.dirpath / n).exists()}
+        self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
+        self._step = self._look = trainer.global_step
+        self._saved = 0  # a step that was saved before the validation after it is saved once more
+        self._due, self._score, self._problem = False, None, None
+        self._started = self._since = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # in the middle of an accumulation
+            return
+        self._step, self._score = step, None
+        every = self.settings.save_every_n_steps
+        self._due |= bool(every and step % every == 0)
+        self._due |= self._time_is_up(trainer)
+        # After a validation, or the epoch, that follows at once: a run that goes on would skip it.
+        if self._due and not trainer.is_last_batch and not _validates_next(trainer):
+            self._save_and_go_on(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._problem = self._not_logged(trainer)
+        if trainer.sanity_checking:
+            if self._problem:
+                raise InputError(self._problem)
+            return
+        self._score = None if self._problem else self._measured(trainer)
+        if not trainer.is_last_batch:
+            self._save_what_is_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs, every = trainer.current_epoch + 1, self.settings.save_every_n_epochs
+        self._due |= bool(every and epochs % every == 0)
+        self._save_what_is_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            self.save(trainer)
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        """Whether to save, by the clock of the first rank."""
+        minutes = self.settings.save_every_minutes
+        if minutes is None or trainer.global_step < self._look:
+            return False
+        now, step = time.monotonic(), trainer.global_step
+        left = minutes * 60 - (now - self._since[0])
+        pace = (now - self._started[0]) / max(step - self._started[1], 1)
+        up, wait = trainer.strategy.broadcast((left <= 0, steps_to_wait(left, pace)))
+        self._look = step + wait
+        return up
+
+    def _not_logged(self, trainer: Trainer) -> str | None:
+        """What to say where the validation did not give what is to be best."""
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            return None
+        there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        return f"best_metric={self.monitor!r} is not logged in validation, only {there}"
+
+    def _measured(self, trainer: Trainer) -> float | None:
+        """What the validation gave, the same on all ranks."""
+        if self.monitor is None:
+            return None
+        return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        name = _name(trainer)
+        return self._score is not None and name in kept(
+            {**self._files, name: self._score}, 0, self.settings.keep_best, self.mode
+        )
+
+    # ------------------------------------------------------------------- saving
+
+    def _save_what_is_due(self, trainer: Trainer) -> None:
+        if self._due or self._problem or self._is_best(trainer):
+            self._save_and_go_on(trainer)
+        if self._problem:  # told of hours after the start, where there was no sanity check
+            raise InputError(self._problem)
+
+    def _save_and_go_on(self, trainer: Trainer) -> None:
+        try:
+            self.save(trainer)
+        except SaveError as error:
+            self._due = False
+            there = self.last_model_path or "none yet"
+            rank_zero_warn(
+                f"{error}; the training goes on, and tries again when the next one is due (newest "
+                f"checkpoint: {there})"
+            )
+
+    def save(self, trainer: Trainer) -> Path:
+        """Saves the state after the last optimizer step; all ranks call.
+
+        Nothing is done if it is saved already, with the score of a validation after it.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            SaveError: on all ranks, where it cannot be written; the older ones are as they were.
+        """
+        name = _name(trainer)
+        path = self.dirpath / name
+        known = self._score is None or self._files.get(name) is not None
+        done = self._saved == trainer.global_step and name in self._files and known
+        if trainer.fast_dev_run or done:  # type: ignore[attr-defined]
+            self._due = False
+            return path
+        before = dict(self._files)
+        # The state that is saved knows of the checkpoint that it is in.
+        self._files.pop(name, None)
+        self._files[name] = self._score
+        try:
+            trainer.save_checkpoint(path)
+        except BaseException:
+            self._files = before
+            raise
+        self._saved, self._due = trainer.global_step, False
+        self._since = time.monotonic(), trainer.global_step
+        with on_all_ranks(path):
+            if trainer.is_global_zero:
+                point(self.dirpath / "last.ckpt", name)
+                if best := kept(self._files, 0, min(self.settings.keep_best, 1), self.mode):
+                    point(self.dirpath / "best.ckpt", best[0])
+                sync_folder(self.dirpath)
+        # Where that fails they stay, on the disk and in the list: a link may lead to one.
+        names = kept(self._files, self.settings.keep_last, self.settings.keep_best, self.mode)
+        gone = [old for old in self._files if old not in names]
+        self._files = {n: s for n, s in self._files.items() if n in names}
+        if trainer.is_global_zero:
+            for old in gone:
+                remove(self.dirpath / old)
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        return path
+
+
+def _name(trainer: Trainer) -> str:
+    return f"step_{trainer.global_step}.ckpt"
+
+
+def _metrics(pl_module: LightningModule) -> list[str]:
+    """What a model of this package measures in validation, as it is logged; that by which it is
+    known first: on the progress bar."""
+    configs = pl_module.hparams.get("metrics") or []
+    found = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
+    return [f"val/{c['name']}" for c in sorted(found, key=lambda c: not c.get("prog_bar"))]
+
+
+def _validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that has just ended; where the clock says so, which
+    each rank reads for itself, it is not known yet."""
+    by_clock = trainer.val_check_batch is None
+    return not by_clock and validates_next(trainer)

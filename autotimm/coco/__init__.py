@@ -1,0 +1,1 @@
+"""COCO's annotation files: read in pieces, checked, one record an image, masks as RLE."""

@@ -1,0 +1,144 @@
+"""URLs of http(s) and S3: which are spoken to, and how often they are asked again.
+
+Invariants: only http, https and s3 are ever spoken, also after a redirect, and nothing runs a
+shell; no server keeps a reader busy for ever, be it by silence, by a trickle or by an endless file;
+what a message shows of a URL has no secret in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from autotimm.files import urls
+from autotimm.structures import InputError
+
+_T = TypeVar("_T")
+
+_CHUNK = 1 << 20  # bytes
+_MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
+_TRICKLE = 1024  # bytes a second: who sends fewer might as well send none
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a download is tried.
+
+    Attributes:
+        attempts: how often, at most.
+        wait: seconds before the second try; they double with each.
+        stall: seconds without a byte after which a try counts as failed.
+    """
+
+    attempts: int = 5
+    wait: float = 1.0
+    stall: float = 60.0
+
+
+class _RefusedError(Exception):
+    """Trying again will not help."""
+
+
+def join(url: str, name: str) -> str:
+    """The URL of a file in the folder that a URL names; a query (a signature) stays in place."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def read_bytes(url: str, retry: Retry) -> bytes:
+    """Reads a small file.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+
+    def attempt() -> bytes:
+        content = b"".join(chunks(url, _MANIFEST_LIMIT, retry.stall))
+        if len(content) > _MANIFEST_LIMIT:
+            raise _RefusedError(f"larger than {_MANIFEST_LIMIT} bytes")
+        return content
+
+    return retried(url, attempt, retry)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
+    """Yields the content of a URL, broken off soon after ``at_most`` bytes.
+
+    Raises:
+        OSError: nothing, or next to nothing, came for ``stall`` seconds; and what else the
+            libraries beneath raise.
+    """
+    import aiohttp  # here, as both take a while that local shards need not wait
+    import fsspec
+
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if url.startswith("s3"):
+        options["config_kwargs"] = {"connect_timeout": stall, "read_timeout": stall}
+        opening: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
+    else:
+        # aiohttp's own limit of 5 minutes in all would end large shards; a stall is what matters.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
+        options["client_kwargs"] = {"timeout": timeout}
+        # One stream rather than ranges; the size is given so that it is not asked for before,
+        # which signed URLs would refuse.
+        opening = {"block_size": 0, "size": 1}
+    try:
+        files, path = fsspec.url_to_fs(url, **options)
+        with files.open(path, "rb", **opening) as stream:
+            yield from _unless_it_trickles(stream, at_most, stall)
+    except TimeoutError:
+        raise OSError(f"nothing came for {stall:g} seconds") from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # that of a redirect
+        raise _RefusedError(f"{error} is not an http(s) address") from None
+
+
+def _unless_it_trickles(stream: BinaryIO, at_most: int, stall: float) -> Iterator[bytes]:
+    count, before, since = 0, 0, time.monotonic()
+    while count <= at_most and (chunk := stream.read(_CHUNK)):
+        count += len(chunk)
+        yield chunk
+        seconds = time.monotonic() - since
+        if seconds > stall:
+            if count - before < _TRICKLE * seconds:
+                raise OSError(f"only {count - before:,} bytes came in {seconds:.1f} seconds")
+            before, since = count, since + seconds
+
+
+def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
+    """Tries a download as often as it may be tried.
+
+    Raises:
+        InputError: it cannot be had; one line that names the URL.
+        FileNotFoundError: the server does not have it.
+    """
+    name = urls.shown(url)
+    for left in reversed(range(retry.attempts)):
+        try:
+            return attempt()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{name}: the server has no such file") from None
+        except InputError:  # something of this machine, which the server cannot mend
+            raise
+        # The back ends raise their libraries' own errors, and there is no base class for them.
+        except Exception as error:
+            status = getattr(error, "status", None) or 500
+            final = isinstance(error, _RefusedError | PermissionError) or (
+                400 <= status < 500 and status not in (408, 425, 429)
+            )
+            if final or not left:
+                reason = urls.reason(error, url)
+                tries = "" if final else f" after {retry.attempts} tries"
+                raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
+            time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
+    raise ValueError("at least one attempt is needed")

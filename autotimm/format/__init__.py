@@ -1,0 +1,1 @@
+"""What a shard folder is: the manifest, the tars, their indexes, the records in them."""

@@ -1,0 +1,121 @@
+"""The record of an image, out of a shard, which may come from anywhere: checked before it is used.
+
+Our own shards hold records as ``structures.Record`` has them; what differs is refused. Those of
+others are taken as a COCO file's annotations are: what is odd is mended or left out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+
+from autotimm.coco import masks
+from autotimm.coco.checks import as_id, as_size, check_annotation, is_text
+from autotimm.images.decode import DataError
+from autotimm.structures import Record
+
+
+def checked_record(text: bytes | memoryview, where: str) -> Record:
+    """A record out of a shard, which may come from anywhere."""
+    try:
+        record = orjson.loads(text)
+        size = [_whole(record["height"], 1), _whole(record["width"], 1)]
+        if as_size(*size) is None:
+            raise ValueError("no image has its width and height")
+        _whole(record["image_id"])
+        if not isinstance(record["file_name"], str):
+            raise ValueError("file_name is not text")
+        for annotation in record["annotations"]:
+            _whole(annotation["id"])
+            _whole(annotation["category_id"])
+            if annotation["iscrowd"] not in (0, 1):
+                raise ValueError("iscrowd is neither 0 nor 1")
+            x, y, w, h = annotation["bbox"]
+            if not math.isfinite(x + y + w + h + annotation["area"]):
+                raise ValueError("a box or area is not finite")
+            rle = annotation["segmentation"]
+            if rle["size"] != size or not isinstance(rle["counts"], str):
+                raise ValueError("a segmentation is no compressed RLE of the image's size")
+            for polygon in annotation.get("polygons", []):
+                masks.check_polygon(polygon)
+    except KeyError as error:
+        raise DataError(f"{where}: its record lacks {error}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: its record is damaged: {error}") from error
+    return record
+
+
+def foreign_record(text: bytes | memoryview, where: str) -> Record:
+    """A record as others write it, checked: what is odd in it is mended or left out as in a COCO
+    file (``checks.py``).
+
+    Raises:
+        DataError: it is no record of an image; the message begins with ``where``.
+    """
+    try:
+        raw = orjson.loads(text)
+        image_id, width, height = facts(raw)
+    except ValueError as error:
+        raise DataError(f"{where}: its record is damaged: {error}") from error
+    annotations = []
+    for number, entry in enumerate(entries(raw)):
+        id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
+        if category_id is None:
+            continue  # counted when the tar was indexed
+        polygons = entry.get("polygons")
+        whole = entry | {
+            "id": number if id_ is None else id_,
+            "category_id": category_id,
+            "segmentation": entry.get("segmentation") or polygons,
+        }
+        annotation = check_annotation(whole, height, width, lambda _: None)
+        if annotation is None:
+            continue
+        if "polygons" not in annotation and polygons and _are_polygons(polygons):
+            annotation["polygons"] = polygons
+        annotations.append(annotation)
+    name = raw.get("file_name")
+    return {
+        "image_id": image_id,
+        "file_name": name if is_text(name) else "",
+        "width": width,
+        "height": height,
+        "annotations": annotations,
+    }
+
+
+def facts(raw: Any) -> tuple[int, int, int]:
+    """Image id, width and height of a record; ValueError if it lacks one."""
+    if not isinstance(raw, dict):
+        raise ValueError("its .json is not an object")
+    image_id, size = as_id(raw.get("image_id")), as_size(raw.get("width"), raw.get("height"))
+    if image_id is None:
+        raise ValueError("its .json has no whole number as image_id")
+    if size is None:
+        raise ValueError("its .json has no width and height of an image")
+    return image_id, *size
+
+
+def entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a record that are objects at all."""
+    annotations = raw.get("annotations")
+    if not isinstance(annotations, list):
+        return []
+    return [entry for entry in annotations if isinstance(entry, dict)]
+
+
+def _are_polygons(value: Any) -> bool:
+    try:
+        for polygon in value:
+            masks.check_polygon(polygon)
+    except (ValueError, TypeError):
+        return False
+    return isinstance(value, list)
+
+
+def _whole(value: Any, least: int | None = None) -> int:
+    if type(value) is not int or (least is not None and value < least):
+        raise ValueError(f"{value!r} is not a whole number in range")
+    return value

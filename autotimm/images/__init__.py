@@ -1,0 +1,1 @@
+"""Image files: what they are, their pixels, the memory for them."""

@@ -1,0 +1,1 @@
+"""What a run writes for people and scripts: metrics, pictures, results, where they came from."""

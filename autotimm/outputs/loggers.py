@@ -1,0 +1,229 @@
+"""Where a run's numbers and pictures go: ``metrics.csv`` always, TensorBoard, W&B and MLflow.
+
+Invariants: a logger that fails ends no run: the first failure is warned of by the logger's name,
+and the others are passed over; what cannot be used at all is refused before there is a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from autotimm.files import urls
+from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.structures import InputError
+
+NAMES = ("csv", "tensorboard", "wandb", "mlflow")
+
+PROJECT = "autotimm"
+"""Under which W&B and MLflow file runs, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says so."""
+
+GIVEN_UP = 5
+"""Failures in a row after which a logger is left alone: each may have waited for a network."""
+
+
+def make_loggers(
+    given: Any, root: str | Path, version: str | None = None, ids: dict[str, str] | None = None
+) -> list[Logger]:
+    """The loggers of a run, each guarded; the first is a CSVLogger, whose folder is the run's.
+
+    Args:
+        given: a name of ``NAMES``, a Logger, or several; None for TensorBoard where it is
+            installed; False for none at all, not even ``metrics.csv``.
+        root: where the run's folder lies.
+        version: name of the run's folder; by default the next free ``version_<n>``.
+        ids: by name the ids under which W&B and MLflow know a run that goes on.
+
+    Raises:
+        InputError: an unknown name, or one that needs a package which is not installed.
+    """
+    if given is False:
+        return []
+    if given is None or given is True:
+        given = ["tensorboard"] if _installed("tensorboard") else []
+    chosen = [given] if isinstance(given, str | Logger) else given
+    if not isinstance(chosen, Iterable):
+        raise InputError(f"logger={given!r}: give some of {', '.join(NAMES)}, or Logger objects")
+    loggers: list[Logger] = [one for one in chosen if isinstance(one, Logger)]
+    names = [one for one in chosen if not isinstance(one, Logger)]
+    own = next((one for one in loggers if isinstance(one, CSVLogger)), None)
+    if own is None:
+        own = MetricsLogger(root, version)
+    rest = [one for one in loggers if one is not own]
+    for name in names:
+        if name not in NAMES:
+            raise InputError(f"logger={name!r} is unknown: choose from {', '.join(NAMES)}")
+        if not _installed(name):
+            raise InputError(f"logger={name!r} needs pip install {name}")
+    for name in dict.fromkeys(names):
+        if name != "csv":
+            rest.append(_named(name, own, Path(root), (ids or {}).get(name)))
+    return [guarded(logger) for logger in (own, *rest)]
+
+
+def _named(name: str, own: CSVLogger, root: Path, known: str | None) -> Logger:
+    if name == "tensorboard":
+        return TensorBoard(own)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return DummyLogger()  # not a database, a service or a connection for each rank
+    run = Path(own.log_dir).name
+    try:
+        if name == "wandb":
+            project = _setting("WANDB_PROJECT", PROJECT)
+            return WandbLogger(name=run, save_dir=root, id=known, project=project)
+        experiment = _setting("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        place = _setting("MLFLOW_TRACKING_URI", f"sqlite:///{root.absolute() / 'mlflow.db'}")
+        return MLFlowLogger(experiment, run_name=run, tracking_uri=place, run_id=known)
+    except Exception as error:
+        raise InputError(f"logger={name!r} cannot be set up: {told(error)}") from error
+
+
+def _setting(name: str, default: str) -> str:
+    return os.environ.get(name) or default
+
+
+def _installed(name: str) -> bool:
+    if name == "tensorboard":
+        return any(importlib.util.find_spec(one) for one in ("tensorboard", "tensorboardX"))
+    return name == "csv" or importlib.util.find_spec(name) is not None
+
+
+def run_ids(loggers: Sequence[Logger]) -> dict[str, str]:
+    """By name, the ids of the run at W&B and MLflow, to go on under."""
+    kinds = (("wandb", WandbLogger), ("mlflow", MLFlowLogger))
+    found = {n: one.version for n, kind in kinds for one in loggers if isinstance(one, kind)}
+    return {name: str(known) for name, known in found.items() if known}
+
+
+def go_on(loggers: Sequence[Logger], step: int) -> None:
+    """Has ``metrics.csv`` and TensorBoard forget what they have from optimizer step ``step`` on,
+    0-based: a run that goes on takes these steps once more."""
+    for logger in loggers:
+        one: Any = guarded(logger)
+        if isinstance(logger, MetricsLogger):
+            one.go_on(step)
+        elif isinstance(logger, TensorBoardLogger) and step:
+            one.attempt(_restart, logger, step)
+
+
+@rank_zero_only
+def _restart(logger: TensorBoardLogger, step: int) -> None:
+    proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    logger.experiment.file_writer.add_event(proto.Event(session_log=start), step)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where the run writes. ``log_dir`` asks the first rank, so every rank must ask at once."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def log_picture(logger: Logger, name: str, picture: Any, step: int) -> None:
+    """Hands [H, W, 3] uint8 to a logger that takes pictures: TensorBoard, W&B or MLflow."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [picture], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, picture, f"{name}-step{step}.png")
+
+
+def told(error: BaseException) -> str:
+    """An error on one line, without the secrets of URLs."""
+    return urls.without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+
+
+# ---------------------------------------------------------------- a logger that may fail
+
+
+def guarded(logger: Logger) -> Logger:
+    """``logger`` behind a :class:`Guard`, unless it is behind one already."""
+    return logger if isinstance(logger, Guard) else cast(Logger, Guard(logger))
+
+
+class Guard:
+    """Stands in front of a logger: warns of its failures and passes over them; everything else is
+    the logger's.
+
+    ``isinstance`` takes a guard for one of the logger's class, which is what Lightning, callbacks
+    and users ask; ``type`` says Guard. After ``GIVEN_UP`` failures in a row the logger is left
+    alone, unless it is a CSVLogger, whose rows wait until they can be written.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self._failures = 0  # in a row
+        self._warned = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._logger)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._logger, name)
+        guards = inspect.ismethod(found) and not name.startswith("_")
+        return functools.partial(self.attempt, found) if guards else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("_logger", "_failures", "_warned")
+        object.__setattr__(self if own else self._logger, name, value)
+
+    def __reduce__(self) -> Any:
+        return Guard, (self._logger,)
+
+    @property
+    def experiment(self) -> Any:
+        """The library's own object; one that does nothing where it cannot be made."""
+        made = self.attempt(getattr, self._logger, "experiment")
+        return DummyExperiment() if made is None else made
+
+    def attempt(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What ``do`` returns; None, with a warning, where it fails."""
+        if self._failures >= GIVEN_UP and not isinstance(self._logger, CSVLogger):
+            return None
+        try:
+            result = do(*args, **kwargs)
+        except Exception as error:
+            self._failures += 1
+            self._warn(error)
+            return None
+        if getattr(do, "__name__", "") == "log_metrics":  # the others may be there to do nothing
+            self._failures = 0
+        return result
+
+    def _warn(self, error: Exception) -> None:
+        name = type(self._logger).__name__
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(f"{name} fails, and the run goes on without it ({told(error)})")
+        elif self._failures == GIVEN_UP and not isinstance(self._logger, CSVLogger):
+            rank_zero_warn(f"{name} failed {GIVEN_UP} times in a row, and is left alone from here")
+
+
+class TensorBoard(TensorBoardLogger):
+    """Writes into the folder of another logger."""
+
+    def __init__(self, beside: CSVLogger) -> None:
+        super().__init__(beside.save_dir, name="", default_hp_metric=False)
+        self._beside = beside
+
+    @property
+    def log_dir(self) -> str:
+        return self._beside.log_dir

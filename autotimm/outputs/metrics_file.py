@@ -1,0 +1,152 @@
+"""``metrics.csv``: the numbers of a run, a row for each time that they are logged.
+
+Invariants: rows are whole, at any time, on a full disk too, where those that wait are written once
+there is room; a run that goes on in its folder goes on in its file, without the rows of steps that
+it takes once more.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from autotimm.files.atomic import whole_file
+
+
+class MetricsLogger(CSVLogger):
+    """Lightning's, with a file of ours, which goes on where it is there already.
+
+    Args:
+        root: the folder below which runs lie.
+        version: name of the run's folder; by default the next free ``version_<n>``.
+
+    ``step`` counts from 0, as Lightning has it in every logger: a row of step 9 is of the tenth
+    optimizer step, or of a validation after it. Checkpoints, pictures and ``run.json`` have the
+    number of steps that were taken, which is 10 then.
+    """
+
+    def __init__(self, root: str | Path, version: str | None = None) -> None:
+        super().__init__(root, name="", version=version)
+        self.known_version: int | str | None = version
+        self.file: MetricsFile | None = None
+
+    @property
+    def version(self) -> int | str:
+        """That of the run's folder. The first rank makes a new one's folder at once: of two runs
+        that start together both would find the same number free."""
+        if self.known_version is None:
+            free = int(super().version)
+            while not rank_zero_only.rank:  # type: ignore[attr-defined]
+                try:
+                    Path(self.root_dir, f"version_{free}").mkdir(parents=True)
+                except FileExistsError:
+                    free += 1
+                    continue
+                except OSError:  # who writes there says so
+                    pass
+                break
+            self.known_version = free
+        return self.known_version
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        if self.file is None:
+            self.file = MetricsFile(self.log_dir)
+        return self.file
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self.file is not None:
+            self.save()
+
+    @rank_zero_only
+    def go_on(self, step: int) -> None:
+        """Forgets what was logged from optimizer step ``step`` on, 0-based: it comes again."""
+        self.experiment.forget(step)
+
+
+class MetricsFile:
+    """Rows that wait to be written, and the file that they go to, with ``hparams.yaml`` beside it.
+
+    It has the methods of Lightning's ExperimentWriter, which removes the file that is there.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.path = Path(log_dir, "metrics.csv")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics: list[dict[str, Any]] = []
+        self.metrics_keys: list[str] = []
+        self.hparams: dict[str, Any] = {}
+        if self.path.exists():
+            text = self.path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last row short
+            self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
+            if not self.metrics_keys:
+                self.path.unlink()
+            elif len(whole) < len(text):
+                with self.path.open("r+b") as file:
+                    file.truncate(len(whole))
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        self.hparams |= params
+        save_hparams_to_yaml(self.path.with_name("hparams.yaml"), self.hparams)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        self.metrics.append({**row, "step": step})
+
+    def save(self) -> None:
+        """Writes the rows that wait; where that fails they go on waiting, and the file is as it
+        was."""
+        if not self.metrics:
+            return
+        columns = sorted({*self.metrics_keys}.union(*self.metrics))
+        if columns != self.metrics_keys or not self.path.exists():
+            self._rewrite([*self._read(), *self.metrics], columns)
+        else:
+            with self.path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(_rows(self.metrics, columns))
+                    file.flush()
+                except OSError:
+                    # Without the buffer, whose rest would be written once more.
+                    file.raw.close()
+                    with self.path.open("r+b") as again:
+                        again.truncate(size)
+                    raise
+        self.metrics = []
+
+    def forget(self, step: int) -> None:
+        """Removes the rows of ``step`` and later ones."""
+        rows = self._read()
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(kept, self.metrics_keys)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
+        with whole_file(self.path, sync=False) as file:
+            file.write(_rows([dict(zip(columns, columns, strict=True)), *rows], columns))
+        self.metrics_keys = columns
+
+
+def _rows(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

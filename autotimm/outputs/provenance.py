@@ -1,0 +1,162 @@
+"""What a run came from: command line, versions, environment, git state, settings; as plain values.
+
+Invariants: nothing here raises or needs more than seconds; of the environment only what is listed
+is taken, so that no key or password gets into a file; URLs are without their secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+import autotimm
+from autotimm.data.settings import DataSettings
+from autotimm.files import urls
+
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "albumentations"),
+    *("opencv-python-headless", "simplejpeg", "deepspeed", "webdataset"),
+)
+_ENVIRONMENT = (
+    *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"),
+    *("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "DS_ACCELERATOR"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCH_DISTRIBUTED_DEBUG"),
+    *("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION"),
+    *("SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_RESTART_COUNT"),
+    *("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
+)
+_GIT_SECONDS = 20  # a large checkout on a slow network disk takes long to compare
+
+
+def command_line() -> list[str]:
+    """The words that started this process."""
+    return [urls.without_secrets(word) for word in sys.orig_argv]
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and what it stands on."""
+    found = {"python": platform.python_version(), "autotimm": autotimm.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an optional one
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The variables that shape a run, as far as they are set."""
+    names = [name for name in os.environ if name in _ENVIRONMENT or name.startswith("NCCL_")]
+    return {name: os.environ[name] for name in sorted(names)}
+
+
+def machine(trainer: Trainer) -> dict[str, Any]:
+    """The first rank's host and device, and how many there are."""
+    device = trainer.strategy.root_device
+    on_gpu = device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "processes": trainer.world_size,
+        "nodes": trainer.num_nodes,
+    }
+
+
+def git_states() -> list[dict[str, Any]]:
+    """Folder, commit and whether files differ from it, of the checkouts that the script and this
+    package lie in; empty where there is none."""
+    script = Path(sys.argv[0] or ".").resolve().parent
+    states = [_git_state(folder) for folder in (script, Path(autotimm.__file__).parent)]
+    return list({state["folder"]: state for state in states if state}.values())
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> str:
+        # A repository's own settings must not have git start programs.
+        options = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder))
+        done = subprocess.run(  # noqa: S603
+            [git, *options, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        return done.stdout.strip()
+
+    try:
+        top, commit = ask("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        return {"folder": top, "commit": commit, "dirty": dirty}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None  # no checkout, or none that git can read
+
+
+def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
+    """The arguments of model, data and trainer, as far as they are plain values."""
+    trained = {
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+        "precision": str(trainer.precision),
+        "strategy": type(trainer.strategy).__name__,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+    }
+    data = _arguments(getattr(trainer, "datamodule", None))
+    parts = {"model": dict(model.hparams), "data": data, "trainer": trained}
+    found: dict[str, Any] = {}
+    for part, values in parts.items():
+        known = {k: asdict(v) if _is_instance(v) else v for k, v in values.items()}
+        found[part] = {str(k): _plain(v) for k, v in known.items() if _is_plain(v)}
+    return found
+
+
+def _arguments(datamodule: Any) -> dict[str, Any]:
+    """What a data module was made with: the settings of ours, the public attributes of any."""
+    if datamodule is None:
+        return {}
+    own = {k: v for k, v in vars(datamodule).items() if k[0] != "_"}
+    if isinstance(chosen := own.get("settings"), DataSettings):
+        del own["settings"]
+        names = [one.name for one in fields(chosen) if one.name != "location"]
+        own |= {"data_dir": chosen.location.given} | {k: getattr(chosen, k) for k in names}
+    return own
+
+
+def _is_instance(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, bool | int | float | str | Path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return urls.shown(str(value)) if isinstance(value, str | Path) else value

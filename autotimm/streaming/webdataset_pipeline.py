@@ -1,0 +1,111 @@
+"""Our shards as a decoded ``webdataset`` pipeline, for those who compose their own.
+
+webdataset's own ``.decode()`` unpickles what it finds, and opens URLs with a shell; neither is used
+here: the shards come out of our store and the images out of our decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from autotimm.files.urls import locate
+from autotimm.format.manifest import MANIFEST
+from autotimm.format.record import checked_record
+from autotimm.images.decode import DataError, decode_image
+from autotimm.streaming.layout import look
+from autotimm.streaming.shards import ShardSource
+from autotimm.structures import InputError, World
+
+if TYPE_CHECKING:
+    import webdataset
+
+
+def webdataset_pipeline(
+    data_dir: str | Path,
+    split: str,
+    shuffle: int = 0,
+    *,
+    seed: int = 0,
+    world: World | None = None,
+    cache_dir: str | Path | None = None,
+) -> webdataset.WebDataset:
+    """Opens a split of a shard folder or URL as a ``webdataset.WebDataset``.
+
+    Its samples are ``{"__key__": str, "image": [h, w, 3] uint8 RGB, "record": dict}``; go on with
+    ``.map(...)``, ``.batched(...)`` and the like. Shards are dealt to ranks, then to workers: whole
+    shards, so that ranks may get unequal numbers of samples. ``StreamLoader`` does without that.
+
+    Args:
+        data_dir: the folder or URL.
+        split: such as "train".
+        shuffle: samples in webdataset's shuffle buffer; 0 keeps the order, of the shards too.
+        seed: of the shuffling, which changes with every epoch of the same pipeline (in a
+            DataLoader: with persistent workers).
+        world: this rank and the number of ranks.
+        cache_dir: where shards from a URL are kept; by default in the user's cache folder.
+
+    Raises:
+        InputError: these are no shards, or they are damaged.
+    """
+    import webdataset
+
+    location = locate(data_dir)
+    if location.folder is not None and not (location.folder / MANIFEST).is_file():
+        raise InputError(
+            f"{location.folder}: not a folder of shards (no {MANIFEST}): run autotimm-shard"
+        )
+    source = ShardSource(look(location), split, cache_dir)
+    shards = _LocalShards(source, seed if shuffle else None, world or World())
+    pipeline = webdataset.WebDataset(
+        ["the stage below"],
+        nodesplitter=None,
+        workersplitter=None,
+        shardshuffle=False,
+        empty_check=False,  # a rank or worker may well have no shard
+    )
+    pipeline.pipeline[0] = shards  # deals and downloads, in place of webdataset's list of URLs
+    if shuffle:
+        # Its plain shuffle repeats itself every epoch.
+        pipeline = pipeline.compose(webdataset.detshuffle(bufsize=shuffle, seed=seed))
+    return pipeline.map(_decoded)
+
+
+class _LocalShards(IterableDataset):
+    """This worker's shards as webdataset wants to hear of them, downloaded as their turn comes."""
+
+    def __init__(self, source: ShardSource, seed: int | None, world: World) -> None:
+        super().__init__()
+        self._source, self._seed, self._world = source, seed, world
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        order = np.arange(len(self._source.shard_sizes))
+        if self._seed is not None:
+            np.random.default_rng((self._seed, self._epoch)).shuffle(order)
+        self._epoch += 1
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for shard in order[self._world.rank :: self._world.size][worker::workers]:
+            # A plain path would be taken for a URL where it has a colon.
+            yield {"url": f"file:{self._source.path(int(shard)).resolve()}"}
+
+
+def _decoded(sample: dict[str, Any]) -> dict[str, Any]:
+    key = sample["__key__"]
+    where = f"{sample['__url__'].removeprefix('file:')}: sample {key!r}"
+    if "json" not in sample:
+        raise DataError(f"{where} has no .json")
+    record = checked_record(sample["json"], where)
+    images = [k for k in sample if not k.startswith("__") and k != "json"]
+    if len(images) != 1:
+        raise DataError(f"{where} has {len(images)} images, not 1")
+    try:
+        image = decode_image(sample[images[0]], record["width"], record["height"])
+    except DataError as error:
+        raise DataError(f"{where} ({record['file_name']}): {error}") from error
+    return {"__key__": key, "image": image, "record": record}

@@ -1,0 +1,134 @@
+"""``autotimm preview``: the picture against the images and annotations that it shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import forked
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from autotimm import visualize
+from autotimm.augmentation.presets import PRESETS, Augmentation
+from autotimm.cli import preview
+from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.data.preview import sheet
+from autotimm.data.synthetic import make_dataset
+from autotimm.structures import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("preview") / "coco"
+    make_dataset(root, train=3, val=1, size=96)
+    return root
+
+
+def module(folder: Path, **options: object) -> InstanceSegmentationDataModule:
+    given: dict = {"image_size": 96, **options}
+    return InstanceSegmentationDataModule(folder, batch_size=2, num_workers=0, **given)
+
+
+def test_what_is_drawn_is_what_is_annotated(folder: Path) -> None:
+    page, names = sheet({"as it is": module(folder, augmentation_preset=Augmentation())}, 3)
+    assert page.shape == (8 + 28 + 3 * 104, 96 + 16, 3)
+    truth = COCO(str(next((folder / "annotations").glob("*train*.json"))))
+    classes = sorted(truth.cats)
+    by_name = {image["file_name"]: image["id"] for image in truth.imgs.values()}
+    assert sorted(names) == sorted(by_name)
+    for row, name in enumerate(names):
+        every = truth.loadAnns(truth.getAnnIds([by_name[name]], iscrowd=0))
+        xywh = np.array([a["bbox"] for a in every]).reshape(-1, 4)
+        expected = visualize.draw_instances(
+            np.array(Image.open(next(folder.glob(f"train*/{name}"))).convert("RGB")),
+            np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            [classes.index(a["category_id"]) for a in every],
+            masks=[truth.annToMask(a) for a in every],
+            class_names=[truth.cats[c]["name"] for c in classes],
+        )
+        found = page[36 + row * 104 : 36 + row * 104 + 96, 8 : 8 + 96]
+        same = (np.abs(found.astype(int) - expected).max(axis=2) < 8).mean()
+        assert same > 0.95  # masks went through the squares of training
+
+
+def test_a_pipeline_of_ones_own_can_be_shown(folder: Path) -> None:
+    A = pytest.importorskip("albumentations")
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    own = A.Compose(
+        [A.Normalize(mean, std)],
+        bbox_params=A.BboxParams(format="coco", label_fields=["labels"]),
+    )
+    plain = module(folder, augmentation_preset=Augmentation())
+    mine = module(folder, custom_train_transforms=own, mean=mean, std=std)
+    page, _ = sheet({"plain": plain, "mine": mine}, 2)
+    left, right = page[36:, 8:104].astype(int), page[36:, 112:208].astype(int)
+    assert (np.abs(left - right).max(axis=2) <= 8).mean() > 0.95
+
+
+def test_large_pictures_are_made_smaller(folder: Path) -> None:
+    page, _ = sheet({"a": module(folder), "b": module(folder, seed=1)}, 1, cell=48)
+    assert page.shape == (8 + 28 + 48 + 8, 2 * 48 + 3 * 8, 3)
+    sizes = {"a": module(folder), "b": module(folder, image_size=64)}
+    page, _ = sheet(sizes, 1, cell=48)
+    assert page.shape == (8 + 28 + 48 + 8, 48 + 32 + 3 * 8, 3)  # the smaller stays the smaller
+
+
+def test_the_command_shows_every_preset(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "preview.png"
+    words = ["-m", "autotimm", "preview", "--data", folder, "--out", out]
+    done = forked.run(*words, "--image-size", 64, 96, "--samples", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"each as it is, {', '.join(PRESETS)}\n")
+    assert Image.open(out).size == (8 + 104 * (1 + len(PRESETS)), 36 + 2 * 72)
+
+
+def shown(folder: Path, *words: object) -> np.ndarray:
+    """The picture that the command writes of two samples, as they are and with ``light``."""
+    out = folder.parent / "shown.png"
+    given = ["--data", folder, "--out", out, "--preset", "light", "--samples", 2]
+    given += ["--image-size", 64, 96, *words]
+    assert preview.run(preview.parser().parse_args(list(map(str, given)))) == 0
+    return np.array(Image.open(out))
+
+
+def test_every_flag_of_the_command_tells(folder: Path) -> None:
+    plain = shown(folder)
+    np.testing.assert_array_equal(shown(folder), plain)
+    first = np.s_[36:, : 8 + 96]  # the column without any augmentation
+    for words in (("--seed", 1), ("--resize", "stretch")):
+        assert np.any(shown(folder, *words)[first] != plain[first])
+    pasted = shown(folder, "--copy-paste", 1)
+    np.testing.assert_array_equal(pasted[first], plain[first])
+    assert np.any(pasted != plain)
+    scaled = shown(folder, "--multi-scale")
+    assert not np.array_equal(scaled, plain)  # smaller, or of other sides
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("--out a.jpg", "must end in .png"),
+        ("--out a.png --samples 0", "--samples is 0"),
+        ("--out a.png --preset weak", "invalid choice: 'weak'"),
+        ("--out a.png --split else", "no split 'else', only train, val"),
+        ("--out a.png --image-size 64 64 64", "--image-size takes one side, or height and width"),
+        ("--samples 1 --image-size 64 --out no/such/a.png", "cannot write no/such/a.png"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(
+    words: str, match: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=match):
+        preview.run(preview.parser().parse_args(["--data", str(folder), *words.split()]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_needs_no_torch() -> None:
+    code = "import sys; from autotimm.cli import preview; preview.parser().format_help()"
+    code += "; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,127 @@
+"""Ranks that hear the same verdict, whoever comes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore, TCPStore
+
+from autotimm.distributed import rendezvous as meeting
+from autotimm.distributed.rendezvous import Meeting, located, meeting_at
+
+SOON = timedelta(seconds=0.3)
+
+
+def together(size: int, act: Callable[[Meeting], Any], ranks: range | None = None) -> list[Any]:
+    """What ``act`` returns or raises on each of the ranks, which are threads."""
+    store = HashStore()
+    meetings = [Meeting(store, rank, size) for rank in ranks or range(size)]
+
+    def caught(meeting: Meeting) -> Any:
+        try:
+            return act(meeting)
+        except TimeoutError as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(caught, meetings))
+
+
+def test_all_ranks_hear_what_the_first_makes_of_their_reports() -> None:
+    judged = []
+
+    def judge(reports: list[Any]) -> str:
+        judged.append(reports)
+        return "-".join(reports)
+
+    def twice(meeting: Meeting) -> tuple[str, str]:
+        first = meeting.meet(f"a{meeting.rank}", judge)
+        return first, meeting.meet(f"b{meeting.rank}", judge)
+
+    assert together(3, twice) == [("a0-a1-a2", "b0-b1-b2")] * 3
+    assert judged == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+
+
+def test_who_does_not_come_is_waited_for_and_then_left_out() -> None:
+    told = together(3, lambda m: m.meet(m.rank, lambda reports: reports, SOON), range(2))
+    assert told == [[0, 1, None]] * 2
+
+
+def test_a_silent_first_rank_is_not_waited_for_for_ever() -> None:
+    (told,) = together(3, lambda m: m.meet(m.rank, len, SOON), range(2, 3))
+    assert isinstance(told, TimeoutError)
+
+
+def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
+    left: list[int] = []
+
+    def act(meeting: Meeting) -> None:
+        meeting.meet(0, len)
+        if meeting.rank == 0:
+            time.sleep(0.2)
+            left.append(0)  # says it
+        meeting.part()
+        if meeting.rank:
+            left.append(meeting.rank)
+
+    together(3, act)
+    assert left[0] == 0
+    assert sorted(left) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("left", ["gone", "another's", "alive"])
+def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
+    left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = "127.0.0.1"
+    board = TCPStore(local, 0, is_master=True, wait_for_workers=False)
+    other = TCPStore(local, 0, is_master=True, wait_for_workers=False)
+    port = other.port
+    if left == "gone":
+        del other
+    elif left == "alive":  # its first rank has not heard yet that the second one is dead
+        other.set("old", "")
+        other.add("old/1", 1)
+    board.set("autotimm/where", f'[{port},"old"]')
+    for name, value in {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",  # which is no help: another node may count 1
+        "MASTER_ADDR": local,
+        "MASTER_PORT": str(board.port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(meeting, "_meetings", {})
+    alone = {"wait_for_workers": False, "timeout": SOON}
+
+    def come(rank: int) -> TCPStore:
+        time.sleep(0 if rank else 0.3)  # the second rank has looked before the first one came
+        return meeting._apart_from_torchrun(local, board.port, rank, timedelta(minutes=1))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(come, range(2))
+    assert first.port == second.port not in (board.port, port)
+    second.set("said", "yes")
+    assert first.get("said") == b"yes"
+    # As torch.distributed asks for it; and so does the next meeting.
+    assert os.environ["MASTER_PORT"] == str(first.port)
+    assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(["said"])
+    assert meeting_at(local, first.port, 0, 2).store.check(["said"]) is False
+    assert os.environ["MASTER_PORT"] == str(first.port)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        ([2], "rank 2 on b"),
+        ([0, 1, 3], "ranks 0-1, 3 on a, b"),
+        ([0, 2, 3, 4, 5, 6, 7], "ranks 0, 2-7 on a, b, c, d and 2 more"),
+    ],
+)
+def test_ranks_are_named_with_their_nodes(ranks: list[int], text: str) -> None:
+    assert located(ranks, ["a", "a", "b", "b", "c", "d", "e", "f"]) == text

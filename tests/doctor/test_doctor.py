@@ -1,0 +1,208 @@
+"""``autotimm doctor`` tells what is wrong, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from coco_folder import image, write
+
+from autotimm.cli import doctor as verb
+from autotimm.doctor import machine, run
+from autotimm.structures import InputError
+
+SAMPLE = Path(__file__).parents[2] / "shards/sample"
+SMALL = Path(__file__).parents[2] / "launch/small_cpu.yaml"
+
+
+def levels(found: list[machine.Finding]) -> dict[str, str]:
+    return {one.name: one.level for one in found}
+
+
+def failing(found: list[machine.Finding]) -> list[str]:
+    return [one.name for one in found if one.level == "fail"]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SAMPLE, tmp_path / "shards"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, dict[str, str]]]:
+    code = verb.run(verb.parser().parse_args([*words, "--json"]))
+    return code, {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+
+
+def test_packages_are_those_installed() -> None:
+    found = {one.name: one for one in machine.packages()}
+    for name in ("torch", "lightning", "timm", "pycocotools"):
+        assert found[name] == ("ok", name, importlib.metadata.version(name), "")
+    assert "pytest" not in found
+
+
+def test_a_missing_an_old_and_an_optional_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "1.0", "s3fs": None, "timm": None}
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in versions and versions[name] is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions.get(name) or real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = {one.name: one for one in machine.packages()}
+    assert found["torch"].level == "fail" and found["torch"].text.startswith("1.0 is not")
+    assert found["timm"].level == "fail" and "pip install 'timm" in found["timm"].remedy
+    assert found["s3fs"].level == "ok" and "for s3: pip install 's3fs>=" in found["s3fs"].text
+
+
+def test_a_driver_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "none")
+    assert [one.level for one in machine.gpus()] == ["warn"]
+    (tmp_path / "there").write_text("NVRM version: 1\n")
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "there")
+    assert [one.level for one in machine.gpus()] == ["fail"]
+
+
+def test_little_shared_memory_and_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64 * 2**20, 0, 64 * 2**20))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
+    found = levels(machine.limits())
+    assert found["shared memory"] == found["open files"] == "warn"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, 2**40))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    assert set(levels(machine.limits()).values()) == {"ok"}
+
+
+def test_the_disk_is_written_to_and_left_as_it_was(tmp_path: Path) -> None:
+    assert "MB/s" in (text := machine.write_speed(tmp_path / "a/b").text) or "GB/s" in text
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "x").write_bytes(b"a" * 3_000_000)
+    assert machine.read_speed(tmp_path, [tmp_path / "x"]).text.endswith("(3 MB)")
+    assert machine.read_speed(tmp_path, [tmp_path / "y"]).level == "fail"
+
+
+def test_a_slow_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._speed("disk", 100 * 2**20, 10.0).level == "warn"
+    assert machine._speed("disk", 100 * 2**20, 0.1).level == "ok"
+    assert machine._speed("disk", 1000, 10.0).level == "ok"  # of so little the start is most
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 1000))
+    assert machine.write_speed(tmp_path)[:1] == ("fail",)
+    assert "full" in machine.write_speed(tmp_path).text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert machine.write_speed(tmp_path).level == "fail"
+
+
+def test_sound_data_and_damaged_ones(shards: Path, tmp_path: Path) -> None:
+    assert failing(run.data(str(shards))) == []
+    assert failing(run.data(str(tmp_path / "none"))) == ["data"]
+    tar = next(shards.glob("train*.tar"))
+    tar.write_bytes(tar.read_bytes()[:1000])
+    assert failing(run.data(str(shards))) == ["split train"]
+    manifest = shards / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"train"', '"other"'))
+    assert failing(run.data(str(shards))) == ["data"]
+
+
+def test_odd_data_are_a_warning(tmp_path: Path) -> None:
+    images = [image(), image(id=2, file_name="gone.jpg")]
+    found = run.data(str(write(tmp_path / "coco", images)))
+    [split] = [one for one in found if one.name == "split train"]
+    assert split.level == "warn" and "gone.jpg" in split.text and split.remedy
+
+
+@pytest.mark.slow  # it is tried several times
+def test_a_server_that_is_not_there() -> None:
+    found = run.data("http://user:secret@127.0.0.1:9/shards?signature=hidden")
+    assert failing(found) == ["data"]
+    assert "secret" not in found[0].text and "hidden" not in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer", "wrong"),
+    [
+        ({}, {}, {}),
+        ({"train_split": "other"}, {}, {"config and data": "fail"}),
+        ({"image_size": -1}, {}, {"config and data": "fail"}),
+        ({"batch_size": 64}, {}, {"batch": "warn"}),
+        ({"batch_size": 2}, {"num_nodes": 8}, {"batch": "warn"}),
+        ({}, {"accelerator": "gpu", "devices": 4}, {"devices": "fail"}),
+        ({}, {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"}, {}),
+        ({}, {"strategy": "fsdp2"}, {"strategy": "fail"}),
+        ({}, {"precision": "16-mixed"}, {}),  # which goes on in 32-true
+        ({}, {"precision": "16-mixed", "accelerator": "cpu"}, {"precision": "fail"}),
+        ({}, {"accelerator": "zz"}, {"devices": "fail"}),
+        ({"image_size": -1}, {"strategy": "no"}, {"config and data": "fail", "strategy": "fail"}),
+        ({"num_workers": 10_000}, {}, {"workers": "warn"}),
+    ],
+)
+def test_whether_a_config_suits(
+    data: dict[str, object],
+    trainer: dict[str, object],
+    wrong: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run.resources, "check_open_files", lambda *_: None)
+    monkeypatch.setattr(run.resources, "check_shared_memory", lambda *_: None)
+    given = {"data_dir": str(SAMPLE), "num_workers": 1, "batch_size": 1} | data
+    trainer = {"accelerator": "auto", "devices": "auto"} | trainer
+    found = levels(run.config(given, trainer))
+    assert {name: level for name, level in found.items() if level != "ok"} == wrong
+
+
+def test_memory_and_files_that_workers_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> None:
+        raise InputError("too little: take more")
+
+    monkeypatch.setattr(run.resources, "check_shared_memory", lacks)
+    found = run.config({"data_dir": str(SAMPLE), "num_workers": 1}, {"accelerator": "cpu"})
+    lacking = next(one for one in found if one.name == "memory of workers")
+    assert lacking == ("fail", "memory of workers", "too little", "take more")
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [("auto", 4), (-1, 4), (2, 2), ("3", 3), ([0, 2], 2), ("0,1,", 2)]
+)
+def test_devices_are_counted_as_lightning_does(devices: object, count: int) -> None:
+    assert run._count(devices, 4) == count
+
+
+def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("--config", str(SMALL), "--data", str(SAMPLE), "--out", str(tmp_path))
+    code, found = told(capsys, *words)
+    assert code == 0
+    assert found["config and data"]["text"] == "train, val: 4 classes at 320 x 320 pixels"
+    code, found = told(capsys, "--data", str(tmp_path))
+    assert code == 1 and found["data"]["level"] == "fail" and "config and data" not in found
+    assert verb.run(verb.parser().parse_args([])) in (0, 1)  # as this machine is
+    lines = capsys.readouterr().out.splitlines()
+    assert " ok, " in lines[-1]
+    [packages] = (line for line in lines if line.startswith("ok   packages"))
+    assert f"torch {torch.__version__.partition('+')[0]}" in packages
+    assert len(lines) < 15
+
+
+def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("data: {image_sizes: 3}\n")
+    (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe")
+    for name in ("none.yaml", "wrong.yaml", "latin.yaml"):
+        with pytest.raises(InputError):
+            verb.run(argparse.Namespace(config=str(tmp_path / name), data=None, out=None, json=0))

@@ -1,0 +1,232 @@
+"""URLs: a server with every fault that there is, and what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import Fault, Server, serve
+
+from autotimm import InstanceSegmentationDataModule
+from autotimm.data.synthetic import make_dataset
+from autotimm.files import remote
+from autotimm.files.remote import Retry
+from autotimm.files.urls import locate
+from autotimm.sharding.cli import shard
+from autotimm.streaming.cache import Cache, RemoteFile
+from autotimm.streaming.store import open_source
+from autotimm.structures import InputError
+
+QUICK = Retry(attempts=3, wait=0.01, stall=0.3)
+CONTENT = os.urandom(100_000)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "a.tar").write_bytes(CONTENT)
+    with serve(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", None, QUICK)
+
+
+def file_of(server: Server) -> RemoteFile:
+    url, digest = f"{server.url}/a.tar?key=secret", hashlib.sha256(CONTENT).hexdigest()
+    return RemoteFile(url, digest, ".tar", len(CONTENT), len(CONTENT))
+
+
+PASSING: list[tuple[Fault, str]] = [
+    (500, "500"),
+    (503, "503"),
+    (429, "429"),
+    (408, "408"),
+    ("stall", "nothing came for 0.3 seconds"),
+    ("trickle", "only [0-9]+ bytes came in 0[.][0-9] seconds"),
+    ("cut", r"payload|completed"),
+    ("other", "its content is not what the manifest says"),
+    ("endless", "200,000|bytes or more came"),
+    ("close", "[Dd]isconnected"),  # which aiohttp itself tries once again
+]
+
+
+@pytest.mark.parametrize(("fault", "reason"), PASSING)
+def test_what_may_pass_is_tried_again_so_often_and_no_more(
+    fault: Fault, reason: str, server: Server, cache: Cache
+) -> None:
+    server.faults["a.tar"] = [fault, fault]
+    with cache.open(file_of(server)) as file:
+        assert file.read() == CONTENT
+    asked = server.requests.pop("a.tar")
+    assert asked == 3
+
+    Path(file.name).unlink()
+    server.faults["a.tar"] = [fault] * 9
+    with pytest.raises(InputError, match=rf"after 3 tries: .*({reason})") as error:
+        cache.open(file_of(server))
+    assert server.requests["a.tar"] == (6 if fault == "close" else 3)
+    assert str(error.value).startswith(f"{server.url}/a.tar: cannot be downloaded after 3 tries: ")
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+    assert [path for path in cache.folder.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (400, "400"),
+        (401, "401"),
+        (403, "403"),
+        ("file:///etc/passwd", "file:///etc/passwd is not an http"),
+        ("ftp://127.0.0.1/a.tar?key=secret", "ftp://127.0.0.1/a.tar is not an http"),
+        ("pipe:cat /etc/passwd", "pipe:cat /etc/passwd is not an http"),
+    ],
+)
+def test_what_will_not_pass_is_said_at_once(
+    fault: Fault, reason: str, server: Server, cache: Cache
+) -> None:
+    server.faults["a.tar"] = [fault] * 9
+    with pytest.raises(InputError, match=rf"a\.tar: cannot be downloaded: .*{reason}") as error:
+        cache.open(file_of(server))
+    assert server.requests["a.tar"] == 1
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+    assert [path for path in cache.folder.iterdir() if path.is_file()] == []
+
+
+def test_a_file_that_is_not_there(server: Server, cache: Cache) -> None:
+    server.faults["a.tar"] = [404]
+    with pytest.raises(FileNotFoundError, match=r"/a\.tar: the server has no such file$"):
+        cache.open(file_of(server))
+
+
+def test_redirects_within_http_are_followed(server: Server, cache: Cache) -> None:
+    server.faults["a.tar"] = [f"{server.url}/elsewhere/a.tar"]
+    with cache.open(file_of(server)) as file:
+        assert file.read() == CONTENT
+    server.faults["a.tar"] = [f"{server.url}/a.tar"] * 99
+    with pytest.raises(InputError, match=r"a\.tar: cannot be downloaded"):
+        cache.open(RemoteFile(f"{server.url}/a.tar", "0" * 64, ".tar", 9))
+
+
+def test_no_secret_is_shown(server: Server, cache: Cache) -> None:
+    """Not even one that a redirect brings."""
+    server.faults["a.tar"] = [f"{server.url}/gone.tar?signature=hush", 403]
+    server.faults["gone.tar"] = [403]
+    with pytest.raises(InputError, match=r"/a\.tar: .*403") as error:
+        cache.open(file_of(server))
+    assert "hush" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_waits_double(server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.faults["a.tar"] = [500] * 9
+    with pytest.raises(InputError):
+        Cache(cache.folder, None, Retry(attempts=4, wait=3)).open(file_of(server))
+    assert waits == [3, 6, 12]
+
+
+@pytest.mark.parametrize(
+    "bad", ["../b.tar", "x/b.tar", "http://h/b.tar", "pipe:cat b|x/", ".b", ""]
+)
+def test_a_manifest_names_nothing_but_plain_files(bad: str, server: Server) -> None:
+    shard = {"name": bad, "samples": 1, "bytes": 2048, "sha256": "0" * 64}
+    split = {"images": 1, "instances": 1, "crowd": 0, "problems": {}}
+    manifest = {
+        "format": "autotimm-shards",
+        "version": 2,
+        "autotimm": "1",
+        "categories": [{"id": 1, "name": "a", "supercategory": ""}],
+    }
+    for index in ({"name": "a.npy", "sha256": "0" * 64}, {"name": bad, "sha256": "0" * 64}):
+        name = bad if index["name"] == "a.npy" else "a.tar"
+        shards = [shard | {"name": name, "index": index}]
+        content = json.dumps(manifest | {"splits": {"train": split | {"shards": shards}}})
+        (server.folder / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match=r"manifest\.json: not a manifest of shards: "):
+            open_source(server.url, "train")
+
+
+def test_an_endless_manifest_is_broken_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_MANIFEST_LIMIT", 1 << 20)
+    (server.folder / "manifest.json").write_bytes(bytes(4096))
+    server.faults["manifest.json"] = ["endless"]
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be downloaded: larger than"):
+        open_source(server.url, "train")
+    assert server.requests["manifest.json"] == 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "ftp://h/x", "pipe:cat x", "gs://b/x", "hdfs://h/x", "ssh://h/x", "github://o:r@main/x",
+        "data:text/plain,x", "memory://x", "simplecache::http://h/x", "zip://*::http://h/x.zip",
+        "file://host/x",
+    ],
+)  # fmt: skip
+def test_only_four_schemes_are_read(location: str) -> None:
+    with pytest.raises(InputError, match=r"are not read|three slashes"):
+        open_source(location, "train")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "ftp://user:SECRET@host/x#SECRET",
+        "simplecache::https://u:SECRET@h/x?sig=SECRET",
+        "file://u:SECRET@host/x?SECRET",
+    ],
+)
+def test_no_secret_of_what_is_not_read_is_shown(location: str) -> None:
+    with pytest.raises(InputError, match=r"are not read|three slashes") as error:
+        open_source(location, "train")
+    assert "SECRET" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http:x", "not a whole URL, which is as in http://host/folder"),
+        ("http:/x", "not a whole URL, which is as in http://host/folder"),
+        ("HTTPS:///x", "not a whole URL, which is as in https://host/folder"),
+        ("s3:bucket/x", "not a whole URL, which is as in s3://bucket/folder"),
+        ("http://[::1", "addresses in brackets are not read: give the server's name"),
+        ("http://[::1]:80/x", "addresses in brackets are not read: give the server's name"),
+        ("~nobody-has-this-name/x", "there is no such home folder: write the path out"),
+    ],
+)
+def test_half_a_url_is_called_so(location: str, reason: str) -> None:
+    for attempt in (lambda: open_source(location, "train"), lambda: locate(location)):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == f"{location}: {reason}"
+
+
+def test_home_is_expanded_in_local_paths(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/shards").folder == tmp_path / "shards"
+    assert locate("a~/~b").folder == Path("a~/~b")
+    make_dataset(tmp_path / "coco", train=3, val=2, size=64)
+    shard(tmp_path / "coco", tmp_path / "server")
+    assert open_source("~/server", "train").shard_sizes.tolist() == [3]
+    assert InstanceSegmentationDataModule("~/coco", num_workers=0).class_names
+    open_source(server.url, "train", "~/cache").read(0, 0)
+    assert list((tmp_path / "cache").glob("*.tar"))
+    assert locate(f"{server.url}/~user").folder is None
+
+
+def test_a_nul_byte_is_refused_in_one_line(server: Server) -> None:
+    make_dataset(server.folder.parent / "coco", train=3, val=2, size=64)
+    shard(server.folder.parent / "coco", server.folder)
+    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+        open_source(server.url, "train", "a\0b")
+    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+        open_source("a\0b", "train")

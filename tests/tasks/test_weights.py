@@ -1,0 +1,132 @@
+"""Weights to publish: one safetensors file, from a checkpoint and back to a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+from batches import random_batch, small
+from torch.utils.data import DataLoader
+
+from autotimm import AutoTrainer, InputError, InstanceSegmentor
+from autotimm.checkpoints.convert import convert, main
+from autotimm.tasks.checkpoint import read_checkpoint
+
+CATEGORIES = [{"id": 7 * i, "name": f"kind {i}"} for i in range(3)]
+
+
+def saved(path: Path, **more: Any) -> InstanceSegmentor:
+    """A model, whose checkpoint is written to ``path``."""
+    model = small(mask_size=12, metrics=[{"name": "mAP", "metric_class": "MeanAveragePrecision"}])
+    torch.save(
+        {
+            "state_dict": model.state_dict(),
+            "hyper_parameters": dict(model.hparams),
+            "categories": CATEGORIES,
+            "preprocessing": asdict(model.preprocessing),
+            "epoch": 2,
+            "global_step": 30,
+            "pytorch-lightning_version": "2.6.4",
+            "optimizer_states": [],
+            **more,
+        },
+        path,
+    )
+    return model
+
+
+def test_a_published_file_is_the_checkpoints_model(tmp_path: Path) -> None:
+    model = saved(tmp_path / "last.ckpt")
+    path = convert(tmp_path / "last.ckpt", tmp_path / "new" / "weights.safetensors")
+    loaded = InstanceSegmentor.load_from_checkpoint(path)
+    assert loaded.categories == CATEGORIES
+    assert loaded.preprocessing == model.preprocessing
+    assert loaded.hparams == {**model.hparams, "pretrained": False, "compile_model": False}
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    # Others read the weights without this package.
+    assert safetensors.torch.load_file(path).keys() == model.state_dict().keys()
+    with fsspec.open("memory://weights.safetensors", "wb") as file:
+        file.write(path.read_bytes())
+    again = InstanceSegmentor.load_from_checkpoint("memory://weights.safetensors")
+    assert torch.equal(again.network.head.classes.weight, model.network.head.classes.weight)
+
+
+def test_the_average_of_the_weights_is_published_where_there_is_one(tmp_path: Path) -> None:
+    average = {name: torch.full_like(w, 3) for name, w in small(mask_size=12).state_dict().items()}
+    saved(tmp_path / "last.ckpt", ema={"decay": 0.9, "state_dict": average})
+    path = convert(tmp_path / "last.ckpt", tmp_path / "weights.safetensors")
+    loaded = InstanceSegmentor.load_from_checkpoint(path)
+    assert all((weight == 3).all() for weight in loaded.state_dict().values())
+
+
+def test_it_can_be_evaluated_and_is_no_training_to_go_on_with(tmp_path: Path) -> None:
+    model = saved(tmp_path / "last.ckpt")
+    path = convert(tmp_path / "last.ckpt", tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    run = AutoTrainer(
+        accelerator="cpu", devices=1, max_epochs=1, logger=False, default_root_dir=tmp_path
+    )
+    batch = {
+        **random_batch([1], 64, 64),
+        "image_id": torch.tensor([1]),
+        "file_name": ["a.jpg"],
+        "padding": torch.tensor([False]),
+        "scale": torch.ones(1, 2),
+        "offset": torch.zeros(1, 2),
+        "original_size": torch.tensor([[64, 64]]),
+    }
+    loader = DataLoader([batch], batch_size=None)
+    run.predict(model, loader, ckpt_path=str(path))
+    assert model.network.head.classes.weight.abs().sum() > 0
+    assert model.categories == CATEGORIES
+    with pytest.raises(InputError, match="holds weights alone, without the optimizer's state"):
+        run.fit(model, loader, ckpt_path=str(path))
+
+
+def test_what_is_not_one_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(3)}, path)
+    with pytest.raises(InputError, match="has no settings of a model of this package") as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    safetensors.torch.save_file({"a": torch.ones(3)}, path, {"autotimm": "[]"})
+    with pytest.raises(InputError, match="settings that are no object"):
+        read_checkpoint(path)
+    saved(tmp_path / "last.ckpt")
+    whole = convert(tmp_path / "last.ckpt", path).read_bytes()
+    for length in (9, 100, len(whole) - 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cannot be read as safetensors"):
+            read_checkpoint(path)
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{" + whole[9:])
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        read_checkpoint(path)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "last.ckpt")
+    out = tmp_path / "weights.safetensors"
+    main([str(tmp_path / "last.ckpt"), str(out)])
+    assert capsys.readouterr().out.strip() == str(out)
+    torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
+    (tmp_path / "empty").mkdir()
+    for given, said in (
+        (["nowhere.ckpt", str(out)], "there is no checkpoint at nowhere.ckpt"),
+        ([str(tmp_path / "last.ckpt"), "out.bin"], "has to end in .safetensors"),
+        ([str(tmp_path / "bare.ckpt"), str(out)], "has no settings of a model"),
+        ([str(tmp_path / "empty"), str(out)], "is no checkpoint of DeepSpeed's"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(given)
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1
+        assert said in told[0]
+    assert read_checkpoint(out)["categories"] == CATEGORIES

@@ -1,0 +1,251 @@
+"""Which folder a run has, and which checkpoint it begins from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import forked
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from line import Line, loader, quiet
+
+from autotimm.distributed.launcher import Launch, find_launch
+from autotimm.structures import InputError
+from autotimm.training.run_folder import find_run, folder_name
+from autotimm.training.run_record import write_record
+from autotimm.training.start import begin, newest_below, starting_point
+
+SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launch"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "12"}, None),  # in a job, but not started by srun
+        (SLURM, Launch("slurm-12.0", "job_12", False, "", "")),
+        (SLURM | {"SLURM_RESTART_COUNT": "2"}, Launch("slurm-12.0", "job_12", True, "", "")),
+        (
+            SLURM | {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"},
+            Launch("slurm-10_3.0", "job_10_3", False, "", ""),
+        ),
+    ],
+)
+def test_launches(
+    variables: dict[str, str], launch: Launch | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, variables)
+    assert find_launch() == launch
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_torchrun_is_known_by_its_process_through_a_script(script: bool) -> None:
+    code = (
+        "import os; from autotimm.distributed.launcher import find_launch; "
+        "print(os.getppid(), os.getpid(), *find_launch())"
+    )
+    env = os.environ | TORCHRUN
+    if script:
+        words = ["bash", "-c", '"$@"; exit', "bash", sys.executable, "-c", code]
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, env=env, text=True)
+        parent, _, *said = child.communicate()[0].split()
+        assert parent == str(child.pid)
+        torchrun, started = os.getpid(), child.pid
+    else:
+        torchrun, started, *said = forked.run("-c", code, env=env).stdout.split()
+    assert said[:3] == ["torchrun-abc", "None", "False"]
+    assert said[3].startswith(f"{platform.node()}-{torchrun}-")
+    assert said[4].startswith(f"{platform.node()}-{started}-")
+
+
+def torchrun(agent: str, worker: str) -> Launch:
+    return Launch("torchrun-abc", None, False, agent, worker)
+
+
+def test_a_start_of_torchruns_is_one_more_where_a_node_of_it_was_there_before(
+    tmp_path: Path,
+) -> None:
+    write_record(
+        tmp_path / "run",
+        {"launch_id": "torchrun-abc", "agents": ["a", "b"], "worker": "a-1"},
+    )
+    run = tmp_path / "run"
+    assert find_run(tmp_path, torchrun("a", "a-2"), ["a"]) == run
+    # The first node is lost, and another one is the first now.
+    assert find_run(tmp_path, torchrun("0", "0-1"), ["0", "b"]) == run
+    # A second run of the same start, and another call that was given the same id.
+    assert find_run(tmp_path, torchrun("a", "a-1"), ["a", "b"]) is None
+    assert find_run(tmp_path, torchrun("c", "c-1"), ["c"]) is None
+
+
+def test_a_requeued_job_finds_its_folder_and_another_step_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert folder_name(tmp_path) is None  # version_<n>
+    given(monkeypatch, SLURM)
+    assert folder_name(tmp_path) == "job_12"
+    write_record(tmp_path / "job_12", {"launch_id": "slurm-12.0"})
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert folder_name(tmp_path) == "job_12-2"
+    write_record(tmp_path / "job_12-2", {"launch_id": "slurm-12.1"})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert folder_name(tmp_path) == "job_12-2"
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert folder_name(tmp_path) == "job_12"
+
+
+def test_of_two_runs_of_an_id_the_newer_is_meant(tmp_path: Path) -> None:
+    for n, name in enumerate(["b", "a"]):
+        write_record(tmp_path / name, {"launch_id": "slurm-1.0"})
+        os.utime(tmp_path / name / "run.json", (n, n))
+    launch = Launch("slurm-1.0", "job_1", True, "", "")
+    assert find_run(tmp_path, launch, []) == tmp_path / "a"
+    assert find_run(tmp_path / "none", launch, []) is None
+    assert find_run(tmp_path, launch._replace(again=False), []) is None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole one, as a trainer saves it."""
+    root = tmp_path_factory.mktemp("runs")
+    trainer = quiet(root, max_steps=1, logger=[])
+    trainer.fit(Line(), loader())
+    found = newest_below(root)
+    assert found is not None
+    return found
+
+
+def run(
+    root: Path, name: str, checkpoint: Path, saved: float, launch_id: str | None = None
+) -> Path:
+    path = root / name / "checkpoints" / "step_1.ckpt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, path)
+    os.utime(path, (saved, saved))
+    write_record(root / name, {"launch_id": launch_id})
+    return path
+
+
+def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
+    assert starting_point(tmp_path, None) == (None, None)
+    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    path, said = starting_point(tmp_path, "last")
+    assert path is None and said is not None and "no checkpoint below" in said
+
+    newer = run(tmp_path, "version_0", checkpoint, saved=20)
+    own = run(tmp_path, "job_1", checkpoint, saved=10, launch_id="slurm-1.0")
+    assert starting_point(tmp_path, "last") == (str(newer), f"ckpt_path=last: {newer}")
+    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    assert starting_point(tmp_path, None) == (None, None)
+    for wanted in (None, "last", "a.ckpt"):
+        path, said = starting_point(tmp_path, wanted, tmp_path / "job_1")
+        assert path == str(own) and said == f"started again (slurm-1.0): goes on from {own}"
+    # The newest run's is cut off: the one before it is taken.
+    newer.write_bytes(newer.read_bytes()[:-100])
+    os.utime(newer, (20, 20))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert starting_point(tmp_path, "last")[0] == str(own)
+    # It died before it saved anything.
+    own.unlink()
+    path, said = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
+    assert path == "a.ckpt" and said is not None and said.endswith("begins from a.ckpt")
+    older = run(tmp_path, "version_1", checkpoint, saved=5)
+    with pytest.warns(UserWarning, match="damaged"):
+        path, said = starting_point(tmp_path, "last", tmp_path / "job_1")
+    assert (path, said) == (str(older), f"ckpt_path=last: {older}")
+
+
+def test_a_job_that_is_started_again_evaluates_what_it_was_given(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a fit goes on from the job's own run."""
+    given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
+    own = run(tmp_path, "job_12", checkpoint, saved=10, launch_id="slurm-12.0")
+    trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
+    for fn, wanted in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
+        trainer.state = SimpleNamespace(fn=fn)
+        assert begin(trainer, checkpoint).checkpoint == wanted  # type: ignore[arg-type]
+
+
+def test_nothing_is_loaded_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another job")
+    trainer = quiet(tmp_path, max_steps=1, logger=False)
+    name = "lightning.pytorch.trainer.connectors.checkpoint_connector.SLURMEnvironment.detect"
+    monkeypatch.setattr(name, lambda: True)
+    trainer.fit(Line(), loader())
+    assert trainer.global_step == 1
+    with pytest.raises(InputError, match="'hpc' is not used here"):
+        trainer.fit(Line(), loader(), ckpt_path="hpc")
+
+
+def test_what_is_no_whole_checkpoint_is_refused_by_its_path(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    path = run(tmp_path, "version_0", checkpoint, saved=10)
+    for folder in (tmp_path / "version_0", path.parent):
+        with pytest.raises(
+            InputError, match=f"{folder} is a folder, but no checkpoint: give {path}"
+        ):
+            starting_point(tmp_path, str(folder))
+    with pytest.raises(InputError, match="no checkpoint: and none is in it"):
+        starting_point(tmp_path, tmp_path)
+    assert starting_point(tmp_path, str(path)) == (str(path), None)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:  # a byte of a tensor, which torch does not compare
+        entry = next(one for one in archive.infolist() if "/data/" in one.filename)
+    names = content[entry.header_offset + 26 :][:4]  # lengths of the name and of what follows it
+    skipped = 30 + sum(struct.unpack("<HH", names))
+    content[entry.header_offset + skipped] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"step_1.ckpt is damaged \(.* is not what was written"):
+        starting_point(tmp_path, str(path))
+
+
+@pytest.mark.parametrize("key", ["optimizer_states", "lr_schedulers"])
+def test_a_state_that_is_not_there_does_not_begin_anew(
+    key: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    class Scheduled(Line):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    path = tmp_path / "odd.ckpt"
+    quiet(tmp_path, max_steps=1).fit(Scheduled(), loader())
+    whole = torch.load(newest_below(tmp_path), weights_only=True)
+    torch.save({**whole, key: []}, path)
+    model = Scheduled()
+    with pytest.raises(InputError, match=f"has 0 {key}, where this run has 1: give one"):
+        quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
+    torch.save(whole, path)
+    quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
+
+
+@pytest.mark.parametrize(("given_path", "said"), [("", "is empty"), ("best", "there was none")])
+def test_a_checkpoint_that_no_path_names(tmp_path: Path, given_path: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"ckpt_path.*{said}"):
+        quiet(tmp_path, max_steps=1).fit(Line(), loader(), ckpt_path=given_path)
