@@ -69,7 +69,7 @@ SAVES = """
 import itertools, os, signal, sys, time
 from pathlib import Path
 import torch
-from autotimm.training.checkpoint import PlainCheckpointIO, whole_folder
+from autotimm.checkpoints.storage import PlainCheckpointIO, whole_folder
 
 def save(folder, kind, step):
     state = {"state_dict": {"a": torch.full((2_000_000,), float(step))}, "global_step": step}

@@ -212,7 +212,7 @@ def test_masks_start_no_threads() -> None:
     """A process that is forked later, as a data loader's workers are, would wait for them."""
     code = """
 import os, numpy as np
-from autotimm import masks
+from autotimm.coco import masks
 before = len(os.listdir("/proc/self/task"))
 polygons = np.random.default_rng(0).uniform(0, 300, (3000, 6)).tolist()
 whole = masks.to_rle(polygons, 300, 300)

@@ -125,10 +125,14 @@ def test_loaders_are_made_as_the_flags_say(
     shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        "autotimm.streaming.loader.DataLoader",
-        lambda _, **options: made.append(options) or iter(()),
-    )
+
+    class Loader(list):
+        multiprocessing_context = None
+
+        def __init__(self, _, **options: Any) -> None:
+            made.append(options)
+
+    monkeypatch.setattr("autotimm.streaming.loader.DataLoader", Loader)
     flags = {"num_workers": 3, "prefetch_factor": 5, "persistent_workers": False}
     data = module(shard_folder, pin_memory=True, **flags)
     for one in (data.train_dataloader(), data.val_dataloader()):
@@ -311,7 +315,7 @@ def test_overfitting_keeps_to_its_batches(shard_folder: Path, tmp_path: Path) ->
 
 
 ENDS = """
-    from autotimm.training.agreement import settle_at_exit
+    from autotimm.distributed.agreement import settle_at_exit
     settle_at_exit()  # AutoTrainer does
 """
 

@@ -79,7 +79,7 @@ def test_a_script_does_not_go_on_after_a_fit_that_heard_too_late(
 def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
     script = """
         import os, signal, time
-        from autotimm.training import signals
+        from autotimm.distributed import signals
         signals.ECHO = 0.5
         with signals.caught():
             try:

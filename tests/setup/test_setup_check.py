@@ -36,7 +36,7 @@ platform.node = lambda: "ab"[rank]
 from autotimm import InstanceSegmentor, InputError
 from autotimm.cli import train as cli
 from autotimm.data.datamodule import InstanceSegmentationDataModule
-from autotimm.training import setup_report
+from autotimm.setup import report as setup_report
 
 folder, common = Path(sys.argv[1]), sys.argv[2:]
 told = {}
@@ -276,10 +276,10 @@ def test_the_workers_of_all_ranks_share_a_nodes_memory(
         accelerator="cpu", strategy="ddp", devices=2, default_root_dir=tmp_path, logger=False
     )
     run.datamodule = InstanceSegmentationDataModule(
-        coco / "a", image_size=(64, 96), batch_size=5, num_workers=3, prefetch_factor=4
+        coco / "a", image_size=(64, 96), batch_size=2, num_workers=3, prefetch_factor=4
     )
     setup_report.data(run, None)
-    assert seen == [(5 * 3 * 64 * 96, 3, 4, 2)]
+    assert seen == [(2 * 3 * 64 * 96, 3, 4, 2)]
 
 
 def test_images_that_are_out_of_reach_are_found_before_the_first_batch(

@@ -301,7 +301,7 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
                 if first and rank == 1 and what == "batch 1.1":
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        from autotimm.training.lost import LostRanksError
+        from autotimm.distributed.lost_ranks import LostRanksError
 
         record = Killed()
         try:
@@ -336,7 +336,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_pa
                     print("hangs", flush=True)
                     time.sleep(10000)
 
-        from autotimm.training.lost import LostRanksError
+        from autotimm.distributed.lost_ranks import LostRanksError
 
         try:
             fit(folder, root / "runs", Hanging(), timeout_minutes=0.5)
