@@ -218,7 +218,7 @@ def test_of_a_canvas_and_its_mirror_image_the_models_limit_tells_what_overlaps()
 
     for limit, count in ((0.5, 1), (0.6, 2)):
         model = Shifted()
-        model.hparams = SimpleNamespace(nms_thresh=limit, max_detections_per_image=9)
+        model.settings = SimpleNamespace(nms_thresh=limit, max_detections_per_image=9)
         (found,) = autotimm.predict(model, np.zeros((64, 64, 3), np.uint8), flip=True)  # type: ignore[arg-type]
         assert len(found["scores"]) == count
 

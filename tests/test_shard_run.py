@@ -26,7 +26,6 @@ from servers import wait_until
 from autotimm.coco import find_splits
 from autotimm.sharding import cli, job, run, staging
 from autotimm.sharding.manifest import read_manifest
-from autotimm.sharding.processes import crew
 
 COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
 WORK = ".autotimm-shard"
@@ -93,19 +92,6 @@ def test_the_number_of_workers_does_not_show(
     assert shard(tmp_path / "coco", tmp_path / "out", *PAIRS, "--workers", workers) == 0
     assert files_of(tmp_path / "out") == undisturbed
     assert len(undisturbed) == 2 * (4 + 1) + 1
-
-
-def test_by_default_a_large_machine_is_not_filled_with_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beyond eight, disks are what limits."""
-    monkeypatch.setattr(run, "usable_cpus", lambda: 64)
-    monkeypatch.setattr(run, "crew", lambda work, _: crew(work, 1))
-    splits = [*find_splits(source(tmp_path / "coco", 20)).values()]
-    single = job.Options(samples_per_shard=1)
-    assert run.shard(splits, None, single, workers=None).workers == 8
-    assert run.shard(splits, None, single, workers=12).workers == 12
-    assert run.shard(splits, None, workers=None, options=job.Options()).workers == 2
 
 
 def test_workers_are_spawned_where_a_thread_runs(
