@@ -19,7 +19,7 @@ def test_tests_that_the_docs_name_exist() -> None:
 
 
 def test_paths_that_the_docs_name_exist() -> None:
-    roots = [ROOT, ROOT / "autotimm"]
+    roots = [ROOT, ROOT / "autotimm", ROOT / "tests"]
     for page in [*PAGES[:1], ROOT / "docs/architecture.md"]:
         named = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.py)`", page.read_text())
         assert len(named) > 10
