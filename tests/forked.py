@@ -208,7 +208,7 @@ def _program(words: list[str], env: dict[str, str], cwd: str, out: Path, err: Pa
         stream = os.open(file, os.O_WRONLY | os.O_APPEND)
         os.dup2(stream, number)
         os.close(stream)
-    # As in a new process: here it is "forkserver", and data workers would get a server of their own.
+    # As in a new process: it is "forkserver" here, and data workers would get servers of their own.
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     gc.freeze()  # else each collection would look at all that is imported, and copy its pages
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

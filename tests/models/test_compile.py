@@ -219,7 +219,7 @@ def test_an_epoch_of_real_batches(shared_data) -> None:
     """Three canvases, instances from none to dozens: a graph each, in the epoch and after it."""
     data = InstanceSegmentationDataModule(
         shared_data / "coco_mini",
-        image_size=96,
+        image_size=128,
         batch_size=2,
         num_workers=0,
         aspect_buckets=True,
