@@ -81,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from autotimm import InstanceSegmentor
 
     folder = tmp_path_factory.mktemp("trained")
-    return trained(InstanceSegmentor, folder, 20, lr=2e-3, score_thresh=0.02, mask_rois=32)
+    return trained(InstanceSegmentor, folder, 20, lr=2e-3, score_thresh=0.02, mask_rois=8)
 
 
 @pytest.fixture(scope="session")

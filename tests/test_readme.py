@@ -24,9 +24,9 @@ ORDER = ["README.md", "docs/preparing-data.md", "docs/training.md"]
 """What these make, the other pages use."""
 
 FIT = (
-    "--model.init_args.fpn_channels=32 --model.init_args.head_convs=1 --data.image_size=96"
-    " --model.init_args.mask_rois=16"
-    " --trainer.max_epochs=1 --data.num_workers=0 --trainer.check_val_every_n_epoch=1"
+    "--model.init_args.fpn_channels=32 --model.init_args.head_convs=1 --model.init_args.mask_rois=4"
+    " --data.image_size=96 --data.num_workers=0 --trainer.precision=32-true --trainer.max_epochs=1"
+    " --trainer.check_val_every_n_epoch=1"
 )
 CHEAP = {
     "fit": FIT,
@@ -36,7 +36,9 @@ CHEAP = {
 """Flags that are appended to a command, by its verb; for the least cost."""
 
 CHEAPER = {
-    'backbone="resnet50",': 'backbone="resnet10t", pretrained=False, compile_model=False,',
+    'backbone="resnet50",': (
+        'backbone="resnet10t", pretrained=False, compile_model=False, fpn_channels=32, mask_rois=4,'
+    ),
     "image_size=640": "image_size=96, num_workers=0",
     "max_epochs=12": "max_epochs=1, accelerator='cpu', limit_val_batches=1",
 }

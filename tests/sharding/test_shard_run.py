@@ -155,11 +155,15 @@ def kill_at(moment: int, after: bool) -> None:
         setattr(Path, name, patched(getattr(Path, name)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.release)],
+)
 def test_killed_at_every_change_of_the_folder_it_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], overwrite: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], after: bool, overwrite: bool
 ) -> None:
+    """Right before each; right after one hardly differs from right before the next."""
     coco, out, flags = source(tmp_path / "coco", 3, 1), tmp_path / "out", [*PAIRS, "--workers", 1]
     assert shard(coco, tmp_path / "truth", *flags) == 0
     truth = files_of(tmp_path / "truth")
@@ -172,23 +176,22 @@ def test_killed_at_every_change_of_the_folder_it_goes_on(
     killed, moment = -9, 0
     while killed == -9:
         moment += 1
-        for after in (False, True):
-            shutil.rmtree(out, ignore_errors=True)
-            if overwrite:
-                shutil.copytree(tmp_path / "old", out)
+        shutil.rmtree(out, ignore_errors=True)
+        if overwrite:
+            shutil.copytree(tmp_path / "old", out)
 
-            def stopped(moment: int = moment, after: bool = after) -> None:
-                kill_at(moment, after)
-                cli.main([str(a) for a in (coco, out, *flags)])
+        def stopped(moment: int = moment) -> None:
+            kill_at(moment, after)
+            cli.main([str(a) for a in (coco, out, *flags)])
 
-            killed = in_child(stopped)
-            there = files_of(out) if out.exists() else {}
-            if "manifest.json" in there:  # then all that it names is there: all old or all new
-                expected = old if there["manifest.json"] == old.get("manifest.json") else truth
-                assert expected.items() <= there.items(), (moment, after)
-            assert shard(coco, out, *flags) == 0, (moment, after, capsys.readouterr().err)
-            assert files_of(out) == truth, (moment, after)
-            assert not (out / WORK).exists()
+        killed = in_child(stopped)
+        there = files_of(out) if out.exists() else {}
+        if "manifest.json" in there:  # then all that it names is there: all old or all new
+            expected = old if there["manifest.json"] == old.get("manifest.json") else truth
+            assert expected.items() <= there.items(), moment
+        assert shard(coco, out, *flags) == 0, (moment, capsys.readouterr().err)
+        assert files_of(out) == truth, moment
+        assert not (out / WORK).exists()
     assert moment > 15
 
 
@@ -307,7 +310,7 @@ def test_ctrl_c_and_sigterm_are_one_line(
     assert outcome.kept == kept and outcome.new == 80 - kept
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_killed_again_and_again_at_random(tmp_path: Path) -> None:
     rng = random.Random(7)
     coco, out = big_source(tmp_path / "coco", 600), tmp_path / "out"
