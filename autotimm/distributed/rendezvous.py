@@ -16,7 +16,6 @@ import os
 import platform
 import secrets
 import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +27,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import DistError, DistNetworkError, PrefixStore, Store, TCPStore
 
 from autotimm.distributed.launcher import rank_and_size
+from autotimm.files.retry import poll
 from autotimm.structures import InputError
 
 Judge = Callable[[list[Any]], Any]
@@ -108,14 +108,10 @@ class Meeting:
 
     def _wait(self, keys: list[str], patience: timedelta) -> bool:
         """Tells whether all keys were there in time."""
-        start, pause = time.monotonic(), _SHORTEST
         # The store's own wait would keep signals out, and says of every second that it waited.
-        while not self.store.check(keys):
-            if time.monotonic() - start > patience.total_seconds():
-                return False
-            time.sleep(pause)
-            pause = min(1.5 * pause, _LONGEST)
-        return True
+        return poll(
+            lambda: self.store.check(keys), patience.total_seconds(), _SHORTEST, longest=_LONGEST
+        )
 
 
 _meetings: dict[tuple[str, int], Meeting] = {}
@@ -184,8 +180,8 @@ def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta
 
 def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPStore:
     """The store of which the first rank says on ``board`` where it is."""
-    end = time.monotonic() + patience.total_seconds()
-    while time.monotonic() < end:
+
+    def look() -> TCPStore | None:
         if board.check([_WHERE]):
             port, token = orjson.loads(board.get(_WHERE))
             with contextlib.suppress(OSError, DistError):  # an earlier start's, or not yet there
@@ -194,7 +190,10 @@ def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPS
                 if store.check([token]) and store.add(f"{token}/{rank}", 1) == 1:
                     store.set_timeout(patience)
                     return store
-        time.sleep(_LONGEST)
+        return None
+
+    if store := poll(look, patience.total_seconds(), _LONGEST):
+        return store
     raise DistNetworkError(f"the first rank did not say within {patience} where it is")
 
 

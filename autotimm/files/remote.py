@@ -1,4 +1,4 @@
-"""URLs of http(s) and S3: which are spoken to, and how often they are asked again.
+"""URLs of http(s) and S3: which are spoken to, and what of a server ends a download.
 
 Invariants: only http, https and s3 are ever spoken, also after a redirect, and nothing runs a
 shell; no server keeps a reader busy for ever, be it by silence, by a trickle or by an endless file;
@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from autotimm.files import urls
+from autotimm.files.retry import Retry, retried
 from autotimm.structures import InputError
 
 _T = TypeVar("_T")
@@ -23,21 +23,6 @@ _T = TypeVar("_T")
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
 _TRICKLE = 1024  # bytes a second: who sends fewer might as well send none
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How a download is tried.
-
-    Attributes:
-        attempts: how often, at most.
-        wait: seconds before the second try; they double with each.
-        stall: seconds without a byte after which a try counts as failed.
-    """
-
-    attempts: int = 5
-    wait: float = 1.0
-    stall: float = 60.0
 
 
 class _RefusedError(Exception):
@@ -63,7 +48,7 @@ def read_bytes(url: str, retry: Retry) -> bytes:
             raise _RefusedError(f"larger than {_MANIFEST_LIMIT} bytes")
         return content
 
-    return retried(url, attempt, retry)
+    return download(url, attempt, retry)
 
 
 def sha256_of(path: Path) -> str:
@@ -115,7 +100,7 @@ def _unless_it_trickles(stream: BinaryIO, at_most: int, stall: float) -> Iterato
             before, since = count, since + seconds
 
 
-def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
+def download(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
     """Tries a download as often as it may be tried.
 
     Raises:
@@ -123,22 +108,20 @@ def retried(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
         FileNotFoundError: the server does not have it.
     """
     name = urls.shown(url)
-    for left in reversed(range(retry.attempts)):
-        try:
-            return attempt()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{name}: the server has no such file") from None
-        except InputError:  # something of this machine, which the server cannot mend
-            raise
-        # The back ends raise their libraries' own errors, and there is no base class for them.
-        except Exception as error:
-            status = getattr(error, "status", None) or 500
-            final = isinstance(error, _RefusedError | PermissionError) or (
-                400 <= status < 500 and status not in (408, 425, 429)
-            )
-            if final or not left:
-                reason = urls.reason(error, url)
-                tries = "" if final else f" after {retry.attempts} tries"
-                raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
-            time.sleep(retry.wait * 2 ** (retry.attempts - 1 - left))
-    raise ValueError("at least one attempt is needed")
+    try:
+        return retried(attempt, retry, _is_final)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: the server has no such file") from None
+    except InputError:
+        raise
+    except Exception as error:
+        tries, reason = retry.tries(_is_final(error)), urls.reason(error, url)
+        raise InputError(f"{name}: cannot be downloaded{tries}: {reason}") from error
+
+
+def _is_final(error: Exception) -> bool:
+    # An InputError is about this machine: the server cannot mend it.
+    if isinstance(error, InputError | FileNotFoundError | PermissionError | _RefusedError):
+        return True
+    status = getattr(error, "status", None) or 500
+    return 400 <= status < 500 and status not in (408, 425, 429)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from autotimm.files import remote, urls
+from autotimm.files.retry import Retry
 from autotimm.images import inspect
 from autotimm.images.decode import decode_image, rgb
 from autotimm.structures import InputError
@@ -131,7 +132,7 @@ def _bytes(path: str) -> bytes:
         raise InputError(f"no image there ({', '.join(sorted(SUFFIXES))})")
     if local is not None and there and not local.is_file():
         raise InputError("is no regular file")  # a pipe or a device may never end
-    return remote.read_bytes(path, remote.Retry()) if local is None else local.read_bytes()
+    return remote.read_bytes(path, Retry()) if local is None else local.read_bytes()
 
 
 def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | InputError]:

@@ -21,13 +21,13 @@ import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from autotimm.files.atomic import whole_file
+from autotimm.files.retry import poll
 from autotimm.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
 from autotimm.sharding.writer import Written
@@ -35,6 +35,7 @@ from autotimm.structures import InputError
 
 _IN_THE_WAY = "is no file, but has the name of one that is to be replaced; move it away"
 _PATIENCE = 5.0  # seconds: the workers of a run that was killed need a moment to notice it
+_PAUSE = 0.05  # seconds between two tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,21 +231,24 @@ class LocalFolder:
         self, stack: contextlib.ExitStack, part: tuple[int, int] | None
     ) -> tuple[BinaryIO, bool]:
         """Returns the locked file, and whether nobody else has a lock."""
-        until = time.monotonic() + _PATIENCE
-        busy = f"{self}: another autotimm-shard is writing there; wait for it, or give another"
-        while True:
+
+        def take() -> tuple[BinaryIO, bool] | None:
             self.work.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # it has just been removed by its owner
                 file = (self.work / "lock").open("ab+")
                 alone = _try_lock(file, fcntl.LOCK_EX)
                 mine = alone or (part is not None and _try_lock(file, fcntl.LOCK_SH))
                 if mine and _is_at(file, self.work / "lock"):
-                    stack.enter_context(file)
-                    break
+                    return file, alone
                 file.close()
-            if time.monotonic() > until:
-                raise InputError(f"{busy} folder")
-            time.sleep(0.05)
+            return None
+
+        taken = poll(take, _PATIENCE, _PAUSE)
+        if taken is None:
+            busy = f"{self}: another autotimm-shard is writing there"
+            raise InputError(f"{busy}; wait for it, or give another folder")
+        file, alone = taken
+        stack.enter_context(file)
         if part is not None:
             self._lock_part(stack, *part)
         return file, alone
@@ -260,18 +264,13 @@ class LocalFolder:
                         )
         path = self.work / f"part-{which}-of-{of}.lock"
         file = stack.enter_context(path.open("ab+"))
-        until = time.monotonic() + _PATIENCE
-        while not _try_lock(file, fcntl.LOCK_EX):
-            if time.monotonic() > until:
-                raise InputError(f"--part: another process is writing part {which}/{of} of {self}")
-            time.sleep(0.05)
+        if not poll(lambda: _try_lock(file, fcntl.LOCK_EX), _PATIENCE, _PAUSE):
+            raise InputError(f"--part: another process is writing part {which}/{of} of {self}")
 
     def _share(self, lock: BinaryIO) -> None:
-        until = time.monotonic() + _PATIENCE
-        while not _try_lock(lock, fcntl.LOCK_SH):  # given up for a moment, it may be taken
-            if time.monotonic() > until:
-                raise InputError(f"{self}: another autotimm-shard is writing there; wait for it")
-            time.sleep(0.05)
+        # Changing it gives it up for a moment, in which another run may take it.
+        if not poll(lambda: _try_lock(lock, fcntl.LOCK_SH), _PATIENCE, _PAUSE):
+            raise InputError(f"{self}: another autotimm-shard is writing there; wait for it")
 
 
 def _try_lock(file: BinaryIO, how: int) -> bool:

@@ -17,7 +17,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 from autotimm.files import urls
 from autotimm.files.atomic import FULL
+from autotimm.files.retry import Retry, retried
 from autotimm.format.manifest import MANIFEST, Manifest, Shard, manifest_bytes, read_manifest
 from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
 from autotimm.sharding.staging import Claim
@@ -45,13 +45,11 @@ class RemoteFolder:
 
     Attributes:
         url: with a scheme that fsspec knows.
-        attempts: how often a request is tried.
-        wait: seconds before the second try; they double.
+        retry: how requests are tried.
     """
 
     url: str
-    attempts: int = 5
-    wait: float = 1.0
+    retry: Retry = field(default_factory=Retry)
     replaceable: ClassVar[bool] = False
     _room: str = field(default="", init=False)  # on this machine, for shards that are on their way
 
@@ -266,23 +264,28 @@ class RemoteFolder:
         self._retried("cleaned up", attempt)
 
     def _retried(self, what: str, attempt: Callable[[Any, str], _T]) -> _T:
-        for tried in range(1, self.attempts + 1):
-            try:
-                return attempt(*self._store())
-            except InputError:
+        try:
+            return retried(lambda: attempt(*self._store()), self.retry, _is_final)
+        except InputError:
+            raise
+        except Exception as error:
+            if _is_full(error):
                 raise
-            # The back ends raise their libraries' own errors, which have no class in common.
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in FULL:
-                    raise
-                final = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
-                final = final or type(error).__name__ == "NoCredentialsError"
-                if final or tried == self.attempts:
-                    reason = urls.reason(error, self.url)
-                    tries = "" if final else f" after {tried} tries"
-                    raise OSError(f"{self}: cannot be {what}{tries}: {reason}") from None
-            time.sleep(self.wait * 2 ** (tried - 1))
-        raise ValueError("at least one attempt is needed")
+            tries, reason = self.retry.tries(_is_final(error)), urls.reason(error, self.url)
+            raise OSError(f"{self}: cannot be {what}{tries}: {reason}") from None
+
+
+def _is_final(error: Exception) -> bool:
+    lasting = InputError | FileNotFoundError | PermissionError | NotImplementedError
+    return (
+        isinstance(error, lasting)
+        or _is_full(error)
+        or type(error).__name__ == "NoCredentialsError"  # botocore's
+    )
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def _make_room(scratch: Path) -> tuple[Path, BinaryIO]:

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from autotimm.files import remote, urls
 from autotimm.files.atomic import FULL, whole_file
+from autotimm.files.retry import Retry
 from autotimm.structures import InputError
 
 _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
@@ -68,7 +69,7 @@ class Cache:
 
     folder: Path
     limit: int | None = None
-    retry: remote.Retry = field(default_factory=remote.Retry)
+    retry: Retry = field(default_factory=Retry)
 
     def open(self, file: RemoteFile, keep: Collection[str] = ()) -> BinaryIO:
         """Opens a file, downloaded if need be.
@@ -167,7 +168,7 @@ class Cache:
                     raise OSError("the disk is full, below cache_limit") from None
                 return True
 
-            return path if remote.retried(file.url, attempt, self.retry) else None
+            return path if remote.download(file.url, attempt, self.retry) else None
 
     def _make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
         """Removes files because the disk is full, which no limit foresaw."""
@@ -239,7 +240,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotimm" / "shards"
 
 
-def _download(file: RemoteFile, out: BinaryIO, retry: remote.Retry) -> None:
+def _download(file: RemoteFile, out: BinaryIO, retry: Retry) -> None:
     digest, count = hashlib.sha256(), 0
     for chunk in remote.chunks(file.url, file.at_most, retry.stall):
         digest.update(chunk)

@@ -28,6 +28,7 @@ from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category
 from autotimm.files import remote, urls
 from autotimm.files.atomic import read_file
+from autotimm.files.retry import Retry
 from autotimm.format.index import INDEX_DTYPE, build_index, read_index
 from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
 from autotimm.format.record import checked_record, foreign_record
@@ -65,13 +66,13 @@ class ShardSource:
         split: str,
         cache_dir: str | Path | None = None,
         verify: bool = False,
-        retry: remote.Retry | None = None,
+        retry: Retry | None = None,
         cache_limit: int | None = None,
     ) -> None:
         data = look(data_dir)
         self._location, self._folder = data.location, data.folder
         folder = urls.home_expanded(cache_dir) if cache_dir else default_folder()
-        self._cache = Cache(folder, cache_limit, retry or remote.Retry())
+        self._cache = Cache(folder, cache_limit, retry or Retry())
         self._indices, self._record = self._folder, checked_record
         self._source = MANIFEST  # of what is known of the shards
         self.remedy = "repair them (autotimm-shard --verify lists what is damaged in shards)"
@@ -351,7 +352,7 @@ class ShardSource:
                 return  # the reader meets it again, and raises it with a traceback of its own
 
 
-def manifest_of(location: urls.Location, retry: remote.Retry) -> Manifest:
+def manifest_of(location: urls.Location, retry: Retry) -> Manifest:
     """The manifest of a folder or URL of shards; InputError without one."""
     if location.folder is not None:
         return read_manifest(location.folder)

@@ -18,6 +18,7 @@ from autotimm.coco import index as coco
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category
 from autotimm.files import remote
+from autotimm.files.retry import Retry
 from autotimm.format.manifest import MANIFEST
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
@@ -100,7 +101,7 @@ def split_names(data_dir: str | Path | DataFolder) -> list[str]:
     """
     data = look(data_dir)
     if data.folder is None or data.layout == "shards":
-        return list(manifest_of(data.location, remote.Retry()).splits)
+        return list(manifest_of(data.location, Retry()).splits)
     if data.layout == "tars":
         return list(foreign.split_tars(data.folder))
     return list(_coco_splits(data.folder))

@@ -14,7 +14,7 @@ from servers import Fault, Server, serve
 from autotimm import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.files import remote
-from autotimm.files.remote import Retry
+from autotimm.files.retry import Retry
 from autotimm.files.urls import locate
 from autotimm.sharding.cli import shard
 from autotimm.streaming.cache import Cache, RemoteFile
@@ -121,15 +121,6 @@ def test_no_secret_is_shown(server: Server, cache: Cache) -> None:
     with pytest.raises(InputError, match=r"/a\.tar: .*403") as error:
         cache.open(file_of(server))
     assert "hush" not in str(error.value) and "secret" not in str(error.value)
-
-
-def test_waits_double(server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
-    server.faults["a.tar"] = [500] * 9
-    with pytest.raises(InputError):
-        Cache(cache.folder, None, Retry(attempts=4, wait=3)).open(file_of(server))
-    assert waits == [3, 6, 12]
 
 
 @pytest.mark.parametrize(

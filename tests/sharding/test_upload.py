@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from servers import wait_until
 from test_shard_run import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
 
+from autotimm.files.retry import Retry
 from autotimm.sharding import cli, upload
 from autotimm.sharding.journal import entry_name
 from autotimm.sharding.upload import RemoteFolder
@@ -256,7 +257,7 @@ def test_a_store_that_fails_is_tried_again_some_times(
     flaky: list[Flaky] = []
 
     def store(self: RemoteFolder) -> tuple[Any, str]:
-        self.attempts, self.wait = 3, 0
+        self.retry = Retry(3, 0)
         files, root = real(self)
         flaky[:] = flaky or [Flaky(files, failures, error)]
         return flaky[0], root

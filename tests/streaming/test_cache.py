@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from servers import Server, serve, wait_until
 
-from autotimm.files.remote import Retry
+from autotimm.files.retry import Retry
 from autotimm.streaming import cache as cache_module
 from autotimm.streaming.cache import Cache, RemoteFile
 from autotimm.structures import InputError

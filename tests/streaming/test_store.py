@@ -24,7 +24,7 @@ from servers import Server, serve
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.files import remote
-from autotimm.files.remote import Retry
+from autotimm.files.retry import Retry
 from autotimm.format.index import INDEX_DTYPE
 from autotimm.images.decode import DataError
 from autotimm.sharding.cli import shard

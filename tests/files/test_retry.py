@@ -1,0 +1,113 @@
+"""Tries and waits, by a clock that goes on only while somebody sleeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from autotimm.files import retry
+from autotimm.files.retry import Retry, poll, retried
+
+
+class Clock:
+    """Stands in for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class FinalError(Exception):
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    return clock
+
+
+class Server:
+    """Raises one error after the other, then answers; counts how often it is asked."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors: Iterator[BaseException] = iter(errors)
+        self.asked = 0
+
+    def __call__(self) -> str:
+        self.asked += 1
+        for error in self.errors:
+            raise error
+        return "answer"
+
+
+def is_final(error: Exception) -> bool:
+    return isinstance(error, FinalError)
+
+
+def test_what_passes_is_tried_again_and_waits_double(clock: Clock) -> None:
+    server = Server(OSError("1"), OSError("2"), OSError("3"))
+    assert retried(server, Retry(attempts=4, wait=3), is_final) == "answer"
+    assert server.asked == 4 and clock.slept == [3, 6, 12]
+
+
+def test_the_last_error_is_raised_at_once_after_the_last_try(clock: Clock) -> None:
+    errors = [OSError(str(n)) for n in range(9)]
+    server = Server(*errors)
+    with pytest.raises(OSError, match="2") as raised:
+        retried(server, Retry(attempts=3, wait=1), is_final)
+    assert raised.value is errors[2]
+    assert server.asked == 3 and clock.slept == [1, 2]
+    with pytest.raises(OSError, match="3"):
+        retried(server, Retry(attempts=1), is_final)
+    assert clock.slept == [1, 2]
+
+
+def test_a_final_error_ends_the_tries(clock: Clock) -> None:
+    server = Server(OSError(), FinalError(), OSError())
+    with pytest.raises(FinalError):
+        retried(server, Retry(attempts=5, wait=1), is_final)
+    assert server.asked == 2 and clock.slept == [1]
+
+
+def test_ctrl_c_ends_the_tries(clock: Clock) -> None:
+    server = Server(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        retried(server, Retry(), is_final)
+    assert server.asked == 1 and not clock.slept
+
+
+def test_the_policy_of_requests() -> None:
+    assert Retry() == Retry(attempts=5, wait=1, stall=60)
+    assert Retry(7).tries(final=False) == " after 7 tries" and Retry(7).tries(final=True) == ""
+    with pytest.raises(ValueError, match="at least one attempt"):
+        Retry(0)
+
+
+def test_what_is_there_is_not_waited_for(clock: Clock) -> None:
+    assert poll(lambda: "there", patience=0, pause=1) == "there"
+    assert not clock.slept
+
+
+def test_what_comes_in_time_is_found(clock: Clock) -> None:
+    assert poll(lambda: clock.now >= 102 and "there", patience=5, pause=0.5) == "there"
+    assert clock.slept == [0.5] * 4
+
+
+def test_what_does_not_come_is_waited_for_so_long_and_no_longer(clock: Clock) -> None:
+    assert poll(lambda: None, patience=5, pause=0.5) is None
+    assert clock.slept == [0.5] * 11
+
+
+def test_pauses_grow_to_the_longest(clock: Clock) -> None:
+    assert poll(lambda: clock.now >= 110, patience=99, pause=1, longest=3)
+    assert clock.slept == [1, 1.5, 2.25, 3, 3]
