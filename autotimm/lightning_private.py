@@ -1,9 +1,10 @@
-"""Every name of Lightning's that begins with an underscore and that this package uses.
+"""The names of Lightning's that begin with an underscore and that this package needs.
 
-Lightning may change any of them in any release, which is why ``pyproject.toml`` has an upper bound
-for it. Each is used in one place here, which says what it is needed for and which public name would
-replace it; ``tests/test_lightning_private.py`` has a test of each that fails when it is gone or
-means something else. A new release is tried by these tests, and the bound is moved.
+Any release of Lightning may change them, so ``pyproject.toml`` has an upper bound for it. This
+module is the only one that uses them: each function and class says why it needs the name and which
+public name would replace it. ``tests/test_lightning_private.py`` tests each of them and fails if
+the name disappears or changes its meaning. To raise the bound, run those tests with the new
+release.
 """
 
 from __future__ import annotations
@@ -19,31 +20,33 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from torch.optim import Optimizer
 
 INSTANTIATOR = "_instantiator"
-"""The key of a checkpoint's hyper-parameters under which Lightning's command line saves the name of
-a function, which ``load_from_checkpoint`` imports and calls. Needed to refuse such a checkpoint. A
-way to load one without this key would replace it."""
+"""The hyper-parameter in which Lightning's command line saves the name of a function.
+
+``load_from_checkpoint`` imports that function and calls it, so we reject checkpoints that have the
+key. An argument of ``load_from_checkpoint`` that ignores it would replace this name.
+"""
 
 
-# ------------------------------------------------------------ where a run begins
+# ------------------------------------------------------------ the start of a run
 
 
 class HookedTrainer(Trainer):
-    """A trainer with a hook in front of all verbs: :meth:`before_run`.
+    """A trainer that calls :meth:`before_run` at the start of fit, validate, test and predict.
 
-    The ranks agree on the checkpoint there, before they form a process group, which a rank that has
-    failed would have the others wait for. ``Callback.setup`` comes too late for that and cannot
-    choose the checkpoint; a public hook with both properties would replace ``Trainer._run``.
+    The ranks agree on the checkpoint there, before they form a process group, in which the others
+    would wait for a rank that has failed. ``Callback.setup`` is called too late for that and cannot
+    choose the checkpoint. A public hook that does both would replace ``Trainer._run``.
     """
 
     def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
-        """Called by all ranks at the start of fit, validate, test and predict.
+        """Chooses the checkpoint of a run. All ranks call it.
 
         Args:
-            model: what is trained or evaluated.
+            model: the model to train or to evaluate.
             ckpt_path: the checkpoint that Lightning would load.
 
         Returns:
-            The checkpoint to load in its place; None for none.
+            The checkpoint to load instead; None to load none.
         """
         return ckpt_path
 
@@ -52,11 +55,11 @@ class HookedTrainer(Trainer):
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """What finds and restores a trainer's checkpoint, without what Lightning looks for unasked.
+    """The part of a trainer that finds and restores checkpoints, limited to those that users name.
 
-    Under SLURM it loads ``hpc_ckpt_<n>.ckpt`` from the root folder, which any other job may have
-    left there. A trainer's argument for the connector, or for each of the three things done here,
-    would replace ``_hpc_resume_path``, ``_select_ckpt_path`` and ``_loaded_checkpoint``.
+    Under SLURM, Lightning's loads ``hpc_ckpt_<n>.ckpt`` from the root folder, where another job may
+    have left it. Public hooks to choose a checkpoint and to look at it before the optimizers are
+    restored would replace ``_hpc_resume_path``, ``_select_ckpt_path`` and ``_loaded_checkpoint``.
     """
 
     @property
@@ -74,11 +77,11 @@ class CheckpointConnector(_CheckpointConnector):
         return self.select(ckpt_path, by_lightning)
 
     def select(self, ckpt_path: Any, by_lightning: Callable[[], Any]) -> Any:
-        """The checkpoint to load.
+        """Chooses the checkpoint to load.
 
         Args:
-            ckpt_path: as fit, validate, test or predict was given it.
-            by_lightning: gives Lightning's choice; raises ValueError where it has none.
+            ckpt_path: the argument of fit, validate, test or predict.
+            by_lightning: returns Lightning's choice, or raises ValueError if it has none.
         """
         return by_lightning()
 
@@ -89,47 +92,50 @@ class CheckpointConnector(_CheckpointConnector):
 
 
 def use_connector(trainer: Trainer, connector: CheckpointConnector) -> None:
-    """Has ``trainer`` find and restore checkpoints by ``connector``; see there."""
+    """Replaces the connector of ``trainer``; an argument of Trainer would replace this function."""
     trainer._checkpoint_connector = connector
 
 
 def checkpoint_of(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
     """The content of a checkpoint of ``trainer``, as ``Trainer.save_checkpoint`` writes it.
 
-    Needed to take secrets out of it and to agree with the other ranks before it is written. A
-    public ``Trainer.dump_checkpoint`` would replace it.
+    AutoTrainer removes secrets from it and has all ranks agree before it is written. A public
+    ``Trainer.dump_checkpoint`` would replace this function.
     """
     return trainer._checkpoint_connector.dump_checkpoint(weights_only)
 
 
 def begin_next_epoch(trainer: Trainer) -> None:
-    """Has a fit that goes on from an epoch's end take it for one that begins an epoch.
+    """Makes a fit that resumes at the end of an epoch begin the next one.
 
-    The public ``restarting`` of the fit loop cannot be set to False in a fit with ``max_steps``,
-    which Lightning always takes for one that restarts. A setter that obeys would replace this.
+    The fit loop's public ``restarting`` stays True in every fit with ``max_steps``, whatever it is
+    set to. A setter without this exception would replace ``_restarting``.
     """
     fit = trainer.fit_loop
     fit._restarting = fit.epoch_loop.restarting = False
 
 
 def uncount_step(progress: dict[str, Any]) -> None:
-    """Takes one off the steps that loggers count, in the fit loop's part of a checkpoint.
+    """Subtracts one from the number of steps by which loggers count.
 
-    Needed where a batch is to be completed once more. Lightning counts that step itself then; if it
-    saved the count of a complete batch, as a TODO of its own says, this would go.
+    Lightning adds one when it resumes from a batch that is not complete, and this package saves
+    such batches. There is no public name for the count.
+
+    Args:
+        progress: the fit loop's part of a checkpoint; changed in place.
     """
     progress["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-# ------------------------------------------------------------ in the course of a run
+# ------------------------------------------------------------ during a run
 
 
 def leave_signals_alone(trainer: Trainer) -> None:
-    """Has Lightning neither handle signals nor speak of them with the other ranks.
+    """Stops Lightning from handling signals and from telling the other ranks about them.
 
-    Its handler of SIGTERM broadcasts wherever the ranks are just then, and they hang; what it asks
-    the other ranks at each step instead, the host waits for the device to hear. A trainer's
-    argument that leaves signals to the caller would replace this.
+    Its handler of SIGTERM calls a broadcast wherever the rank happens to be, and the ranks hang.
+    At every step it also broadcasts whether a signal has come, and the host waits for the device to
+    do so. An argument of Trainer that switches both off would replace this function.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
@@ -140,10 +146,10 @@ def _nothing() -> None:
 
 
 def validates_next(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that has just ended. Asked in ``on_train_batch_end``.
+    """Whether a validation follows the batch that has just ended, asked in ``on_train_batch_end``.
 
-    Needed to save after that validation rather than before it. ``Trainer`` has no public name for
-    it; its rules are too many to be kept here a second time.
+    A checkpoint that is due waits for that validation. Lightning has no public name for this
+    decision, which depends on seven settings.
     """
     fit = trainer.fit_loop
     assert fit._data_fetcher is not None
@@ -154,33 +160,32 @@ def validates_next(trainer: Trainer) -> bool:
 
 
 def before_optimizer_step(plugin: Precision, model: LightningModule, optimizer: Optimizer) -> None:
-    """What Lightning does between the backward pass and the optimizer's step: it calls the hooks
-    ``on_before_optimizer_step`` and clips the gradients.
+    """Calls the hooks ``on_before_optimizer_step`` and clips the gradients.
 
-    Needed by a precision that steps the optimizer itself. A public name for it in ``Precision``
-    would replace it.
+    A precision plugin that steps the optimizer itself has to do this between the backward pass and
+    the step. A public method of Precision would replace ``_after_closure``.
     """
     plugin._after_closure(model, optimizer)
 
 
 def set_static_graph(strategy: DDPStrategy, static: bool) -> None:
-    """Whether the model will be wrapped with PyTorch's ``static_graph``.
+    """Sets the ``static_graph`` of the DistributedDataParallel that ``strategy`` will make.
 
-    DDPStrategy takes it as an argument, but it depends on the trainer, which is not there yet then.
-    A public name for the keywords that the wrapper is made with would replace this.
+    DDPStrategy takes it as an argument, but the right value depends on the trainer, which is made
+    later. A public attribute for these arguments would replace ``_ddp_kwargs``.
     """
     strategy._ddp_kwargs["static_graph"] = static
 
 
 class ConfiguredDeepSpeed(DeepSpeedStrategy):
-    """A DeepSpeed strategy whose config is completed by :meth:`complete_config`.
+    """A DeepSpeed strategy that completes its config in :meth:`complete_config`.
 
-    Lightning's own way switches on half precision of weights and inputs, and refuses a config that
-    it has completed before. A public hook for it would replace ``_format_config``.
+    Lightning's version turns weights and inputs into half precision, and rejects a config that it
+    has completed before. A public hook would replace ``_format_config``.
     """
 
     def complete_config(self) -> None:
-        """Called once, before the engine is made: adds to ``self.config`` what the trainer says."""
+        """Adds the trainer's settings to ``self.config``. Called once, before the engine exists."""
         raise NotImplementedError
 
     def _format_config(self) -> None:
@@ -191,10 +196,10 @@ class ConfiguredDeepSpeed(DeepSpeedStrategy):
 
 
 class FlagsOnlyCLI(LightningCLI):
-    """Lightning's command line, in which flags and configs alone say how the model is made.
+    """Lightning's command line, with a model made from flags and config files alone.
 
-    Lightning replaces them silently by the settings of the checkpoint in ``--ckpt_path``. An
-    argument of LightningCLI that switches this off would replace ``_parse_ckpt_path``.
+    Lightning's replaces them, without a word, by the settings in the checkpoint of ``--ckpt_path``.
+    An argument of LightningCLI that switches this off would replace ``_parse_ckpt_path``.
     """
 
     def _parse_ckpt_path(self) -> None:

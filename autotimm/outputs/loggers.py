@@ -154,17 +154,17 @@ def told(error: BaseException) -> str:
 
 
 def guarded(logger: Logger) -> Logger:
-    """``logger`` behind a :class:`Guard`, unless it is behind one already."""
+    """``logger`` in a :class:`Guard`; itself if it is one already."""
     return logger if isinstance(logger, Guard) else cast(Logger, Guard(logger))
 
 
 class Guard:
-    """Stands in front of a logger: warns of its failures and passes over them; everything else is
-    the logger's.
+    """Wraps a logger: warns when one of its methods fails, and continues.
 
-    ``isinstance`` takes a guard for one of the logger's class, which is what Lightning, callbacks
-    and users ask; ``type`` says Guard. After ``GIVEN_UP`` failures in a row the logger is left
-    alone, unless it is a CSVLogger, whose rows wait until they can be written.
+    Attributes are the logger's. So is the class that ``isinstance`` sees, because Lightning,
+    callbacks and users ask whether a logger is a TensorBoardLogger, say. After ``GIVEN_UP``
+    failures in a row the guard no longer calls the logger, unless it is a CSVLogger, which keeps
+    its rows until it can write them.
     """
 
     def __init__(self, logger: Logger) -> None:

@@ -23,7 +23,7 @@ from autotimm.files.atomic import whole_file
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's, with a file of ours, which goes on where it is there already.
+    """Lightning's CSVLogger, which appends to a file that exists rather than removing it.
 
     Args:
         root: the folder below which runs lie.
@@ -78,7 +78,7 @@ class MetricsLogger(CSVLogger):
 class MetricsFile:
     """Rows that wait to be written, and the file that they go to, with ``hparams.yaml`` beside it.
 
-    It has the methods of Lightning's ExperimentWriter, which removes the file that is there.
+    It has the methods of Lightning's ExperimentWriter, which removes a file that exists.
     """
 
     def __init__(self, log_dir: str) -> None:

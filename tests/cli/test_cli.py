@@ -10,6 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
 from conftest import SAMPLE
 from lightning.pytorch import Trainer
 
@@ -244,6 +245,17 @@ def test_the_error_of_a_wrong_flag_of_fit_names_it(
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert capsys.readouterr().err == ""  # neither usage nor the message: the caller reports it
+
+
+def test_reading_the_settings_of_a_fit_runs_and_seeds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    before = torch.get_rng_state()
+    found = settings(["fit", "--config", str(SMALL), "--data.data_dir", str(SAMPLE)])
+    assert found["trainer"]["max_epochs"] == 100
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "PL_GLOBAL_SEED" not in os.environ
 
 
 def test_a_required_flag_is_named() -> None:
