@@ -34,8 +34,8 @@ from torch.distributed import PrefixStore, TCPStore
 from autotimm import InstanceSegmentor
 from autotimm.checkpoints.storage import PlainCheckpointIO
 from autotimm.data.synthetic import make_dataset
-from autotimm.distributed.rendezvous import Meeting
-from autotimm.setup.check import judge
+from autotimm.distributed.rendezvous import Rendezvous
+from autotimm.setup.check import compare_reports
 from autotimm.setup.report import Report
 from autotimm.streaming.order import WINDOW, EpochOrder, Plan, batch_positions
 from autotimm.structures import World
@@ -202,11 +202,11 @@ def meeting(world: int) -> float:
         PrefixStore("a", TCPStore("127.0.0.1", server.port, is_master=False, timeout=_WAIT))
         for _ in range(world)
     ]
-    places = [Meeting(store, rank, world) for rank, store in enumerate(stores)]
+    places = [Rendezvous(store, rank, world) for rank, store in enumerate(stores)]
     report = Report(host="node", same={"settings": settings()})
     with ThreadPoolExecutor(world) as pool:
         start = time.perf_counter()
-        list(pool.map(lambda place: place.meet(report, judge, _WAIT), places))
+        list(pool.map(lambda place: place.exchange(report, compare_reports, _WAIT), places))
         return time.perf_counter() - start
 
 

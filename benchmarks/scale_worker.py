@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor
 from autotimm.coco import masks
 from autotimm.distributed.agreement import over_gloo
-from autotimm.distributed.rendezvous import meeting_of_launcher
+from autotimm.distributed.rendezvous import launcher_rendezvous
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
-from autotimm.setup.check import judge
+from autotimm.setup.check import compare_reports
 from autotimm.setup.report import Report, packages
 
 WAIT = timedelta(minutes=5)
@@ -49,11 +49,11 @@ def main() -> None:
 
 def exchange(quick: bool) -> dict[str, float]:
     """What the ranks of a real job exchange, each by itself."""
-    meeting = meeting_of_launcher(WAIT)
+    meeting = launcher_rendezvous(WAIT)
     report = Report(host="node", same={"packages": packages(), "settings": settings()})
     told = {}
     if meeting is not None:
-        told["check"] = median(lambda: meeting.meet(report, judge), 5)
+        told["check"] = median(lambda: meeting.exchange(report, compare_reports), 5)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     flag = torch.zeros(())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autotimm.models import paste
-from autotimm.models.compiled import any_size, compile_in_place
+from autotimm.models.compiled import compile_in_place, mark_dynamic
 from autotimm.models.network import Network
 from autotimm.structures import MASK_CROP
 
@@ -86,7 +86,7 @@ class Ours:
     def loss(self, inputs: Any) -> Tensor:
         """Forward pass in training."""
         image, *truth = inputs
-        any_size(1, *truth)
+        mark_dynamic(1, *truth)
         sums = self.model(image, *truth)
         return torch.stack(list(sums.normalised(sums.counts().detach()).values())).sum()
 

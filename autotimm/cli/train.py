@@ -27,7 +27,7 @@ from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
 from autotimm.files import urls
 from autotimm.lightning_private import FlagsOnlyCLI
-from autotimm.setup.check import tell
+from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
@@ -213,5 +213,5 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         cause = cause or killed_worker(error) or error
         if not isinstance(cause, _USER_ERRORS) and not _is_raised_by_lightning(cause):
             raise
-        tell(cause, str(cause))
+        report_error(cause, str(cause))
         raise SystemExit(2) from error

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store
 
 from autotimm.distributed import signals
-from autotimm.distributed.rendezvous import Meeting
+from autotimm.distributed.rendezvous import Rendezvous
 from autotimm.structures import InputError
 
 _STOPPING = "stopping"  # key in the store
@@ -97,11 +97,11 @@ class Agreement:
             self._group = None
 
 
-def over_gloo(meeting: Meeting, timeout: timedelta) -> Agreement:
+def over_gloo(rendezvous: Rendezvous, timeout: timedelta) -> Agreement:
     """An agreement of all ranks of the job; called by all of them at once.
 
     Args:
-        meeting: of the job.
+        rendezvous: of the job.
         timeout: after which a rank that does not answer is an error.
 
     Raises:
@@ -115,7 +115,7 @@ def over_gloo(meeting: Meeting, timeout: timedelta) -> Agreement:
             "name the network interface that the nodes share in GLOO_SOCKET_IFNAME"
         ) from error
     # A key of its own: those of an earlier fit are still there.
-    return Agreement(group, PrefixStore(f"agreement/{meeting.held}", meeting.store))
+    return Agreement(group, PrefixStore(f"agreement/{rendezvous.held}", rendezvous.store))
 
 
 def settle_at_exit() -> None:

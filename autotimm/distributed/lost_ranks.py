@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from autotimm.distributed.rendezvous import Meeting, located
+from autotimm.distributed.rendezvous import Rendezvous, located
 
 PATIENCE = timedelta(seconds=15)
 """How long those that are left wait for each other; torchrun gives them 30 seconds."""
@@ -48,22 +48,24 @@ def is_of_another_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _GLOO.match(str(error)) is not None
 
 
-def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> LostRanksError | None:
+def ranks_lost(
+    rendezvous: Rendezvous, hosts: list[str], error: BaseException
+) -> LostRanksError | None:
     """What to raise in place of ``error`` on a rank that is left; None where no rank is missing.
 
     Args:
-        meeting: of the job.
+        rendezvous: of the job.
         hosts: the node of every rank.
         error: that of a collective.
     """
 
-    def judge(reports: list[Any]) -> list[int]:
+    def compare(reports: list[Any]) -> list[int]:
         # A rank that has failed hands in what it says of it (``setup_check.tell``).
         return [rank for rank, report in enumerate(reports) if report != "here"]
 
     try:
-        missing = meeting.meet("here", judge, PATIENCE)
-        tells = meeting.rank == 0
+        missing = rendezvous.exchange("here", compare, PATIENCE)
+        tells = rendezvous.rank == 0
     except (OSError, RuntimeError):  # the first rank is not there, or its store went with it
         missing, tells = [0], True  # nobody hears whether another one has said so
     if not isinstance(missing, list):  # the first rank judges why it has failed itself
@@ -77,7 +79,7 @@ def ranks_lost(meeting: Meeting, hosts: list[str], error: BaseException) -> Lost
     said = " ".join(str(error).split())[:_SAID]
     return LostRanksError(
         f"{located(missing, hosts)} {how}; see what was said there last. Started again, by hand "
-        f"with ckpt_path=last, the run goes on from its last checkpoint (rank {meeting.rank} on "
-        f"{hosts[meeting.rank]}: {said})",
+        f"with ckpt_path=last, the run goes on from its last checkpoint (rank {rendezvous.rank} on "
+        f"{hosts[rendezvous.rank]}: {said})",
         tells,
     )

@@ -5,8 +5,8 @@ each rank leaves a report in the key-value store there, the first one judges the
 verdict. So a rank that fails before the process group exists does not leave the others waiting in
 it, and a line that concerns all of them is said once.
 
-Invariants: every rank comes to the same meetings in the same order, or has failed; a wait ends at a
-known time; what is exchanged is JSON.
+Invariants: every rank takes part in the same exchanges in the same order, or has failed; a wait
+ends at a known time; what is exchanged is JSON.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from autotimm.distributed.launcher import rank_and_size
 from autotimm.files.retry import poll
 from autotimm.structures import InputError
 
-Judge = Callable[[list[Any]], Any]
+Compare = Callable[[list[Any]], Any]
 
 PATIENCE = timedelta(minutes=30)
-"""How long the ranks wait for each other to come to a meeting: start-up on a slow disk is long."""
+"""How long the ranks wait for each other at an exchange: start-up on a slow disk is long."""
 _PARTING = timedelta(seconds=5)
 _ATTEMPT = timedelta(seconds=5)  # to connect to a port that is perhaps no longer that of a store
 _WHERE = "autotimm/where"  # in torchrun's store: port and token of the first rank's own
@@ -46,14 +46,14 @@ class JointError(InputError):
 
 
 @dataclass
-class Meeting:
+class Rendezvous:
     """The place where the ranks of a job meet.
 
     Attributes:
         store: that all ranks reach.
         rank: of this process.
         size: number of ranks.
-        held: meetings that this rank has been to.
+        held: how many exchanges this rank has taken part in.
     """
 
     store: Store
@@ -62,12 +62,12 @@ class Meeting:
     held: int = 0
     _came: tuple[int, ...] = ()
 
-    def meet(self, report: Any, judge: Judge, patience: timedelta = PATIENCE) -> Any:
+    def exchange(self, report: Any, compare: Compare, patience: timedelta = PATIENCE) -> Any:
         """Hands in this rank's report and returns the verdict, the same on every rank.
 
         Args:
             report: anything that JSON has.
-            judge: makes the verdict of the reports, by rank, of which that of a rank that did not
+            compare: makes the verdict of the reports, by rank, of which that of a rank that did not
                 come is None; called on the first rank alone.
             patience: how long to wait for the others.
 
@@ -86,7 +86,7 @@ class Meeting:
             for r, content in zip(came, found, strict=True):
                 reports[r] = orjson.loads(content)
             self._came = tuple(came)
-            self.store.set(verdict, orjson.dumps(judge(reports)).decode())
+            self.store.set(verdict, orjson.dumps(compare(reports)).decode())
         elif not self._wait([verdict], patience + _PARTING):
             raise TimeoutError(f"the first rank said nothing within {patience}")
         return orjson.loads(self.store.get(verdict))
@@ -114,21 +114,21 @@ class Meeting:
         )
 
 
-_meetings: dict[tuple[str, int], Meeting] = {}
+_made: dict[tuple[str, int], Rendezvous] = {}
 
 
-def meeting_at(
+def rendezvous_at(
     address: str, port: int, rank: int, size: int, patience: timedelta = PATIENCE
-) -> Meeting:
-    """The meeting place of the job whose first rank is there; the same one at every call.
+) -> Rendezvous:
+    """The rendezvous of the job whose first rank is there; the same one at every call.
 
     The first rank serves it. ``torch.distributed`` takes it over.
 
     Raises:
         InputError: the first rank is not to be reached.
     """
-    if (address, port) in _meetings:
-        return _meetings[address, port]
+    if (address, port) in _made:
+        return _made[address, port]
     served = (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         and os.environ.get("MASTER_ADDR") == address
@@ -141,8 +141,8 @@ def meeting_at(
             f"the first rank is not to be reached at {address}:{port}: see whether it was "
             "started, and whether the nodes reach each other (MASTER_ADDR, MASTER_PORT)"
         ) from error
-    meeting = Meeting(PrefixStore("autotimm", store), rank, size)
-    return _meetings.setdefault((address, store.port), meeting)
+    rendezvous = Rendezvous(PrefixStore("autotimm", store), rank, size)
+    return _made.setdefault((address, store.port), rendezvous)
 
 
 def _store(address: str, port: int, rank: int, patience: timedelta) -> TCPStore:
@@ -197,8 +197,8 @@ def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPS
     raise DistNetworkError(f"the first rank did not say within {patience} where it is")
 
 
-def meeting_of_launcher(patience: timedelta) -> Meeting | None:
-    """The meeting place of the processes that torchrun or srun has started; None for one alone."""
+def launcher_rendezvous(patience: timedelta) -> Rendezvous | None:
+    """The rendezvous of the processes that torchrun or srun has started; None for one alone."""
     rank, size = rank_and_size()
     if size == 1:
         return None
@@ -207,7 +207,7 @@ def meeting_of_launcher(patience: timedelta) -> Meeting | None:
     else:
         slurm = SLURMEnvironment(auto_requeue=False)
         address, port = slurm.main_address, slurm.main_port
-    return meeting_at(address, port, rank, size, patience)
+    return rendezvous_at(address, port, rank, size, patience)
 
 
 def host_name() -> str:

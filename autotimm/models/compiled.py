@@ -53,7 +53,7 @@ def compile_in_place(module: nn.Module, options: Mapping[str, Any] | None) -> No
         ) from error
 
 
-def any_size(dimension: int, *tensors: Tensor | None) -> None:
+def mark_dynamic(dimension: int, *tensors: Tensor | None) -> None:
     """Tells the compiler that this dimension of the tensors differs from call to call, as slots
     for instances do: each size would otherwise compile a graph of its own."""
     for tensor in tensors:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autotimm.models import assign, losses
 from autotimm.models.backbone import Backbone, Norm
-from autotimm.models.compiled import any_size
+from autotimm.models.compiled import mark_dynamic
 from autotimm.models.decode import decode
 from autotimm.models.fcos import (
     FCOSHead,
@@ -220,7 +220,7 @@ def _add_masks(
         features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True
     ):
         if len(some):  # an empty tensor would be a graph of its own
-            any_size(0, some, of_class)
+            mark_dynamic(0, some, of_class)
             parts.append(head(some, of_class).float().sigmoid())
     for _ in range(len(parts) - 1, calls):
         head(features.new_zeros((2, *features.shape[1:])), labels.new_zeros(2))

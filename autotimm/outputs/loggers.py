@@ -92,7 +92,7 @@ def _named(name: str, own: CSVLogger, root: Path, known: str | None) -> Logger:
         place = _setting("MLFLOW_TRACKING_URI", f"sqlite:///{root.absolute() / 'mlflow.db'}")
         return MLFlowLogger(experiment, run_name=run, tracking_uri=place, run_id=known)
     except Exception as error:
-        raise InputError(f"logger={name!r} cannot be set up: {told(error)}") from error
+        raise InputError(f"logger={name!r} cannot be set up: {one_line(error)}") from error
 
 
 def _setting(name: str, default: str) -> str:
@@ -145,7 +145,7 @@ def log_picture(logger: Logger, name: str, picture: Any, step: int) -> None:
         logger.experiment.log_image(logger.run_id, picture, f"{name}-step{step}.png")
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error on one line, without the secrets of URLs."""
     return urls.without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
 
@@ -212,7 +212,7 @@ class Guard:
         name = type(self._logger).__name__
         if not self._warned:
             self._warned = True
-            rank_zero_warn(f"{name} fails, and the run goes on without it ({told(error)})")
+            rank_zero_warn(f"{name} fails, and the run goes on without it ({one_line(error)})")
         elif self._failures == GIVEN_UP and not isinstance(self._logger, CSVLogger):
             rank_zero_warn(f"{name} failed {GIVEN_UP} times in a row, and is left alone from here")
 

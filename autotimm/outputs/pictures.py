@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from autotimm import visualize
 from autotimm.coco import masks
-from autotimm.outputs.loggers import log_picture, run_folder, told
+from autotimm.outputs.loggers import log_picture, one_line, run_folder
 from autotimm.structures import Batch, Detections, InputError, Preprocessing, Target
 
 PICTURE_SIDE = 640
@@ -109,7 +109,7 @@ class SavePictures(Callback):
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            rank_zero_warn(f"{what}, and the run goes on ({told(error)})")
+            rank_zero_warn(f"{what}, and the run goes on ({one_line(error)})")
 
 
 def real_images(batch: Batch, outputs: list[Detections]) -> Iterator[tuple[int, Detections]]:

@@ -21,13 +21,13 @@ from autotimm.distributed.launcher import rank_and_size
 from autotimm.distributed.rendezvous import (
     PATIENCE,
     JointError,
-    Meeting,
+    Rendezvous,
     host_name,
+    launcher_rendezvous,
     located,
-    meeting_at,
-    meeting_of_launcher,
+    rendezvous_at,
 )
-from autotimm.setup.report import Report, make_report, sight
+from autotimm.setup.report import Report, check_shared_folders, make_report
 from autotimm.structures import InputError
 
 _ANSWER = timedelta(seconds=5)  # for ranks that fail at once to hear of each other
@@ -66,10 +66,12 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
             if error is not None:
                 raise error
             return
-        meeting = meeting_of(trainer)
-        verdict = meeting.meet(report, judge)
+        rendezvous = rendezvous_of(trainer)
+        verdict = rendezvous.exchange(report, compare_reports)
         if verdict["probes"]:
-            told = meeting.meet(sight(trainer, verdict["probes"]), judge)
+            told = rendezvous.exchange(
+                check_shared_folders(trainer, verdict["probes"]), compare_reports
+            )
             told["warnings"] += verdict["warnings"]
             verdict = told
     for warning in verdict["warnings"]:
@@ -80,7 +82,7 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
         raise JointError("; ".join(verdict["problems"])) from error
 
 
-def tell(error: BaseException, message: str) -> None:
+def report_error(error: BaseException, message: str) -> None:
     """Prints the line of an error that ends this rank: what all ranks have in common once, what is
     one rank's own with its name.
 
@@ -88,35 +90,37 @@ def tell(error: BaseException, message: str) -> None:
         error: what ends it.
         message: the line.
     """
-    meeting, line = _agreed(error, message)
+    rendezvous, line = _agreed(error, message)
     if line is not None:
         print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    if meeting is not None:
-        meeting.part()
+    if rendezvous is not None:
+        rendezvous.part()
 
 
-def _agreed(error: BaseException, message: str) -> tuple[Meeting | None, str | None]:
+def _agreed(error: BaseException, message: str) -> tuple[Rendezvous | None, str | None]:
     """Where the ranks have agreed on what to say, and what this one has to say of it."""
     try:
         own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
     except InputError:  # which this error tells
         return None, message
     try:
-        meeting = meeting_of_launcher(_START)
-        if meeting is None:
+        rendezvous = launcher_rendezvous(_START)
+        if rendezvous is None:
             return None, message
         if not isinstance(error, JointError):
-            patience = _ANSWER if meeting.held else _START
-            verdict = meeting.meet(Report(host=host_name(), problem=message), judge, patience)
+            patience = _ANSWER if rendezvous.held else _START
+            verdict = rendezvous.exchange(
+                Report(host=host_name(), problem=message), compare_reports, patience
+            )
             if "problems" not in verdict:  # the others look for who is lost
                 return None, own
             message = "; ".join(verdict["problems"])
-        return meeting, None if meeting.rank else message
+        return rendezvous, None if rendezvous.rank else message
     except (OSError, RuntimeError, InputError):  # nobody is there to agree with
         return None, own
 
 
-def judge(reports: Sequence[Report | None]) -> Verdict:
+def compare_reports(reports: Sequence[Report | None]) -> Verdict:
     """What there is to say of the reports.
 
     Args:
@@ -181,8 +185,8 @@ def _groups(values: Iterable[str], ranks: Iterable[int] | None = None) -> dict[s
     return groups
 
 
-def meeting_of(trainer: Trainer) -> Meeting:
-    """The meeting place of a trainer's ranks, of which there are several."""
+def rendezvous_of(trainer: Trainer) -> Rendezvous:
+    """The rendezvous of a trainer's ranks, of which there are several."""
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
     address, port = environment.main_address, environment.main_port
-    return meeting_at(address, port, trainer.global_rank, trainer.world_size)
+    return rendezvous_at(address, port, trainer.global_rank, trainer.world_size)

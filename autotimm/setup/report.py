@@ -133,7 +133,7 @@ def make_report(
     return report, None
 
 
-def sight(trainer: Trainer, probes: Sequence[str]) -> Report:
+def check_shared_folders(trainer: Trainer, probes: Sequence[str]) -> Report:
     """Whether this rank sees the files that the first one has put where checkpoints will be."""
     report = Report(host=host_name())
     unseen = [str(Path(probe).parent) for probe in probes if not Path(probe).exists()]

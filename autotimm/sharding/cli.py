@@ -24,7 +24,7 @@ from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus
 from autotimm.sharding.staging import LocalFolder
-from autotimm.sharding.summary import as_json, bar, put, tell, tell_report, waiting
+from autotimm.sharding.summary import as_json, bar, print_outcome, print_report, put, waiting
 from autotimm.structures import InputError
 
 
@@ -92,7 +92,7 @@ def shard(
         strict=strict,
         display=Display(waiting, bar, _say),
     )
-    tell(outcome, str(dst))
+    print_outcome(outcome, str(dst))
     assert outcome.manifest is not None  # neither a part nor a dry run
     return outcome.manifest
 
@@ -125,7 +125,7 @@ def _main(args: Arguments) -> int:
     if args.json:
         put(as_json(outcome), sys.stdout)
     else:
-        tell(outcome, str(where), args.part)
+        print_outcome(outcome, str(where), args.part)
     return 0
 
 
@@ -138,7 +138,7 @@ def _verify(folder: Path, workers: int | None, json: bool) -> int:
             workers or usable_cpus(),
             lambda done, total: status and status.update(f"verifying {done:,} of {total:,} images"),
         )
-    tell_report(report, folder, json)
+    print_report(report, folder, json)
     return 1 if report.faults else 0
 
 

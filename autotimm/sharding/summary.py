@@ -85,7 +85,7 @@ def put(text: str, stream: TextIO | None) -> None:
             raise
 
 
-def tell(outcome: Outcome, dst: str, part: Part | None = None) -> None:
+def print_outcome(outcome: Outcome, dst: str, part: Part | None = None) -> None:
     """Prints the summary of a run: a table, what was odd, what became of it."""
     from rich.console import Console
 
@@ -161,7 +161,7 @@ def as_json(outcome: Outcome) -> str:
     return orjson.dumps(content, option=orjson.OPT_INDENT_2).decode()
 
 
-def tell_report(report: Report, folder: Path, json: bool) -> None:
+def print_report(report: Report, folder: Path, json: bool) -> None:
     """Prints what --verify found."""
     counts = {
         name: getattr(report, name) for name in ("shards", "images", "instances", "crowd", "bytes")

@@ -190,7 +190,7 @@ class ObjectDetector(Checkpointed):
         if self.with_masks and masks is None:
             raise InputError("the data has no masks: give the data module masks=True")
         boxes, labels = batch["boxes"], batch["labels"]
-        compiled.any_size(1, boxes, labels, masks)
+        compiled.mark_dynamic(1, boxes, labels, masks)
         with compiled.explained():
             sums = self.network(batch["image"], boxes, labels, masks)
         losses = sums.normalised(mean_over_ranks(sums.counts().detach()))

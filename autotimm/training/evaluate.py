@@ -15,7 +15,7 @@ from autotimm.distributed.launcher import launcher_world
 from autotimm.outputs.results import SaveResults
 from autotimm.strategies import choice
 from autotimm.training.progress import ProgressBar
-from autotimm.training.quiet import hush
+from autotimm.training.quiet import quiet_libraries
 
 
 def find_all(
@@ -44,7 +44,7 @@ def find_all(
     Raises:
         InputError: the data and the model do not fit, or the launcher and the machine.
     """
-    hush()
+    quiet_libraries()
     devices, nodes = launcher_world("auto", 1, accelerator)
     if nodes == 1 and devices == "auto":
         devices = 1  # by hand: one process

@@ -26,7 +26,7 @@ from autotimm.distributed import signals
 from autotimm.distributed.agreement import Agreement, over_gloo
 from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.lost_ranks import is_of_another_rank, ranks_lost
-from autotimm.distributed.rendezvous import Meeting
+from autotimm.distributed.rendezvous import Rendezvous
 from autotimm.strategies.choice import shards_weights
 
 CODE = 85
@@ -60,7 +60,7 @@ class Preemption(Checkpoint):
 
     def __init__(self, timeout: timedelta) -> None:
         self.agreement = Agreement()
-        self.meeting: Meeting | None = None
+        self.rendezvous: Rendezvous | None = None
         self.hosts: list[str] = []  # the node of every rank
         self._timeout = timeout
         self._begun = 0  # optimizer steps when the fit began
@@ -69,16 +69,16 @@ class Preemption(Checkpoint):
         self._validates = False  # whether a run that goes on has to begin with a validation
         self._stopped: Stopped | None = None  # once there is nothing left to save
 
-    def join(self, meeting: Meeting | None, hosts: list[str]) -> None:
+    def join(self, rendezvous: Rendezvous | None, hosts: list[str]) -> None:
         """Takes note of where the ranks meet and which their nodes are; None for one process."""
-        self.meeting, self.hosts = meeting, hosts
+        self.rendezvous, self.hosts = rendezvous, hosts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._due, self._validates, self._stopped = 0, False, None
             self.agreement = Agreement()
-            if self.meeting is not None:
-                self.agreement = over_gloo(self.meeting, self._timeout)
+            if self.rendezvous is not None:
+                self.agreement = over_gloo(self.rendezvous, self._timeout)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begun = self._seen = trainer.global_step
@@ -199,8 +199,8 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
             raise
         except Exception as error:
             lost = None
-            if own.meeting is not None and is_of_another_rank(error):
-                lost = ranks_lost(own.meeting, own.hosts, error)
+            if own.rendezvous is not None and is_of_another_rank(error):
+                lost = ranks_lost(own.rendezvous, own.hosts, error)
             if lost is None:
                 raise
             raise lost from error

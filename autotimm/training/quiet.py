@@ -27,7 +27,7 @@ _LINES = (
 )
 
 
-def hush() -> None:
+def quiet_libraries() -> None:
     """Leaves that out of this process' warnings and of Lightning's lines, from now on."""
     for text in _WARNINGS:
         warnings.filterwarnings("ignore", message=text)

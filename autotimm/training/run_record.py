@@ -38,7 +38,7 @@ from autotimm.distributed.launcher import find_launch
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
 from autotimm.outputs import provenance
-from autotimm.outputs.loggers import go_on, run_folder, run_ids, told
+from autotimm.outputs.loggers import go_on, one_line, run_folder, run_ids
 from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
 
@@ -127,7 +127,7 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         stopped = isinstance(exception, Stopped)
-        status, error = ("preempted", None) if stopped else ("failed", told(exception))
+        status, error = ("preempted", None) if stopped else ("failed", one_line(exception))
         if self._content:  # else there is no folder yet
             self._content |= {"status": status, "error": error}
         self._write(trainer)  # a device that has failed gives no metrics any more
@@ -148,7 +148,7 @@ class RunRecord(Callback):
             if not self._warned:
                 self._warned = True
                 path = self._folder / RECORD
-                rank_zero_warn(f"{path} cannot be written, and the run goes on ({told(error)})")
+                rank_zero_warn(f"{path} cannot be written, and the run goes on ({one_line(error)})")
 
 
 def _now() -> str:

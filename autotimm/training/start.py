@@ -20,10 +20,10 @@ from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.resume import damage_of, newest
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
-from autotimm.distributed.rendezvous import JointError, Meeting, host_name
+from autotimm.distributed.rendezvous import JointError, Rendezvous, host_name
 from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
-from autotimm.setup.check import judge, meeting_of
+from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
 from autotimm.training.run_folder import find_run
@@ -75,13 +75,13 @@ class Beginning(NamedTuple):
 
     Attributes:
         checkpoint: to begin from; None to begin anew.
-        meeting: where the ranks meet; None for one process.
+        rendezvous: where the ranks meet; None for one process.
         hosts: the node of every rank.
         agents: the torchrun of every node; none under srun or by hand.
     """
 
     checkpoint: Any
-    meeting: Meeting | None
+    rendezvous: Rendezvous | None
     hosts: list[str]
     agents: list[str]
 
@@ -101,7 +101,7 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
 
     def choose(reports: list[Any]) -> dict[str, Any]:
         """What all ranks are told."""
-        problems = judge(reports)["problems"]
+        problems = compare_reports(reports)["problems"]
         checkpoint, said = wanted, None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
@@ -121,13 +121,13 @@ def begin(trainer: Trainer, wanted: Any) -> Beginning:
         return told | {"hosts": hosts, "agents": agents}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
-    meeting = meeting_of(trainer) if trainer.world_size > 1 else None
-    told = choose([report]) if meeting is None else meeting.meet(report, choose)
+    rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
+    told = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
     if told["problems"]:
         raise JointError("; ".join(told["problems"]))
     if told["said"]:
         rank_zero_info(told["said"])
-    return Beginning(told["checkpoint"], meeting, told["hosts"], told["agents"])
+    return Beginning(told["checkpoint"], rendezvous, told["hosts"], told["agents"])
 
 
 def starting_point(

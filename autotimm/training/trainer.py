@@ -34,13 +34,13 @@ from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.ema import AverageWeights
 from autotimm.training.preemption import Preemption
-from autotimm.training.quiet import hush
+from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
 from autotimm.training.start import NamedCheckpoints, begin
 from autotimm.training.summary import Summary
 
-hush()
+quiet_libraries()
 
 HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
 
@@ -273,11 +273,11 @@ class AutoTrainer(HookedTrainer):
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
         self.begun_from, self.agents = begun.checkpoint, begun.agents
-        if begun.meeting is not None:
+        if begun.rendezvous is not None:
             settle_at_exit()
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
-                callback.join(begun.meeting, begun.hosts)
+                callback.join(begun.rendezvous, begun.hosts)
         return begun.checkpoint
 
 

@@ -11,8 +11,8 @@ from torch.distributed import HashStore
 
 from autotimm.distributed import lost_ranks
 from autotimm.distributed.lost_ranks import is_of_another_rank, ranks_lost
-from autotimm.distributed.rendezvous import Meeting
-from autotimm.setup.check import judge
+from autotimm.distributed.rendezvous import Rendezvous
+from autotimm.setup.check import compare_reports
 from autotimm.setup.report import Report
 
 
@@ -47,7 +47,7 @@ def test_only_what_a_collective_raises_is_of_another_rank(error: Exception, coun
 
 def test_where_the_first_rank_is_lost_nobody_is_silent() -> None:
     for rank in range(1, 6):
-        error = ranks_lost(Meeting(Gone(), rank, 6), HOSTS, RuntimeError(CLOSED))
+        error = ranks_lost(Rendezvous(Gone(), rank, 6), HOSTS, RuntimeError(CLOSED))
         assert error is not None and error.tells
         assert str(error).startswith("rank 0 on a has ended")
         assert f"(rank {rank} on {HOSTS[rank]}: {CLOSED})" in str(error)
@@ -57,8 +57,8 @@ def test_a_first_rank_that_failed_itself_is_not_waited_for() -> None:
     store = HashStore()
     failed = Report(host="a", problem="no space left")
     with ThreadPoolExecutor(2) as pool:
-        other = pool.submit(ranks_lost, Meeting(store, 1, 2), ["a", "b"], RuntimeError(CLOSED))
-        verdict = Meeting(store, 0, 2).meet(failed, judge)
+        other = pool.submit(ranks_lost, Rendezvous(store, 1, 2), ["a", "b"], RuntimeError(CLOSED))
+        verdict = Rendezvous(store, 0, 2).exchange(failed, compare_reports)
         error = other.result()
     assert verdict["problems"] == ["rank 0 on a: no space left"]
     assert error is not None and error.tells and str(error).startswith("rank 0 on a has ended")
@@ -68,8 +68,8 @@ def test_the_first_rank_names_those_that_do_not_come(monkeypatch) -> None:
     monkeypatch.setattr(lost_ranks, "PATIENCE", timedelta(seconds=0.1))
     store = HashStore()
     store.set("0/1", '"here"')
-    error = ranks_lost(Meeting(store, 0, 3), HOSTS, RuntimeError("Timed out waiting 60000ms"))
+    error = ranks_lost(Rendezvous(store, 0, 3), HOSTS, RuntimeError("Timed out waiting 60000ms"))
     assert error is not None and error.tells
     assert str(error).startswith("rank 2 on b does not answer within the timeout")
     store.set("0/2", '"here"')
-    assert ranks_lost(Meeting(store, 0, 3), HOSTS, RuntimeError("Timed out")) is None
+    assert ranks_lost(Rendezvous(store, 0, 3), HOSTS, RuntimeError("Timed out")) is None

@@ -13,17 +13,17 @@ import pytest
 from torch.distributed import HashStore, TCPStore
 
 from autotimm.distributed import rendezvous as meeting
-from autotimm.distributed.rendezvous import Meeting, located, meeting_at
+from autotimm.distributed.rendezvous import Rendezvous, located, rendezvous_at
 
 SOON = timedelta(seconds=0.3)
 
 
-def together(size: int, act: Callable[[Meeting], Any], ranks: range | None = None) -> list[Any]:
+def together(size: int, act: Callable[[Rendezvous], Any], ranks: range | None = None) -> list[Any]:
     """What ``act`` returns or raises on each of the ranks, which are threads."""
     store = HashStore()
-    meetings = [Meeting(store, rank, size) for rank in ranks or range(size)]
+    meetings = [Rendezvous(store, rank, size) for rank in ranks or range(size)]
 
-    def caught(meeting: Meeting) -> Any:
+    def caught(meeting: Rendezvous) -> Any:
         try:
             return act(meeting)
         except TimeoutError as error:
@@ -36,33 +36,33 @@ def together(size: int, act: Callable[[Meeting], Any], ranks: range | None = Non
 def test_all_ranks_hear_what_the_first_makes_of_their_reports() -> None:
     judged = []
 
-    def judge(reports: list[Any]) -> str:
+    def compare(reports: list[Any]) -> str:
         judged.append(reports)
         return "-".join(reports)
 
-    def twice(meeting: Meeting) -> tuple[str, str]:
-        first = meeting.meet(f"a{meeting.rank}", judge)
-        return first, meeting.meet(f"b{meeting.rank}", judge)
+    def twice(meeting: Rendezvous) -> tuple[str, str]:
+        first = meeting.exchange(f"a{meeting.rank}", compare)
+        return first, meeting.exchange(f"b{meeting.rank}", compare)
 
     assert together(3, twice) == [("a0-a1-a2", "b0-b1-b2")] * 3
     assert judged == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
 
 
 def test_who_does_not_come_is_waited_for_and_then_left_out() -> None:
-    told = together(3, lambda m: m.meet(m.rank, lambda reports: reports, SOON), range(2))
+    told = together(3, lambda m: m.exchange(m.rank, lambda reports: reports, SOON), range(2))
     assert told == [[0, 1, None]] * 2
 
 
 def test_a_silent_first_rank_is_not_waited_for_for_ever() -> None:
-    (told,) = together(3, lambda m: m.meet(m.rank, len, SOON), range(2, 3))
+    (told,) = together(3, lambda m: m.exchange(m.rank, len, SOON), range(2, 3))
     assert isinstance(told, TimeoutError)
 
 
 def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
     left: list[int] = []
 
-    def act(meeting: Meeting) -> None:
-        meeting.meet(0, len)
+    def act(meeting: Rendezvous) -> None:
+        meeting.exchange(0, len)
         if meeting.rank == 0:
             time.sleep(0.2)
             left.append(0)  # says it
@@ -111,7 +111,7 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
     # As torch.distributed asks for it; and so does the next meeting.
     assert os.environ["MASTER_PORT"] == str(first.port)
     assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(["said"])
-    assert meeting_at(local, first.port, 0, 2).store.check(["said"]) is False
+    assert rendezvous_at(local, first.port, 0, 2).store.check(["said"]) is False
     assert os.environ["MASTER_PORT"] == str(first.port)
 
 

@@ -19,8 +19,8 @@ from slurm_cluster import ROOT, Environment, command, wait
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.setup import report as setup_report
-from autotimm.setup.check import judge
-from autotimm.setup.report import Report, sight
+from autotimm.setup.check import compare_reports
+from autotimm.setup.report import Report, check_shared_folders
 from autotimm.strategies.choice import DDP
 from autotimm.strategies.fsdp import FSDP
 from autotimm.strategies.zero import ZeRO
@@ -189,55 +189,59 @@ def test_what_data_are_made_of_is_compared() -> None:
 
 
 def test_reports_that_agree_are_right() -> None:
-    assert judge(reports()) == {"problems": [], "warnings": [], "probes": []}
+    assert compare_reports(reports()) == {"problems": [], "warnings": [], "probes": []}
 
 
 def test_a_problem_is_told_with_its_ranks_and_before_what_differs() -> None:
-    told = judge(reports(problem={1: "x", 3: "x"}, same={0: {"packages": {"torch": "3"}}}))
+    told = compare_reports(
+        reports(problem={1: "x", 3: "x"}, same={0: {"packages": {"torch": "3"}}})
+    )
     assert told["problems"] == ["ranks 1, 3 on a, b: x"]
-    assert judge(reports(problem=dict.fromkeys(range(4), "x")))["problems"] == ["x"]
+    assert compare_reports(reports(problem=dict.fromkeys(range(4), "x")))["problems"] == ["x"]
 
 
 def test_what_differs_is_told_with_values_and_ranks() -> None:
-    (line,) = judge(reports(same={3: {"packages": {"torch": "3"}}}))["problems"]
+    (line,) = compare_reports(reports(same={3: {"packages": {"torch": "3"}}}))["problems"]
     assert line.startswith("torch differs: 2 on ranks 0-2 on a, b, 3 on rank 3 on b: install")
-    (line,) = judge(reports(same={0: {"packages": {"torch": "2"}, "data": {"d": "1"}}}))["problems"]
+    (line,) = compare_reports(reports(same={0: {"packages": {"torch": "2"}, "data": {"d": "1"}}}))[
+        "problems"
+    ]
     assert line.startswith("d differs: 1 on rank 0 on a, none on ranks 1-3 on a, b: give")
 
 
 def test_ranks_that_did_not_come_are_named_unless_others_have_failed() -> None:
     late: list[Any] = [*reports()[:2], None, None]
-    (line,) = judge(late)["problems"]
+    (line,) = compare_reports(late)["problems"]
     assert line.startswith("ranks 2-3 on an unknown node did not come within 0:30:00")
     late[1]["problem"] = "x"
-    assert judge(late)["problems"] == ["rank 1 on a: x"]
+    assert compare_reports(late)["problems"] == ["rank 1 on a: x"]
 
 
 def test_gpus_are_one_each_and_better_all_of_a_kind() -> None:
     ids = {rank: f"{rank % 2} of {'ab'[rank // 2]}" for rank in range(4)}
-    assert judge(reports(gpu=ids))["problems"] == []
-    (line,) = judge(reports(gpu=ids | {3: ids[2]}))["problems"]
+    assert compare_reports(reports(gpu=ids))["problems"] == []
+    (line,) = compare_reports(reports(gpu=ids | {3: ids[2]}))["problems"]
     assert line.startswith("ranks 2-3 on b have the same GPU")
     kinds = {0: "H200", 1: "H200", 2: "A100", 3: "A100"}
-    (line,) = judge(reports(gpu_name=kinds))["warnings"]
+    (line,) = compare_reports(reports(gpu_name=kinds))["warnings"]
     assert line.endswith("H200 on ranks 0-1 on a, A100 on ranks 2-3 on b")
 
 
 def test_the_probe_is_looked_for_where_there_are_several_nodes(tmp_path: Path) -> None:
-    assert judge(reports(probes={0: ["/runs/p"]}))["probes"] == ["/runs/p"]
+    assert compare_reports(reports(probes={0: ["/runs/p"]}))["probes"] == ["/runs/p"]
     one = [
         report for report in reports(probes={0: ["/runs/p"]}) if report and report["host"] == "a"
     ]
-    assert judge(one)["probes"] == []
+    assert compare_reports(one)["probes"] == []
     (tmp_path / "p").touch()
     for cls, kind in ((ZeRO, "problem"), (FSDP, "warning"), (DDP, "warning")):
         strategy: Any = cls.__new__(cls)
         trainer: Any = SimpleNamespace(strategy=strategy)
-        assert set(sight(trainer, [str(tmp_path / "p")])) == {"host"}
-        report = sight(trainer, [str(tmp_path / "p"), str(tmp_path / "q")])
+        assert set(check_shared_folders(trainer, [str(tmp_path / "p")])) == {"host"}
+        report = check_shared_folders(trainer, [str(tmp_path / "p"), str(tmp_path / "q")])
         assert set(report) == {"host", kind}
     unseen = [*reports()[:3], {"host": "b", "warning": "not there"}]
-    assert judge(unseen)["warnings"] == ["rank 3 on b: not there"]
+    assert compare_reports(unseen)["warnings"] == ["rank 3 on b: not there"]
 
 
 def test_a_run_on_one_process_is_checked_too(coco: Path, tmp_path: Path) -> None:
