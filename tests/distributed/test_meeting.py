@@ -96,7 +96,7 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
         "MASTER_PORT": str(board.port),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(meeting, "_meetings", {})
+    monkeypatch.setattr(meeting, "_made", {})
     alone = {"wait_for_workers": False, "timeout": SOON}
 
     def come(rank: int) -> TCPStore:

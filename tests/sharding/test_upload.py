@@ -111,6 +111,12 @@ def workers(url: str) -> list[str]:
     return ["--workers", "2" if url.startswith("s3:") else "1"]
 
 
+@pytest.fixture(autouse=True)
+def _own_scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes have in the system's folder is none of ours."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
+
+
 def scratch() -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob("autotimm-shard-*"))
 
