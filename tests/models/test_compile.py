@@ -188,8 +188,8 @@ ROIS = 64  # an image
     ],
 )
 def test_compiled_equals_uncompiled(precision: torch.dtype, backend: str) -> None:
-    """Losses and gradients, with several sizes of slots through one graph, and detections. There is
-    room for every candidate RoI, so that the random draw, which differs, does not matter."""
+    """Losses and gradients, with several sizes of slots through one graph. There is room for every
+    candidate RoI, so that the random draw, which differs, does not matter."""
     plain = small(compile_model=False, mask_rois=ROIS)
     model = small(compile_kwargs={"backend": backend, "fullgraph": True}, mask_rois=ROIS)
     close = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.1, 0.02)}[precision]
