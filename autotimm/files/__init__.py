@@ -1,1 +1,1 @@
-"""Files and folders, here and on servers: whole writes, URLs, units, one way to ask again."""
+"""Local and remote files: atomic writes, URLs, byte counts, and retries."""

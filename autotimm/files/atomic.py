@@ -1,4 +1,4 @@
-"""Files that appear under their own name whole or not at all."""
+"""Atomic writes: a file appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where there is no room on a disk, or no more of it for this user."""
+"""The error numbers for a full disk and for a user's exhausted quota."""
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file that should be a plain one.
+    """Reads a regular file.
 
     Raises:
-        OSError: it cannot be read, or is something else, of which some never come to an end.
+        OSError: the file cannot be read, or is not a regular file (reading a FIFO or a device may
+            never end).
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", str(path))
@@ -27,14 +28,17 @@ def read_file(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+    """Opens a temporary file beside ``path`` and renames it to ``path`` when the block succeeds.
 
-    The data is on the disk before the name is (fsync, then rename; ``sync=False`` where a file that
-    a power failure empties does no harm); after an error nothing is left. Who may read it is for
-    the umask to say. What is written is written whole, or OSError raised: at the latest at the end.
+    The file is synced before it is renamed, so that a power failure cannot leave an empty file
+    under the name; pass ``sync=False`` where an empty file does no harm. An error in the block
+    removes the temporary file. The umask sets the permissions.
+
+    Raises:
+        OSError: some of the data could not be written; possibly only when the block ends.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # With a buffer: without one, write() may write less than it is given, and only return how much.
+    # Buffered, because an unbuffered write() may write only a part and merely return its length.
     file = temporary.open("xb")
     try:
         with file:

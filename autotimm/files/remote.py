@@ -1,8 +1,8 @@
-"""URLs of http(s) and S3: which are spoken to, and what of a server ends a download.
+"""Downloads over http(s) and from S3.
 
-Invariants: only http, https and s3 are ever spoken, also after a redirect, and nothing runs a
-shell; no server keeps a reader busy for ever, be it by silence, by a trickle or by an endless file;
-what a message shows of a URL has no secret in it.
+Invariants: only http, https and s3 are used, also after a redirect, and nothing runs a shell; no
+server can keep a reader busy for ever, whether it sends nothing, too little, or an endless file;
+no message contains a URL's secrets.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _T = TypeVar("_T")
 
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
-_TRICKLE = 1024  # bytes a second: who sends fewer might as well send none
+_TRICKLE = 1024  # bytes a second; a slower download counts as stalled
 
 
 class _RefusedError(Exception):
-    """Trying again will not help."""
+    """An error that a retry will not cure."""
 
 
 def join(url: str, name: str) -> str:
-    """The URL of a file in the folder that a URL names; a query (a signature) stays in place."""
+    """The URL of the file ``name`` in the folder ``url``; a query (a signature) stays at the end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
@@ -39,7 +39,8 @@ def read_bytes(url: str, retry: Retry) -> bytes:
     """Reads a small file.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: the file cannot be downloaded, or is larger than 1 GiB.
+        FileNotFoundError: the server does not have it.
     """
 
     def attempt() -> bytes:
@@ -58,13 +59,13 @@ def sha256_of(path: Path) -> str:
 
 
 def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
-    """Yields the content of a URL, broken off soon after ``at_most`` bytes.
+    """Yields the content of a URL, and stops soon after ``at_most`` bytes.
 
     Raises:
-        OSError: nothing, or next to nothing, came for ``stall`` seconds; and what else the
-            libraries beneath raise.
+        OSError: the server sent nothing, or less than 1 kB a second, for ``stall`` seconds.
+        Exception: whatever fsspec, aiohttp and botocore raise.
     """
-    import aiohttp  # here, as both take a while that local shards need not wait
+    import aiohttp  # imported here because both are slow to import, and local shards need neither
     import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -72,11 +73,11 @@ def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
         options["config_kwargs"] = {"connect_timeout": stall, "read_timeout": stall}
         opening: dict[str, Any] = {"cache_type": "readahead", "block_size": 16 << 20}
     else:
-        # aiohttp's own limit of 5 minutes in all would end large shards; a stall is what matters.
+        # aiohttp's default limit of 5 minutes in all would interrupt the download of large shards.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
         options["client_kwargs"] = {"timeout": timeout}
-        # One stream rather than ranges; the size is given so that it is not asked for before,
-        # which signed URLs would refuse.
+        # One stream rather than ranges. With any size given, fsspec does not ask the server for it
+        # by a HEAD request, which signed URLs refuse.
         opening = {"block_size": 0, "size": 1}
     try:
         files, path = fsspec.url_to_fs(url, **options)
@@ -84,7 +85,7 @@ def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
             yield from _unless_it_trickles(stream, at_most, stall)
     except TimeoutError:
         raise OSError(f"nothing came for {stall:g} seconds") from None
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # that of a redirect
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # after a redirect
         raise _RefusedError(f"{error} is not an http(s) address") from None
 
 
@@ -101,11 +102,11 @@ def _unless_it_trickles(stream: BinaryIO, at_most: int, stall: float) -> Iterato
 
 
 def download(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
-    """Tries a download as often as it may be tried.
+    """Calls ``attempt``, which downloads ``url``, until it succeeds or ``retry`` allows no more.
 
     Raises:
-        InputError: it cannot be had; one line that names the URL.
-        FileNotFoundError: the server does not have it.
+        InputError: the download failed; one line that names the URL.
+        FileNotFoundError: the server does not have the file.
     """
     name = urls.shown(url)
     try:
@@ -120,7 +121,7 @@ def download(url: str, attempt: Callable[[], _T], retry: Retry) -> _T:
 
 
 def _is_final(error: Exception) -> bool:
-    # An InputError is about this machine: the server cannot mend it.
+    # An InputError is about this machine, for example a full disk.
     if isinstance(error, InputError | FileNotFoundError | PermissionError | _RefusedError):
         return True
     status = getattr(error, "status", None) or 500

@@ -1,7 +1,6 @@
-"""Trying again: requests that failed, and what is not there yet.
+"""Retries of failed requests, and polling for something that is not there yet.
 
-Invariant: nothing here goes on for ever: requests are made a number of times, and what is waited
-for is waited for so many seconds.
+Invariant: every loop ends: a request has a number of attempts, and a poll a number of seconds.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How a request to a server is tried.
+    """How often and how patiently to try a request to a server.
 
     Attributes:
-        attempts: how often, at most.
-        wait: seconds before the second try; they double with each.
+        attempts: the largest number of tries, 1 or more.
+        wait: seconds before the second try; the wait doubles before each further one.
         stall: seconds without a byte after which a download counts as failed.
     """
 
@@ -33,25 +32,25 @@ class Retry:
             raise ValueError("at least one attempt is needed")
 
     def tries(self, final: bool) -> str:
-        """How a message about a failure goes on; after a final one no further tries were made."""
+        """The words that a failure message adds; none after a final error, which ends the tries."""
         return "" if final else f" after {self.attempts} tries"
 
 
 def retried(attempt: Callable[[], _T], retry: Retry, is_final: Callable[[Exception], bool]) -> _T:
-    """Makes a request as often as it may be tried.
+    """Makes a request until it succeeds, fails for good, or has used up its tries.
 
     Args:
         attempt: makes the request.
-        retry: how often, and how long to wait in between.
-        is_final: whether an error of ``attempt`` is one that trying again will not help against.
+        retry: how often to try, and how long to wait in between.
+        is_final: tells whether an error of ``attempt`` is one that a retry cannot cure.
 
     Raises:
-        Exception: the first final error of ``attempt``, or else its last.
+        Exception: the first final error of ``attempt``, or else its last error.
     """
     for number in range(retry.attempts - 1):
         try:
             return attempt()
-        # Libraries for servers raise errors of their own, and there is no base class for them.
+        # The libraries raise errors of their own, which have no base class in common.
         except Exception as error:
             if is_final(error):
                 raise
@@ -60,16 +59,16 @@ def retried(attempt: Callable[[], _T], retry: Retry, is_final: Callable[[Excepti
 
 
 def poll(look: Callable[[], _T], patience: float, pause: float, longest: float = 0.0) -> _T:
-    """Looks again and again, at least once, until there is something.
+    """Calls ``look``, at least once, until it returns a true value or the time is up.
 
     Args:
-        look: returns what is there; something that is false for nothing.
-        patience: seconds after which no further look is taken.
-        pause: seconds between the first two looks.
-        longest: where it is larger, pauses grow by a half each time, up to so many seconds.
+        look: looks for something, and returns a false value while it is not there.
+        patience: seconds after which to stop.
+        pause: seconds between the first two calls.
+        longest: seconds up to which the pause grows, by a half each time; 0 keeps it as it is.
 
     Returns:
-        What the last look found.
+        The value of the last call, true or not.
     """
     end = time.monotonic() + patience
     while not (found := look()) and time.monotonic() <= end:

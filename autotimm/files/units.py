@@ -1,4 +1,4 @@
-"""Amounts as people write them."""
+"""Byte counts as people write and read them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from autotimm.structures import InputError
 
 
 def byte_count(name: str, value: int | str) -> int:
-    """Reads a number of bytes: 1000000, "512MiB", "1 GB", "1.5G", "100kb".
+    """Parses a number of bytes: 1000000, "512MiB", "1 GB", "1.5G", "100kb".
 
     Args:
-        name: the option, for the message.
-        value: 1 or more; k, M, G, T are powers of 1000, with an i of 1024.
+        name: the option's name, for the error message.
+        value: 1 or more; k, M, G and T are powers of 1000, followed by an i of 1024.
 
     Raises:
-        InputError: it is no such number.
+        InputError: the value is not such a number.
     """
     amount = r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *(?:([kMGT])(i?))?B?"
     match = re.fullmatch(amount, str(value).strip(), re.ASCII | re.IGNORECASE)
@@ -30,7 +30,7 @@ def byte_count(name: str, value: int | str) -> int:
 
 
 def byte_text(count: int) -> str:
-    """A number of bytes to be read, as in "1.5 GB"; powers of 1000."""
+    """Formats a number of bytes for people, as in "1.5 GB"; units are powers of 1000."""
     for unit, power in (("TB", 4), ("GB", 3), ("MB", 2), ("kB", 1)):
         if count >= 1000**power:
             return f"{count / 1000**power:.3g} {unit}"

@@ -1,6 +1,6 @@
-"""Folders and URLs as people give them: what one names, and what of it may be shown.
+"""Parsing the folders and URLs that users give, and hiding the secrets of URLs in messages.
 
-Invariant: no user, password, query (a signature) or fragment of a URL is in what is to be shown.
+Invariant: a URL as shown has no user, password, query (a signature) or fragment.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from autotimm.structures import InputError
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A folder, or a file, of this machine or of a server. As text, it is without its secrets.
+    """A folder or file, on this machine or on a server; ``str()`` of it leaves out secrets.
 
     Attributes:
-        given: as the user wrote it: a URL may hold a password or a signature.
-        folder: its path on this machine; None on a server.
+        given: what the user wrote; a URL may contain a password or a signature.
+        folder: the path on this machine; None on a server.
     """
 
     given: str = field(repr=False)
@@ -33,12 +33,13 @@ class Location:
 
 
 def locate(given: str | Path | Location) -> Location:
-    """What a name means: a path, of which a ``~`` at the beginning is the user's home folder, or a
-    file, http, https or s3 URL. Whether anything lies there is not looked at.
+    """Parses a path or a file, http, https or s3 URL, without checking that it exists.
+
+    A ``~`` at the beginning of a path stands for the user's home folder.
 
     Raises:
-        InputError: the URL is not whole, is of another kind, or needs a package that is missing;
-            or no path can be so.
+        InputError: the URL is incomplete, has another scheme, or needs a package that is not
+            installed; or the path is not a valid one.
     """
     if isinstance(given, Location):
         return given
@@ -66,10 +67,10 @@ def locate(given: str | Path | Location) -> Location:
 
 
 def home_expanded(path: str | Path) -> Path:
-    """A local path, of which a ``~`` at the beginning is the user's home folder.
+    """A local path with a ``~`` at its beginning replaced by the user's home folder.
 
     Raises:
-        InputError: there is no such home, or no path can be so.
+        InputError: there is no such home folder, or the path contains a NUL byte.
     """
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: no path has a NUL byte in it")
@@ -80,7 +81,7 @@ def home_expanded(path: str | Path) -> Path:
 
 
 def kind(text: str) -> str:
-    """The scheme of a URL, "chained" for one of fsspec's with ``::``; empty for a folder's name."""
+    """The scheme of a URL, "chained" for a chained URL of fsspec (``::``), or "" for a path."""
     match = re.match(r"(?i:file)(?=:/)|[A-Za-z][A-Za-z0-9+.-]*(?=://|::)", text)
     if match is None:
         return ""
@@ -88,10 +89,10 @@ def kind(text: str) -> str:
 
 
 def file_path(url: str) -> Path:
-    """The folder that a URL of kind "file" names.
+    """The local path that a ``file:`` URL names.
 
     Raises:
-        InputError: it is on another machine.
+        InputError: the URL names another machine.
     """
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
@@ -100,14 +101,14 @@ def file_path(url: str) -> Path:
 
 
 def shown(location: str) -> str:
-    """A folder, or a URL without its secrets, as messages name it."""
+    """A path as it is, or a URL without its secrets, for messages."""
     if not kind(location):
         return location
     return re.sub(r"(?<=://)[^/]*@", "", re.split(r"[?#]", location, maxsplit=1)[0])
 
 
 def all_shown(value: Any) -> Any:
-    """A plain value, with every URL in its lists and mappings as :func:`shown` has it."""
+    """A copy of a plain value with :func:`shown` applied to every string in it."""
     if isinstance(value, Mapping):
         return {key: all_shown(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -116,12 +117,12 @@ def all_shown(value: Any) -> Any:
 
 
 def without_secrets(text: str) -> str:
-    """A library's message without the secrets of URLs in it, such as a redirect brought."""
+    """A library's message without the secrets of the URLs in it, a redirect's included."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(?<=\S)[?#][^\s'\"]+", "", text)  # also of a path alone
+    return re.sub(r"(?<=\S)[?#][^\s'\"]+", "", text)  # also after a path without a scheme
 
 
 def reason(error: Exception, url: str) -> str:
-    """What an error with a URL says, on one line without secrets; else the name of its kind."""
+    """The first line of an error about ``url``, without secrets, or else the error's type."""
     text = str(error).split("\n")[0].replace(url, shown(url))
     return without_secrets(text) or type(error).__name__
