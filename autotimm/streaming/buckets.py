@@ -1,18 +1,18 @@
-"""The order of an epoch in which every step has one canvas: images are grouped by their shape.
+"""Aspect-ratio buckets: the order of an epoch in which all images of a step share a canvas.
 
-Samples go through the order of ``order.py``; each waits in the bucket of its canvas until a global
-batch of that canvas is full. A full batch takes its turn where its last member stood, so that what
-is read stays close together. The samples that are left in incomplete batches at the end come last,
-in their order, on the largest canvas, on which every image fits.
+Samples come in the order of ``order.py``, and each waits in the bucket of its canvas until a global
+batch of that canvas is full. A full batch takes the place of its last member in the order, so that
+samples that are read together stay close together. Samples in incomplete batches come last, in
+their order, on the largest canvas, which fits every image.
 
-Invariants, beyond those of ``order.py``:
+Invariants, in addition to those of ``order.py``:
 
-* an image is no smaller on its canvas than on the largest one;
-* all ranks have the same canvas at a step; there are as many steps as without buckets;
-* under the same global batch a resume gives exactly the rest of the undisturbed order. Under
-  another one, or with other canvases, the samples that are left are grouped anew; ``Segment`` tells
-  which those are;
-* memory: 5 bytes a sample, about 20 while it is planned.
+* an image is at least as large on its canvas as on the largest one;
+* all ranks use the same canvas at a step, and an epoch has as many steps as without buckets;
+* a resume with the same global batch gives exactly the rest of the uninterrupted order; with
+  another global batch or other canvases, the plan regroups the samples that are left, which it
+  finds from the earlier ``Segment``s;
+* memory is 5 bytes a sample, and about 20 during planning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from autotimm.streaming.order import EpochOrder
 from autotimm.structures import World
 
 Canvases = tuple[tuple[int, int], ...]
-"""Heights and widths, the largest first; none where the order is not grouped."""
+"""Heights and widths, the largest first; empty without grouping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Segment:
     """A part of an epoch that was trained with one global batch and one set of canvases.
 
     Attributes:
-        global_batch: samples that all ranks together took at a step.
-        until: samples of the epoch that had been consumed when it ended.
-        canvases: of the run; none where it did not group.
+        global_batch: samples of all ranks together at a step.
+        until: samples of the epoch consumed by the end of the segment.
+        canvases: the run's canvases; empty if it did not group.
     """
 
     global_batch: int
@@ -47,16 +47,16 @@ class Segment:
 
 
 def assign(image_sizes: NDArray[np.int64], canvases: Canvases) -> NDArray[np.uint8]:
-    """The canvas of each image: the smallest on which it is as large as on the largest one.
+    """Assigns to each image the smallest canvas on which it is as large as on the largest one.
 
     Args:
         image_sizes: [samples, 2] width and height.
-        canvases: the largest, within which the others lie, first.
+        canvases: the largest first; the others fit inside it.
 
     Returns:
         [samples] positions in ``canvases``.
     """
-    width, height = np.ascontiguousarray(image_sizes.T, np.float64)  # exact, and divides faster
+    width, height = np.ascontiguousarray(image_sizes.T, np.float64)  # exact; divides fastest
     chosen = np.zeros(len(image_sizes), np.uint8)
     by_area = sorted(range(1, len(canvases)), key=lambda c: -canvases[c][0] * canvases[c][1])
     best = np.minimum(canvases[0][1] / width, canvases[0][0] / height) if canvases else None
@@ -67,23 +67,23 @@ def assign(image_sizes: NDArray[np.int64], canvases: Canvases) -> NDArray[np.uin
 
 @dataclass(frozen=True, slots=True)
 class _Grouping:
-    """Samples in the order of their buckets, and where in it the full batches lie."""
+    """Samples sorted by bucket, and the full batches among them."""
 
-    members: NDArray[Any]  # [samples] what was grouped, bucket after bucket
-    starts: NDArray[np.int64]  # [full batches] in members, in the order of their turns
-    buckets: NDArray[np.uint8]  # [full batches]
-    rest: NDArray[Any]  # what fills no batch, in the order in which it came
+    members: NDArray[Any]  # [samples], bucket after bucket
+    starts: NDArray[np.int64]  # [full batches] where each begins in members, in training order
+    buckets: NDArray[np.uint8]  # [full batches] the bucket of each
+    rest: NDArray[Any]  # the samples that fill no batch, in their original order
     global_batch: int
 
     def first(self, samples: int) -> NDArray[Any]:
-        """What the first steps, of so many samples together, take."""
+        """The first ``samples`` samples in training order."""
         starts = self.starts[: samples // self.global_batch, None]
         full = self.members[starts + np.arange(self.global_batch)].ravel()
         return np.concatenate([full, self.rest[: samples - len(full)]])
 
 
 def _group(samples: NDArray[Any], buckets: NDArray[np.uint8], global_batch: int) -> _Grouping:
-    """Cuts samples [n] in their order, each in the bucket [n], into batches of one bucket."""
+    """Groups samples [n] with buckets [n] into batches of one bucket, keeping their order."""
     by_bucket = np.argsort(buckets, kind="stable")
     counts = np.bincount(buckets)
     ends = np.cumsum(counts)
@@ -104,16 +104,17 @@ def _group(samples: NDArray[Any], buckets: NDArray[np.uint8], global_batch: int)
 
 
 class BucketPlan:
-    """As ``order.Plan``, for batches of one canvas.
+    """The counterpart of ``order.Plan`` for batches of one canvas each.
 
     Args:
-        order: of the epoch.
+        order: the epoch's order.
         world: this rank and the number of ranks.
-        batch_size: of one rank.
-        consumed: samples of this epoch that all ranks together have had before.
-        canvases: of this run.
-        buckets: [samples] what ``assign`` says, for these canvases and for those in ``history``.
-        history: the parts of this epoch before the one that goes on or begins.
+        batch_size: samples of one rank at a step.
+        consumed: samples of this epoch that all ranks together have consumed before.
+        canvases: this run's canvases.
+        buckets: canvases -> [samples] as ``assign`` returns them; for this run's canvases and for
+            those of every segment in ``history``.
+        history: the earlier segments of this epoch.
     """
 
     def __init__(
@@ -143,9 +144,9 @@ class BucketPlan:
         self.steps = -(-len(left) // (world.size * batch_size)) - self._skip
 
     def positions(self, step: int) -> NDArray[np.int64]:
-        """Positions [batch_size] in the epoch's order of this rank's batch ``step``.
+        """The positions [batch_size], in the epoch's order, of this rank's batch ``step``.
 
-        Those of the last batch may lie beyond the last sample: ``locate`` wraps them.
+        Those of the last batch may lie beyond the last sample; ``locate`` wraps them around.
         """
         turn, first = step + self._skip, self._world.rank * self._batch_size
         every = self._grouping
@@ -162,7 +163,7 @@ class BucketPlan:
         return self._canvases[self._bucket(step)] if self._canvases else None
 
     def window(self, step: int) -> int:
-        """The window of the order that has been reached at a step, by all ranks together."""
+        """The window that contains the last sample of the global batch ``step``."""
         turn, every = step + self._skip, self._grouping
         if turn >= len(every.starts):
             return self._order.windows - 1
@@ -171,19 +172,16 @@ class BucketPlan:
         )
 
     def substitutes(self, position: int, step: int) -> Iterable[int]:
-        """Positions of the samples that may take the place of one of a step, the best first.
-
-        First those of its canvas, then any.
-        """
+        """Positions of samples that may replace the one at ``position``: same canvas first."""
         bucket, samples = self._bucket(step), self._order.samples
 
-        def suiting(suits: bool) -> Iterator[int]:
+        def candidates(fitting: bool) -> Iterator[int]:
             for other in range(position + 1, position + samples):
-                if (bucket in (0, self._buckets[other % samples])) == suits:
+                if (bucket in (0, self._buckets[other % samples])) == fitting:
                     yield other
 
-        yield from suiting(True)
-        yield from suiting(False)
+        yield from candidates(True)
+        yield from candidates(False)
 
     def _bucket(self, step: int) -> int:
         turn = step + self._skip

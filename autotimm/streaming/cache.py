@@ -1,10 +1,10 @@
-"""The cache folder: files from a server, whole and checked, shared by all processes of a machine.
+"""The cache folder: downloaded and verified files, shared by all processes of a machine.
 
-Invariants: a file in it bears the sha256 of its content as its name and got there by a rename,
-after size and hash were found right; so it is never partial, and two data sets whose shards have
-the same names cannot meet. One process downloads a file, the others wait for it. With a limit, the
-files that were opened longest ago go first; nothing but such files is ever removed, and whoever has
-one open keeps what it reads.
+Invariants: the name of a cached file is the sha256 of its content, and the cache renames a file
+into place only after it has checked size and hash; so a cached file is never partial, and two data
+sets whose shards have the same names do not collide. One process downloads a file while the others
+wait for it. With a limit, the cache removes the least recently used files first, and never any
+other file; a process that has a removed file open can still read it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from autotimm.structures import InputError
 
 _CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy))\..*\.tmp")
-_ROOM = "room"  # the lock of whoever counts bytes
-_WAIT = 0.05  # seconds between looks at whether others have finished
+_ROOM = "room"  # the lock that a process holds while it counts bytes and removes files
+_WAIT = 0.05  # seconds between two attempts to make room
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class RemoteFile:
     """A file on a server.
 
     Attributes:
-        url: where.
+        url: where the file is.
         sha256: of its content, hexadecimal.
         suffix: of its name in the cache: ".tar" or ".npy".
-        at_most: bytes at which a download is broken off.
-        size: in bytes, where it is known.
+        at_most: bytes after which a download stops.
+        size: in bytes, if it is known.
     """
 
     url: str
@@ -52,7 +52,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """Its name in the cache."""
+        """The file's name in the cache."""
         return self.sha256 + self.suffix
 
 
@@ -61,10 +61,10 @@ class Cache:
     """A cache folder.
 
     Attributes:
-        folder: made where it is missing.
-        limit: bytes that its files may take together, those being downloaded included; None for as
-            many as there is room for.
-        retry: how downloads are tried.
+        folder: the cache creates it if it is missing.
+        limit: bytes that the cached files and running downloads may take together; None for no
+            limit.
+        retry: how often to try a download.
     """
 
     folder: Path
@@ -72,61 +72,62 @@ class Cache:
     retry: Retry = field(default_factory=Retry)
 
     def open(self, file: RemoteFile, keep: Collection[str] = ()) -> BinaryIO:
-        """Opens a file, downloaded if need be.
+        """Opens a file, after downloading it if necessary.
 
         Args:
-            file: which.
-            keep: names of files that are removed last where room has to be made.
+            file: the file to open.
+            keep: names of cached files to remove last if the cache has to make room.
 
         Raises:
-            InputError: it cannot be had, or is not what the manifest says.
+            InputError: the file cannot be downloaded, or does not have the expected content.
             FileNotFoundError: the server does not have it.
         """
         while True:
             path = self.fetch(file, keep)
-            with contextlib.suppress(FileNotFoundError):  # removed in between, to make room
+            with contextlib.suppress(FileNotFoundError):  # another process removed it for room
                 return path.open("rb")
 
     def fetch(self, file: RemoteFile, keep: Collection[str] = ()) -> Path:
-        """Brings a file into the cache, and tells where it lies; see ``open``."""
+        """Downloads a file unless it is cached, and returns its path; arguments as in ``open``."""
         path = self._fetch(file, keep, urgent=True)
-        assert path is not None  # only what is not urgent may be left
+        assert path is not None  # only a fetch that is not urgent gives up
         return path
 
     def fetch_ahead(self, file: RemoteFile, keep: Collection[str] = ()) -> bool:
-        """Brings a file into the cache, unless another process is at it or there is no room.
+        """Downloads a file, unless another process is downloading it or there is no room.
 
         Args:
-            file: which.
-            keep: names of files that are not removed for it.
+            file: the file to download.
+            keep: names of cached files that must not make room for it.
 
         Returns:
-            Whether there was room for it.
+            Whether there was room for the file.
 
         Raises:
-            InputError: it cannot be had, or is not what the manifest says.
+            InputError: the file cannot be downloaded, or does not have the expected content.
             FileNotFoundError: the server does not have it.
         """
         return self._fetch(file, keep, urgent=False) is not None
 
     def remove_changed(self, file: RemoteFile) -> bool:
-        """Removes a file whose content is no longer what it was when it came, and tells so."""
+        """Removes a cached file if its content has changed; returns whether it had."""
         path = self.folder / file.name
         try:
             if remote.sha256_of(path) == file.sha256:
                 return False
             path.unlink()
         except FileNotFoundError:
-            pass  # another process has found it out, too
+            pass  # another process has removed it already
         return True
 
     @contextlib.contextmanager
     def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Holds a lock among this machine's processes and threads, until the block ends.
+        """Holds a lock that excludes other processes and threads of this machine.
 
-        Yields whether it is held: always, unless ``wait`` is False and another holds it.
+        Yields:
+            Whether the block holds the lock; False only with ``wait=False`` while another does.
         """
-        path = self.folder / "locks" / name  # the file stays, as removing it would race
+        path = self.folder / "locks" / name  # never removed, because that would be a race
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
@@ -149,9 +150,9 @@ class Cache:
         with self.lock(file.name, urgent) as held:
             if not held:
                 return path
-            if _use(path, file.size):  # somebody else was quicker
+            if _use(path, file.size):  # another process downloaded it meanwhile
                 return path
-            for left in self.folder.glob(f".{file.name}.*.tmp"):  # by a process that was killed
+            for left in self.folder.glob(f".{file.name}.*.tmp"):  # from a process that was killed
                 left.unlink(missing_ok=True)
 
             def attempt() -> bool:
@@ -161,7 +162,7 @@ class Cache:
                         if out is None:
                             return False
                         _download(file, out, self.retry)
-                except OSError as error:  # also of its end, where it is brought to the disk
+                except OSError as error:  # also raised when the exit stack syncs the file
                     if error.errno not in FULL:
                         raise
                     self._make_room(file, keep, urgent)
@@ -171,7 +172,7 @@ class Cache:
             return path if remote.download(file.url, attempt, self.retry) else None
 
     def _make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
-        """Removes files because the disk is full, which no limit foresaw."""
+        """Removes files because the disk is full although the cache is below its limit."""
         full = f"{self.folder}: no space left for {urls.shown(file.url)}: "
         if self.limit is None:
             raise InputError(f"{full}set cache_limit, or cache_dir to another disk")
@@ -187,7 +188,7 @@ class Cache:
         keep: Collection[str],
         urgent: bool,
     ) -> BinaryIO | None:
-        """Opens the file that a download goes to, of the full size already, so that it counts."""
+        """Opens the file for a download, at its full size, so that ``_total`` counts all of it."""
         if self.limit is None:
             return stack.enter_context(whole_file(path))
         while True:
@@ -199,10 +200,10 @@ class Cache:
                     return out
             if not urgent:
                 return None
-            time.sleep(_WAIT)  # what is left are downloads of others, which come to an end
+            time.sleep(_WAIT)  # other processes' downloads take the room until they finish
 
     def _total(self) -> int:
-        """The bytes of the cache; what processes left that were killed is removed."""
+        """Counts the bytes in the cache, and removes what killed processes have left there."""
         total = 0
         for path in self.folder.iterdir():
             unfinished = _UNFINISHED.fullmatch(path.name)
@@ -210,15 +211,19 @@ class Cache:
                 with self.lock(unfinished[1], wait=False) as abandoned:
                     if abandoned:
                         path.unlink(missing_ok=True)
-                # It may have got its own name since the folder was listed.
+                # Its process may have renamed it since the folder was listed.
                 total += _size(path) or _size(self.folder / unfinished[1])
             elif _CACHED.fullmatch(path.name):
                 total += _size(path)
         return total
 
     def _remove(self, needed: int, keep: Collection[str], urgent: bool) -> int:
-        """Removes files, longest unused first, until enough bytes are free; returns how many."""
-        files: list[tuple[bool, int, int, Path]] = []  # kept, used, bytes, where
+        """Removes the least recently used files until ``needed`` bytes are free.
+
+        Returns:
+            The number of bytes freed.
+        """
+        files: list[tuple[bool, int, int, Path]] = []  # in keep, time of last use, bytes, path
         for path in self.folder.iterdir():
             if _CACHED.fullmatch(path.name) and (urgent or path.name not in keep):
                 with contextlib.suppress(FileNotFoundError):
@@ -236,7 +241,7 @@ class Cache:
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/autotimm/shards``, or the same under ``~/.cache``."""
+    """``$XDG_CACHE_HOME/autotimm/shards``, or ``~/.cache/autotimm/shards``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotimm" / "shards"
 
 
@@ -261,14 +266,14 @@ def _size(path: Path) -> int:
 
 
 def _use(path: Path, size: int | None) -> bool:
-    """Tells whether a file is there, and notes that it is in use."""
+    """Tells whether a file of this size is cached, and sets its time of last use."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: cannot be used as a cache: it is no file: move it away")
         if size is not None and status.st_size != size:
             return False
-        with contextlib.suppress(PermissionError):  # another user's cache: their affair
+        with contextlib.suppress(PermissionError):  # another user's cache, whose times we leave
             os.utime(path)
         return True
     except FileNotFoundError:

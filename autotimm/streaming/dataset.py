@@ -1,13 +1,13 @@
 """One rank's batches of an epoch, made in the planned order by any number of workers.
 
-Worker ``w`` of ``n`` makes batches ``w``, ``w + n``, ... of its rank, so that the DataLoader, which
-asks its workers in turn, restores the order. Invariants: batches depend on neither the number of
-workers nor, as a global batch, on how many ranks share it; nothing is read for a batch that was
-consumed before a resume.
+Worker ``w`` of ``n`` makes batches ``w``, ``w + n``, ... of its rank; the DataLoader asks its
+workers in turn, which restores the order. Invariants: a global batch depends neither on the number
+of workers nor on the number of ranks that share it; after a resume, no worker reads anything for
+batches that were consumed before.
 
-A sample that cannot be used (``DataError``) is skipped: the next one of the order that can be used
-takes its place, so that the number of batches stays what it is on every rank. What was skipped
-travels, with the batch in which it had its place, to the loader, which counts it.
+If a sample cannot be used (``DataError``), the stream skips it and takes the next usable one of the
+order instead, so that every rank keeps its number of batches. The stream sends each skipped sample
+to the loader, which counts it, together with the batch that should have contained it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Record, World
 
 Load = Callable[..., Any]
-"""(image file's bytes, record, randomness) -> sample; of a stream with canvases or sizes, that of
-the step comes fourth, as height and width; a second sample, where it has one, as ``other``, its
-bytes and record."""
+"""(image file's bytes, record, random generator) -> sample.
+
+A stream with ``canvases`` or ``sizes`` passes the step's height and width as a fourth argument, and
+a paired stream the second sample's bytes and record as ``other``."""
 Collate = Callable[[list[Any], list[bool]], Any]
-"""(samples, for each whether it is padding) -> batch."""
+"""(samples, whether each is padding) -> batch."""
 Skipped = dict[tuple[int, int], str]
-"""(shard, index within the shard) -> what is wrong with the sample, by name."""
-_AHEAD = 2  # samples for each thread that are read before their turn
+"""(shard, index within the shard) -> a line that names the sample and says what is wrong."""
+_AHEAD = 2  # samples that are read ahead for each thread
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An InputError on its way from a worker, without the traceback that DataLoader would add."""
+    """An InputError of a worker, sent as a value because DataLoader adds a traceback to errors."""
 
     message: str
 
@@ -55,27 +56,27 @@ class SampleStream(IterableDataset):
     """One rank's batches of one epoch after another.
 
     Args:
-        source: of the samples.
-        load: makes a sample of an image's bytes and its record; raises DataError if it cannot.
-        collate: makes a batch of samples.
+        source: reads the samples.
+        load: makes a sample from an image's bytes and its record; raises DataError if it cannot.
+        collate: makes a batch from samples.
         world: this rank and the number of ranks.
-        batch_size: of one rank.
+        batch_size: samples of one rank at a step.
         seed: of order and augmentation.
         shuffle: False for the natural order.
-        pad: flag repeats as padding (evaluation), rather than use them again: what goes beyond the
-            end in the last batch, and what takes the place of a sample that cannot be used.
-        canvases: heights and widths, of which each step has one, the largest first; none leaves
-            the size to ``load``.
-        sizes: heights and widths, of which each step draws one, whatever its images' shapes; not
-            together with ``canvases``.
-        max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
-            be used.
-        paired: share of the samples for which ``load`` gets a second one.
-        threads: that make the samples of a batch where no workers do; more than one needs a
-            ``load`` that can be called by several.
+        pad: mark repeated samples as padding, for evaluation: those that fill up the last batch,
+            and those that replace a sample that cannot be used.
+        canvases: heights and widths, the largest first, to group images by; empty to leave the
+            size to ``load``.
+        sizes: heights and widths from which each step draws one, whatever the shapes of its images;
+            not together with ``canvases``.
+        max_corrupt: the share of a rank's samples in an epoch that the stream may skip because they
+            cannot be used.
+        paired: the share of samples for which ``load`` gets a second one.
+        threads: the number of threads that make samples if there are no workers; with more than
+            one, ``load`` must be thread-safe.
 
     Raises:
-        InputError: the source has no images.
+        InputError: the split has no images.
     """
 
     def __init__(
@@ -103,23 +104,23 @@ class SampleStream(IterableDataset):
         self.samples = int(source.shard_sizes.sum())
         if not self.samples:
             raise InputError(f"{source.where(0)}: there are no images in this split")
-        # Epoch and samples consumed before its first batch, seen by workers that live on.
+        # The epoch, and the samples consumed before its first batch; persistent workers see them.
         self.progress = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.max_corrupt, self.paired, self.threads = max_corrupt, paired, threads
-        self.history: tuple[int, list[Segment]] = (0, [])  # of which epoch, its earlier parts
+        self.history: tuple[int, list[Segment]] = (0, [])  # an epoch and its earlier segments
         self._buckets: dict[Canvases, NDArray[np.uint8]] = {}
         if canvases:
-            self._know(canvases)
+            self._assign(canvases)
 
     def resume(self, epoch: int, history: list[Segment]) -> None:
-        """Sets the parts of an epoch that came before the one that goes on; ends no worker."""
+        """Sets the earlier segments of an epoch that continues; running workers do not see them."""
         self.history = (epoch, history)
         for part in history:
-            self._know(part.canvases)
+            self._assign(part.canvases)
         if history:
-            self._know(self.canvases)
+            self._assign(self.canvases)
 
-    def _know(self, canvases: Canvases) -> None:
+    def _assign(self, canvases: Canvases) -> None:
         if canvases not in self._buckets:
             self._buckets[canvases] = (
                 assign(self.source.image_sizes(), canvases)
@@ -145,13 +146,13 @@ class SampleStream(IterableDataset):
     def _batches(
         self, epoch: int, consumed: int, worker: int, workers: int, threads: int = 1
     ) -> Iterator[Any]:
-        """Each batch with what was skipped for it; None for one that could not be filled."""
+        """Yields each batch, or None if it could not be filled, with its skipped samples."""
         order = EpochOrder(self.source.shard_sizes, self.seed, epoch, self.shuffle)
         plan = self._plan(order, epoch, consumed)
         window, damaged = -1, Skipped()
         with contextlib.ExitStack() as stack:
             pool = None
-            if threads > 1:  # they end with the epoch: a process that is forked should have none
+            if threads > 1:  # they end with the epoch, because forking with threads is unsafe
                 pool = stack.enter_context(ThreadPoolExecutor(threads))
             for step in range(worker, plan.steps, workers):
                 if (now := plan.window(step)) != window:
@@ -181,8 +182,11 @@ class SampleStream(IterableDataset):
         damaged: Skipped,
         pool: ThreadPoolExecutor | None,
     ) -> tuple[Any | None, Skipped]:
-        """A batch, and what was skipped of its own places; ``damaged`` also has what was tried in
-        their stead, which is another batch's to tell. No batch, and all of it, if it is too much.
+        """Makes a batch; returns it with those of its own samples that it had to skip.
+
+        ``damaged`` collects every damaged sample, also those tried as replacements, which are
+        reported with the batch that they belong to. If there are too many, the result is no batch,
+        and all of ``damaged``.
         """
         positions = plan.positions(step)
         samples, padding, skipped = [], [], Skipped()
@@ -197,7 +201,7 @@ class SampleStream(IterableDataset):
                         if place == first and begun is not None:
                             samples.append(begun.result())
                         else:
-                            alone = place != first  # whose second one may be this very sample
+                            alone = place != first  # a replacement may itself be the second sample
                             found = read(place, None if alone else position)
                             samples.append(make(*found, position=position))
                         break
@@ -220,11 +224,12 @@ class SampleStream(IterableDataset):
         damaged: Skipped,
         pool: ThreadPoolExecutor | None,
     ) -> Iterator[tuple[int, tuple[int, int], Future[Any] | None]]:
-        """Each position and place with its sample, which threads make before its turn; None where
-        there are no threads, or where it is known that the sample cannot be used.
+        """Yields each position and place with the future of its sample, which a thread makes.
 
-        Read is here, as sources are not made for two threads: a download that fails or that is
-        interrupted ends this at once, rather than when all that wait for it have tried it too.
+        The future is None if there are no threads, or if the sample is known to be damaged.
+
+        Only this thread reads, because sources are not thread-safe; and so a failed or interrupted
+        download ends the iteration at once, instead of failing again in every thread.
         """
         if pool is None:
             yield from ((position, place, None) for position, place in firsts)
@@ -246,12 +251,15 @@ class SampleStream(IterableDataset):
     def _read(
         self, place: tuple[int, int], position: int | None, *, order: EpochOrder, epoch: int
     ) -> tuple[bytes | memoryview, Record, int, tuple[bytes | memoryview, Record] | None]:
-        """What is at a place, its shard, and the second sample of the position, if there is one."""
+        """Reads the sample at a place; returns its bytes, record and shard, and a second sample.
+
+        The second sample is None unless ``partner`` draws one for the position.
+        """
         found, other = self.source.read(*place), None
         if position is None:
             return *found, place[0], None
         if (second := partner(self.seed, epoch, position, self.paired)) is not None:
-            # One that cannot be used is told of where its own turn is.
+            # A damaged second sample is reported at its own position.
             with contextlib.suppress(DataError):
                 other = self.source.read(*next(_places(order, second)))
         return *found, place[0], other
@@ -283,6 +291,6 @@ class SampleStream(IterableDataset):
 
 
 def _places(order: EpochOrder, positions: NDArray[np.int64] | int) -> Iterator[tuple[int, int]]:
-    """Shard and index of each position."""
+    """The shard and index of each position."""
     shard, index = order.locate(np.atleast_1d(positions))
     return zip(shard.tolist(), index.tolist(), strict=True)

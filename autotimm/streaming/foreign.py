@@ -1,13 +1,13 @@
-"""Shards that others wrote: tars of samples without a manifest, indexed once.
+"""Shards that another tool wrote: tars without a manifest, which this module indexes once.
 
-A sample is what follows one another under one key: ``<key>.jpg`` (or another image) and
-``<key>.json`` with ``image_id``, ``width``, ``height`` and ``annotations`` in COCO's fields. A
-split is the tars of one name: ``train-000000.tar`` is of ``train``.
+A sample is a run of members with the same key: ``<key>.jpg`` (or another image) and ``<key>.json``
+with ``image_id``, ``width``, ``height`` and ``annotations`` in COCO's fields. The tars of a split
+share a name before their number: ``train-000000.tar`` belongs to ``train``.
 
-Invariants: a tar is read once, its index and what else is to be known are kept in the cache folder,
-under a name that changes with the tar; one process makes them, the others wait; a tar that is cut
-off or damaged is refused; a sample that cannot be used is left out and counted; no image id occurs
-twice in a split, as evaluation goes by it.
+Invariants: this module reads a tar once, and keeps its index and a summary in the cache folder,
+under a name that changes with the tar; one process makes them while the others wait; it refuses a
+tar that is cut off or damaged; it leaves out and counts samples that cannot be used; no image id
+occurs twice in a split, because evaluation identifies images by it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from autotimm.streaming.cache import Cache
 from autotimm.structures import InputError
 
 FOLDER = "foreign"
-"""Where in the cache folder the indices lie."""
+"""The subfolder of the cache folder for the indices."""
 
-_VERSION = 2  # of what is kept there
+_VERSION = 2  # of the files in that folder
 _IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
 _Member = tuple[str, int, int]  # name, offset and size
@@ -49,7 +49,7 @@ _Member = tuple[str, int, int]  # name, offset and size
 
 @dataclass(slots=True)
 class _Scan:
-    """What a tar holds."""
+    """The content of a tar."""
 
     shard: Shard
     categories: set[int] = field(default_factory=set)
@@ -60,12 +60,12 @@ class _Scan:
 
 
 def are_tars(folder: Path) -> bool:
-    """Tells whether these are shards of others: tars, and neither a manifest nor a COCO folder.
+    """Tells whether a folder holds tars, and is neither a shard folder nor a COCO folder.
 
     Raises:
-        InputError: they are shards of autotimm-shard without their manifest, as a copy that was
-            interrupted leaves them: read as those of others they would lack their classes' names,
-            and nobody would miss a shard.
+        InputError: the folder holds shards of autotimm-shard without their manifest, for example
+            after an interrupted copy. Read as another tool's tars, they would lose the names of
+            their classes, and a missing shard would go unnoticed.
     """
     manifest = folder / MANIFEST
     if manifest.is_file():
@@ -80,10 +80,10 @@ def are_tars(folder: Path) -> bool:
 
 
 def split_tars(folder: Path) -> dict[str, list[Path]]:
-    """The tars of a folder by split, in the order of their numbers; empty if there is none.
+    """The tars of a folder by split, sorted by their numbers; empty if there are none.
 
     Raises:
-        InputError: a tar has only a number for a name.
+        InputError: the name of a tar is only a number.
     """
     found: dict[str, list[tuple[int, Path]]] = {}
     for path in sorted(folder.glob("*.tar")):
@@ -98,14 +98,14 @@ def split_tars(folder: Path) -> dict[str, list[Path]]:
 
 
 def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Problems]]:
-    """Makes what such a folder lacks: its manifest, and for each split what was left out.
+    """Makes a manifest for a folder of tars, and lists for each split what was left out.
 
-    The indices that it names lie in ``FOLDER`` of the cache. Categories are the ids that occur in
-    any of the splits, and named by them.
+    The manifest's indices are in ``FOLDER`` of the cache. Its categories are the ids that occur in
+    any split, named by their numbers.
 
     Raises:
-        InputError: a tar is damaged, or a split has no sample that can be used, or an image id
-            twice.
+        InputError: a tar is damaged, a split has no usable sample, or an image id occurs twice in
+            a split.
     """
     tars = split_tars(folder)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -132,7 +132,7 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
 
 
 def remark(split: SplitInfo, categories: list[Category]) -> str:
-    """What was taken for a split, for people: a shard that is missing shows nowhere else."""
+    """A line about a split's size, in which a user may notice that a tar is missing."""
     return (
         f"tars of others, without a {MANIFEST}: {len(split.shards):,} tars with {split.images:,} "
         f"samples and {len(categories):,} categories, which are named by their ids"
@@ -152,7 +152,7 @@ def _refuse_repeats(where: str, parts: list[_Scan]) -> None:
 
 
 def _known(tar: Path, cache: Cache) -> _Scan:
-    """What a tar holds, as it was found out before, by whichever process, or else now."""
+    """The content of a tar: from the cache, or by a scan of the tar that is then cached."""
     try:
         status = tar.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -209,11 +209,11 @@ def _scan(tar: Path, index: str) -> tuple[_Scan, bytes]:
 
 
 def _samples(data: memoryview) -> Iterator[tuple[str, dict[str, list[_Member]]]]:
-    """Yields key and members by extension, in lower case, of what follows one another."""
+    """Yields the key of each sample, and its members by their extensions in lower case."""
     named = (
         (match[1], match[2].lower(), member)
         for member in members(data, plain=False)
-        # As webdataset has it: the key ends at the first dot; hidden files have none.
+        # As in webdataset, a key ends at the first dot of the file name; hidden files have no key.
         if (match := re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]*)", member[0], re.DOTALL))
     )
     for key, group in itertools.groupby(named, lambda part: part[0]):
@@ -226,7 +226,7 @@ def _samples(data: memoryview) -> Iterator[tuple[str, dict[str, list[_Member]]]]
 def _row(
     data: memoryview, key: str, sample: dict[str, list[_Member]], scan: _Scan
 ) -> tuple[int, ...] | None:
-    """The row of a sample in the index; None if it is left out."""
+    """The index row of a sample; None if it cannot be used."""
     pictures = [m for extension in sample if extension in _IMAGES for m in sample[extension]]
     records = sample.get("json", [])
     example = f"{key} in {scan.shard.name}"
@@ -282,7 +282,7 @@ def _dump(scan: _Scan) -> bytes:
 def _load(path: Path, name: str) -> _Scan | None:
     try:
         content = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there yet, or not whole: it is made anew
+    except (OSError, ValueError):  # missing or incomplete: _known() scans the tar again
         return None
     keys = ("samples", "bytes", "sha256", "index", "index_sha256")
     shard = Shard(name, *(content[key] for key in keys))

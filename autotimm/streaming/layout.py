@@ -1,4 +1,4 @@
-"""What lies at a location: a COCO folder, shards, or tars of others; looked at once."""
+"""Detects what a location holds: a COCO folder, shards, or tars that another tool wrote."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class DataFolder:
     """A folder of data, on this machine or on a server.
 
     Attributes:
-        location: where it is.
-        layout: "shards" of autotimm-shard, "tars" of others without a manifest, or else "coco".
+        location: the path or URL.
+        layout: "shards" that autotimm-shard wrote, "tars" of another tool, without a manifest, or
+            "coco", which stands for anything else.
     """
 
     location: Location
@@ -27,15 +28,15 @@ class DataFolder:
 
     @property
     def folder(self) -> Path | None:
-        """Its path on this machine; None on a server, where only shards lie."""
+        """The path on this machine; None for a URL, which can only be of shards."""
         return self.location.folder
 
 
 def look(data_dir: str | Path | Location | DataFolder) -> DataFolder:
-    """Finds out what a folder or a URL holds; what was looked at already is returned as it is.
+    """Detects what a folder or URL holds; returns a ``DataFolder`` unchanged.
 
     Raises:
-        InputError: as :func:`autotimm.files.urls.locate` and
+        InputError: for the reasons given in :func:`autotimm.files.urls.locate` and
             :func:`autotimm.streaming.foreign.are_tars`.
     """
     if isinstance(data_dir, DataFolder):

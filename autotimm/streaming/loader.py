@@ -1,8 +1,8 @@
-"""The loader of a stream: epoch after epoch, resumable at any batch, with an account of its losses.
+"""The loader of a stream, which can resume at any batch and counts the samples that it skips.
 
 Invariants: the state is the same on every rank, so that rank 0's checkpoint serves all; a batch
-counts as consumed when it is handed out, however many were made ahead; an epoch in which more
-samples were skipped than allowed ends with an error.
+counts as consumed when the loader yields it, however many the workers have made ahead; an epoch
+with more skipped samples than allowed ends with an error.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ _NAMED = 20  # samples that an error lists
 
 
 class StreamLoader:
-    """The loader of a stream: an iterable with a length and a state.
+    """An iterable over the batches of a stream, with a length and a state.
 
-    Every iteration is the next epoch, unless nothing was taken from the one before. ``skipped`` has
-    the samples of the epoch, since it began or was resumed, that could not be used. It holds a
-    DataLoader rather than being one: Lightning takes DataLoaders apart to put samplers into them,
-    and would lose the state.
+    Every iteration is the next epoch, unless the one before has yielded nothing. The class wraps a
+    DataLoader instead of deriving from it, because Lightning re-creates DataLoaders in order to
+    inject samplers, and would lose the state.
 
     Args:
-        stream: what to load.
+        stream: makes the batches.
         finish: applied to every batch in this process.
-        num_workers: processes that make batches; 0 makes them here.
+        num_workers: processes that make batches; 0 makes them in this process.
         prefetch_factor: batches that each worker makes ahead.
         persistent_workers: keep the workers from one epoch to the next.
-        pin_memory: hand on tensors in page-locked memory, for copies to a GPU that do not wait.
-        multiprocessing_context: how workers are started: "fork", "spawn", ..., or the default.
-        epoch: the one to begin with.
-        limit: tells after how many batches an epoch is over though samples are left; asked as late
-            as possible, since a trainer settles it only once it has the loader.
+        pin_memory: yield tensors in page-locked memory, for asynchronous copies to a GPU.
+        multiprocessing_context: how to start workers: "fork", "spawn", ...; None for the default.
+        epoch: the epoch to begin with.
+        limit: returns the number of batches after which an epoch ends early. The loader calls it as
+            late as possible, because a trainer sets it only after it has got the loader.
     """
 
     skipped: Skipped
-    """Of this rank, in the batches that were taken."""
+    """The samples that this rank has skipped since the epoch began or was resumed."""
     recounted: bool
-    """Whether ``step`` is not that of the state which was loaded, made under another global batch;
-    a trainer's own count of batches has to be set to it then."""
+    """Whether ``step`` differs from the loaded state's because the global batch has changed; a
+    trainer has to set its own count of batches to ``step`` then."""
     waited: float
-    """Seconds that the takers of batches have waited for them, in all epochs together."""
+    """Seconds that the consumer has waited for batches, in all epochs together."""
 
     def __init__(
         self,
@@ -84,9 +83,9 @@ class StreamLoader:
             }
         self._loader: DataLoader | None = None
         self._epoch = epoch
-        self._start = 0  # samples of the epoch that were consumed before its first batch from here
-        self._step = 0  # batches taken in the epoch, before a resume included
-        self._consumed = 0  # samples that all ranks together took in the epoch
+        self._start = 0  # samples of the epoch consumed before this iteration began
+        self._step = 0  # batches of the epoch yielded, including those before a resume
+        self._consumed = 0  # samples of the epoch that all ranks together have consumed
         self._resumed = False
         self.recounted = False
         self.skipped = {}
@@ -94,30 +93,29 @@ class StreamLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is running, or that runs next if none has begun."""
+        """The current epoch, or the first one if none has begun."""
         return self._epoch
 
     @property
     def global_batch(self) -> int:
-        """Samples that all ranks together take at a step."""
+        """The number of samples of all ranks together at a step."""
         return self.stream.world.size * self.stream.batch_size
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """The number of batches in a whole epoch."""
         return self._steps_from(0)
 
     @property
     def step(self) -> int:
-        """Batches taken in the epoch.
+        """The number of batches of the epoch yielded so far.
 
-        After a resume under another global batch: as many as leave those that are to come, so that
-        step and length tell when the epoch ends.
+        After a resume with another global batch, it is the length minus the batches that are left.
         """
         return self._step
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: nothing begins before the first batch is asked for. Lightning makes iterators
-        # that it does not use, which must neither start workers nor count as an epoch.
+        # A generator does nothing before its first next(): Lightning creates iterators that it does
+        # not use, and they must neither start workers nor count as an epoch.
         if self._consumed >= self.stream.samples or (self._consumed and not self._resumed):
             self._epoch += 1
             self._step = self._consumed = 0
@@ -138,7 +136,7 @@ class StreamLoader:
             if batch is None or len(self.skipped) > self._most_skipped():
                 self.close()
                 raise InputError(self._too_much())
-            # Counted before it is handed out: a checkpoint that is saved at its step includes it.
+            # Counted before the yield, so that a checkpoint saved during the step includes it.
             self._step += 1
             self._consumed += self.global_batch
             made = self._finish(batch) if self._finish else batch
@@ -147,15 +145,15 @@ class StreamLoader:
             since = time.perf_counter()
 
     def close(self) -> None:
-        """Ends the workers; the next iteration starts new ones."""
+        """Stops the workers; the next iteration starts new ones."""
         self._loader = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this loader is, the same on every rank.
+        """The position of this loader, the same on every rank.
 
-        ``consumed`` samples of ``epoch`` were taken, in ``step`` batches of ``global_batch``; all
-        of them where the epoch is over, so that the next one follows. ``segments`` tells under
-        which global batches and canvases, where images were grouped by shape.
+        Keys: ``consumed`` samples of ``epoch``, in ``step`` batches of ``global_batch`` samples; at
+        the end of an epoch ``consumed`` is the number of all samples. ``segments`` has the global
+        batches and canvases of the epoch's parts if images were grouped by shape, else nothing.
         """
         over = self._limit is not None and self._step >= self._limit()
         canvases = self.stream.canvases
@@ -171,10 +169,10 @@ class StreamLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where another loader was, whatever its world and batch size were.
+        """Continues from the state of a loader, of any world and batch size.
 
         Raises:
-            InputError: that loader read other data, or in another order.
+            InputError: the state is of other data or another seed.
         """
         if state["fingerprint"] != self.stream.source.fingerprint:
             raise InputError(
@@ -201,7 +199,7 @@ class StreamLoader:
         elif canvases and not parts:
             parts = [Segment(1, self._start)]
         elif parts and (parts[-1].global_batch, parts[-1].canvases) == (now, canvases):
-            parts.pop()  # which goes on
+            parts.pop()  # it continues
         self.close()
         self.stream.resume(self._epoch, parts)
 
@@ -245,14 +243,13 @@ class StreamLoader:
 
 
 def killed_worker(error: BaseException) -> InputError | None:
-    """What there is to do where DataLoader says that a worker was killed; None if it does not.
+    """Turns DataLoader's error about a killed worker into advice; None for any other error.
 
-    It says so where the next batch is waited for, or from the signal of the worker's end, which
-    may come anywhere in the main thread. A worker that ended by itself, where DataLoader tells its
-    exit code, is a fault of another kind.
+    DataLoader raises it while it waits for a batch, or from its SIGCHLD handler, anywhere in the
+    main thread. If it names an exit code, the worker has ended by itself, for another reason.
     """
-    told = f"{error} {error.__cause__ or ''}"
-    if not told.startswith("DataLoader worker (pid") or "exit code" in told:
+    message = f"{error} {error.__cause__ or ''}"
+    if not message.startswith("DataLoader worker (pid") or "exit code" in message:
         return None
     return InputError(
         "a data worker was killed (out of memory?): lower data.num_workers, data.prefetch_factor "
@@ -261,5 +258,5 @@ def killed_worker(error: BaseException) -> InputError | None:
 
 
 def _as_it_is(batch: Any) -> Any:
-    """In place of DataLoader's conversion, which makes a tensor of every array in a worker."""
+    """Replaces DataLoader's default collation, which would copy every array to a tensor."""
     return batch

@@ -1,7 +1,7 @@
-"""A shard that is open: the bytes of a sample, checked, with one ``pread``.
+"""An open shard: reads the bytes of a sample with one ``pread``, and compares their checksums.
 
-Mapping the file would cost more: page faults take longer than the copy where the system has the
-file in small pages, and a file that shrinks would end the process rather than raise an error.
+Memory-mapping the file would be slower, because page faults on small pages take longer than the
+copy, and less safe, because a file that shrinks would kill the process instead of raising an error.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from autotimm.format.index import checksum
 
-_GAP = 1 << 16  # bytes between image and record that are read rather than skipped
+_GAP = 1 << 16  # bytes; with a larger gap between image and record, they are read separately
 
 
 class OpenShard:
-    """A tar and its index, open until nobody has it any more.
+    """A tar and its index; the file stays open as long as the object lives.
 
     Args:
-        file: of which the descriptor is taken over; it may be closed.
+        file: the tar. The object duplicates its descriptor, so the caller may close it.
         rows: the index, [samples] of INDEX_DTYPE.
     """
 
@@ -33,12 +33,12 @@ class OpenShard:
         os.close(self._fd)
 
     def sample(self, index: int) -> tuple[memoryview, memoryview] | None:
-        """The bytes of an image and its record; None if they are not what their checksums say.
+        """Reads the bytes of an image and its record; None if a checksum differs.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: the file cannot be read.
         """
-        # All fields at once as plain numbers: one by one they would cost more than the reading.
+        # One item() for all fields: converting them one by one takes longer than the read.
         start, size, at, length, _, _, _, image_sum, text_sum = self._rows[index].item()
         first, last = min(start, at), max(start + size, at + length)
         if last - first <= size + length + _GAP:
@@ -52,7 +52,7 @@ class OpenShard:
         return (image, text) if same else None
 
     def record(self, index: int) -> memoryview | None:
-        """As :meth:`sample`, the record alone, whatever has become of the image."""
+        """Reads the bytes of a record alone; None if their checksum differs."""
         _, _, at, length, _, _, _, _, text_sum = self._rows[index].item()
         text = memoryview(os.pread(self._fd, length, at))
         return text if checksum(text) == text_sum else None

@@ -1,24 +1,24 @@
-"""Which sample is read when: pure functions of shard sizes, seed, epoch, world and progress.
+"""The order of samples: pure functions of shard sizes, seed, epoch, world and progress.
 
-An epoch is one global order of all samples. Shuffled, it is a seeded permutation of the shards, cut
-into windows of ``WINDOW`` shards, and a seeded permutation of the samples within each window;
-unshuffled, it is the natural order. A global batch is ``world.size * batch_size`` consecutive
-positions of that order, and each rank takes its contiguous slice.
+An epoch is one global order of all samples. A shuffled epoch permutes the shards by the seed, cuts
+them into windows of ``WINDOW`` shards, and permutes the samples within each window; an unshuffled
+one has the natural order. A global batch is ``world.size * batch_size`` consecutive positions of
+that order, and each rank takes its contiguous slice.
 
 Invariants:
 
-* every sample comes exactly once an epoch; the last global batch alone, where it is uneven, goes on
-  at the epoch's beginning;
-* all ranks get the same number of batches, also where the world is larger than the data set;
-* the global batches depend on ``world.size * batch_size`` alone, not on how that is cut, nor on the
-  number of workers;
-* after ``consumed`` samples any world can go on, with exactly the samples that are left;
+* every sample comes exactly once an epoch, except that an incomplete last global batch is filled up
+  from the epoch's beginning;
+* all ranks get the same number of batches, even if there are more ranks than samples;
+* the global batches depend on ``world.size * batch_size`` only, neither on the two factors nor on
+  the number of workers;
+* after ``consumed`` samples, a run with any world size can continue with exactly the rest;
 * memory holds a few numbers a shard and one window of samples, however many samples there are.
 
 ``streaming/buckets.py`` regroups this order by the shape of the images.
 
-The permutations are argsorts of Philox's raw stream, which NumPy guarantees to stay as it is
-(NEP 19), unlike ``Generator.permutation``: a run can be resumed under another NumPy.
+The permutations are argsorts of Philox's raw stream, which NumPy guarantees not to change (NEP 19),
+unlike ``Generator.permutation``; so a run can resume under another version of NumPy.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from autotimm.structures import World
 
 WINDOW = 32
-"""Shards that are mixed with each other: 32 mix better than a shuffle buffer does, 16 worse."""
+"""Shards shuffled together. 32 mix better than webdataset's shuffle buffer of 10,000, 16 worse."""
 
-_SHARDS, _WINDOW = 0, 1  # what a permutation is for, so that no two share one
-_PERMUTATION, _PARTNER, _SIZE = 1, 3, 4  # likewise, what a stream is for beside sample_rng
+_SHARDS, _WINDOW = 0, 1  # the purpose in a permutation's key, so that no two are the same
+_PERMUTATION, _PARTNER, _SIZE = 1, 3, 4  # spawn keys that keep these streams apart
 
 
 def steps_per_epoch(samples: int, world_size: int, batch_size: int, consumed: int = 0) -> int:
-    """Batches that every rank gets from the ``samples - consumed`` samples left of an epoch."""
+    """The number of batches that every rank gets from the rest of an epoch."""
     left = max(samples - consumed, 0)
     return -(-left // (world_size * batch_size))
 
@@ -46,29 +46,30 @@ def steps_per_epoch(samples: int, world_size: int, batch_size: int, consumed: in
 def batch_positions(
     step: int, world: World, batch_size: int, consumed: int = 0
 ) -> NDArray[np.int64]:
-    """Positions [batch_size] in the epoch's order of this rank's batch ``step``.
+    """The positions, in the epoch's order, of this rank's batch ``step``.
 
     Args:
-        step: counts from the first batch after ``consumed``.
+        step: the number of the batch, from 0 for the first one after ``consumed``.
         world: this rank and the number of ranks.
-        batch_size: of one rank.
-        consumed: samples of this epoch that all ranks together have had before.
+        batch_size: samples of one rank at a step.
+        consumed: samples of this epoch that all ranks together have consumed before.
 
     Returns:
-        Positions. Those of the last batch may lie beyond the last sample: ``locate`` wraps them.
+        [batch_size] positions. Those of the last batch may lie beyond the last sample; ``locate``
+        wraps them around.
     """
     start = consumed + (step * world.size + world.rank) * batch_size
     return np.arange(start, start + batch_size, dtype=np.int64)
 
 
 class Plan:
-    """The batches of one rank of what is left of an epoch.
+    """One rank's batches of the rest of an epoch.
 
     Args:
-        order: of the epoch.
+        order: the epoch's order.
         world: this rank and the number of ranks.
-        batch_size: of one rank.
-        consumed: samples of this epoch that all ranks together have had before.
+        batch_size: samples of one rank at a step.
+        consumed: samples of this epoch that all ranks together have consumed before.
     """
 
     def __init__(self, order: EpochOrder, world: World, batch_size: int, consumed: int = 0) -> None:
@@ -77,37 +78,37 @@ class Plan:
         self.steps = steps_per_epoch(order.samples, world.size, batch_size, consumed)
 
     def positions(self, step: int) -> NDArray[np.int64]:
-        """Positions [batch_size] in the epoch's order of batch ``step``; see batch_positions."""
+        """The positions [batch_size] of batch ``step``; see ``batch_positions``."""
         return batch_positions(step, self._world, self._batch_size, self._consumed)
 
     def canvas(self, step: int) -> tuple[int, int] | None:
-        """Height and width of the images of a step; None leaves it to who loads them."""
+        """Height and width of the images of a step; None for the loader's default."""
         return None
 
     def window(self, step: int) -> int:
-        """The window of the order that this rank has reached at a step."""
+        """The window that contains the first sample of this rank's batch ``step``."""
         return self._order.window_of(int(self.positions(step)[0]))
 
     def substitutes(self, position: int, step: int) -> Iterable[int]:
-        """Positions of the samples that may take the place of one of a step, the best first."""
+        """Positions of samples that may replace the one at ``position``, the best first."""
         return range(position + 1, position + self._order.samples)
 
 
 class EpochOrder:
-    """The order of one epoch, looked up by position.
+    """Looks up samples by their position in the order of one epoch.
 
-    It remembers the window that was looked at last, so that reading on costs nothing; what it
-    answers depends on its arguments alone.
+    The object caches the last window, so that sequential look-ups are fast; results depend only on
+    the arguments.
 
     Args:
         shard_sizes: [shards] samples of each shard; a shard may be empty.
         seed: of the run, not negative.
         epoch: 0, 1, ...: each has another order.
         shuffle: False for the natural order.
-        window: shards that are mixed with each other.
+        window: the number of shards that are shuffled together.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there are no samples.
     """
 
     def __init__(
@@ -137,22 +138,22 @@ class EpochOrder:
 
     @property
     def windows(self) -> int:
-        """Number of windows."""
+        """The number of windows."""
         return len(self._starts) - 1
 
     def window_of(self, position: int) -> int:
-        """The window in which a position lies."""
+        """The window that contains a position."""
         return int(np.searchsorted(self._starts, position % self.samples, side="right")) - 1
 
     def window_shards(self, window: int) -> NDArray[np.int64]:
-        """The shards of a window, none if there is no such window."""
+        """The shards of a window; empty if there is no such window."""
         span = slice(window * self._window_size, (window + 1) * self._window_size)
         if self._shards is not None:
             return self._shards[span]
         return np.arange(len(self._sizes), dtype=np.int64)[span]
 
     def gather(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Brings one value a sample, given shard after shard, into the epoch's order."""
+        """Sorts values [samples], given shard after shard, into the epoch's order."""
         firsts = np.cumsum(self._sizes) - self._sizes
         out = np.empty_like(values)
         for k in range(self.windows):
@@ -163,13 +164,13 @@ class EpochOrder:
         return out
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the samples at these positions lie.
+        """Finds the samples at these positions.
 
         Args:
-            positions: [n], not negative; what lies beyond the last sample goes on at the first.
+            positions: [n], not negative; those beyond the last sample wrap around to the first.
 
         Returns:
-            shard [n] and index within the shard [n].
+            The shard [n] and the index within the shard [n] of each.
         """
         wrapped = np.asarray(positions, dtype=np.int64) % self.samples
         shard, index = np.empty_like(wrapped), np.empty_like(wrapped)
@@ -188,7 +189,7 @@ class EpochOrder:
     def _window(
         self, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-        """Shards of window k, where the samples of each end, and the samples' permutation."""
+        """The shards of window k, the cumulative sums of their sizes, and the permutation."""
         if self._last[0] != k:
             shards = self.window_shards(k)
             ends = np.cumsum(self._sizes[shards])
@@ -198,41 +199,44 @@ class EpochOrder:
 
 
 def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """The random numbers of one sample, which follow its position in the epoch.
+    """The random generator of the sample at a position of an epoch.
 
-    Neither the rank nor the worker that happens to read a sample changes how it is augmented.
+    It depends on neither the rank nor the worker that reads the sample.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, position))))
 
 
 def drawn_size(seed: int, epoch: int, consumed: int, sizes: int) -> int:
-    """Which of so many sizes the images of a step have, 0 to ``sizes - 1``; each is as likely.
+    """Draws the size of the images of a step: an index from 0 to ``sizes - 1``, uniformly.
 
     Args:
         seed: of the run.
         epoch: 0, 1, ...
-        consumed: samples of the epoch that all ranks together have had before the step, so that it
-            is the same on all of them, and after a resume.
-        sizes: how many there are.
+        consumed: samples of the epoch that all ranks together have consumed before the step; so the
+            result is the same on every rank, and after a resume.
+        sizes: the number of sizes.
     """
     key = np.random.SeedSequence((seed, epoch, consumed), spawn_key=(_SIZE,))
     return int(key.generate_state(1, np.uint64)[0]) * sizes >> 64
 
 
 def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
-    """The position of the second sample that goes with the one at a position, if it has one.
+    """Draws whether a sample gets a second one, as copy-paste needs it, and returns its position.
 
-    It is the next one of the order, which is read soon in any case.
+    The second sample is the next one of the order, which is about to be read anyway.
 
     Args:
         seed: of the run.
         epoch: 0, 1, ...
-        position: in the epoch's order.
-        share: of the samples that have a second one.
+        position: of the sample in the epoch's order.
+        share: the probability that a sample gets a second one.
+
+    Returns:
+        The position of the second sample, or None.
     """
     if not share:
         return None
-    # Apart from sample_rng, so that samples are varied as without it.
+    # A stream of its own, so that the augmentation is the same with and without a second sample.
     key = np.random.SeedSequence((seed, epoch, position), spawn_key=(_PARTNER,))
     chance = int(key.generate_state(1, np.uint64)[0]) / 2**64
     return position + 1 if chance < share else None
@@ -240,10 +244,10 @@ def partner(seed: int, epoch: int, position: int, share: float) -> int | None:
 
 def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> NDArray[np.int64]:
     """A seeded permutation of ``range(n)``."""
-    # The spawn key keeps these streams apart from sample_rng's.
+    # The spawn key separates this stream from sample_rng's.
     key = np.random.SeedSequence((seed, epoch, *purpose), spawn_key=(_PERMUTATION,))
     stream = np.random.Philox(key)
     keys = stream.random_raw(n)
-    order = np.argsort(keys)  # several times as fast as a stable sort, which differs in ties alone
+    order = np.argsort(keys)  # several times faster than a stable sort, and equal unless keys tie
     drawn = keys[order]
     return np.argsort(keys, kind="stable") if (drawn[1:] == drawn[:-1]).any() else order

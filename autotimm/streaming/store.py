@@ -1,7 +1,7 @@
-"""Where samples come from: a COCO folder, a folder or URL of shards, or a folder of others' tars,
-found out by itself.
+"""Sources of samples: a COCO folder, a folder or URL of shards, or tars that another tool wrote.
 
-A source reads any sample by (shard, index), in any order.
+``open_source`` detects which of them a location is. A source reads any sample by (shard, index), in
+any order.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["FolderSource", "ShardSource", "Source", "open_source", "split_names"
 
 
 class Source(Protocol):
-    """What a stream reads from.
+    """The samples of a split, by shard and index.
 
     Attributes:
         categories: sorted by id.
-        shard_sizes: [shards] int64, the samples of each.
-        fingerprint: of the content; equal only where the same samples come in the same order.
-        problems: what was left out or mended on opening; of shards nothing, as those who made them
-            were told.
-        remedy: what there is to do about samples that cannot be used.
-        remark: what else who opens it should be told; mostly empty.
+        shard_sizes: [shards] int64, the number of samples of each.
+        fingerprint: a hash that is equal only for the same samples in the same order.
+        problems: what opening the source has left out or repaired; empty for shards, because
+            autotimm-shard has reported it when it wrote them.
+        remedy: what a user can do about samples that cannot be used.
+        remark: anything else to report to the user; mostly empty.
     """
 
     categories: list[Category]
@@ -50,22 +50,22 @@ class Source(Protocol):
     remark: str
 
     def has_instances(self) -> bool:
-        """Tells whether there is anything to train on: an instance that is not a crowd."""
+        """Tells whether there is something to train on: an instance that is not a crowd."""
 
     def image_sizes(self) -> NDArray[np.int64]:
         """Returns [samples, 2], width and height of every image, shard after shard."""
 
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
-        """Returns the image file's bytes and the record of a sample; DataError if it cannot."""
+        """Returns the image file's bytes and the record of a sample; DataError if damaged."""
 
     def record(self, shard: int, index: int) -> Record:
-        """Returns the record alone, also where the image cannot be used; DataError if it cannot."""
+        """Returns the record alone, also of a damaged image; DataError if it is damaged itself."""
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Is told which shards will be read next."""
+        """Prepares for reading these shards next; may start downloads in the background."""
 
     def where(self, shard: int) -> str:
-        """Names a shard, for messages."""
+        """Returns the name of a shard for messages."""
 
 
 def open_source(
@@ -75,17 +75,17 @@ def open_source(
     verify: bool = False,
     cache_limit: int | None = None,
 ) -> Source:
-    """Opens a split of a shard folder, a shard URL or a COCO folder, whichever it is.
+    """Opens a split of a folder or URL of shards, a folder of tars, or a COCO folder.
 
     Args:
-        data_dir: the folder or URL, or what :func:`autotimm.streaming.layout.look` found there.
+        data_dir: the folder or URL, or the result of :func:`autotimm.streaming.layout.look`.
         split: such as "train".
-        cache_dir: where shards from a URL are kept; by default in the user's cache folder.
-        verify: whether to check the sha256 of all shards first, which reads them all.
-        cache_limit: bytes that the cache may take; None for as many as there is room for.
+        cache_dir: the folder for shards from a URL; by default in the user's cache folder.
+        verify: check the sha256 of all shards first, which reads them all.
+        cache_limit: bytes that the cache may take; None for no limit.
 
     Raises:
-        InputError: there is no such folder or split, or what is there is damaged.
+        InputError: the folder or split does not exist, or is damaged.
     """
     data = look(data_dir)
     if data.folder is None or data.layout != "coco":
@@ -94,10 +94,10 @@ def open_source(
 
 
 def split_names(data_dir: str | Path | DataFolder) -> list[str]:
-    """The splits that a shard folder, a shard URL or a COCO folder has.
+    """The names of the splits in a folder or URL of shards, a folder of tars, or a COCO folder.
 
     Raises:
-        InputError: it is none of them.
+        InputError: the location is none of them.
     """
     data = look(data_dir)
     if data.folder is None or data.layout == "shards":
@@ -108,7 +108,7 @@ def split_names(data_dir: str | Path | DataFolder) -> list[str]:
 
 
 class FolderSource:
-    """A split of a COCO folder, as one shard; records are made as they are read."""
+    """A split of a COCO folder, as one shard; ``read`` makes each record on demand."""
 
     def __init__(self, split: coco.Split) -> None:
         self._index = coco.load(split.annotation_file, split.image_folder)
@@ -121,7 +121,7 @@ class FolderSource:
         self.remedy = f"repair them (autotimm-shard {folder} --dry-run looks through them all)"
 
     def has_instances(self) -> bool:
-        """See ``Source``; looks no further than the first one."""
+        """See ``Source``; stops at the first such instance."""
         records = (self._index.record(i) for i in range(len(self._index)))
         return any(not a["iscrowd"] for record in records for a in record["annotations"])
 

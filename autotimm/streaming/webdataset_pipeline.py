@@ -1,7 +1,7 @@
-"""Our shards as a decoded ``webdataset`` pipeline, for those who compose their own.
+"""Opens shards as a decoded ``webdataset`` pipeline, for users who compose their own.
 
-webdataset's own ``.decode()`` unpickles what it finds, and opens URLs with a shell; neither is used
-here: the shards come out of our store and the images out of our decoder.
+webdataset's ``.decode()`` unpickles members of a tar, and webdataset opens URLs with a shell. This
+module uses neither: it downloads shards with ``ShardSource`` and decodes images itself.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ def webdataset_pipeline(
 ) -> webdataset.WebDataset:
     """Opens a split of a shard folder or URL as a ``webdataset.WebDataset``.
 
-    Its samples are ``{"__key__": str, "image": [h, w, 3] uint8 RGB, "record": dict}``; go on with
-    ``.map(...)``, ``.batched(...)`` and the like. Shards are dealt to ranks, then to workers: whole
-    shards, so that ranks may get unequal numbers of samples. ``StreamLoader`` does without that.
+    Its samples are ``{"__key__": str, "image": [h, w, 3] uint8 RGB, "record": dict}``; continue
+    with ``.map(...)``, ``.batched(...)`` and so on. The pipeline distributes whole shards among
+    ranks, then among workers, so ranks may get unequal numbers of samples; ``StreamLoader`` gives
+    every rank the same number.
 
     Args:
         data_dir: the folder or URL.
         split: such as "train".
-        shuffle: samples in webdataset's shuffle buffer; 0 keeps the order, of the shards too.
-        seed: of the shuffling, which changes with every epoch of the same pipeline (in a
-            DataLoader: with persistent workers).
+        shuffle: samples in webdataset's shuffle buffer; 0 keeps the order of samples and shards.
+        seed: of the shuffling. Every epoch of one pipeline gets another order (in a DataLoader:
+            only with persistent workers).
         world: this rank and the number of ranks.
-        cache_dir: where shards from a URL are kept; by default in the user's cache folder.
+        cache_dir: the folder for shards from a URL; by default in the user's cache folder.
 
     Raises:
-        InputError: these are no shards, or they are damaged.
+        InputError: the folder or URL holds no shards, or they are damaged.
     """
     import webdataset
 
@@ -66,17 +67,17 @@ def webdataset_pipeline(
         nodesplitter=None,
         workersplitter=None,
         shardshuffle=False,
-        empty_check=False,  # a rank or worker may well have no shard
+        empty_check=False,  # a rank or worker may have no shard
     )
-    pipeline.pipeline[0] = shards  # deals and downloads, in place of webdataset's list of URLs
+    pipeline.pipeline[0] = shards  # replaces webdataset's list of URLs
     if shuffle:
-        # Its plain shuffle repeats itself every epoch.
+        # webdataset's plain shuffle gives the same order in every epoch.
         pipeline = pipeline.compose(webdataset.detshuffle(bufsize=shuffle, seed=seed))
     return pipeline.map(_decoded)
 
 
 class _LocalShards(IterableDataset):
-    """This worker's shards as webdataset wants to hear of them, downloaded as their turn comes."""
+    """Yields this worker's shards in the form that webdataset expects, downloading each in turn."""
 
     def __init__(self, source: ShardSource, seed: int | None, world: World) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class _LocalShards(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for shard in order[self._world.rank :: self._world.size][worker::workers]:
-            # A plain path would be taken for a URL where it has a colon.
+            # webdataset takes a plain path with a colon for a URL.
             yield {"url": f"file:{self._source.path(int(shard)).resolve()}"}
 
 

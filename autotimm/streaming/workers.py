@@ -1,4 +1,4 @@
-"""What a data worker does about signals that are meant for the training process."""
+"""Keeps data workers alive when a signal that is meant for the training process reaches them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from multiprocessing.context import BaseContext
 
 @contextmanager
 def shielded(context: BaseContext | None = None) -> Iterator[None]:
-    """Around the start of workers that call :func:`outlive_signals`: they have SIGTERM blocked from
-    the first, and with it the threads that their imports start, which it would end them by. One
-    that comes to this process meanwhile comes after it.
+    """Blocks SIGTERM while the block starts workers that call :func:`outlive_signals`.
+
+    Workers inherit the blocked signal, and so do the threads that their imports start; otherwise a
+    SIGTERM delivered to such a thread would end the worker. This process receives a SIGTERM that
+    comes meanwhile when the block ends.
 
     Args:
-        context: what the workers are started by; Python's default where there is none.
+        context: the multiprocessing context of the workers; None for Python's default.
     """
     if (context or multiprocessing).get_start_method() != "fork":
-        resource_tracker.ensure_running()  # before the block: its own start would lift it
+        resource_tracker.ensure_running()  # starting it inside the block would unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -31,15 +33,15 @@ def shielded(context: BaseContext | None = None) -> Iterator[None]:
 
 
 def outlive_signals(_worker: int) -> None:
-    """Has this process end by itself or by its parent's word, whoever else asks it to.
+    """Makes this process ignore SIGINT and SIGUSR2, and SIGTERM unless its parent sends it.
 
-    Who stops a job signals every process of it: a terminal, SLURM, ``kill`` of a process group.
-    The training process then finishes its step and needs a few more batches for that; what a worker
-    was killed by it would take for a failure.
+    A terminal, SLURM, or ``kill`` of a process group signals every process of a job. The training
+    process then finishes its step, for which it may need a few more batches, and it would take a
+    killed worker for a failure.
     """
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # A handler is not told who sent a signal, a thread that waits for it is.
+    # sigwaitinfo() in a thread returns the sender's process id, which a Python handler cannot get.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
     assert parent is not None
