@@ -28,7 +28,8 @@ from autotimm.files.retry import Retry
 from autotimm.format.index import INDEX_DTYPE
 from autotimm.images.decode import DataError
 from autotimm.sharding.cli import shard
-from autotimm.streaming import open_shard, shards
+from autotimm.streaming import cached_shards, open_shard
+from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.order import EpochOrder
@@ -61,6 +62,13 @@ def copy(shard_folder: Path, tmp_path: Path) -> Path:
 def server(copy: Path) -> Iterator[Server]:
     with serve(copy) as server:
         yield server
+
+
+def prefetch(source: ShardSource, plan: list[int]) -> None:
+    """Prefetches, and waits until it is done."""
+    source.prefetch(plan)
+    assert isinstance(source.files, CachedShardFiles) and source.files.thread is not None
+    source.files.thread.join()
 
 
 def everything(source: ShardSource | FolderSource) -> list[tuple[bytes, dict]]:
@@ -418,9 +426,7 @@ def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Pat
 
 def test_prefetching_brings_shards_before_they_are_read(server: Server, tmp_path: Path) -> None:
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    source.prefetch([2, 0])
-    assert source._thread is not None
-    source._thread.join()
+    prefetch(source, [2, 0])
     assert server.requests["train-000002.tar"] == server.requests["train-000000.tar"] == 1
     assert server.requests["train-000001.tar"] == 0
     source.read(2, 0)
@@ -469,7 +475,7 @@ def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
     source = ShardSource(server.url, "train", tmp_path / "c", retry=QUICK, cache_limit=needed)
     assert everything(source) == everything(ShardSource(str(shard_folder), "train"))
     # Of a window's shards, which may be the largest.
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(cached_shards, "WINDOW", 2)
     largest = needed - min(sizes)
     with pytest.raises(InputError, match=f"need {largest:,}"):
         ShardSource(server.url, "train", tmp_path / "c", cache_limit=largest - 1)
@@ -478,21 +484,19 @@ def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
 def test_prefetching_keeps_to_the_limit(
     server: Server, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "WINDOW", 2)
-    folder = tmp_path / "c"
-    sizes = [tar.stat().st_size for tar in sorted(copy.glob("train-*.tar"))]
-    source = ShardSource(
-        server.url, "train", folder, retry=QUICK, cache_limit=sizes[0] + sizes[1] + 2 * 4500
-    )
+    monkeypatch.setattr(cached_shards, "WINDOW", 2)
+    folder, tars = tmp_path / "c", sorted(copy.glob("train-*.tar"))
+    sizes = [tar.stat().st_size for tar in tars]
+    hashes = [hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars]
+    limit = sizes[0] + sizes[1] + 2 * 4500
+    source = ShardSource(server.url, "train", folder, retry=QUICK, cache_limit=limit)
     for plan, there in (([0, 1, 2], {0, 1}), ([2], {1, 2}), ([0, 2], {0, 2})):
-        source.prefetch(plan)
-        assert source._thread is not None
-        source._thread.join()
+        prefetch(source, plan)
         names = {path.name for path in folder.glob("*.tar")}
-        assert names == {source._shards[k].sha256 + ".tar" for k in there}, plan
+        assert names == {hashes[k] + ".tar" for k in there}, plan
         time.sleep(0.01)  # files are told apart by when they were used
     assert len(everything(source)) == 10
-    assert sum(path.stat().st_size for path in folder.glob("*.*")) <= source._cache.limit  # type: ignore[operator]
+    assert sum(path.stat().st_size for path in folder.glob("*.*")) <= limit
 
 
 def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> None:
@@ -503,7 +507,7 @@ def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"cache_limit: 512MiB, 1GB or .* not 'much'"):
         InstanceSegmentationDataModule(server.url, cache_limit="much", **given)
     data = InstanceSegmentationDataModule(server.url, cache_limit="1GiB", **given)
-    assert data.source("train")._cache.limit == 2**30  # type: ignore[attr-defined]
+    assert data.source("train").files.cache.limit == 2**30  # type: ignore[attr-defined]
 
 
 def _key(data: Any, record: Any, rng: np.random.Generator) -> tuple[int, int, float]:
@@ -521,7 +525,7 @@ def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
     """Ten shards, windows of two, room for little more than one window."""
     folder, cache = tmp_path / "shards", tmp_path / "cache"
     shard(coco_folder, folder, samples_per_shard=1)
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(cached_shards, "WINDOW", 2)
     defaults = EpochOrder.__init__.__defaults__
     monkeypatch.setattr(EpochOrder.__init__, "__defaults__", (*defaults[:-1], 2))  # type: ignore[index]
     largest = sorted(tar.stat().st_size + 5000 for tar in folder.glob("train-*.tar"))[-3:]
