@@ -1,10 +1,10 @@
-"""Samples -> a batch, as ``structures.Batch`` documents it.
+"""Collates samples to a batch, which ``structures.Batch`` documents.
 
-Instances are padded to a bucket, so that a compiled step meets few shapes. All arrays of a batch
-lie in one block of memory, which is all that a worker hands over: each tensor of its own would cost
-a file descriptor and a mapping. ``finish`` cuts it up, where the batch is used. The image keeps the
-layout in which it was decoded, [B, H, W, 3], and is handed on as a [B, 3, H, W] view of it
-(channels last): no copy, and what convolutions on a GPU like best.
+``collate`` pads instances to a bucket, so that a compiled step sees few shapes. All arrays of a
+batch lie in one block of memory, the only thing that a worker sends, because each separate tensor
+would cost a file descriptor and a memory mapping. ``finish`` makes the tensors in the process that
+uses the batch. The image keeps the layout of decoding, [B, H, W, 3]; the batch has a [B, 3, H, W]
+view of it (channels last), which needs no copy and is the fastest layout for convolutions on a GPU.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ SMALLEST_BUCKET = 8
 
 
 def bucket(instances: int) -> int:
-    """The number of slots for so many instances: 8, 16, 32, 64, ..."""
+    """The number of slots for this number of instances: 8, 16, 32, 64, ..."""
     return max(SMALLEST_BUCKET, 1 << (instances - 1).bit_length()) if instances else SMALLEST_BUCKET
 
 
 def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
-    """Makes a batch, to be finished by ``finish``.
+    """Makes the part of a batch that a worker sends; ``finish`` completes it.
 
     Args:
-        samples: B of them; all with masks or all without, and so with targets. Where their
-            canvases differ, the smaller ones are filled up to the right and below.
-        padding: [B], whether each is a mere repeat.
+        samples: B samples; all of them with masks or none, and all with targets or none. Smaller
+            canvases are padded at the right and at the bottom.
+        padding: [B], whether each sample is a repetition.
 
     Returns:
-        ``block``, a ``Block`` with the arrays; and of a ``structures.Batch`` what is no
-        array: ``file_name`` and, where samples have it, ``target`` with arrays for tensors.
+        ``block``: a ``Block`` with the arrays; ``file_name``; and ``target`` if samples have it,
+        with arrays where a ``structures.Batch`` has tensors.
     """
     count, slots = len(samples), bucket(max(len(s.labels) for s in samples))
     records = [s.record for s in samples]
@@ -56,7 +56,7 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
     if samples[0].masks is not None:
         shapes["masks"] = ("uint8", (count, slots, MASK_CROP, MASK_CROP))
     block = Block.of(shapes)
-    # Through NumPy: PyTorch would share each small copy among threads that wait at full speed.
+    # NumPy copies, because PyTorch would split each small copy among threads that busy-wait.
     arrays = {key: tensor.numpy() for key, tensor in block.tensors().items()}
     for key, value in given.items():
         arrays[key][...] = value
@@ -76,7 +76,7 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
 
 
 def finish(batch: dict[str, Any]) -> dict[str, Any]:
-    """The ``structures.Batch``, in the process that uses it; its tensors are views of the block."""
+    """Completes a ``structures.Batch``; its tensors are views of the block."""
     batch |= batch.pop("block").tensors()
     batch["image"] = batch["image"].permute(0, 3, 1, 2)
     for truth in batch.get("target", []):
@@ -87,7 +87,7 @@ def finish(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
-    """The ground truth of an image, crowd included, with NumPy arrays in place of tensors.
+    """The ground truth of an image, crowds included: a ``structures.Target`` with NumPy arrays.
 
     Raises:
         DataError: an annotation cannot be used.

@@ -1,9 +1,9 @@
-"""The data of a run: splits, augmentation and loaders, for any trainer of Lightning's.
+"""The data module: splits, augmentation and loaders, for any Lightning trainer.
 
-Invariants: everything that can be refused is refused in ``__init__`` or, where the data have to be
-looked at, in ``setup``, before a batch is made; a category has the same label in every split;
-every rank gets the same number of batches; a checkpoint of a fit holds where its training loader
-is, and a fit that goes on from it begins there.
+Invariants: ``__init__`` refuses arguments that cannot be used, and ``setup`` data that cannot be
+used, before any batch is made; a category has the same label in every split; every rank gets the
+same number of batches; a fit's checkpoint contains the position of its training loader, and a
+resumed fit continues there.
 """
 
 from __future__ import annotations
@@ -38,64 +38,64 @@ from autotimm.structures import InputError, Preprocessing, World
 
 
 class InstanceSegmentationDataModule(LightningDataModule):
-    """Batches of a COCO folder, a folder of shards or a URL of one.
+    """Batches from a COCO folder, or from a folder or URL of shards.
 
-    Labels follow the categories of the training split in a COCO folder, and those of all splits
-    together in shards, where autotimm-shard has joined them.
+    In a COCO folder the categories of the training split define the labels; in shards those of all
+    splits together, which autotimm-shard has joined.
 
     Args:
-        data_dir: the folder or URL; what it is, is found out. Tars that others wrote are shards
-            too; they are indexed once, in ``cache_dir``.
+        data_dir: the folder or URL, of either kind. Tars that another tool wrote count as shards;
+            the first run indexes them, and keeps the index in ``cache_dir``.
         image_size: side of the canvas in pixels, or height and width; rounded up to multiples of
             32.
         batch_size: images a step on each rank.
-        num_workers: processes that decode on each rank; 0 decodes in the training process, in
-            as many threads as PyTorch uses there (one with ``custom_train_transforms``).
+        num_workers: processes on each rank that decode; 0 decodes in the training process, with
+            as many threads as PyTorch uses (one with ``custom_train_transforms``).
         augmentation_preset: "light", "default", "strong", "lsj", or an ``Augmentation`` (also as a
             dict of its fields, as in a config file); ``autotimm preview`` shows what each does.
         resize: "letterbox" keeps the aspect and pads, "stretch" fills the canvas.
         val_batch_size: images a step on each rank in evaluation; by default ``batch_size``.
         train_split: name of the split to train on.
         val_split: name of the split to validate on; None validates nothing.
-        test_split: name of the split to test and predict on; by default "test" if it is there, with
+        test_split: name of the split to test and predict on; by default "test" if there is one with
             annotations, else ``val_split``.
-        mean: of R, G and B, where 1 is white; images are normalised by it. By default the model's
-            own (of its pretrained weights, or of its training), and ImageNet's without a model.
-        std: likewise.
-        interpolation: how images are resized, "bilinear" or "bicubic"; by default the model's own,
-            and bilinear without a model. What shrinks below 0.7 is averaged over areas either way.
+        mean: of R, G and B, where 1 is white, to normalise images with. By default that of the
+            model (of its pretrained weights, or of its training), or ImageNet's without a model.
+        std: of R, G and B, with the same default.
+        interpolation: "bilinear" or "bicubic" resizing; by default that of the model, or bilinear
+            without a model. Images that shrink to less than 0.7 are averaged over areas instead.
         seed: of the order and the augmentation.
         masks: False leaves out the masks in training, for a model that finds boxes only; batches
-            for evaluation never have them but in ``target``.
-        cache_dir: where shards from a URL are kept; by default in the user's cache folder.
-        cache_limit: bytes that this folder may take, such as "200GB"; the shards that were used
-            longest ago make room. None for as many as the disk has.
+            for evaluation have masks in ``target`` only.
+        cache_dir: the folder for shards from a URL; by default in the user's cache folder.
+        cache_limit: bytes that this folder may take, such as "200GB"; the least recently used
+            shards make room. None for no limit.
         persistent_workers: keep the workers from one epoch to the next.
-        pin_memory: page-locked batches; by default where the trainer uses a GPU.
+        pin_memory: put batches into page-locked memory; by default if the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
-        custom_train_transforms: an albumentations ``Compose`` with ``bbox_params`` to vary training
-            images with, in place of the preset; ``data/custom.py`` tells how it is used. As a flag,
-            ``MODULE.NAME`` of one that a Python file makes.
-        aspect_buckets: True has every training step take one of three canvases, that of image_size
-            and two narrower ones, for images of that shape; a list of heights and widths has it
-            choose among these and that of image_size. No image becomes smaller. Not with
-            ``custom_train_transforms``. Evaluation stays on the canvas of image_size.
-        copy_paste: share of the training samples onto which objects of another one are pasted; 0.5
-            or 1 goes well with "lsj". Each of them is decoded twice. Not with
+        custom_train_transforms: an albumentations ``Compose`` with ``bbox_params``, which augments
+            training images instead of the preset; ``augmentation/custom.py`` explains how. As a
+            flag: ``MODULE.NAME`` of a ``Compose`` in a Python file.
+        aspect_buckets: group training images by shape. With True, every training step uses one of
+            three canvases, that of image_size or a narrower one; a list of heights and widths gives
+            the canvases besides that of image_size. No image becomes smaller. Not with
+            ``custom_train_transforms``. Evaluation uses the canvas of image_size.
+        copy_paste: the share of training samples that get objects of another sample pasted onto
+            them; 0.5 or 1 goes well with "lsj". A second image is decoded for each. Not with
             ``custom_train_transforms``.
-        multi_scale: True has every training step draw one of five canvases, from 0.6 of image_size
-            to image_size itself, the same on every rank; a list of sides, or of heights and widths,
-            has it draw from these and image_size. Not with ``aspect_buckets`` or
-            ``custom_train_transforms``. Evaluation stays at image_size.
-        max_corrupt: share of a rank's samples of an epoch that may be skipped because they cannot
-            be used; with more the run stops and lists them.
+        multi_scale: draw a canvas for every training step, the same on every rank. With True, one
+            of five from 0.6 of image_size to image_size; a list of sides, or of heights and widths,
+            gives the canvases besides image_size. Not with ``aspect_buckets`` or
+            ``custom_train_transforms``. Evaluation uses image_size.
+        max_corrupt: the share of a rank's samples in an epoch that may be skipped because they
+            cannot be used; if there are more, the run stops and lists them.
 
     Raises:
         InputError: an argument cannot be used.
     """
 
     settings: DataSettings
-    """The arguments, parsed and checked. Each of the following ones can be assigned to."""
+    """The parsed and checked arguments. The following attributes can be assigned to."""
     image_size = Setting[tuple[int, int]]()
     batch_size = Setting[int]()
     val_batch_size = Setting[int]()
@@ -178,14 +178,14 @@ class InstanceSegmentationDataModule(LightningDataModule):
             std=None if std is None else options.three("std", std, above=0),
             interpolation=interpolation,
         )
-        self._splits: Splits | None = None  # made at the first look at the data
+        self._splits: Splits | None = None  # made at the first access to the data
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
-        self._pending: dict[str, Any] | None = None  # state for the training loader to come
-        self._normalize: Normalize | None = None  # made once it is known what the model wants
+        self._pending: dict[str, Any] | None = None  # state for the next training loader
+        self._normalize: Normalize | None = None  # made with the first batch
 
     @property
     def data_dir(self) -> str:
-        """The folder or URL, as it was given."""
+        """The folder or URL, as the user gave it."""
         return self.settings.location.given
 
     @data_dir.setter
@@ -194,7 +194,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What images go through: as given, else as the trainer's model has it."""
+        """How to preprocess images: by the arguments, and else as the trainer's model needs it."""
         model = getattr(self.trainer, "lightning_module", None)
         own = getattr(model, "preprocessing", None) or Preprocessing()
         return Preprocessing(
@@ -207,21 +207,21 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     @property
     def categories(self) -> list[Category]:
-        """The categories of the training split, by id; a label is a position in this list."""
+        """The categories of the training split, sorted by id; a label is a position in the list."""
         return self.source(self.settings.train_split).categories
 
     @property
     def class_names(self) -> list[str]:
-        """What to call each label: its category's name, with the id where several share it."""
+        """The name of each label: its category's, followed by the id if several share the name."""
         return index.shown_names(self.categories)
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return len(self.categories)
 
     def source(self, split: str) -> Source:
-        """The samples of a split, opened at the first call, which warns of what was left out.
+        """The source of a split; the first call opens it, and warns about what it has left out.
 
         Raises:
             InputError: there is no such split, or it is damaged.
@@ -229,33 +229,36 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return self._opened().source(split)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the splits of a stage ("fit", "validate", "test", "predict"; None for all).
+        """Opens the splits of a stage: "fit", "validate", "test" or "predict"; None for "fit".
 
         Raises:
-            InputError: a split is missing or damaged, has categories that training has not, or has
-                nothing to train on.
+            InputError: a split is missing or damaged, has categories that the training split lacks,
+                or has nothing to train on.
         """
         if self.trainer is not None:
             trainer: Any = self.trainer
             others = [c for c in trainer.callbacks if not isinstance(c, StreamWatch)]
             trainer.callbacks = [StreamWatch(self._loaders), *others]
         if stage in ("fit", None):
-            # A fit of its own: where an earlier one was does not concern it.
+            # A new fit does not continue where an earlier one of this object has stopped.
             self._pending = None
             if "train" in self._loaders:
                 self._loaders.pop("train").close()
         self.check(stage)
 
     def check(self, stage: str | None = None) -> list[str]:
-        """Opens the splits of a stage, as ``setup`` does, changes nothing, and names them.
+        """Checks the splits of a stage like ``setup``, without changing the trainer or loaders.
+
+        Returns:
+            The names of the splits.
 
         Raises:
-            InputError: as in ``setup``.
+            InputError: for the reasons given in ``setup``.
         """
         return self._opened().check(stage, self.settings)
 
     def train_dataloader(self) -> StreamLoader:
-        """Shuffled, augmented batches; the last one of an epoch wraps to its beginning."""
+        """Shuffled, augmented batches of ``train_split``; see ``loaders.training_loader``."""
         wanted, own = self.preprocessing, self.settings.custom_train_transforms
         if own is not None:
             remark = pipeline_checks.other_colours(own, wanted.mean, wanted.std)
@@ -270,7 +273,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
-        """Batches of ``val_split`` for evaluation; none where there is no such split."""
+        """Batches of ``val_split`` for evaluation; an empty list if ``val_split`` is None."""
         validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
         if self.settings.val_split is None and not validating:
             return []
@@ -281,11 +284,11 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return self._evaluation_loader("test", "test")
 
     def predict_dataloader(self) -> StreamLoader:
-        """The same batches as in testing."""
+        """The batches of ``test_dataloader``."""
         return self._evaluation_loader("predict", "test")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Normalises the images, on the device: uint8 to float32, by mean and std."""
+        """Normalises the images on the device: uint8 to float32, by mean and std."""
         if batch["image"].dtype == torch.uint8:
             wanted = self.preprocessing
             if self._normalize is None or self._normalize.of != (wanted.mean, wanted.std):
@@ -294,21 +297,21 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training loader is, for a checkpoint; empty before there is one.
+        """The training loader's state, for a checkpoint; empty before there is a loader.
 
-        Lightning keeps the loader's own state too, but does not restore it where it has asked for
-        the loader early, to tell ``estimated_stepping_batches`` to a schedule.
+        Lightning saves the loader's state too, but does not restore it if a learning rate schedule
+        has read ``estimated_stepping_batches``, for which Lightning creates the loader early.
         """
         return self._loaders["train"].state_dict() if "train" in self._loaders else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the training loader of this fit, made already or yet to be made, go on from there.
+        """Makes this fit's training loader continue from a state, now or when it is created.
 
-        Evaluation and prediction, which Lightning hands the state as well, leave it alone.
+        Lightning also calls this in evaluation and prediction, which ignore the state.
 
         Raises:
             InputError: the state is of other data or another seed; ``train_dataloader`` raises it
-                where the loader is yet to be made.
+                if the loader does not exist yet.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -318,7 +321,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             self._pending = state_dict or None
 
     def teardown(self, stage: str | None = None) -> None:
-        """Ends the workers; the position in the data is kept for a checkpoint after the fit."""
+        """Stops the workers; keeps the position in the data for a checkpoint after the fit."""
         for loader in self._loaders.values():
             loader.close()
 
@@ -336,7 +339,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return loader
 
     def _run(self, *, train: bool) -> Run:
-        """What the trainer says of the run; without one it is a run of this process alone."""
+        """The facts of the trainer's run, or of this process alone without a trainer."""
         trainer = self.trainer
         if trainer is None:
             return Run(world=World(), on_gpu=torch.cuda.is_available())
@@ -347,12 +350,12 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return Run(
             world=world,
             on_gpu=on_gpu,
-            epoch=trainer.current_epoch,  # where loaders are made anew meanwhile
+            epoch=trainer.current_epoch,  # not 0 if Lightning re-creates the loader during a fit
             limit=lambda: trainer.num_training_batches,
             same_batches=bool(trainer.overfit_batches),  # type: ignore[attr-defined]
         )
 
     def _keep(self, role: str, loader: StreamLoader) -> None:
-        if role in self._loaders:  # Lightning may be set to make loaders anew
+        if role in self._loaders:  # Lightning may re-create loaders during a fit
             self._loaders[role].close()
         self._loaders[role] = loader

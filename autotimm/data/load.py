@@ -1,4 +1,4 @@
-"""Image bytes and record -> sample: what a stream's workers do."""
+"""Makes a sample from an image's bytes and its record; this runs in a stream's workers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class _Options(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Decodes an image and lays it on the canvas.
+    """Decodes an image and places it on the canvas.
 
-    A class rather than a closure, so that workers that are spawned can be sent it.
+    A class rather than a closure, because spawned workers have to unpickle it.
 
     Attributes:
         labels: category id -> label.
         canvas: height and width.
-        vary: how images are varied; None for evaluation.
+        vary: the augmentation; None for evaluation.
         resize: one of ``transforms.RESIZES``.
-        fill: colour of the canvas.
+        fill: colour of the canvas, R, G and B.
         with_masks: whether to crop the masks.
         interpolation: one of ``transforms.INTERPOLATIONS``.
     """
@@ -55,15 +55,16 @@ class Load:
         canvas: tuple[int, int] | None = None,
         other: tuple[bytes | memoryview, Record] | None = None,
     ) -> transforms.Sample:
-        """Makes the sample, on a canvas of its step if there is one.
+        """Makes the sample.
 
         Args:
-            data: of the image's file.
-            record: what is known of it.
-            rng: where chance comes from.
-            canvas: height and width.
-            other: bytes and record of an image with instances to paste; not pasted if it cannot be
-                used, which is told where its own turn is. For an ``Augmentation`` only.
+            data: the image file's bytes.
+            record: the image's record.
+            rng: the source of all random numbers.
+            canvas: height and width of the step's canvas; None for the default.
+            other: the bytes and record of an image whose instances to paste, with an
+                ``Augmentation`` only. A damaged one is ignored here, and reported when it is read
+                as a sample itself.
 
         Raises:
             DataError: the image or an annotation cannot be used.

@@ -1,4 +1,4 @@
-"""Loaders of the data module's settings, for the run that asks for them."""
+"""Makes the data module's loaders from its settings and the facts of a run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from autotimm.structures import Preprocessing, World
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What a loader has to know of the run that it is for.
+    """The facts of a run that a loader depends on.
 
     Attributes:
         world: this rank and the number of ranks.
-        on_gpu: whether batches go to a GPU.
-        epoch: the one to begin with; 0 in evaluation.
-        limit: tells after how many batches an epoch is over though samples are left; None in
-            evaluation.
-        same_batches: whether training sees the same batches in every epoch (``overfit_batches``).
+        on_gpu: whether the run uses a GPU.
+        epoch: the epoch to begin with; 0 in evaluation.
+        limit: returns the number of batches after which an epoch ends early; None in evaluation.
+        same_batches: whether every epoch has the same batches (``overfit_batches``).
     """
 
     world: World
@@ -47,14 +46,16 @@ def training_loader(
     wanted: Preprocessing,
     run: Run,
 ) -> StreamLoader:
-    """Shuffled, augmented batches; the last one of an epoch wraps to its beginning.
+    """Makes a loader of shuffled, augmented batches.
+
+    An incomplete last batch of an epoch is filled up with samples from the epoch's beginning.
 
     Args:
-        settings: of the data module.
-        categories: whose positions are the labels.
-        source: of the samples.
-        wanted: what images go through.
-        run: that trains on them.
+        settings: the data module's settings.
+        categories: a label is a position in this list.
+        source: reads the samples.
+        wanted: how to preprocess images.
+        run: the run that trains on the batches.
     """
     vary: Augmentation | Transforms = settings.augmentation
     if settings.custom_train_transforms is not None:  # an empty Compose counts as false
@@ -71,7 +72,7 @@ def training_loader(
         max_corrupt=settings.max_corrupt,
         sizes=settings.scales,
         paired=settings.copy_paste,
-        # A pipeline of the user's own may keep its randomness to itself.
+        # A user's own pipeline may have random state that threads must not share.
         threads=torch.get_num_threads() if isinstance(vary, Augmentation) else 1,
     )
     return _loader(stream, settings, run)
@@ -84,8 +85,10 @@ def evaluation_loader(
     wanted: Preprocessing,
     run: Run,
 ) -> StreamLoader:
-    """Batches in the natural order, padded where they do not fill the ranks; arguments as in
-    :func:`training_loader`."""
+    """Makes a loader of batches in the natural order; see :func:`training_loader` for arguments.
+
+    The last batch is padded with repeated samples, so that all ranks have the same number.
+    """
     stream = SampleStream(
         source,
         _load(settings, categories, wanted, None),
@@ -112,7 +115,7 @@ def _load(
         vary=vary,
         resize=settings.resize,
         fill=wanted.fill,
-        with_masks=settings.masks and vary is not None,  # evaluation takes the target's
+        with_masks=settings.masks and vary is not None,  # evaluation uses the masks in the target
         interpolation=wanted.interpolation,
     )
 

@@ -1,8 +1,8 @@
-"""uint8 images -> normalised float32 ones, once the batch is on its device.
+"""Normalises uint8 images to float32 on the device.
 
-They cross from worker to device as uint8, a quarter of the bytes. On a CPU, where the arithmetic
-would pass three times over fresh memory, a value is looked up instead: there are only 256 of them
-a channel. Both ways give the same numbers to the bit.
+Batches travel from worker to device as uint8, a quarter of the bytes. On a CPU the arithmetic would
+pass over the memory three times, so values come from a table of 256 entries a channel instead. Both
+ways give the same numbers, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from autotimm.images import buffers
 
 
 class Normalize:
-    """Takes the mean of each channel off and divides by its deviation, where 1 is white.
+    """Subtracts the mean of each channel and divides by its standard deviation; 1 is white.
 
     Args:
         mean: of R, G and B.
-        std: likewise.
+        std: of R, G and B.
 
     Attributes:
-        of: both.
+        of: mean and std.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -38,7 +38,7 @@ class Normalize:
         self._table = self._compute(every).permute(2, 1, 0).contiguous().numpy()  # [256, 1, 3]
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Normalises images [B, 3, H, W] uint8; returns float32, channels last as they are."""
+        """Normalises images [B, 3, H, W] uint8, channels last; returns float32 of that layout."""
         if image.device.type != "cpu":
             return self._compute(image)
         pixels = image.permute(0, 2, 3, 1).contiguous().numpy()
@@ -49,7 +49,7 @@ class Normalize:
 
     def _compute(self, image: Tensor) -> Tensor:
         if image.device not in self._terms:
-            # Copied once: a small copy to a GPU at every step would wait for it every time.
+            # Copied once, because a small copy to the GPU at every step would wait for the GPU.
             factor, shift = self._terms[torch.device("cpu")]
             self._terms[image.device] = factor.to(image.device), shift.to(image.device)
         factor, shift = self._terms[image.device]

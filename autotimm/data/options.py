@@ -1,4 +1,4 @@
-"""Checks of the data module's arguments: each returns the value, or says what is wrong with it."""
+"""Checks of the data module's arguments; each returns the parsed value or raises an InputError."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 
 STRIDE = 32
-"""Sides of the canvas are multiples of this, so that every level of a backbone divides evenly."""
+"""Sides of the canvas are multiples of this, so that every backbone level has a whole size."""
 NARROW = 0.8
-"""Of a side, in the canvases of ``aspect_buckets=True``: photographs are 3:4 or narrower."""
+"""The short side with ``aspect_buckets=True``, as a share: photographs are 3:4 or narrower."""
 SCALES = (0.6, 0.7, 0.8, 0.9)
-"""Of image_size, beside itself, in ``multi_scale=True``."""
+"""The canvases of ``multi_scale=True`` besides image_size, as shares of it."""
 MOST_CANVASES = 8
-"""A compiled model is compiled for each of them."""
+"""The largest number of canvases; a compiled model is compiled once for each."""
 
 
 def canvas(image_size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
     """Height and width of the canvas in pixels, rounded up to multiples of ``STRIDE``.
 
     Args:
-        image_size: one side for both, or height and width.
-        name: of the argument.
+        image_size: the side of a square, or height and width.
+        name: of the argument, for the message.
 
     Raises:
-        InputError: it is neither, or out of range.
+        InputError: the value is neither, or out of range.
     """
     sides: Any = image_size if isinstance(image_size, list | tuple) else [image_size] * 2
     if (
@@ -48,17 +48,17 @@ def canvas(image_size: int | Sequence[int], name: str = "image_size") -> tuple[i
 def canvases(
     aspect_buckets: bool | Sequence[Sequence[int]], image_size: tuple[int, int], resize: str
 ) -> Canvases:
-    """The canvases among which training chooses, that of ``image_size`` first; none without.
+    """The canvases of aspect-ratio buckets, that of ``image_size`` first; empty if False.
 
     Args:
-        aspect_buckets: True for two narrower ones of a square, a list of heights and widths, or
-            False.
+        aspect_buckets: True for two narrower canvases besides a square one, a list of heights and
+            widths, or False.
         image_size: height and width of the largest canvas.
         resize: one of ``transforms.RESIZES``.
 
     Raises:
-        InputError: they are no canvases, or such as no image would come to lie on; or no such
-            ``resize``.
+        InputError: the value is not a list of canvases, a canvas would be of no use, or ``resize``
+            is not "letterbox".
     """
     if aspect_buckets is False:
         return ()
@@ -95,16 +95,16 @@ def canvases(
 def scales(
     multi_scale: bool | Sequence[int | Sequence[int]], image_size: tuple[int, int]
 ) -> Canvases:
-    """The canvases of which each step of training draws one, that of ``image_size`` first; none
-    without.
+    """The canvases from which a training step draws, that of ``image_size`` first; empty if False.
 
     Args:
         multi_scale: True for ``SCALES`` of image_size, a list of sides, or of heights and widths,
             or False.
-        image_size: height and width of the largest.
+        image_size: height and width of the largest canvas.
 
     Raises:
-        InputError: they are no canvases, larger than image_size, or too many.
+        InputError: the value is not a list of canvases, a canvas is larger than image_size, or
+            there are too many.
     """
     if multi_scale is False:
         return ()
@@ -129,7 +129,7 @@ def scales(
 def _others(
     name: str, found: Sequence[tuple[int, int]], image_size: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """The canvases besides that of ``image_size``, each once; InputError for none or too many."""
+    """The distinct canvases besides ``image_size``; InputError if there are none or too many."""
     others = [size for size in dict.fromkeys(found) if size != image_size]
     if not others:
         raise InputError(
@@ -145,14 +145,14 @@ def _others(
 
 
 def share(name: str, value: Any) -> float:
-    """A number from 0 to 1; InputError if it is none."""
+    """Checks a number from 0 to 1; InputError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise InputError(f"{name} is {value!r}, but must be a number from 0 to 1")
     return float(value)
 
 
 def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
-    """A whole number from ``least`` to ``most``; InputError if it is none."""
+    """Checks a whole number from ``least`` to ``most``; InputError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} is {value!r}, but must be a whole number, {least} or more")
     if value > most:
@@ -163,7 +163,7 @@ def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
 def three(
     name: str, values: Sequence[float], above: float = -math.inf
 ) -> tuple[float, float, float]:
-    """Three finite numbers, of R, G and B, all above a bound; InputError if they are not."""
+    """Checks three finite numbers, for R, G and B, all above a bound; InputError if they differ."""
     try:
         red, green, blue = (float(v) for v in values)
     except (TypeError, ValueError, OverflowError):
@@ -176,7 +176,7 @@ def three(
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """One of the choices; InputError, which names them, if it is none."""
+    """Checks one of several choices; InputError, which lists them, for any other value."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
     return value

@@ -1,7 +1,7 @@
-"""What training sees: the same samples under one augmentation beside the other, as one picture.
+"""Draws training samples under several augmentations side by side.
 
-The samples come out of the data module's own training batches, so that what is shown is what is
-trained on: pixels, boxes, masks and labels.
+The samples come from the data module's own training batches, so that the preview shows the very
+pixels, boxes, masks and labels that a model is trained on.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.models import paste
 
 _GAP = 8  # pixels around every picture
-_TITLE = 28  # pixels of the line above a column
+_TITLE = 28  # pixels; height of the title above a column
 
 
 def sheet(
     columns: Mapping[str, InstanceSegmentationDataModule], samples: int = 4, cell: int = 480
 ) -> tuple[np.ndarray, list[str]]:
-    """Draws training samples, one a row, as each data module varies them, one a column.
+    """Draws training samples: a row for each sample, a column for each data module.
 
     Args:
-        columns: title -> data module. Those of one data set, seed and ``aspect_buckets`` show the
-            same samples.
-        samples: rows; fewer where an epoch has fewer.
-        cell: width of the widest picture, in pixels, at most; all are made smaller alike.
+        columns: title -> data module. Modules with the same data set, seed and ``aspect_buckets``
+            show the same samples.
+        samples: the number of rows; there are fewer if an epoch has fewer samples.
+        cell: the largest width of a picture in pixels; all pictures shrink by the same factor.
 
     Returns:
-        [H, W, 3] uint8 RGB, and the names of the first column's images.
+        The picture [H, W, 3] uint8 RGB, and the file names of the images in the first column.
 
     Raises:
         InputError: the data cannot be used.
@@ -55,7 +55,7 @@ def sheet(
 
 
 def _samples(data: InstanceSegmentationDataModule) -> Iterator[tuple[np.ndarray, str]]:
-    """The pictures of an epoch's training samples, with their instances, and their names."""
+    """Yields the pictures of an epoch's training samples with their instances, and file names."""
     for batch in data.train_dataloader():
         for i, name in enumerate(batch["file_name"]):
             used = batch["labels"][i] >= 0
@@ -73,7 +73,7 @@ def _samples(data: InstanceSegmentationDataModule) -> Iterator[tuple[np.ndarray,
 
 
 def _pixels(image: torch.Tensor, data: InstanceSegmentationDataModule) -> np.ndarray:
-    """[H, W, 3] uint8 of an image [3, H, W], which a pipeline of the user's own has normalised."""
+    """Converts [3, H, W] to [H, W, 3] uint8; undoes the normalising by a user's own pipeline."""
     if image.dtype != torch.uint8:
         wanted: Any = data.preprocessing
         mean, std = (torch.tensor(v)[:, None, None] for v in (wanted.mean, wanted.std))
@@ -90,7 +90,7 @@ def _shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _laid_out(titles: list[str], columns: list[list[np.ndarray]]) -> np.ndarray:
-    """Pictures side by side on white, rows at one height, titles above."""
+    """Arranges pictures in a grid on white, with titles above the columns."""
     widths = [max(one.shape[1] for one in column) for column in columns]
     heights = [max(one.shape[0] for one in row) for row in zip(*columns, strict=True)]
     lefts = np.cumsum([_GAP, *(w + _GAP for w in widths)])

@@ -1,4 +1,4 @@
-"""The settings of the data module: its arguments, parsed and checked, as one frozen value."""
+"""The data module's settings: its parsed and checked arguments, as one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from autotimm.structures import InputError
 
 _T = TypeVar("_T")
 
-_LARGEST_BATCH = 65536  # images on a rank: beyond any use, and an epoch wraps rather than refuses
+_LARGEST_BATCH = 65536  # images on a rank; a mistyped size would repeat the epoch to fill a batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """The arguments of ``InstanceSegmentationDataModule``, under its names but for five.
+    """The arguments of ``InstanceSegmentationDataModule``.
+
+    Most have the names and meaning that they have there; these differ:
 
     Attributes:
-        location: what ``data_dir`` names.
+        location: the parsed ``data_dir``.
         image_size: height and width of the canvas, multiples of 32.
-        augmentation: of ``augmentation_preset``.
-        canvases: of ``aspect_buckets``, that of ``image_size`` first; none without.
-        scales: of ``multi_scale``, that of ``image_size`` first; none without.
+        augmentation: from ``augmentation_preset``.
+        canvases: from ``aspect_buckets``, that of ``image_size`` first; empty without.
+        scales: from ``multi_scale``, that of ``image_size`` first; empty without.
         cache_limit: in bytes.
 
     Raises:
-        InputError: a value that cannot be used, or not with another, naming the argument.
+        InputError: an argument cannot be used, or not together with another one.
     """
 
     location: Location
@@ -99,9 +101,9 @@ class DataSettings:
 
 
 class Setting(Generic[_T]):
-    """An attribute of the data module that its ``settings`` hold.
+    """A descriptor for attributes of the data module whose values are in its ``settings``.
 
-    Assigning to it replaces the settings by checked ones with the new value.
+    Assigning a value replaces the settings, and checks them again.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

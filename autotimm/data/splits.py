@@ -1,4 +1,4 @@
-"""The splits of a data set: opened once, which a stage uses, and whether they go together."""
+"""The splits of a data set: opens each once, selects those of a stage, and checks their classes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from autotimm.structures import InputError
 
 
 class Splits:
-    """The splits of a folder or a URL, each opened at its first use.
+    """The splits of a folder or URL, each opened at its first use.
 
     Args:
         location: of the data.
-        cache_dir: as in :func:`autotimm.streaming.store.open_source`.
-        cache_limit: likewise.
-        warn: takes a line on what was left out of a split.
+        cache_dir: see :func:`autotimm.streaming.store.open_source`.
+        cache_limit: see :func:`autotimm.streaming.store.open_source`.
+        warn: gets a line about what opening a split has left out.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Splits:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of all splits that there are."""
+        """The names of all splits."""
         return split_names(self._folder)
 
     def source(self, split: str) -> Source:
-        """The samples of a split.
+        """The source of a split.
 
         Raises:
             InputError: there is no such split, or it is damaged.
@@ -65,7 +65,7 @@ class Splits:
         return self._sources[split]
 
     def evaluated(self, stage: str, settings: DataSettings) -> str:
-        """The split that "validate" or "test" evaluates on.
+        """The name of the split that "validate" or "test" evaluates on.
 
         Raises:
             InputError: there is none.
@@ -83,12 +83,18 @@ class Splits:
         return settings.val_split
 
     def check(self, stage: str | None, settings: DataSettings) -> list[str]:
-        """Opens the splits of a stage ("fit", "validate", "test", "predict"; None for fit and
-        validate), and returns their names.
+        """Opens and checks the splits of a stage.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict"; None for "fit".
+            settings: the data module's settings.
+
+        Returns:
+            The names of the splits.
 
         Raises:
-            InputError: a split is missing or damaged, has categories that training has not, or has
-                nothing to train on.
+            InputError: a split is missing or damaged, has categories that the training split lacks,
+                or has nothing to train on.
         """
         splits = [settings.train_split] if stage in ("fit", None) else []
         if stage in ("fit", "validate", None) and settings.val_split is not None:
@@ -110,10 +116,10 @@ class Splits:
 
 
 def check_instances(source: Source, split: str) -> None:
-    """Sees that there is something to train on in a split.
+    """Checks that a split has something to train on.
 
     Raises:
-        InputError: every instance is a crowd, or there is none.
+        InputError: it has no instances, or only crowds.
     """
     if not source.has_instances():
         raise InputError(
@@ -123,15 +129,15 @@ def check_instances(source: Source, split: str) -> None:
 
 
 def check_categories(source: Source, training: list[Category], train_split: str) -> None:
-    """Sees that a split has only categories of the training split, so that each has a label.
+    """Checks that the training split has all categories of a split, so that each has a label.
 
     Raises:
-        InputError: it has another one.
+        InputError: a category is not in the training split.
     """
     known = {category.id: category.name for category in training}
     for category in source.categories:
         if known.get(category.id) != category.name:
-            # autotimm-shard joins the categories of its splits, but not two names of one id.
+            # autotimm-shard joins the categories of all splits, but refuses two names for one id.
             join = "" if category.id in known else ", or join them with autotimm-shard"
             raise InputError(
                 f"{source.where(0)}: category {category.id} ({category.name!r}) is not in the "

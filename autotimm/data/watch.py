@@ -1,5 +1,4 @@
-"""What a trainer is told of the data: where a resumed epoch is, what random numbers a step has, and
-which samples were skipped."""
+"""A callback that seeds each step, resumes within an epoch, and reports skipped samples."""
 
 from __future__ import annotations
 
@@ -19,29 +18,29 @@ _NAMED = 5  # samples that a summary lists
 
 
 def step_seed(loader: StreamLoader) -> int:
-    """The seed of torch's random numbers in the step that takes a loader's latest batch."""
+    """The seed of torch's random generator for the step that uses a loader's latest batch."""
     stream = loader.stream
     key = (stream.seed, loader.epoch, loader.step, stream.world.rank)
-    # The spawn key keeps this apart from the streams of ``order.py``.
+    # The spawn key separates this seed from the streams of ``order.py``.
     return int(np.random.SeedSequence(key, spawn_key=(2,)).generate_state(1, np.uint64)[0])
 
 
 class StreamWatch(Callback):
-    """The data module brings it to every trainer that uses it.
+    """Connects a trainer with the data module's loaders; the data module adds it to the trainer.
 
-    What a model draws in a step follows from the data's seed, the step and the rank, so that a
-    resumed run draws what the undisturbed one would have drawn.
+    It seeds torch before each step from the data's seed, the epoch, the step and the rank, so that
+    a resumed run draws the same random numbers as an uninterrupted one.
 
-    A run that ``max_steps`` or ``max_time`` stopped in mid-epoch goes on with the rest of it, which
-    Lightning alone would have counted as done.
+    A run that ``max_steps`` or ``max_time`` stopped within an epoch can resume with the rest of it;
+    Lightning alone would count the epoch as done. If it resumes with another batch size or world,
+    the callback sets Lightning's count of batches to the loader's, so that the epoch ends with its
+    last sample.
 
-    A run that goes on with another batch size or world gets Lightning's count of the epoch's
-    batches set to where the loader is, so that the epoch ends with its last sample. After every
-    epoch, and every evaluation, one line tells how many samples of all ranks were skipped because
-    they cannot be used, and which.
+    After every epoch and every evaluation it reports in one line how many samples of all ranks were
+    skipped because they cannot be used, and the first few of them.
 
     Args:
-        loaders: "train", "val", "test", "predict" -> the loader that is in use.
+        loaders: "train", "val", "test", "predict" -> the current loader.
     """
 
     def __init__(self, loaders: Mapping[str, StreamLoader]) -> None:
@@ -71,20 +70,20 @@ class StreamWatch(Callback):
             torch.manual_seed(step_seed(loader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("train", f"epoch {trainer.current_epoch + 1}", trainer)
+        self._report("train", f"epoch {trainer.current_epoch + 1}", trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._tell("val", "validation", trainer)
+            self._report("val", "validation", trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("test", "test", trainer)
+        self._report("test", "test", trainer)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("predict", "prediction", trainer)
+        self._report("predict", "prediction", trainer)
 
-    def _tell(self, role: str, what: str, trainer: Trainer) -> None:
-        if role not in self._loaders:  # the trainer was given other loaders
+    def _report(self, role: str, what: str, trainer: Trainer) -> None:
+        if role not in self._loaders:  # the user has passed other loaders to the trainer
             return
         loader = self._loaders[role]
         parts: list[Any] = [list(loader.skipped.values())]
@@ -102,8 +101,10 @@ class StreamWatch(Callback):
 
 
 def _begin_next(trainer: Trainer) -> None:
-    """Has a fit with ``max_steps`` that goes on from an epoch's end begin the next epoch, where
-    Lightning would count that end once more, and so an epoch too many."""
+    """Makes a fit with ``max_steps`` that resumes at the end of an epoch begin the next one.
+
+    Lightning would end the finished epoch a second time, and so count one epoch too many.
+    """
     fit = trainer.fit_loop
     total: Any = fit.epoch_progress.total
     current: Any = fit.epoch_progress.current
@@ -116,13 +117,15 @@ def _begin_next(trainer: Trainer) -> None:
 
 
 def _reopen(progress: dict[str, Any], epoch: int, accumulated: int) -> None:
-    """Makes a fit's progress, saved once it had stopped in mid-epoch, what it was after the last
-    step; that of a fit which has not closed the epoch stays as it is.
+    """Resets a fit's saved progress to its state after the last step.
+
+    Lightning closes the epoch when a fit stops within it. If it has not done so, the progress stays
+    unchanged.
 
     Args:
-        progress: of the fit loop, as a checkpoint has it; changed in place.
-        epoch: the one that the training loader is in.
-        accumulated: batches to an optimizer's step.
+        progress: the fit loop's progress in a checkpoint; changed in place.
+        epoch: the training loader's epoch.
+        accumulated: the number of batches to an optimizer step.
     """
     epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
     closed = epochs["current"]["processed"] - epoch
@@ -133,8 +136,9 @@ def _reopen(progress: dict[str, Any], epoch: int, accumulated: int) -> None:
         count["completed"] = count["processed"]
         count["ready"] = count["started"] = count["processed"] + 1
     if batches["current"]["completed"] == batches["current"]["ready"]:
-        # Lightning takes a batch that is complete for the epoch's last. One that is only processed
-        # it completes on its own, and counts the logger's step where an optimizer's step ended.
+        # Lightning takes a completed batch for the last of its epoch. A batch that is only
+        # processed Lightning completes when it resumes, and then counts the logger's step again if
+        # an optimizer step ended with it.
         for count in (batches["total"], batches["current"]):
             count["completed"] -= 1
         if batches["current"]["ready"] % accumulated == 0:
