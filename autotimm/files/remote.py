@@ -30,7 +30,7 @@ class _RefusedError(Exception):
 
 
 def join(url: str, name: str) -> str:
-    """The URL of the file ``name`` in the folder ``url``; a query (a signature) stays at the end."""
+    """The URL of a file in the folder ``url``; a query (a signature) stays at the end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
