@@ -1,8 +1,8 @@
-"""The index of a shard: where each sample lies in the tar, and what its bytes add up to.
+"""The index of a shard: the place of each sample in the tar, and checksums of its bytes.
 
-Invariants: one row a sample, in the order of the tar; every member's bytes have a checksum, so that
-a reader notices a flipped bit; nothing read here is trusted: NumPy files are loaded without pickle,
-and offsets stay inside their shard.
+Invariants: one row a sample, in the order of the tar; every member has a checksum, so that a reader
+notices a flipped bit; input is not trusted: this module loads NumPy files without pickle, and
+checks that offsets lie inside the shard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autotimm.structures import InputError
 
 INDEX_DTYPE = np.dtype(
     [
-        ("image_offset", "<u8"),  # of the data, not of its header, from the beginning of the tar
+        ("image_offset", "<u8"),  # of the data, after the header, from the beginning of the tar
         ("image_bytes", "<u4"),
         ("json_offset", "<u8"),
         ("json_bytes", "<u4"),
@@ -35,7 +35,7 @@ INDEX_DTYPE = np.dtype(
 
 
 def checksum(data: bytes | bytearray | memoryview) -> int:
-    """The checksum that an index keeps of a member's bytes: XXH3, 64 bits."""
+    """The checksum of a member's bytes in an index: XXH3, 64 bits."""
     return xxhash.xxh3_64_intdigest(data)
 
 
@@ -46,8 +46,8 @@ def index_bytes(index: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-# What np.save writes before the rows. NumPy's reader of it takes most of the time that a job spends
-# on a thousand indices.
+# The header that np.save writes before the rows. Parsing it with NumPy would take most of the time
+# that reading a thousand indices takes.
 _HEADER = re.compile(
     re.escape(index_bytes(np.empty(0, INDEX_DTYPE)).partition(b"(0,)")[0])
     + rb"\(([0-9]{1,19}),\), \} *\n"
@@ -55,10 +55,13 @@ _HEADER = re.compile(
 
 
 def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
-    """Reads an index file, and checks that it fits its shard: [shard.samples] of INDEX_DTYPE.
+    """Reads an index file, and checks that it fits its shard.
+
+    Returns:
+        [shard.samples] of INDEX_DTYPE.
 
     Raises:
-        InputError: it is damaged or belongs to another shard.
+        InputError: the index is damaged, or belongs to another shard.
     """
     usual = _HEADER.match(content)
     try:
@@ -66,7 +69,7 @@ def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
             index = np.frombuffer(content, INDEX_DTYPE, offset=usual.end())
         else:
             index = np.load(BytesIO(content), allow_pickle=False)
-    # Its header is Python text, of which NumPy's parser raises whatever comes up if it is broken.
+    # NumPy parses the header as Python text, and raises errors of any kind if it is damaged.
     except Exception as error:
         raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
     if not isinstance(index, np.ndarray) or index.dtype != INDEX_DTYPE:
@@ -83,7 +86,7 @@ def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
 
 
 def build_index(tar: memoryview | bytes) -> np.ndarray:
-    """Makes the index of a shard from its tar alone, for shards that lack the file.
+    """Makes the index of a shard from its tar alone.
 
     Args:
         tar: the whole file.
@@ -92,11 +95,11 @@ def build_index(tar: memoryview | bytes) -> np.ndarray:
         [samples] of INDEX_DTYPE, in the order of the tar.
 
     Raises:
-        InputError: the tar is cut off or damaged, or holds something else than pairs of an image
-            and a record.
+        InputError: the tar is cut off or damaged, or its members are not pairs of an image and a
+            record.
     """
     rows = []
-    waiting: dict[str, tuple[str, int, int]] = {}  # the members of the sample being read
+    waiting: dict[str, tuple[str, int, int]] = {}  # the members of the current sample
     key = ""
     for name, offset, size in members(memoryview(tar)):
         stem, _, extension = name.rpartition("/")[2].partition(".")
@@ -118,9 +121,9 @@ def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, 
         record = orjson.loads(memoryview(tar)[text[1] : text[1] + text[2]])
         known = [operator.index(record[key]) for key in ("width", "height", "image_id")]
         if not (0 < min(known[:2]) <= max(known[:2]) < 2**32 > max(image[2], text[2])):
-            raise ValueError("more than a row has room for")
+            raise ValueError("out of range for a row")
         if not -(2**63) <= known[2] < 2**63:
-            raise ValueError("likewise")
+            raise ValueError("more than 64 bits")
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{text[0]} of the shard is not the record of an image") from None
     sums = [checksum(memoryview(tar)[at : at + size]) for _, at, size in (image, text)]

@@ -1,7 +1,7 @@
-"""What is where in a tar: a scan of its headers, without reading what lies between them.
+"""Lists the members of a tar by its headers, without reading the data between them.
 
-Invariants: a tar that is cut off anywhere, or whose headers have changed, is refused; offsets and
-sizes lie inside the file; nothing is extracted.
+Invariants: a tar that is cut off anywhere, or has a damaged header, raises an InputError; offsets
+and sizes lie inside the file; nothing is extracted.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import numpy as np
 from autotimm.format.manifest import BLOCK
 from autotimm.structures import InputError
 
-_NO_DATA = b"12346"  # links and devices: whatever size they name, none of it follows
-_LONGEST = 1 << 20  # bytes of a name
+_NO_DATA = b"12346"  # links and devices, which have no data whatever size the header gives
+_LONGEST = 1 << 20  # bytes of a name that are read
 
 
 def members(tar: memoryview, plain: bool = True) -> Iterator[tuple[str, int, int]]:
-    """Yields name, data offset and size of every file of a tar.
+    """Yields the name, data offset and size of every file in a tar.
 
     Args:
         tar: the whole file.
-        plain: refuse what is not ustar, as autotimm-shard writes it; else the long names of pax and
-            GNU are understood, and entries that are no files left out.
+        plain: accept only plain ustar, which autotimm-shard writes. If False, read the long names
+            of pax and GNU tars too, and ignore entries that are not files.
 
     Raises:
-        InputError: it is cut off, damaged, or not plain.
+        InputError: the tar is cut off or damaged, or has an entry that is not allowed.
     """
     position = 0
-    name: str | None = None  # of the entry to come, from one before it
+    name: str | None = None  # the long name of the next entry
     while True:
         header = bytes(tar[position : position + BLOCK])
         if len(header) < BLOCK:
@@ -40,7 +40,7 @@ def members(tar: memoryview, plain: bool = True) -> Iterator[tuple[str, int, int
             return
         size, written = (field.strip(b"\0 ") for field in (header[124:136], header[148:156]))
         total = sum(header) - sum(header[148:156]) + 8 * 32
-        # int() would take signs and underscores too, and a negative size lead back.
+        # int() also accepts signs and underscores, and a negative size would cause an endless loop.
         if not all(re.fullmatch(b"[0-7]+", f) for f in (size, written)) or int(written, 8) != total:
             raise InputError(f"the shard is damaged at byte {position}")
         kind, start = header[156:157], position + BLOCK
@@ -60,12 +60,12 @@ def members(tar: memoryview, plain: bool = True) -> Iterator[tuple[str, int, int
         elif kind not in b"gK":
             short = name or _ustar_name(header)
             name = None
-            if kind in b"0\x007" and not short.endswith("/"):  # else a folder, link or device
+            if kind in b"0\x007" and not short.endswith("/"):  # a file
                 yield short, start, length
 
 
 def _check_end(tar: memoryview, position: int) -> None:
-    # A lost stretch of a file reads as zeros too: those of the end have nothing behind.
+    # A lost part of a file may also read as zeros; at the end of a tar only zeros may follow.
     if len(tar) < position + 2 * BLOCK:
         raise InputError(f"the shard is cut off at byte {len(tar)}")
     if np.frombuffer(tar[position:], np.uint8).any():
@@ -77,12 +77,15 @@ def _ustar_name(header: bytes) -> str:
         field.partition(b"\0")[0].decode("utf-8", "replace")
         for field in (header[:100], header[345:500])
     )
-    # GNU's own format has times where ustar has the prefix.
+    # GNU's format stores times where ustar has the prefix.
     return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
 
 
 def _pax_path(body: bytes, start: int) -> bytes | None:
-    """The path in a pax header: records of "length key=value", length that of the record."""
+    """The path in a pax header of records "length key=value"; None if it has none.
+
+    The length counts the whole record, with itself and the newline.
+    """
     path, position = None, 0
     while position < len(body):
         length = re.match(rb"([0-9]{1,9}) ", body[position:])
