@@ -1,9 +1,10 @@
-"""Objects of one training sample on top of another.
+"""Copy-paste augmentation: pastes objects of one training sample onto another.
 
-Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation",
-2021: a random subset of one image's objects is put on another one, both varied on their own; what
-is covered is cut out of the masks below, boxes follow, and what is hardly seen any more is dropped.
-Edges are not blended, which the paper found to make no difference.
+After Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
+Segmentation", 2021: both images are augmented independently, then a random subset of the objects of
+one is pasted onto the other. The pasted pixels are removed from the masks below, boxes shrink
+accordingly, and instances that are hardly visible any more are dropped. Edges are not blended,
+because the paper found that it makes no difference.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from autotimm.structures import Annotation
 
 
 def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
-    """Puts some of the other sample's instances, at least one, on the base, whose image changes.
+    """Pastes instances of another sample, each with probability 1/2 but at least one, onto a base.
 
-    Each has one chance in two. A crowd is never pasted.
+    The image of the base is changed in place. Crowds are never pasted.
 
     Args:
-        base: of ``transforms.training_sample``.
-        other: likewise, on a canvas of the same size.
-        rng: where chance comes from.
+        base: from ``transforms.training_sample``.
+        other: from ``transforms.training_sample``, on a canvas of the same size.
+        rng: the source of all random numbers.
 
     Returns:
-        The base's sample, its own instances first; the base itself if the other has none, or one
-        that cannot be used, which is told of where the other's own turn is.
+        The new sample, the base's own instances first. The base itself if the other sample has no
+        instances, or a damaged mask, which is reported when the other sample is read on its own.
 
     Raises:
-        DataError: an annotation of the base cannot be used; its image is as it was.
+        DataError: an annotation of the base cannot be used; its image is unchanged then.
     """
     count = len(other.labels)
     chosen = rng.random(count) < 0.5
@@ -69,13 +70,13 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _cover(sample: Sample, chosen: np.ndarray) -> np.ndarray:
-    """[H, W] bool: the canvas pixels of the chosen instances."""
+    """The canvas pixels [H, W] bool that the chosen instances cover."""
     placement = _placed(sample)
     pairs = zip(sample.annotations, chosen, strict=True)
     union = masks.decode(masks.union([checked_rle(a, sample.record) for a, yes in pairs if yes]))
     wx1, wy1, wx2, wy2 = placement.window
     px1, py1, px2, py2 = placement.place
-    # Nearest by the pixels' centres, as masks are cropped.
+    # Nearest neighbour by pixel centres, the sampling of the mask crops.
     part = cv2.resize(
         union[wy1:wy2, wx1:wx2], (px2 - px1, py2 - py1), interpolation=cv2.INTER_NEAREST_EXACT
     )
@@ -85,10 +86,11 @@ def _cover(sample: Sample, chosen: np.ndarray) -> np.ndarray:
 
 
 def _still_seen(sample: Sample, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is left of a sample's instances below a cover [H, W].
+    """Removes a cover [H, W] bool from a sample's N instances.
 
     Returns:
-        [N] bool, whether enough is left; their boxes [N, 4] float32; their masks [N, S, S] uint8.
+        [N] bool, whether enough of the instance is visible; boxes [N, 4] float32; and masks
+        [N, S, S] uint8.
     """
     boxes, matrix = sample.boxes.copy(), _placed(sample).matrix
     crops = _crops(sample.annotations, matrix, boxes) if sample.masks is None else sample.masks
@@ -107,7 +109,7 @@ def _still_seen(sample: Sample, cover: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _below(crop: np.ndarray, box: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """The mask [S, S] in a box without what is covered at its cells' centres."""
+    """The mask [S, S] in a box without the cells whose centres are covered."""
     size = len(crop)
     sides = (box[2:] - box[:2])[:, None]
     x, y = (box[:2, None] + sides * ((np.arange(size) + 0.5) / size)).astype(np.int64)

@@ -1,7 +1,6 @@
-"""How training images are varied: the presets' numbers, and the colours.
+"""Augmentation settings, the presets, and colour augmentation.
 
-The geometry that the numbers ask for is in ``transforms.py``. Everything random comes out of the
-generator given.
+``transforms.py`` has the geometry. All random numbers come from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from autotimm.structures import InputError
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
-# A turn in YIQ, as seen in RGB: what stays, what goes with the cosine, what with the sine.
+# A rotation of the hue in YIQ as a matrix in RGB: its constant, cosine and sine parts.
 _STAYS, _COSINE, _SINE = (
     _FROM_YIQ @ np.array(part, np.float64) @ _TO_YIQ
     for part in (
@@ -27,23 +26,23 @@ _STAYS, _COSINE, _SINE = (
         [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
     )
 )
-_MID_GREY = 114.0  # what contrast is stretched around
+_MID_GREY = 114.0  # contrast scales distances from this
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How training images are varied. The defaults vary nothing.
+    """How to augment training images. The defaults change nothing.
 
     Attributes:
         flip: probability of a horizontal flip.
-        scale: range of the size relative to the one that fits the canvas; what is larger than the
-            canvas is cropped, what is smaller padded, both at a random place.
-        linear_scale: draw the size uniformly, and not, as otherwise, its logarithm.
-        brightness: colours are multiplied by 1 ± this.
-        contrast: distances from mid-grey are multiplied by 1 ± this.
-        saturation: distances from each pixel's own grey are multiplied by 1 ± this.
-        hue: colours are turned by up to ± this, as a fraction of the full circle.
-        grayscale: probability that all colour is taken away.
+        scale: range of the size, relative to the one that fits the canvas. Larger images are
+            cropped and smaller ones padded, both at a random place.
+        linear_scale: draw the size uniformly; if False, draw its logarithm uniformly.
+        brightness: multiply colours by up to 1 ± this.
+        contrast: multiply distances from mid-grey by up to 1 ± this.
+        saturation: multiply distances from each pixel's own grey by up to 1 ± this.
+        hue: rotate colours by up to ± this, as a fraction of the full circle.
+        grayscale: probability of removing all colour.
         blur: probability of a Gaussian blur.
     """
 
@@ -108,10 +107,10 @@ PRESETS = {
 
 
 def augmentation_of(value: str | dict[str, Any] | Augmentation) -> Augmentation:
-    """A preset by its name, or an augmentation by its fields.
+    """Returns the preset of a name, or an augmentation made from its fields.
 
     Raises:
-        InputError: there is no such preset or field.
+        InputError: there is no such preset or field, or a field is out of range.
     """
     if isinstance(value, Augmentation):
         return value
@@ -131,9 +130,9 @@ def augmentation_of(value: str | dict[str, Any] | Augmentation) -> Augmentation:
 
 
 def recolor(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
-    """Varies the colours of an image [h, w, 3] in place: one 3 x 4 matrix, perhaps a blur.
+    """Changes the colours of an image [h, w, 3] uint8 in place: by one 3 x 4 matrix, and a blur.
 
-    The hue is turned in YIQ, where it is an angle around the grey axis.
+    The hue is rotated in YIQ, where it is an angle around the grey axis.
     """
     b, c, s, turn, grey, blur, sigma = rng.random(7)
     matrix = color_matrix(
@@ -153,7 +152,14 @@ def recolor(image: np.ndarray, augmentation: Augmentation, rng: np.random.Genera
 def color_matrix(
     brightness: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, turn: float = 0.0
 ) -> np.ndarray:
-    """[3, 4] float64 that takes R, G, B, 1 (0 to 255) to the new R, G, B; 1, 1, 1, 0 is none."""
+    """The matrix [3, 4] float64 that maps R, G, B (0 to 255) and 1 to the new R, G, B.
+
+    Args:
+        brightness: factor of all colours.
+        contrast: factor of distances from mid-grey.
+        saturation: factor of distances from each pixel's own grey.
+        turn: rotation of the hue, as a fraction of the full circle.
+    """
     linear = np.eye(3)
     if turn:
         angle = 2 * math.pi * turn

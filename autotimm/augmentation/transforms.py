@@ -1,11 +1,12 @@
-"""Image and record -> a sample on the canvas: geometry, boxes and mask crops.
+"""Places an image with its boxes and mask crops on the canvas.
 
-Geometry is one ``Placement``: an integer window of the image is resized onto an integer rectangle
-of the canvas, flipped or not. So one resize touches only the pixels that are seen, and the affine
-matrix that boxes and masks go by is exact. Everything random comes out of the generator given.
+The geometry is one ``Placement``: an integer window of the image is resized onto an integer
+rectangle of the canvas, perhaps flipped. So one resize reads only the visible pixels, and the
+affine matrix for boxes and masks is exact. All random numbers come from the generator that is
+passed in.
 
-Axes: an image is [height, width, 3] uint8 RGB; points are x, y in pixels, where pixel 0 reaches
-from 0 to 1 (as COCO's boxes and polygons have it).
+Axes: an image is [height, width, 3] uint8 RGB; points are x, y in pixels, where pixel 0 covers 0 to
+1, as in COCO's boxes and polygons.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from autotimm.structures import RLE, Annotation, InputError, Record
 
 RESIZES = ("letterbox", "stretch")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_LEAST_SIDE = 1.0  # canvas pixels: instances smaller than this, or of which less than this
-LEAST_VISIBLE = 0.1  # share of the box is left on the canvas, are no training targets
-_AREA_BELOW = 0.7  # above, samples miss hardly a pixel, and bilinear is six times as fast
+_LEAST_SIDE = 1.0  # canvas pixels; instances with a shorter side are no training targets
+LEAST_VISIBLE = 0.1  # share of the box; instances of which less is visible are no training targets
+_AREA_BELOW = 0.7  # scale; above it bilinear skips hardly a pixel, and is six times as fast
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which part of the image comes where on the canvas; both as x1, y1, x2, y2 in whole pixels."""
+    """A window of the image and its place on the canvas, as x1, y1, x2, y2 in whole pixels."""
 
     window: tuple[int, int, int, int]  # of the image
     place: tuple[int, int, int, int]  # on the canvas
@@ -41,14 +42,14 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Canvas pixels for one pixel of the image, of x and of y, without the flip's sign."""
+        """Canvas pixels for each pixel of the image, in x and in y; positive also with a flip."""
         wx1, wy1, wx2, wy2 = self.window
         px1, py1, px2, py2 = self.place
         return (px2 - px1) / (wx2 - wx1), (py2 - py1) / (wy2 - wy1)
 
     @property
     def matrix(self) -> np.ndarray:
-        """[2, 3] float64, from pixels of the image to pixels of the canvas."""
+        """The affine matrix [2, 3] float64 from pixels of the image to pixels of the canvas."""
         (sx, sy), (wx1, wy1, *_), (px1, py1, px2, _) = self.scale, self.window, self.place
         x = (-sx, px2 + wx1 * sx) if self.flip else (sx, px1 - wx1 * sx)
         return np.array([[x[0], 0.0, x[1]], [0.0, sy, py1 - wy1 * sy]])
@@ -56,7 +57,7 @@ class Placement:
 
 @dataclass(slots=True)
 class Sample:
-    """One image on its canvas, with its instances; what ``collate`` makes batches of."""
+    """One image on its canvas, with its N instances; ``collate`` makes batches from these."""
 
     image: np.ndarray  # [H, W, 3] uint8 RGB
     record: Record
@@ -65,20 +66,20 @@ class Sample:
     boxes: np.ndarray  # [N, 4] float32, canvas pixels
     labels: np.ndarray  # [N] int64
     masks: np.ndarray | None  # [N, MASK_CROP, MASK_CROP] uint8
-    target: dict[str, Any] | None = None  # in evaluation: ``collate.target``
-    annotations: list[Annotation] = field(default_factory=list)  # [N] not of custom pipelines,
-    placement: Placement | None = None  # nor this
-    fill: tuple[int, int, int] = (0, 0, 0)  # of what a batch of larger ones adds to the canvas
+    target: dict[str, Any] | None = None  # ``collate.target``, in evaluation only
+    annotations: list[Annotation] = field(default_factory=list)  # [N]; empty in custom pipelines
+    placement: Placement | None = None  # None in custom pipelines
+    fill: tuple[int, int, int] = (0, 0, 0)  # colour to pad the canvas to the size of its batch
 
 
 def fit(width: int, height: int, canvas: tuple[int, int], resize: str) -> Placement:
-    """The whole image at the canvas' top left: its aspect kept (letterbox) or not (stretch).
+    """Places the whole image at the top left of the canvas.
 
     Args:
         width: of the image.
         height: of the image.
         canvas: height and width.
-        resize: one of RESIZES.
+        resize: "letterbox" keeps the aspect ratio, "stretch" fills the canvas.
     """
     sx, sy = _fitting_scale(width, height, canvas, resize)
     new = max(round(width * sx), 1), max(round(height * sy), 1)
@@ -93,7 +94,7 @@ def jitter(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> Placement:
-    """Like ``fit``, but varied in size, place and direction."""
+    """Places the image like ``fit``, but with a random size, position and flip."""
     low, high = augmentation.scale
     if augmentation.linear_scale:
         factor = rng.uniform(low, high)
@@ -113,14 +114,14 @@ def render(
     fill: tuple[int, int, int],
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Draws the image on a canvas [H, W, 3] of one colour."""
+    """Draws the image [height, width, 3] on a canvas [H, W, 3] of the colour ``fill``."""
     wx1, wy1, wx2, wy2 = placement.window
     px1, py1, px2, py2 = placement.place
     part = image[wy1:wy2, wx1:wx2]
     size = (px2 - px1, py2 - py1)
     out = buffers.empty((*canvas, 3))
     row = _row(canvas[1], fill)
-    out[:py1], out[py2:] = row, row  # only what the image leaves free
+    out[:py1], out[py2:] = row, row  # fills only what the image will not cover
     out[py1:py2, :px1], out[py1:py2, px2:] = row[:px1], row[px2:]
     place = out[py1:py2, px1:px2]
     if size == (wx2 - wx1, wy2 - wy1):
@@ -147,17 +148,17 @@ def training_sample(
     with_masks: bool,
     interpolation: str = "bilinear",
 ) -> Sample:
-    """An augmented image with its instances, crowd left out.
+    """Makes an augmented sample without crowds.
 
     Args:
-        image: [height, width, 3] uint8 RGB, as the record has it.
-        record: what is known of it.
+        image: [height, width, 3] uint8 RGB, of the record's size.
+        record: the image's record.
         labels: category id -> label.
         canvas: height and width.
+        augmentation: what to change, and how much.
+        rng: the source of all random numbers.
         resize: one of RESIZES.
-        augmentation: what to vary, and how much.
-        rng: where chance comes from.
-        fill: colour of the canvas.
+        fill: colour of the canvas, R, G and B.
         with_masks: whether to crop the masks.
         interpolation: one of INTERPOLATIONS.
 
@@ -182,7 +183,7 @@ def evaluation_sample(
     with_masks: bool,
     interpolation: str = "bilinear",
 ) -> Sample:
-    """The whole image, resized and nothing else, with the same instances as in training."""
+    """Makes a sample of the whole image, only resized; arguments as in ``training_sample``."""
     placement = fit(record["width"], record["height"], canvas, resize)
     pixels = render(image, placement, canvas, fill, interpolation)
     return _with_instances(pixels, record, labels, placement, with_masks)
@@ -191,7 +192,7 @@ def evaluation_sample(
 def place_boxes(
     boxes: np.ndarray, placement: Placement, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moves boxes onto the canvas and clips them to what is seen of the image.
+    """Maps boxes to the canvas and clips them to the visible part of the image.
 
     Args:
         boxes: [N, 4] float64, x, y, w, h in pixels of the image.
@@ -200,8 +201,8 @@ def place_boxes(
         height: of the image.
 
     Returns:
-        boxes [N, 4] float64, x1, y1, x2, y2 on the canvas; and [N] float64, the share of each box's
-        area (within the image) that is left, 0 for those with a side below one pixel.
+        The boxes [N, 4] float64, x1, y1, x2, y2 on the canvas; and [N] float64, the visible share
+        of each box's area within the image, or 0 if a side is shorter than one canvas pixel.
     """
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     corners = corners.clip(0, np.array([width, height] * 2))
@@ -228,7 +229,7 @@ def _with_instances(
     boxes, left = place_boxes(xywh, placement, record["width"], record["height"])
     matrix = placement.matrix
     kept = left >= LEAST_VISIBLE
-    cut = np.flatnonzero(kept & (left < 0.999))  # what is left may be smaller than the box clipped
+    cut = np.flatnonzero(kept & (left < 0.999))  # the visible part may not fill the clipped box
     looks = crops_of([annotations[i] for i in cut], matrix, boxes[cut])
     for i, look in zip(cut, looks, strict=True):
         tight = tighten(boxes[i], look)
@@ -254,7 +255,8 @@ def label_of(category_id: int, labels: dict[int, int]) -> int:
     """The label of a category.
 
     Raises:
-        InputError: there is no such category; the sample is sound, so it is none to skip.
+        InputError: there is no such category. Not a DataError, because the fault is in the
+            categories, and skipping the sample would hide it.
     """
     if category_id not in labels:
         raise InputError(
@@ -265,10 +267,10 @@ def label_of(category_id: int, labels: dict[int, int]) -> int:
 
 
 def checked_rle(annotation: Annotation, record: Record) -> RLE:
-    """The mask of an annotation of a record that may come from anywhere.
+    """The mask of an annotation of an untrusted record.
 
     Raises:
-        DataError: its runs do not fill the image.
+        DataError: the runs of the RLE do not fill the image.
     """
     try:
         return masks.to_rle(annotation["segmentation"], record["height"], record["width"])
@@ -277,7 +279,19 @@ def checked_rle(annotation: Annotation, record: Record) -> RLE:
 
 
 def crops_of(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """``masks.crops`` of annotations; DataError where one cannot be used."""
+    """Calls ``masks.crops`` for annotations.
+
+    Args:
+        annotations: N annotations.
+        matrix: [2, 3] float64, from pixels of the image to pixels of the canvas.
+        boxes: [N, 4] float64, x1, y1, x2, y2 on the canvas.
+
+    Returns:
+        [N, MASK_CROP, MASK_CROP] uint8, the mask in each box.
+
+    Raises:
+        DataError: a mask is damaged.
+    """
     try:
         return masks.crops([a["segmentation"] for a in annotations], matrix, boxes)
     except ValueError as error:
@@ -285,7 +299,12 @@ def crops_of(annotations: list[Annotation], matrix: np.ndarray, boxes: np.ndarra
 
 
 def tighten(box: np.ndarray, crop: np.ndarray) -> np.ndarray | None:
-    """The box of the part of the mask inside ``box``; None where too little of it is there."""
+    """The bounding box of the mask in ``crop``, within ``box``; None if it is too small.
+
+    Args:
+        box: [4] x1, y1, x2, y2 on the canvas.
+        crop: [S, S] the mask in the box.
+    """
     rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
     if not len(rows):
         return None
@@ -303,7 +322,7 @@ def _fitting_scale(
 
 
 def _span(length: int, canvas: int, scale: float, chance: float) -> tuple[int, int, int, int]:
-    """One axis: which pixels of the image, from and to, come to which of the canvas."""
+    """Places one axis: returns from and to in pixels of the image, and in those of the canvas."""
     size = max(round(length * scale), 1)
     if size <= canvas:
         start = int(chance * (canvas - size + 1))
