@@ -1,9 +1,9 @@
-"""What is to be written, as a pure function of source and options: the job.
+"""The job: the plan of the shards to write, a pure function of source and options.
 
-Invariants: the plan follows from annotation files, the images' names and sizes, and the options,
-never from the number of workers, from parts, or from what an earlier run left; so any number of
-processes and machines, stopped however often, end with the same shards. A job's ``source`` says
-what it was made of, without a clock or a path in it: the same data elsewhere is the same job.
+Invariants: the plan depends on the annotation files, the images' names and sizes, and the options,
+but not on the number of workers, on parts, or on what an earlier run has left; so any number of
+processes and machines, interrupted however often, write the same shards. A job's ``source``
+contains neither times nor paths: the same data in another place is the same job.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from autotimm.structures import InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What decides, with the source, on the bytes of the shards.
+    """The options that, together with the source, determine the bytes of the shards.
 
     Attributes:
-        samples_per_shard: no shard gets more samples.
-        max_shard_size: nor more bytes, unless one image alone has more.
-        limit: only so many images of each split, the first ones after the shuffling.
-        shuffle: seed of the order of the images, or None for the source's own.
+        samples_per_shard: the largest number of samples in a shard.
+        max_shard_size: the largest number of bytes in a shard, unless a single image has more.
+        limit: write only this many images of each split, the first ones after shuffling.
+        shuffle: seed of the order of the images; None for the source's order.
     """
 
     samples_per_shard: int = 1000
@@ -45,14 +45,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be written.
+    """The shards to write.
 
     Attributes:
         splits: by name, in order.
-        indices: of the splits.
+        indices: of the splits, by name.
         categories: of all splits, sorted by id.
         plans: (split, plan) of every shard, in order.
-        source: what the shards are made of: options, and checksums of annotations and images.
+        source: the options, and checksums of annotations and images.
     """
 
     splits: dict[str, Split]
@@ -62,7 +62,7 @@ class Job:
     source: dict[str, Any]
 
     def identity(self) -> dict[str, Any]:
-        """The source, and the version that writes: what an unfinished run has to agree in."""
+        """The source and the program's version; an unfinished run resumes only if they agree."""
         return {"format": FORMAT, "version": VERSION, "autotimm": __version__, **self.source}
 
 
@@ -75,10 +75,10 @@ def read_job(
     """Reads the annotations and plans the shards.
 
     Args:
-        splits: what to read.
-        options: how to cut it.
-        strict: anything odd is an error.
-        waiting: wrapped round what takes a while, with a word on what that is.
+        splits: the splits to read.
+        options: how to divide them into shards.
+        strict: raise an error for any problem in the annotations.
+        waiting: makes a context manager around a slow step, from a text that describes the step.
 
     Raises:
         InputError: the input cannot be used.
@@ -93,7 +93,7 @@ def read_job(
                 refuse_problems(split.name, index.problems)
             positions = choose(len(index), split.name, options.limit, options.shuffle)
             sizes = sample_sizes(index, positions)
-            # Keys are given out in the file's order, so that shuffling does not rename samples.
+            # Keys are assigned in the file's order, so that shuffling does not rename samples.
             order = sorted(positions)
             names = ((index.file_name(i), index.image_id(i)) for i in order)
             keys = dict(zip(order, make_keys(names), strict=True))
@@ -119,16 +119,19 @@ def read_job(
 
 
 def choose(count: int, split: str, limit: int | None, shuffle: int | None) -> list[int]:
-    """Returns the positions of the images that are written, in the order in which they are.
+    """Chooses the images to write, and their order.
 
-    The permutation is an argsort of Philox's raw stream, which NumPy guarantees to stay as it is
-    (NEP 19), unlike ``Generator.permutation``; each split has its own.
+    The permutation is an argsort of Philox's raw stream, which NumPy guarantees not to change (NEP
+    19), unlike ``Generator.permutation``; each split has another one.
 
     Args:
-        count: how many images there are.
-        split: its name.
-        limit: at most so many.
-        shuffle: seed, not negative; None for the order that they have.
+        count: the number of images in the split.
+        split: the split's name.
+        limit: the largest number of images to choose.
+        shuffle: seed, not negative; None for the source's order.
+
+    Returns:
+        Positions in the split's index.
     """
     if shuffle is None:
         return list(range(count if limit is None else min(limit, count)))
@@ -137,7 +140,7 @@ def choose(count: int, split: str, limit: int | None, shuffle: int | None) -> li
 
 
 def stamp(index: CocoIndex, plan: ShardPlan) -> str:
-    """A fingerprint of a shard's image files: their sizes and times of change."""
+    """A hash of the sizes and modification times of a shard's image files."""
 
     def known(path: str) -> str:
         try:
@@ -150,7 +153,7 @@ def stamp(index: CocoIndex, plan: ShardPlan) -> str:
 
 
 def differences(old: dict[str, Any], job: Job) -> list[str]:
-    """Says what is not the same in an earlier run's identity and a job's, each in a few words."""
+    """Lists the differences between an earlier run's identity and a job's, in a few words each."""
     new = job.identity()
     found = []
     for key in ("format", "version", "autotimm"):
@@ -177,7 +180,7 @@ def differences(old: dict[str, Any], job: Job) -> list[str]:
 
 
 def refuse_problems(split: str, problems: Problems) -> None:
-    """Raises an InputError if there are any: --strict."""
+    """Raises an InputError if there are any problems, for --strict."""
     if problems.counts:
         raise InputError(f"--strict: split '{split}': {'; '.join(problems.lines())}")
 

@@ -1,8 +1,8 @@
-"""A crew of worker processes that take one task after another.
+"""A pool of worker processes, each of which takes one task after another.
 
-Invariants: workers are started before this process starts a thread (forked where that is possible,
-so that they share what is loaded already), end at once when this process is gone, however it went,
-and are gone when the block that started them ends. A worker that dies is an error, never a wait.
+Invariants: workers are forked if that is possible, so that they share loaded data, and before this
+process starts a thread. They end when the block ends that started them, and at once when this
+process dies, however that happens. A worker that dies causes an error, never a hang.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 Progress = Callable[[int], object]
 Work = Callable[[int, Progress], _Result]
-"""Does the task of a number, and tells the progress function how much of it is done meanwhile."""
+"""Does the task of a number, and calls the progress function with the amount just done."""
 Deal = Callable[[Iterable[int], Progress], Iterator[tuple[int, _Result]]]
-"""Gives tasks to the workers; yields (task, result) as they get done, in any order."""
+"""Distributes tasks to the workers; yields (task, result) in the order of completion."""
 
-_ENDING = 0.3  # seconds
-_TELL = 0.1  # seconds between a worker's words on its progress
+_ENDING = 0.3  # seconds to wait for a thread to end
+_REPORT = 0.1  # seconds between a worker's progress reports
 
 
 @contextlib.contextmanager
 def crew(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
-    """Starts worker processes, and yields the function that gives them tasks.
+    """Starts worker processes, and yields the function that distributes tasks to them.
+
+    That function re-raises exceptions of ``work``, and raises a ChildProcessError if a worker dies.
 
     Args:
-        work: what they do; an exception of it is raised here.
-        workers: how many; 1 works in this process.
-
-    Raises:
-        ChildProcessError: a worker died (from the function that is yielded).
+        work: does a task.
+        workers: the number of processes; 1 does the tasks in this process.
     """
     if workers == 1:
         yield lambda tasks, progress: ((task, work(task, progress)) for task in tasks)
@@ -52,32 +51,32 @@ def crew(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
     import gc
     import multiprocessing
 
-    # A fork beside a thread (fsspec has one) may find that thread's locks taken for ever. One
-    # that is about to end (rich's) is waited for.
+    # A fork of a process with threads (fsspec has one) may inherit a lock that is never released.
+    # A thread that is about to end (rich's) gets a moment to do so.
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(_ENDING)
     forks = "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1
     context: Any = multiprocessing.get_context("fork" if forks else "spawn")
     members: list[tuple[BaseProcess, Connection]] = []
-    gc.freeze()  # a collection in a worker would write to, and so copy, all that is shared
+    gc.freeze()  # a garbage collection in a worker would write to, and so copy, shared memory
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-            # A Ctrl-C before the worker ignores it would print a traceback.
+            # A Ctrl-C that reaches a worker before it ignores SIGINT would print a traceback.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
                 process.start()
                 members.append((process, ours))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()  # so that the end of the worker is the end of the pipe
+            theirs.close()  # so that the pipe ends when the worker does
         yield lambda tasks, progress: _deal(members, tasks, progress)
     finally:
         gc.unfreeze()
         for process, _ in members:
-            process.kill()  # what it was at is not finished, and nothing half done has a name
+            process.kill()  # safe, because unfinished files have temporary names
         for process, pipe in members:
             process.join()
             pipe.close()
@@ -117,7 +116,7 @@ def _deal(
 
 @contextlib.contextmanager
 def _alive(process: BaseProcess) -> Iterator[None]:
-    """Turns the end of a worker's pipe into an error that says how the worker ended."""
+    """Turns the end of a worker's pipe into a ChildProcessError that says how the worker ended."""
     try:
         yield
     except (EOFError, ConnectionError):
@@ -132,20 +131,20 @@ def _ended(code: int) -> str:
 
 
 def _serve(work: Work[Any], pipe: Connection) -> None:
-    """The life of a worker."""
-    # Terminals and SLURM send these to all processes. The parent says what came, and ends this one.
+    """Runs in a worker: does tasks from the pipe until it ends."""
+    # Terminals and SLURM signal all processes; the parent handles it, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    done, told = 0, time.monotonic()
+    done, reported = 0, time.monotonic()
 
     def progress(count: int) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done += count
-        if time.monotonic() - told > _TELL:
+        if time.monotonic() - reported > _REPORT:
             pipe.send((False, done))
-            done, told = 0, time.monotonic()
+            done, reported = 0, time.monotonic()
 
     while True:
         try:
@@ -163,7 +162,7 @@ def _serve(work: Work[Any], pipe: Connection) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An exception that can be sent; one that cannot, or that nobody expects, as its traceback."""
+    """An exception that can be pickled; an unexpected one becomes a RuntimeError with traceback."""
     if isinstance(error, InputError | OSError):
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
@@ -172,7 +171,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _end_with_parent() -> None:
-    """Waits for the end of the parent, also by kill -9, and ends with it."""
+    """Waits until the parent has ended, also by kill -9, and then ends this process."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()

@@ -1,16 +1,17 @@
-"""A folder of this machine as the destination of shards.
+"""A local folder as the destination of shards.
 
     dst/
-      .autotimm-shard/           until the manifest is there; beside the journal (``journal.py``)
-        lock  part-1-of-3.lock   held by who is writing
+      .autotimm-shard/           the work folder, until the manifest is in place
+        lock  part-1-of-3.lock   locked by the processes that write
+        job.json ...             the journal (``journal.py``)
         train-000000.tar ...     finished shards
-        manifest.json            everything is finished: what is left is to move it up
+        manifest.json            all shards are finished, and only have to be moved to dst/
 
-Invariants: the destination holds what it held until all shards and their manifest are whole. Moving
-up begins when nothing is in its way (what has a shard's name and is no file), and is done in steps
-that can be done again: it ends, if need be, with the next run, and meanwhile there is no manifest,
-without which nothing reads a folder. One run at a time, or several parts of one. Files that are no
-shards of the splits in question are never touched.
+Invariants: the destination stays as it was until all shards and their manifest are complete. The
+move begins only if nothing obstructs it, that is, nothing other than a file has the name of a
+shard. Every step of it can be repeated: if it is interrupted, the next run finishes it, and until
+then there is no manifest, without which nothing reads the folder. Only one run writes at a time, or
+several parts of one run. A run never touches files other than shards of its splits.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ from autotimm.sharding.writer import Written
 from autotimm.structures import InputError
 
 _IN_THE_WAY = "is no file, but has the name of one that is to be replaced; move it away"
-_PATIENCE = 5.0  # seconds: the workers of a run that was killed need a moment to notice it
+_PATIENCE = 5.0  # seconds to wait for a lock; workers of a killed run need a moment to end
 _PAUSE = 0.05  # seconds between two tries
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A right to write: ``alone``, or beside other parts. ``share`` lets other parts in."""
+    """The right to write to a destination.
+
+    Attributes:
+        alone: whether no other part is writing.
+        share: lets other parts write too.
+    """
 
     alone: bool
     share: Callable[[], None] = lambda: None
@@ -48,7 +54,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """Shards go to a folder of this machine."""
+    """Writes shards to a local folder.
+
+    Attributes:
+        dst: the folder.
+        replaceable: whether a run can overwrite a finished one.
+        one_process: whether other processes cannot see what this one writes.
+    """
 
     dst: Path
     replaceable: ClassVar[bool] = True
@@ -59,20 +71,20 @@ class LocalFolder:
 
     @property
     def work(self) -> Path:
-        """The hidden folder of the unfinished run."""
+        """The hidden work folder of an unfinished run."""
         return self.dst / WORK
 
     def check(self, splits: Sequence[str], overwrite: bool) -> None:
-        """Refuses early what can be refused without reading the source.
+        """Makes the checks that do not need the source.
 
         Raises:
-            InputError: it is a file, what is in it leads elsewhere or is in the way, or a split
-                would be lost.
+            InputError: the destination is a file, the work folder is a link or a file, something
+                other than a file has the name of a shard, or overwriting would lose a split.
         """
         if self.dst.exists() and not self.dst.is_dir():
             raise InputError(f"{self}: is a file; give a folder for the shards")
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
-            # What lies behind a link is not ours to write to, let alone to clear.
+            # The target of a link may belong to something else, and begin() would clear it.
             raise InputError(f"{self.work}: is no folder of an unfinished run; remove it")
         obstacle = self._obstacle(splits)
         if obstacle is not None:
@@ -87,14 +99,15 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def claim(self, part: tuple[int, int] | None) -> Iterator[Claim]:
-        """Keeps other runs out until the block ends; ends what an earlier one had begun to install.
+        """Locks the destination until the block ends; first finishes an interrupted installation.
 
         Args:
-            part: (which, of how many) lets other parts in once ``Claim.share`` is called.
+            part: (which, of how many); other parts can write once ``Claim.share`` was called.
 
         Raises:
-            InputError: another run, or this part of it, is writing.
-            OSError: also the block's own, which then names the folder if it named nothing.
+            InputError: another run, or another process with the same part, is writing.
+            OSError: the folder cannot be written to. An OSError of the block that has no file name
+                gets the folder's.
         """
         try:
             self.dst.mkdir(parents=True, exist_ok=True)
@@ -106,21 +119,21 @@ class LocalFolder:
                     yield Claim(alone, lambda: self._share(lock))
                 finally:
                     if alone and not (self.work / JOB).exists():
-                        # What cannot go (NFS keeps what a reader has open) goes with the next run.
+                        # What cannot be removed now (NFS keeps open files) the next run removes.
                         shutil.rmtree(self.work, ignore_errors=True)
         except OSError as error:
-            if error.errno and error.filename is None:  # a write that fails knows no name
+            if error.errno and error.filename is None:  # a failed write() has no file name
                 error.filename = str(self)
             raise
 
     def manifest(self) -> Manifest | None:
-        """The manifest that is in place, or None; a broken one is none."""
+        """The manifest in the destination; None if there is none or it is damaged."""
         with contextlib.suppress(InputError):
             return read_manifest(self.dst / MANIFEST)
         return None
 
     def lacks(self, shards: Sequence[Shard]) -> str | None:
-        """The first file of finished shards that is not there in its size, or None."""
+        """The first file of these shards that is missing or of another size, or None."""
         for shard in shards:
             for name, size in ((shard.name, shard.bytes), (shard.index, None)):
                 if not _has(self.dst / name, size):
@@ -128,25 +141,25 @@ class LocalFolder:
         return None
 
     def holds(self, splits: Sequence[str]) -> str | None:
-        """The name of a file that a run over these splits would replace, or None."""
+        """The name of a file that a run with these splits would replace, or None."""
         if (self.dst / MANIFEST).exists():
             return MANIFEST
         names = sorted(path.name for path in self.dst.iterdir())
         return next((name for name in names if is_ours(name, splits)), None)
 
     def job(self) -> bytes | None:
-        """The ``job.json`` of an unfinished run."""
+        """The content of ``job.json`` of an unfinished run, or None."""
         with contextlib.suppress(FileNotFoundError):
             return (self.work / JOB).read_bytes()
         return None
 
     def begin(self, job: bytes) -> None:
-        """Makes an empty journal; nothing of another run is left."""
+        """Starts a new journal, and removes everything of an earlier unfinished run."""
         self.discard()
         _write(self.work / JOB, job)
 
     def entries(self, shards: Sequence[str]) -> dict[str, bytes]:
-        """The journal's entries of these shards, by the shards' names."""
+        """The journal's entries for these shards: shard name -> content."""
         found = {}
         for shard in shards:
             with contextlib.suppress(FileNotFoundError):
@@ -154,7 +167,7 @@ class LocalFolder:
         return found
 
     def stored(self, written: Sequence[Written]) -> list[bool]:
-        """Whether the shards that were written are there in their size."""
+        """For each entry, whether its shard and index exist, the shard in its right size."""
         return [
             all(
                 _has(self.work / s.name, s.bytes) and _has(self.work / s.index, None)
@@ -165,45 +178,45 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[Path]:
-        """Yields a folder to write a shard into."""
+        """Yields the folder to write a shard into."""
         yield self.work
 
     def keep(self, folder: Path, written: Written, name: str, entry: bytes) -> None:
-        """Notes that a shard in that folder is whole."""
-        # Not forced to the disk: a shard without an entry is only written again.
+        """Adds the entry of a finished shard to the journal."""
+        # Not synced, because the next run merely writes a shard without an entry again.
         with whole_file(self.work / entry_name(name), sync=False) as file:
             file.write(entry)
 
     def sweep(self, shards: Sequence[str]) -> None:
-        """Removes what a worker that was ended left half written of these shards."""
+        """Removes the unfinished files of these shards that a killed worker has left."""
         names = {name.removesuffix(".tar") for name in shards}
         for path in self.work.glob(".*.tmp"):
             if re.sub(r"\.(tar|idx\.npy|json)\.[^.]*\.tmp$", "", path.name[1:]) in names:
                 path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Removes the unfinished run; first what says that it can go on."""
+        """Removes the unfinished run; ``job.json`` first, so that no run can resume the rest."""
         (self.work / JOB).unlink(missing_ok=True)
         for path in self.work.iterdir():
             if path.suffix != ".lock" and path.name != "lock":
                 path.unlink(missing_ok=True)
 
     def install(self, manifest: Manifest) -> None:
-        """Puts finished shards in their place, and removes what they replace."""
+        """Moves the finished shards into the destination, and removes the ones they replace."""
         self._refuse_obstacle(manifest)
         write_manifest(self.work / MANIFEST, manifest)
         self._move_up()
 
     def _move_up(self) -> None:
-        """Does what is left of an installation; may be interrupted and done again anywhere."""
+        """Finishes an installation; it can be interrupted anywhere and repeated."""
         manifest = read_manifest(self.work / MANIFEST)
         shards = [shard for split in manifest.splits.values() for shard in split.shards]
         names = {name for shard in shards for name in (shard.name, shard.index)}
         gone = [n for n in names if not ((self.work / n).exists() or (self.dst / n).exists())]
         if gone:
             raise InputError(f"{self.work}: has lost {min(gone)}; remove that folder and run again")
-        self._refuse_obstacle(manifest)  # while the old ones can still be read
-        (self.dst / MANIFEST).unlink(missing_ok=True)  # without it nothing reads the old ones
+        self._refuse_obstacle(manifest)  # while the old shards are still readable
+        (self.dst / MANIFEST).unlink(missing_ok=True)  # without it nothing reads the old shards
         for name in names:
             if (self.work / name).exists():
                 (self.work / name).replace(self.dst / name)
@@ -215,11 +228,11 @@ class LocalFolder:
 
     def _refuse_obstacle(self, manifest: Manifest) -> None:
         obstacle = self._obstacle([*manifest.splits])
-        if obstacle is not None:  # an OSError: what is finished is kept
+        if obstacle is not None:  # an OSError, after which a run keeps its finished shards
             raise OSError(errno.EEXIST, _IN_THE_WAY, str(obstacle))
 
     def _obstacle(self, splits: Sequence[str]) -> Path | None:
-        """What has the name of a shard of these splits, or of the manifest, and is no file."""
+        """Anything other than a file that has the name of the manifest or of a shard, or None."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.dst) as entries:
             for entry in entries:
                 ours = entry.name == MANIFEST or is_ours(entry.name, splits)
@@ -230,11 +243,11 @@ class LocalFolder:
     def _lock(
         self, stack: contextlib.ExitStack, part: tuple[int, int] | None
     ) -> tuple[BinaryIO, bool]:
-        """Returns the locked file, and whether nobody else has a lock."""
+        """Returns the locked file, and whether no other process holds a lock."""
 
         def take() -> tuple[BinaryIO, bool] | None:
             self.work.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # it has just been removed by its owner
+            with contextlib.suppress(FileNotFoundError):  # a run that ended has just removed it
                 file = (self.work / "lock").open("ab+")
                 alone = _try_lock(file, fcntl.LOCK_EX)
                 mine = alone or (part is not None and _try_lock(file, fcntl.LOCK_SH))
@@ -268,7 +281,7 @@ class LocalFolder:
             raise InputError(f"--part: another process is writing part {which}/{of} of {self}")
 
     def _share(self, lock: BinaryIO) -> None:
-        # Changing it gives it up for a moment, in which another run may take it.
+        # flock() releases the exclusive lock before it takes the shared one, so a run may get in.
         if not poll(lambda: _try_lock(lock, fcntl.LOCK_SH), _PATIENCE, _PAUSE):
             raise InputError(f"{self}: another autotimm-shard is writing there; wait for it")
 
@@ -282,7 +295,7 @@ def _try_lock(file: BinaryIO, how: int) -> bool:
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file still has that name: its folder may have gone and come again."""
+    """Whether a path still names an open file; its folder may have been removed and made anew."""
     here, there = os.fstat(file.fileno()), path.stat()
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 

@@ -1,6 +1,6 @@
-"""What ``autotimm-shard`` tells: progress on stderr where that is a terminal, a summary on stdout.
+"""The output of ``autotimm-shard``: progress on stderr if it is a terminal, a summary on stdout.
 
-rich is imported when there is something to draw: it takes a while to load.
+rich is imported only where it is used, because it takes a while to load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def waiting(text: str) -> contextlib.AbstractContextManager[Any]:
-    """Says on stderr, if that is a terminal, what takes a while; gives rich's status, or None."""
+    """Shows on stderr, if it is a terminal, what the program is busy with.
+
+    The context manager yields rich's status, or None.
+    """
     if not sys.stderr.isatty():
         return contextlib.nullcontext()
     from rich.console import Console
@@ -36,7 +39,7 @@ def waiting(text: str) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Shows a progress bar on stderr, if that is a terminal; yields what advances it."""
+    """Shows a progress bar on stderr, if it is a terminal; yields the function to advance it."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -62,12 +65,12 @@ def bar(total: int) -> Iterator[Callable[[int], object]]:
 
 
 def put(text: str, stream: TextIO | None) -> None:
-    """Prints lines on stdout or stderr; as escapes what their encoding lacks.
+    """Prints lines on stdout or stderr, with escapes for characters that its encoding lacks.
 
-    Who stops reading (``| head``) changes nothing of what was done, and is no error.
+    A closed pipe (``| head``) is not an error.
 
     Raises:
-        OSError: it cannot be written, as the disk is full for instance.
+        OSError: the text cannot be written, for example because the disk is full.
     """
     if stream is None:  # closed (``>&-``)
         return
@@ -76,7 +79,7 @@ def put(text: str, stream: TextIO | None) -> None:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         stream.flush()
     except OSError as error:
-        # What is left in the buffer would fail once more when this process ends.
+        # Python flushes what is left in the buffer at exit, which would fail once more.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -86,11 +89,11 @@ def put(text: str, stream: TextIO | None) -> None:
 
 
 def print_outcome(outcome: Outcome, dst: str, part: Part | None = None) -> None:
-    """Prints the summary of a run: a table, what was odd, what became of it."""
+    """Prints the summary of a run: a table, problems in the source, and the result."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    with console.capture() as captured:  # rich itself exits where a pipe is closed
+    with console.capture() as captured:  # rich would exit the program on a closed pipe
         _draw(console, outcome, dst, part)
     put(captured.get().removesuffix("\n"), sys.stdout)
 
@@ -123,7 +126,7 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
                 "masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
             )
     if outcome.state == "complete":
-        # Nobody has read the images again: one that was edited to its very size is not noticed.
+        # The run has not read the images, so it cannot notice an edit that keeps a file's size.
         line(
             f"{dst}: already complete, with the same options, annotations and sizes of images; "
             "--overwrite writes anew"
@@ -162,7 +165,7 @@ def as_json(outcome: Outcome) -> str:
 
 
 def print_report(report: Report, folder: Path, json: bool) -> None:
-    """Prints what --verify found."""
+    """Prints the result of --verify."""
     counts = {
         name: getattr(report, name) for name in ("shards", "images", "instances", "crowd", "bytes")
     }
@@ -178,7 +181,7 @@ def print_report(report: Report, folder: Path, json: bool) -> None:
 
 
 def _lines(written: Written) -> list[str]:
-    """One line a kind of problem; of an earlier run's there are no examples."""
+    """One line for each kind of problem, with examples if this run has found it."""
     problems = written.problems
     return [
         line if problems.examples[kind] else f"{kind}: {problems.counts[kind]:,}"

@@ -1,13 +1,13 @@
-"""An object store, or what else fsspec writes to, as the destination of shards.
+"""An object store, or anything else that fsspec writes to, as the destination of shards.
 
     s3://bucket/shards/
-      train-000000.tar ...       shards, under their own names: nothing reads them yet
-      .autotimm-shard/           the journal (``journal.py``), until the manifest is there
-      manifest.json              comes last
+      train-000000.tar ...       shards under their final names; nothing reads them yet
+      .autotimm-shard/           the journal (``journal.py``), until the manifest is in place
+      manifest.json              written last
 
-Invariants: a shard is written to this machine first and appears in the store whole, its entry in
-the journal after it, the manifest after all. A manifest that is there is never replaced: readers
-may be at it. Whatever can be a secret in a URL is in no message.
+Invariants: a shard is first written to this machine, and appears in the store complete; then comes
+its entry in the journal, and the manifest after all shards. An existing manifest is never replaced,
+because readers may be using it. No message contains a URL's secrets.
 """
 
 from __future__ import annotations
@@ -35,44 +35,45 @@ from autotimm.structures import InputError
 _T = TypeVar("_T")
 
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "r2", "memory"}
-"""Stores in which an object appears when it is complete; elsewhere it is renamed then."""
-_PREFIX = "autotimm-shard-"  # of folders for shards that are on their way
+"""Stores in which an object appears only when it is complete; in others we rename it then."""
+_PREFIX = "autotimm-shard-"  # of temporary folders on this machine
 
 
 @dataclass(slots=True)
 class RemoteFolder:
-    """Shards go to the folder that a URL names.
+    """Writes shards to the folder that a URL names.
 
     Attributes:
         url: with a scheme that fsspec knows.
-        retry: how requests are tried.
+        retry: how often to try a request.
+        replaceable: see ``LocalFolder``.
     """
 
     url: str
     retry: Retry = field(default_factory=Retry)
     replaceable: ClassVar[bool] = False
-    _room: str = field(default="", init=False)  # on this machine, for shards that are on their way
+    _room: str = field(default="", init=False)  # the local folder for shards before their upload
 
     def __str__(self) -> str:
         return urls.shown(self.url)
 
     @property
     def scheme(self) -> str:
-        """Of the URL."""
+        """The URL's scheme."""
         return urlsplit(self.url).scheme.lower()
 
     @property
     def one_process(self) -> bool:
-        """Whether other processes would not see what this one writes."""
+        """Whether other processes cannot see what this one writes."""
         return self.scheme == "memory"
 
     def check(self, splits: Sequence[str], overwrite: bool) -> None:
-        """Refuses early what can be refused without reading the source.
+        """Makes the checks that need neither the source nor a request.
 
-        The store is not asked for anything yet: this process has no thread before it forks.
+        A request would make fsspec start a thread, and this process has yet to fork its workers.
 
         Raises:
-            InputError: nothing here speaks to such a store.
+            InputError: fsspec does not know the scheme, or needs a package that is not installed.
         """
         import fsspec
 
@@ -81,10 +82,10 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def claim(self, part: tuple[int, int] | None) -> Iterator[Claim]:
-        """Makes a folder on this machine for shards that are on their way.
+        """Makes a local folder for shards before their upload.
 
-        Object stores have no locks. Runs of one job beside each other only do work twice; another
-        job is refused by the journal.
+        Object stores have no locks. Two runs of the same job only do the work twice; the journal
+        makes a run of another job fail.
         """
         scratch = Path(tempfile.gettempdir())
         _sweep_scratch(scratch)
@@ -97,14 +98,14 @@ class RemoteFolder:
             shutil.rmtree(room, ignore_errors=True)
 
     def manifest(self) -> Manifest | None:
-        """The manifest that is in place, or None; a broken one is none."""
+        """The manifest in the store; None if there is none or it is damaged."""
         content = self._read(MANIFEST)
         with contextlib.suppress(InputError):
             return read_manifest(content) if content is not None else None
         return None
 
     def lacks(self, shards: Sequence[Shard]) -> str | None:
-        """The first file of finished shards that is not there in its size, or None."""
+        """The first file of these shards that is missing or of another size, or None."""
         there = self._list()
         for shard in shards:
             if there.get(shard.name) != shard.bytes:
@@ -114,9 +115,9 @@ class RemoteFolder:
         return None
 
     def holds(self, splits: Sequence[str]) -> str | None:
-        """The name of an object that a run over these splits would replace, or None.
+        """The name of an object that a run with these splits would replace, or None.
 
-        The shards of an unfinished run are in their place already, and do not count.
+        Shards of an unfinished run, which have their final names already, do not count.
         """
         there = self._list()
         if MANIFEST in there:
@@ -126,23 +127,23 @@ class RemoteFolder:
         return next((name for name in sorted(there) if is_ours(name, splits)), None)
 
     def job(self) -> bytes | None:
-        """The ``job.json`` of an unfinished run."""
+        """The content of ``job.json`` of an unfinished run, or None."""
         return self._read(f"{WORK}/{JOB}")
 
     def begin(self, job: bytes) -> None:
-        """Makes an empty journal; shards without an entry are written again."""
+        """Starts a new journal; a run writes shards without an entry again."""
         self.discard()
         self._send(job, f"{WORK}/{JOB}")
 
     def entries(self, shards: Sequence[str]) -> dict[str, bytes]:
-        """The journal's entries of these shards, by the shards' names."""
+        """The journal's entries for these shards: shard name -> content."""
         there = self._list(WORK)
         wanted = {shard: f"{WORK}/{entry_name(shard)}" for shard in shards}
         found = {s: self._read(name) for s, name in wanted.items() if entry_name(s) in there}
         return {shard: content for shard, content in found.items() if content is not None}
 
     def stored(self, written: Sequence[Written]) -> list[bool]:
-        """Whether the shards that were written are there in their size."""
+        """For each entry, whether its shard and index exist, the shard in its right size."""
         there = self._list()
         return [
             all(there.get(s.name) == s.bytes and s.index in there for s in w.shards)
@@ -151,22 +152,22 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[Path]:
-        """Yields a folder to write a shard into, which goes when the block ends."""
+        """Yields a folder to write a shard into, and removes it when the block ends."""
         with tempfile.TemporaryDirectory(dir=self._room) as folder:
             yield Path(folder)
 
     def keep(self, folder: Path, written: Written, name: str, entry: bytes) -> None:
-        """Sends a shard that was written into that folder, then its entry in the journal."""
+        """Uploads a finished shard from a folder, then its entry of the journal."""
         for shard in written.shards:
             self._send(folder / shard.name, shard.name)
             self._send(folder / shard.index, shard.index)
         self._send(entry, f"{WORK}/{entry_name(name)}")
 
     def sweep(self, shards: Sequence[str]) -> None:
-        """Removes nothing: what is half sent has no name yet."""
+        """Does nothing, because an incomplete upload has no name in the store."""
 
     def discard(self) -> None:
-        """Removes the unfinished run; first what says that it can go on."""
+        """Removes the unfinished run; ``job.json`` first, so that no run can resume the rest."""
         journal, there = self._list(WORK), self._list()
         if JOB in journal:
             self._remove(f"{WORK}/{JOB}")
@@ -176,13 +177,13 @@ class RemoteFolder:
             for name in unused & there.keys():
                 self._remove(name)
             self._remove(f"{WORK}/{entry}")
-        if self.scheme not in _WHOLE:  # these have folders
+        if self.scheme not in _WHOLE:  # file systems with real folders
             with contextlib.suppress(OSError):
                 files, root = self._store()
                 files.rmdir(f"{root}/{WORK}")
 
     def install(self, manifest: Manifest) -> None:
-        """Removes shards that are not in the manifest, sends it, then removes the journal."""
+        """Removes shards that are not in the manifest, uploads it, and removes the journal."""
         shards = [shard for split in manifest.splits.values() for shard in split.shards]
         names = {name for shard in shards for name in (shard.name, shard.index)}
         for name in self._list():
@@ -192,11 +193,11 @@ class RemoteFolder:
         self.discard()
 
     def _store(self) -> tuple[Any, str]:
-        """The file system, one a process (fsspec keeps it), and the folder's path in it."""
+        """The fsspec file system, which fsspec caches in each process, and the folder's path."""
         import fsspec
 
         options: dict[str, Any] = {"use_listings_cache": False}
-        if self.scheme in ("s3", "s3a"):  # its own patience is many minutes, times ours
+        if self.scheme in ("s3", "s3a"):  # botocore's own retries take minutes, for each of ours
             options["config_kwargs"] = {"connect_timeout": 20, "retries": {"max_attempts": 2}}
         with self._known():
             files, root = fsspec.url_to_fs(self.url, **options)
@@ -206,14 +207,14 @@ class RemoteFolder:
     def _known(self) -> Iterator[None]:
         try:
             yield
-        except ImportError as error:  # which says what to install
+        except ImportError as error:  # fsspec's message says what to install
             raise InputError(f"{self}: {urls.reason(error, self.url)}") from None
         except ValueError as error:
             reason = urls.reason(error, self.url)
             raise InputError(f"{self}: cannot be written to: {reason}") from None
 
     def _list(self, folder: str = "") -> dict[str, int]:
-        """Names and sizes of the files in a folder of the destination."""
+        """The files in a folder of the destination: name -> bytes."""
 
         def attempt(files: Any, root: str) -> dict[str, int]:
             try:
@@ -238,7 +239,7 @@ class RemoteFolder:
         return self._retried("read", attempt)
 
     def _send(self, source: Path | bytes, name: str) -> None:
-        """Makes a file appear whole under a name."""
+        """Uploads a file, so that it appears under its name when it is complete."""
 
         def attempt(files: Any, root: str) -> None:
             at_once = self.scheme in _WHOLE
@@ -250,7 +251,7 @@ class RemoteFolder:
             else:
                 files.put_file(str(source), target)
             if not at_once:
-                with contextlib.suppress(FileNotFoundError):  # not all rename over another file
+                with contextlib.suppress(FileNotFoundError):  # not all can rename over a file
                     files.rm_file(f"{root}/{name}")
                 files.mv(target, f"{root}/{name}")
 
@@ -289,7 +290,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _make_room(scratch: Path) -> tuple[Path, BinaryIO]:
-    """Makes a folder that nobody sweeps while the file that is returned with it is open."""
+    """Makes a temporary folder; no run removes it while the returned lock file is open."""
     while True:
         room = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
         lock = (room / "lock").open("ab")
@@ -297,11 +298,11 @@ def _make_room(scratch: Path) -> tuple[Path, BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), (room / "lock").stat()):
                 return room, lock
-        lock.close()  # before it was locked, another run took it for a killed one's
+        lock.close()  # another run removed the folder before we had locked it
 
 
 def _sweep_scratch(scratch: Path) -> None:
-    """Removes what killed runs of this user left on this machine."""
+    """Removes the temporary folders that killed runs of this user have left."""
     for folder in scratch.glob(f"{_PREFIX}*/"):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -1,12 +1,12 @@
-"""Checks a shard folder: that every byte, record, mask and pixel is what the manifest promises.
+"""Verifies a shard folder: compares every byte, record, mask and pixel with the manifest.
 
-Invariants: nothing in the folder is trusted and nothing stops at the first fault; every fault is
-one line that names the file, and the sample and annotation where there are any. Memory stays that
-of one sample and a few bytes an instance: files are read in pieces or mapped.
+Invariants: nothing in the folder is trusted, and a fault does not stop the check; every fault is
+one line that names the file, and the sample and annotation if there are any. Memory is that of one
+sample and a few bytes an instance, because files are read in pieces or mapped.
 
-What it cannot tell: names of splits and categories, ids of categories that no instance has, what
-the source was and what was odd in it stand in the manifest alone. Where that has no checksum of its
-own (an older version wrote it, or somebody edited it), nothing contradicts a change of these.
+Only the manifest has the names of splits and categories, the ids of categories without instances,
+the source, and the problems found in it. The check cannot notice a change of these if the manifest
+has no checksum of its own, which is so if an older version wrote it or a user edited it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ from autotimm.sharding.journal import WORK
 from autotimm.sharding.processes import Progress, crew
 from autotimm.structures import InputError, Record
 
-_MOST = 20  # faults named of a shard, and ids of a split that occur twice
+_MOST = 20  # the largest number of faults listed for a shard, and of repeated ids for a split
 _PLACES = ("image_offset", "image_bytes", "json_offset", "json_bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found; ``crowd`` is part of ``instances``.
+    """The result of a verification.
 
     Attributes:
-        faults: one line each, printable; none if the folder is sound.
+        shards: the number of shards in the manifest.
+        images: the number of readable records.
+        instances: of these records, crowds included.
+        crowd: how many of the instances are crowds.
+        bytes: of the tars.
+        faults: one printable line each; empty if the folder is sound.
     """
 
     shards: int
@@ -54,20 +59,20 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Report:
-    """Checks a shard folder of this machine.
+    """Verifies a local shard folder.
 
-    Checked are the manifest; each shard's size and sha256, its tar structure and its index against
-    it; each sample's checksums, record, masks (polygons, where there are any, against the mask) and
-    pixels, decoded in full; that ids are unique in their split and categories known; the counts;
-    and that the folder holds no tar or index besides.
+    It checks the manifest; each shard's size, sha256 and tar structure, and its index against the
+    tar; each sample's checksums, record, masks (and polygons, if any, against the mask) and fully
+    decoded pixels; that ids are unique in their split and categories known; the counts; and that
+    the folder has no other tar or index.
 
     Args:
         folder: holds the manifest.
-        workers: processes; each checks one shard at a time.
-        progress: called with how many images are done, of how many.
+        workers: the number of processes; each checks one shard at a time.
+        progress: called with the number of images done and that of all images.
 
     Raises:
-        InputError: this is not a folder of shards.
+        InputError: the folder does not exist, or is not a shard folder.
         OSError: the folder cannot be listed, or a worker died.
     """
     folder = Path(folder)
@@ -129,7 +134,7 @@ def verify(
 
 @dataclass(slots=True)
 class _Found:
-    """What is in one shard: counts and ids of the records that can be read, and the faults."""
+    """The content of one shard: counts and ids of its readable records, and its faults."""
 
     images: int = 0
     instances: int = 0
@@ -138,7 +143,7 @@ class _Found:
     image_ids: array[int] = field(default_factory=lambda: array("q"))
     annotation_ids: array[int] = field(default_factory=lambda: array("q"))
     faults: list[str] = field(default_factory=list)
-    more: int = 0  # faults that are not named
+    more: int = 0  # faults that are not listed
 
     def fault(self, text: str) -> None:
         if len(self.faults) < _MOST:
@@ -149,7 +154,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Checks the shard of a number; goes to the workers."""
+    """Checks the shard of a number; runs in the workers."""
 
     folder: Path
     shards: Sequence[Shard]
@@ -179,13 +184,13 @@ class _Work:
 
 
 def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
-    """Maps a tar that could be read to its end; None if it could not."""
+    """Reads a tar to its end, and maps it; None if it cannot be read."""
     try:
         if not path.is_file():
             found.fault(f"{MANIFEST} names it, but there is no such file")
             return None
         with path.open("rb") as file:
-            # Read before it is mapped: what the disk cannot read would kill who looks at a map.
+            # Read before mapping, because a disk error in mapped memory kills the process.
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             found.bytes = file.tell()
             if found.bytes != shard.bytes:
@@ -195,13 +200,13 @@ def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
             if not found.bytes:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: emptied in between
+    except (OSError, ValueError) as error:  # ValueError: another process has emptied the file
         found.fault(f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
 
 
 def _index(path: Path, shard: Shard, found: _Found) -> np.ndarray | None:
-    """Reads the index of a shard; None if it is not what the manifest says."""
+    """Reads the index of a shard; None if it is damaged."""
     try:
         if not path.is_file():
             found.fault(f"its index {shard.index} is not there")
@@ -274,13 +279,13 @@ def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:
             yield f"{which}: {error}"
             continue
         polygons = annotation.get("polygons")
-        # The two are one and the same to whoever reads the shard.
+        # Readers may use either, so the two have to agree.
         if polygons and masks.from_polygons(polygons, height, width) != rle:
             yield f"{which}: its polygons are not its mask"
 
 
 def _key(tar: memoryview, offset: int) -> str:
-    """The WebDataset key of the member whose data begin at an offset."""
+    """The WebDataset key of the record whose data begin at an offset."""
     name = (
         bytes(tar[max(offset - BLOCK, 0) : offset][:100]).rstrip(b"\0").decode("utf-8", "replace")
     )
