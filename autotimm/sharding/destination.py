@@ -1,4 +1,4 @@
-"""Where shards go: a folder of this machine (``staging.py``) or a store (``upload.py``)."""
+"""Chooses the destination of shards: a local folder (``staging.py``) or a store (``upload.py``)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Destination: TypeAlias = "LocalFolder | RemoteFolder"
 
 
 def destination(text: str) -> Destination:
-    """The destination that a folder's name or a URL on the command line means.
+    """Makes the destination for a folder or URL on the command line.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the text is empty, or autotimm-shard cannot write to such a URL.
     """
     if not text:
         raise InputError("DST: empty; give a folder or a URL")

@@ -1,12 +1,12 @@
-"""The journal of an unfinished run: what it is about, and an entry for each shard that is whole.
+"""The journal of an unfinished run: its job, and an entry for each finished shard.
 
-    .autotimm-shard/             in the destination, until the manifest is there
+    .autotimm-shard/             in the destination, until the manifest is in place
       job.json                   source and options (``Job.identity``)
-      train-000000.json          the shard of that name is written: what it holds, what was odd, and
-                                 a fingerprint of the image files that it was made of
+      train-000000.json          the shard of that name is finished: its counts, the problems found,
+                                 and a fingerprint of the image files that it was made from
 
-Invariants: an entry is written after its shard, so what has one is whole; an entry that is damaged
-counts as none, as writing a shard again is always right.
+Invariants: a run writes an entry after its shard, so a shard with an entry is complete; a damaged
+entry counts as missing, because writing a shard again is always safe.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ JOB = "job.json"
 
 
 def entry_name(shard: str) -> str:
-    """The name of a shard's entry."""
+    """The file name of a shard's entry."""
     return shard.removesuffix(".tar") + ".json"
 
 
 def entry_bytes(written: Written, stamp: str) -> bytes:
-    """The entry of what became of one shard; it may have no shard, where no image was usable."""
+    """Makes the entry of a planned shard; without a shard in it if no image was usable."""
     content = {
         "sources": stamp,
         "images": written.images,
@@ -46,7 +46,7 @@ def entry_bytes(written: Written, stamp: str) -> bytes:
 
 
 def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
-    """Reads the entry of the shard of that name: what was written, and the sources' fingerprint."""
+    """Reads a shard's entry: what was written, and the fingerprint; None if it is damaged."""
     try:
         entry = orjson.loads(content)
         images, instances, crowd, size = counts = [
@@ -66,7 +66,7 @@ def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
 
 
 def read_job_entry(content: bytes | None) -> dict[str, Any] | None:
-    """Reads ``job.json``; None where there is none, and an empty one where it is damaged."""
+    """Reads ``job.json``; returns None for None, and an empty dict if it is damaged."""
     if content is None:
         return None
     try:
@@ -77,6 +77,6 @@ def read_job_entry(content: bytes | None) -> dict[str, Any] | None:
 
 
 def is_ours(name: str, splits: Iterable[str]) -> bool:
-    """Whether a file's name is that of a shard of these splits, of its index, or of a part."""
+    """Whether a name is that of a shard of these splits, its index, or a temporary file of them."""
     names = "|".join(map(re.escape, splits))
     return bool(re.fullmatch(rf"\.?({names})-[0-9]{{6,}}\.(tar|idx\.npy)(\..*\.tmp)?", name))

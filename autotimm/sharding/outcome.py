@@ -1,4 +1,4 @@
-"""What a run of ``autotimm-shard`` is told, and what it tells, beside the job itself."""
+"""A run's part, its display, and its outcome."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from autotimm.sharding.writer import Written
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """Raised when the process gets SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The share of a run that one machine writes: shard k is written by part ``k % of + 1``."""
+    """The part of a run that one machine writes: part ``k % of + 1`` writes shard k."""
 
     which: int
     of: int
@@ -25,11 +25,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """How a run tells what it does; by default not at all.
+    """How a run reports its progress; by default not at all.
 
     Attributes:
-        waiting: wrapped round what takes a while, with a word on what that is.
-        bar: given the number of images, yields what is called with the number done.
+        waiting: makes a context manager around a slow step, from a text that describes the step.
+        bar: makes a context manager from the number of images; it yields the function to call with
+            each number of images just done.
         say: prints a line.
     """
 
@@ -42,17 +43,17 @@ class Display:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        state: "written", "complete" (it was already), "part" or "dry run".
-        splits: what was written of each split, by this run or before (with ``part``: of its share).
-        manifest: as it is in place now; None after a part or a dry run.
-        new: shards that this run wrote.
-        kept: shards that an earlier run had written.
-        images: of the new shards.
-        seconds: it took in all.
-        workers: processes that wrote.
+        state: "written", "complete" (there was nothing left to do), "part" or "dry run".
+        splits: the contents of each split, of earlier runs too; of a part, only its share.
+        manifest: the manifest in the destination; None after a part or a dry run.
+        new: the number of shards that this run wrote.
+        kept: the number of shards that an earlier run had written.
+        images: the number of images in the new shards.
+        seconds: the duration of the run.
+        workers: the number of processes that wrote.
     """
 
     state: str
