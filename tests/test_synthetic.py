@@ -16,7 +16,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from autotimm.data import synthetic
-from autotimm.data.synthetic import CATEGORIES, MIN_VISIBLE, main, make_dataset, paint
+from autotimm.data.painting import CATEGORIES, MIN_VISIBLE, Painted, paint
+from autotimm.data.synthetic import main, make_dataset
 from autotimm.structures import InputError
 
 SIZE = (96, 128)
@@ -43,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def repaint(number: int) -> list[synthetic.Painted]:
+def repaint(number: int) -> list[Painted]:
     """What the painter says that picture ``number`` of the training split shows."""
     rng = np.random.default_rng([1, 0, number])
     empty, crowd = number % 16 == 15, number % 12 == 6
