@@ -1,4 +1,4 @@
-"""The painted dataset: pycocotools reads from its files the pixels that the painter painted."""
+"""The painted dataset: pycocotools reads the painted pixels from its files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def repaint(number: int) -> list[Painted]:
-    """What the painter says that picture ``number`` of the training split shows."""
+    """The instances of picture ``number`` of the training split, painted again."""
     rng = np.random.default_rng([1, 0, number])
     empty, crowd = number % 16 == 15, number % 12 == 6
     return paint(rng, *SIZE, instances=0 if empty else None, crowd=crowd)[1]
@@ -73,7 +73,7 @@ def test_no_pixel_belongs_to_two_instances(coco: COCO) -> None:
 
 
 def test_masks_are_the_shapes(coco: COCO) -> None:
-    """Of the whole instances: area and corners, found by OpenCV, are the shape's own."""
+    """The area and corners of whole instances, found by OpenCV, are those of their shape."""
     corners = {"square": 4, "triangle": 3, "star": 10}
     names = {category_id: name for name, category_id in CATEGORIES.items()}
     seen = set()
@@ -96,7 +96,7 @@ def test_masks_are_the_shapes(coco: COCO) -> None:
 
 
 def test_instances_can_be_seen(folder: Path, coco: COCO) -> None:
-    """The picture changes at the instances, not only the annotation file."""
+    """Instances change the picture, not only the annotation file."""
     contrasts = []
     for image in coco.dataset["images"]:
         picture = cv2.imread(str(folder / "train2017" / image["file_name"])).astype(float)
@@ -132,7 +132,7 @@ def test_all_that_coco_files_hold_occurs(folder: Path, coco: COCO) -> None:
 
 
 def test_the_seed_decides_every_byte(folder: Path, tmp_path: Path) -> None:
-    # In another process, so that nothing of this one's state (hashes, ids) can help.
+    # In another process, whose hash seed and object ids differ.
     command = [sys.executable, "-m", "autotimm.data.synthetic", str(tmp_path / "again")]
     command += ["--train", "48", "--val", "4", "--size", str(list(SIZE)), "--seed", "1"]
     subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""Copy-paste: against dense masks of pycocotools, put together pixel by pixel."""
+"""Copy-paste, against dense masks from pycocotools that are combined pixel by pixel."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tight(mask: np.ndarray) -> np.ndarray:
 def test_what_is_covered_is_cut_out(
     flip: bool, folder: Path, records: list[Record], truth: COCO
 ) -> None:
-    """On a canvas of the image's size, where every pixel is one of the canvas."""
+    """On a canvas of the image's size, so that canvas and image pixels coincide."""
     side = -1 if flip else 1
     cut = dropped = some = several = 0
     pairs = [(a, b) for a in records[:8] for b in records[8:]]
@@ -89,7 +89,7 @@ def test_what_is_covered_is_cut_out(
             assert label == LABELS[annotation["category_id"]]
             cropped = masks.crop(masks.encode(seen), np.eye(2, 3), box)
             same = (cropped == crop).mean()
-            assert same > 0.97 if flip else same == 1  # centres on edges go to the other side
+            assert same > 0.97 if flip else same == 1  # a flip rounds centres differently
         left = {a["id"] for a in made.annotations}
         for annotation in base.annotations:
             mask = truth.annToMask(truth.anns[annotation["id"]])[:, ::side] > 0
@@ -110,7 +110,7 @@ def test_what_is_covered_is_cut_out(
 
 
 def test_scaled_pastes_lie_where_their_masks_do(folder: Path, records: list[Record]) -> None:
-    """White objects on black, of any size: what is white is what the pasted masks say."""
+    """White objects on black, at any scale: the white pixels are those of the pasted masks."""
     vary, how = Augmentation(flip=0.5, scale=(0.3, 2.0)), {"resize": "letterbox"}
     for seed, record in enumerate(records):
         rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_scaled_pastes_lie_where_their_masks_do(folder: Path, records: list[Reco
                 for a in (0, 1)
             )
             found = made.image[np.ix_(y.clip(0, SIZE - 1), x.clip(0, SIZE - 1))][..., 0] > 0
-            assert (crop <= found).mean() > 0.93  # but for pixels on the edge
+            assert (crop <= found).mean() > 0.93  # except for pixels on the edge
 
 
 def test_nothing_to_paste_and_nothing_below(folder: Path, records: list[Record]) -> None:
@@ -156,7 +156,7 @@ def test_what_is_covered_whole_is_dropped(folder: Path, records: list[Record]) -
 def test_partners_are_a_pure_function() -> None:
     chosen = [partner(3, 1, p, 0.4) for p in range(5000)]
     assert chosen == [partner(3, 1, p, 0.4) for p in range(5000)]
-    # Of a stream of its own: these numbers are what a run goes on with.
+    # Literals, because a resumed run has to draw the same numbers.
     assert chosen[:12] == [1, 2, 3, *[None] * 5, 9, None, 11, None]
     assert {c - p for p, c in enumerate(chosen) if c is not None} == {1}
     assert 0.37 < np.mean([c is not None for c in chosen]) < 0.43
@@ -195,7 +195,7 @@ def test_batches_depend_on_the_order_alone(folder: Path) -> None:
 
 
 def test_each_paste_is_varied_by_itself(folder: Path, records: list[Record]) -> None:
-    """Grey pasted on black, whose brightness is drawn."""
+    """Grey of random brightness pasted onto black."""
     record, vary = records[0], Augmentation(brightness=0.5)
     black, grey = (png(np.full((SIZE, SIZE, 3), value, np.uint8)) for value in (0, 128))
     bare: Any = {**record, "annotations": []}
@@ -214,7 +214,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_masks_that_cannot_be_used(folder: Path, records: list[Record]) -> None:
-    """The other's leave the base as it was; the base's are told, not pasted over."""
+    """Damaged masks of the other sample leave the base unchanged; the base's own raise an error."""
     bad: Any = {"size": [SIZE, SIZE], "counts": "#"}
     broken: Any = [
         {**record, "annotations": [{**a, "segmentation": bad} for a in record["annotations"]]}
@@ -238,7 +238,7 @@ def test_goes_with_canvases_of_each_step(folder: Path) -> None:
         assert sum((b["labels"] >= 0).sum() for b in batches) > sum(
             (b["labels"] >= 0).sum() for b in alone
         )
-        # The pixels are there, too: OpenCV does not paste from another size, nor says so.
+        # Checks the pixels too, because OpenCV silently pastes nothing if sizes differ.
         for b, plain in zip(batches, alone, strict=True):
             assert (b["image"] != plain["image"]).flatten(1).any(1).all()
 

@@ -1,4 +1,4 @@
-"""Decoding, geometry and colour: against PIL, torchvision's colour maths, and points followed."""
+"""Decoding, geometry and colour: against PIL, torchvision's colours, and tracked points."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LABELS = {3: 0, 5: 1}
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:
-    """Smooth, different in every place and channel."""
+    """A smooth image whose values differ in every place and channel."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 255 // width, y * 255 // height, (x + y) * 2], axis=-1).astype(np.uint8)
 
@@ -124,14 +124,14 @@ def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.Mon
             results.append(pool.submit(decode_image, data, 60, 40))
             results[-1].add_done_callback(lambda _: within.put(threading.Event()))  # it failed
             events.append(within.get())
-        for event, result in zip(events, results, strict=True):  # who came first goes first
+        for event, result in zip(events, results, strict=True):  # in the order of arrival
             event.set()
             assert np.array_equal(result.result(), picture())
     assert warnings.filters == before
 
 
 def test_a_program_that_draws_pictures_is_never_run() -> None:
-    """PIL hands EPS files to Ghostscript."""
+    """PIL runs Ghostscript for EPS files."""
     with pytest.raises(DataError, match="not an image of a known format"):
         decode_image(encoded(Image.fromarray(picture()), "EPS"), 60, 40)
 
@@ -215,7 +215,7 @@ def test_letterbox_keeps_the_aspect_at_the_top_left() -> None:
 
 
 def test_a_placement_takes_pixels_where_its_matrix_says() -> None:
-    """A dot in the image turns up on the canvas where the matrix puts it."""
+    """A dot in the image appears on the canvas where the matrix maps it."""
     rng = np.random.default_rng(0)
     wild = Augmentation(flip=0.5, scale=(0.4, 2.5))
     seen = flipped = 0
@@ -253,7 +253,7 @@ def test_jitter_covers_its_range_and_stays_on_the_canvas() -> None:
         assert 0 <= px1 < px2 <= 64
         assert 0 <= py1 < py2 <= 64
         sx, sy = placement.scale
-        assert abs(sx / sy - 1) < 0.08  # whole pixels only
+        assert abs(sx / sy - 1) < 0.08  # sizes are whole pixels
         scales.append(np.log2(sx / 0.64))
         places.add((wx1, px1, py1))
     assert min(scales) < -0.9
@@ -283,9 +283,9 @@ def test_boxes_are_clipped_and_what_is_hardly_seen_counts_as_gone() -> None:
             [10, 10, 20, 20],  # inside
             [25, 10, 10, 10],  # half outside the window
             [29.5, 10, 10, 10],  # a twentieth
-            [-10, 0, 20, 10],  # half outside the image, all of the rest seen
+            [-10, 0, 20, 10],  # half outside the image, the rest visible
             [15, 15, 0.4, 10],  # less than a pixel wide on the canvas
-            [50, 30, 5, 5],  # not seen
+            [50, 30, 5, 5],  # not visible
         ],
         dtype=float,
     )
@@ -322,7 +322,7 @@ def shape_record(mask: np.ndarray, iscrowd: int = 0, category: int = 5) -> Recor
 
 
 def test_training_targets_lie_on_the_pixels() -> None:
-    """White object on black: the canvas itself is the truth for box and mask."""
+    """A white object on black: the canvas itself gives the true box and mask."""
     y, x = np.mgrid[:120, :160]
     mask = ((x - 70) ** 2 / 900 + (y - 60) ** 2 / 1600 < 1) & ~((x > 60) & (y > 70))
     image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
@@ -362,7 +362,7 @@ def test_training_targets_lie_on_the_pixels() -> None:
 
 
 def test_colours_are_varied_in_the_picture_alone() -> None:
-    """What surrounds it is as in evaluation."""
+    """Padding has the colour that it has in evaluation."""
     image = picture()
     for seed in range(5):
         sample = training_sample(
@@ -398,7 +398,7 @@ def test_training_and_evaluation_interpolate_alike(how: str) -> None:
 
 
 def test_an_object_whose_seen_part_is_empty_is_dropped() -> None:
-    """The box reaches into the crop, the object does not."""
+    """The box overlaps the window, the object does not."""
     mask = np.zeros((40, 80), bool)
     mask[:8, :] = mask[:, :8] = True
     record = shape_record(mask)
@@ -428,7 +428,7 @@ def test_crowd_is_no_training_target_and_unknown_categories_are_named() -> None:
     assert crowd.masks.shape == (0, 112, 112)
     with pytest.raises(InputError, match="category id 9") as error:
         evaluation_sample(image, shape_record(mask, category=9), LABELS, (32, 32), **options)
-    assert not isinstance(error.value, DataError)  # which would be skipped
+    assert not isinstance(error.value, DataError)  # a DataError would be skipped
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])

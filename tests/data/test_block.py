@@ -1,4 +1,4 @@
-"""A worker fills its blocks again, but none of which anything is still held."""
+"""A worker reuses its blocks, but never one of which the main process holds a view."""
 
 import gc
 import os
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.usefixtures("own_threads")
 
 @pytest.fixture(autouse=True)
 def _only_what_the_test_makes_is_collected() -> Iterator[None]:
-    """A collection of all that is imported takes half a second, and copies it in a fork."""
+    """Garbage collection of all imported modules takes half a second, and copies their memory."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 class Numbered(IterableDataset):
-    """Blocks in which every value follows from their number, and how many their worker has made."""
+    """Yields blocks filled from their number, and the number of blocks that the worker has made."""
 
     def __init__(self, grows: bool = False) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def loader(workers: int = 1, context: str | None = "fork", **given) -> DataLoade
 
 def intact(arrays: dict[str, torch.Tensor], number: int) -> bool:
     expected = {"number": number, "image": number, "flag": bool(number)}
-    # By NumPy, also in forks: PyTorch's threads are not there, and it would wait for them.
+    # With NumPy, because PyTorch would wait in a fork for threads that do not exist there.
     return all((arrays[key].numpy() == value).all() for key, value in expected.items())
 
 
@@ -74,7 +74,7 @@ def test_few_blocks_do_where_none_is_kept() -> None:
     for number, (received, made) in enumerate(loader()):
         assert intact(received.tensors(), number)
         counts.append(made)
-    assert counts[-1] <= 6  # made ahead, on the way, and in use
+    assert counts[-1] <= 6  # prefetched, in the queue, and in use
 
 
 def test_blocks_that_grow_take_the_place_of_those_that_are_too_small() -> None:
@@ -82,7 +82,7 @@ def test_blocks_that_grow_take_the_place_of_those_that_are_too_small() -> None:
 
 
 def test_what_is_kept_stays_as_it_is() -> None:
-    """One of the arrays of each block, by turns."""
+    """Keeps one array of each block, a different one each time."""
     turns = list(islice(cycle(SHAPES), BATCHES))
     kept = [received.tensors()[key] for key, (received, _) in zip(turns, loader(), strict=True)]
     gc.collect()
@@ -101,7 +101,7 @@ PARTS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 def test_a_part_of_an_array_holds_its_block() -> None:
-    """A part of each kind, by turns."""
+    """Keeps a view of each kind, a different one each time."""
     turns = list(islice(cycle(PARTS), BATCHES))
     kept = [
         PARTS[kind](received.tensors()["image"])
@@ -143,7 +143,7 @@ def test_a_fork_goes_on_seeing_what_it_has() -> None:
     child = os.fork()
     if not child:
         os.close(writing)
-        os.read(reading, 1)  # until the main process has gone on
+        os.read(reading, 1)  # waits for the main process
         os._exit(0 if intact(arrays, 0) else 1)
     os.close(reading)
     del received, arrays
@@ -161,7 +161,7 @@ def test_what_comes_in_inference_mode_is_let_go_outside_of_it() -> None:
         held = received.tensors()["image"][0]
     del received
     assert memory[0] == block._HELD
-    del held  # an exception in here would be a warning
+    del held  # an exception in the finalizer would only be a warning
     gc.collect()
     assert memory[0] == block._FREE
 

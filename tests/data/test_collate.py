@@ -1,4 +1,4 @@
-"""Batches: every key as ``structures.Batch`` has it, padding that says so, targets as annotated."""
+"""Batches: the keys of ``structures.Batch``, padding, and targets."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def test_training_and_detection_leave_out_what_they_do_not_need() -> None:
 def test_a_worker_hands_over_one_block_without_dense_masks(
     shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes through the pipe is small text; the block is images, crops and a few numbers."""
+    """Little more than file names goes through the pipe; everything else is in the block."""
     sent: list[bytes] = []
     data = InstanceSegmentationDataModule(
         shared_data / "coco_mini", image_size=640, batch_size=8, num_workers=1, masks=True
     )
     data.setup("fit")
     loader = data.train_dataloader()
-    monkeypatch.setattr(loader, "_finish", None)  # as it comes out of the worker
+    monkeypatch.setattr(loader, "_finish", None)  # to get the worker's unfinished batch
     for batch in itertools.islice(loader, 3):
         assert set(batch) == {"block", "file_name"}
         assert all(isinstance(name, str) for name in batch["file_name"])

@@ -1,4 +1,4 @@
-"""The data module under Lightning: exact epochs, ranks that share them, resume, and refusals."""
+"""The data module under Lightning: exact epochs, several ranks, resume, and refused arguments."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def module(folder: Path, **options: Any) -> InstanceSegmentationDataModule:
 
 
 class Recorder(LightningModule):
-    """Learns one number and notes which images it saw."""
+    """Learns one number, and records the images that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,11 +112,11 @@ def test_fit_sees_each_image_once_an_epoch(
         trainer(tmp_path).fit(model, datamodule=data)
         assert len(model.seen) == 2
         for epoch in model.seen:
-            assert len(epoch) == 14  # seven batches; one image wraps
+            assert len(epoch) == 14  # seven batches; one image repeats
             assert len(set(epoch[:IMAGES])) == IMAGES
             assert epoch[IMAGES] == epoch[0]
         assert model.seen[0] != model.seen[1]
-        # Lightning looks at two batches before training, then validates after each epoch.
+        # Lightning's sanity check takes two batches before training; then it validates each epoch.
         assert len(model.evaluated) == 4 + 2 * VAL
         assert len(set(model.evaluated)) == VAL
 
@@ -167,7 +167,7 @@ def test_images_are_normalised_once_on_the_device(shard_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 9])
 def test_lightning_resumes_at_the_very_batch(shard_folder: Path, tmp_path: Path, stop: int) -> None:
-    """Saved at any step, and gone on from there: the same batches as without a stop."""
+    """A run resumed from a checkpoint of any step gets the batches of an uninterrupted run."""
     truth = Recorder()
     trainer(tmp_path, limit_val_batches=0).fit(truth, datamodule=module(shard_folder))
 
@@ -194,7 +194,7 @@ def test_lightning_resumes_at_the_very_batch(shard_folder: Path, tmp_path: Path,
 
 
 class Scheduled(Recorder):
-    """Has Lightning make the training loader before it has restored where the run was."""
+    """Makes Lightning create the training loader before it restores the run's position."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.trainer.estimated_stepping_batches > 0
@@ -205,7 +205,7 @@ class Scheduled(Recorder):
 def stopped(
     request: pytest.FixtureRequest, shard_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], list[list[int]], dict[int, Path]]:
-    """How a run of two epochs was limited, its batches, checkpoints by the batches before."""
+    """A run of two epochs: its limits, its batches, and checkpoints by the batches before them."""
     folder = tmp_path_factory.mktemp("stopped")
     saving = [
         ModelCheckpoint(folder, "step-{step}", every_n_train_steps=2, save_top_k=-1),
@@ -227,7 +227,7 @@ def test_a_schedule_does_not_lose_the_position(
     shard_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """Saved at every other step, at the ends of epochs (negative) and after the fit (0)."""
+    """Saves at every other step, at the end of each epoch (negative) and after the fit (0)."""
     options, truth, checkpoints = stopped
     anew = {"reload_dataloaders_every_n_epochs": 1}
     for taken, checkpoint in checkpoints.items():
@@ -259,7 +259,7 @@ def test_only_a_fit_goes_on_from_a_checkpoint(
                 getattr(evaluating, run)(kind(), datamodule=data, ckpt_path=checkpoints[2])
             with pytest.raises(InputError, match=match):
                 trainer(tmp_path, **options).fit(kind(), datamodule=data, ckpt_path=checkpoints[2])
-            trainer(tmp_path, **options).fit(kind(), datamodule=data)  # what was refused is gone
+            trainer(tmp_path, **options).fit(kind(), datamodule=data)  # the refused state is gone
         data = module(shard_folder)
         first, second = kind(), kind()
         trainer(tmp_path, **options).fit(first, datamodule=data, ckpt_path=checkpoints[2])
@@ -269,7 +269,7 @@ def test_only_a_fit_goes_on_from_a_checkpoint(
 
 
 def test_the_state_reaches_a_loader_that_is_there_already(shard_folder: Path) -> None:
-    """As where a strategy restores checkpoints only after it has asked for the optimizers."""
+    """Like a strategy that restores checkpoints only after it has created the optimizers."""
     first, second, third = (module(shard_folder) for _ in range(3))
     assert first.state_dict() == {}
     batches = iter(first.train_dataloader())
@@ -303,7 +303,7 @@ def test_loaders_made_anew_leave_no_workers(shard_folder: Path, tmp_path: Path) 
     data = module(shard_folder, num_workers=1)
     trainer(tmp_path, num_sanity_val_steps=0, **every).fit(Counting(), datamodule=data)
     assert counts[:2] == [1, 1]
-    assert max(counts) == 2  # one that trains and one that validates
+    assert max(counts) == 2  # one for training and one for validation
     assert not set(multiprocessing.active_children()) - before
 
 
@@ -321,7 +321,7 @@ ENDS = """
 
 
 def run_ranks(code: str, out: Path, *arguments: object) -> list[dict[str, Any]]:
-    """Runs code on two ranks, each of which leaves ``<rank>.json`` in a folder: their content."""
+    """Runs code on two ranks; returns the content of each rank's ``<rank>.json``."""
     done = on_ranks(code + ENDS, out, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
@@ -416,7 +416,7 @@ def test_masks_and_sizes(shard_folder: Path) -> None:
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         batch = next(iter(loader))
         assert batch["scale"].tolist() == [[pytest.approx(64 / 96), 1.0]] * 2
-        assert "masks" not in batch  # nobody reads crops in evaluation
+        assert "masks" not in batch  # evaluation does not use crops
         assert all(len(t["rles"]) == len(t["labels"]) for t in batch["target"])
         assert (batch["labels"] >= 0).any()
 
@@ -450,7 +450,7 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     ):
         module(folder, val_split="odd").setup("fit")
 
-    # One category more: shards of both splits have it, so there it has a label in both.
+    # With one more category: the shards of both splits have it, so both have a label for it.
     content["categories"][0]["name"] = "disc"
     content["categories"].append({"id": 2, "name": "ellipse", "supercategory": ""})
     (annotations / "instances_odd.json").write_text(json.dumps(content))
@@ -573,7 +573,7 @@ def test_bad_arguments_are_refused_at_once(
 
 
 def test_aspect_buckets(mixed_folder: Path) -> None:
-    """Wide, tall and square images come on canvases of their own, each once, unreduced."""
+    """Wide, tall and square images come on matching canvases, each once, at full size."""
     options = {"image_size": 96, "aspect_buckets": True, "augmentation_preset": Augmentation()}
     data = module(mixed_folder, **options)
     assert data.canvases == ((96, 96), (64, 96), (96, 64))
@@ -601,5 +601,5 @@ def test_an_augmentation_of_ones_own(coco_folder: Path) -> None:
     assert data.augmentation == Augmentation(flip=1.0)
     plain = module(coco_folder, augmentation_preset=Augmentation())
     for a, b in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
-        # 96 x 64 pixels become 64 x 43: the padding below and above is drawn alike.
+        # 96 x 64 pixels become 64 x 43, padded above or below at random.
         assert torch.equal(a["image"].flip(-1), b["image"])

@@ -1,4 +1,4 @@
-"""Multi-scale training: which canvas a step has, on any rank, with any workers, after a resume."""
+"""Multi-scale training: the canvas of each step, on any rank, with any workers, after a resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def test_the_draw_is_pure_and_even() -> None:
     drawn = [drawn_size(1, 2, n, 5) for n in range(0, 40000, 8)]
     assert drawn == [drawn_size(1, 2, n, 5) for n in range(0, 40000, 8)]
-    # Of a stream of its own: these numbers are what a run goes on with.
+    # Literals, because a resumed run has to draw the same numbers.
     assert drawn[:12] == [3, 0, 0, 4, 2, 3, 3, 2, 2, 1, 3, 0]
     assert np.allclose(np.bincount(drawn, minlength=5) / 5000, 0.2, atol=0.02)
     assert drawn != [drawn_size(1, 3, n, 5) for n in range(0, 40000, 8)]

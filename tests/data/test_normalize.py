@@ -1,4 +1,4 @@
-"""Normalised images against torchvision's, of every value and memory layout."""
+"""Normalised images against torchvision's, for every pixel value and memory layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: every keyword argument arrives under its name, is checked, and can be changed later."""
+"""Settings: every argument keeps its name, is checked, and can be changed later."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_trainers_keywords_are_its_save_settings(tmp_path: Path) -> None:
 
 
 def test_a_changed_hyper_parameter_counts_and_is_checked() -> None:
-    """As Lightning's finder of learning rates changes one, and users change thresholds."""
+    """Lightning's learning rate finder changes hyperparameters, and so do users."""
     model = small(max_detections_per_image=5).eval()
     image = random_batch([2])["image"]
     assert len(model.predict(image)[0]["scores"]) == 5
@@ -179,7 +179,7 @@ def test_a_folder_is_parsed_and_looked_at_once(
         "autotimm.streaming.foreign.are_tars", lambda path: looked.append(path) or are_tars(path)
     )
     data = InstanceSegmentationDataModule(coco_folder, image_size=64, num_workers=0)
-    assert looked == []  # the folder may still be filled before the set-up
+    assert looked == []  # the folder may be filled until setup()
     data.setup("fit")
     data.train_dataloader()
     data.val_dataloader()

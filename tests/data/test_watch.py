@@ -1,4 +1,4 @@
-"""What the data module tells its trainer: when an epoch ends after a resume, what was skipped."""
+"""The data module's callback: ends of epochs after a resume, and skipped samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shard_folder(coco_folder: Path) -> Path:
 def test_a_resume_with_another_batch_size_ends_the_epoch_in_time(
     mixed_folder: Path, tmp_path: Path, kind: str, buckets: bool
 ) -> None:
-    """Also at the end of an epoch, and where the batch grows so that fewer are an epoch."""
+    """Also at the end of an epoch, and if a larger batch makes the epoch shorter."""
     options = {"image_size": 96, "aspect_buckets": buckets}
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     first = Recorder()
@@ -82,12 +82,12 @@ def test_a_resume_with_another_batch_size_ends_the_epoch_in_time(
             start = steps + n * whole
             epoch = [i for batch in model.batches[start : start + whole] for i in batch]
             assert len(set(epoch[:IMAGES])) == IMAGES, case
-        assert len(model.evaluated) == 3 * (epochs + (steps > 0)), case  # after each of them
+        assert len(model.evaluated) == 3 * (epochs + (steps > 0)), case  # after each epoch
         assert run.current_epoch == 4
 
 
 def test_each_step_of_each_rank_draws_other_numbers(shard_folder: Path) -> None:
-    """The ranks, which have other images, would all draw RoIs alike."""
+    """Otherwise all ranks would draw the same random numbers for their RoIs."""
 
     def seeds(rank: int, seed: int = 0, epochs: int = 2) -> list[int]:
         given = module(shard_folder, seed=seed).train_dataloader().stream
@@ -103,7 +103,7 @@ def test_each_step_of_each_rank_draws_other_numbers(shard_folder: Path) -> None:
 
 
 class Told(Scheduled):
-    """Notes batches, validations and ends of epochs in their order."""
+    """Records batches, validations and ends of epochs in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_the_rest_of_an_epoch_that_max_steps_cut_is_trained(
         out = tmp_path / str(stop)
         first = stopped_at(shard_folder, out, max_steps=stop, **options)
         assert first.batches == truth.batches[: len(first.batches)]
-        # A stop looks like the end of an epoch, and max_time validates there too.
+        # A stop looks like the end of an epoch, so max_time validates there too.
         both = zip(first.events, truth.events, strict=False)
         done = [event for event, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
         model, run = Told(), trainer(tmp_path, **limits)
@@ -165,7 +165,7 @@ def test_the_rest_of_an_epoch_that_max_steps_cut_is_trained(
         assert done + model.events == truth.events, stop
         assert (run.current_epoch, run.global_step) == (2, whole.global_step)
         assert torch.equal(model.weight, truth.weight)
-        # What a logger is told as the step.
+        # The step that loggers get.
         steps = (r.fit_loop.epoch_loop._batches_that_stepped for r in (run, whole))
         assert len(set(steps)) == 1, stop
 
@@ -184,7 +184,7 @@ def test_max_steps_may_cut_an_epoch_again_and_again(shard_folder: Path, tmp_path
         checkpoint = tmp_path / str(leg) / "last.ckpt"
         batches += model.batches
         assert len(batches) == (14 if stop == -1 else stop)
-        closed = stop % 7 and stop != -1  # by the stop alone
+        closed = stop % 7 and stop != -1  # closed by the stop only
         events += model.events[:-1] if closed else model.events
     assert events == truth.events
     assert run.current_epoch == 2
@@ -215,7 +215,7 @@ def test_two_ranks_train_the_rest_of_an_epoch(shard_folder: Path, tmp_path: Path
 
 
 def damage(folder: Path, ids: set[int]) -> set[str]:
-    """Changes a byte in the middle of these images, in a COCO folder or in shards."""
+    """Flips a byte in the middle of these images, in a COCO folder or in shards."""
     names = set()
     for path in sorted(folder.rglob("*.tar")) or sorted(folder.rglob("*.jpg")):
         content = bytearray(path.read_bytes())
@@ -263,7 +263,7 @@ def test_damaged_samples_are_left_out_and_told(
         "epoch 2: 2 of 13 samples",
     ]
     assert "cannot be used, and are not evaluated: " in lines[0]
-    if kind == "coco":  # a damaged sample of shards goes by its place: nothing in it is trusted
+    if kind == "coco":  # a damaged sample of shards is named by its place only
         assert all(any(name in line for line in lines) for name in names)
 
     model = Recorder()
@@ -330,4 +330,4 @@ def test_two_ranks_keep_in_step_over_damaged_samples(mixed_folder: Path, tmp_pat
         "epoch 1: 3 of 13 samples",
         "validation: 1 of 3 samples",
     ]
-    assert ranks[1]["lines"] == []  # the first rank speaks for all
+    assert ranks[1]["lines"] == []  # rank 0 reports for all

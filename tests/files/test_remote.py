@@ -1,4 +1,4 @@
-"""URLs: a server with every fault that there is, and what comes of it."""
+"""Downloads from a server that fails in every way; schemes and secrets of URLs."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ PASSING: list[tuple[Fault, str]] = [
     ("cut", r"payload|completed"),
     ("other", "its content is not what the manifest says"),
     ("endless", "200,000|bytes or more came"),
-    ("close", "[Dd]isconnected"),  # which aiohttp itself tries once again
+    ("close", "[Dd]isconnected"),  # aiohttp itself tries again once
 ]
 
 
 @pytest.mark.parametrize(("fault", "reason"), PASSING)
-def test_what_may_pass_is_tried_again_so_often_and_no_more(
+def test_temporary_faults_are_retried_as_often_as_allowed(
     fault: Fault, reason: str, server: Server, cache: Cache
 ) -> None:
     server.faults["a.tar"] = [fault, fault]
@@ -88,7 +88,7 @@ def test_what_may_pass_is_tried_again_so_often_and_no_more(
         ("pipe:cat /etc/passwd", "pipe:cat /etc/passwd is not an http"),
     ],
 )
-def test_what_will_not_pass_is_said_at_once(
+def test_lasting_faults_are_not_retried(
     fault: Fault, reason: str, server: Server, cache: Cache
 ) -> None:
     server.faults["a.tar"] = [fault] * 9
@@ -115,18 +115,18 @@ def test_redirects_within_http_are_followed(server: Server, cache: Cache) -> Non
 
 
 def test_no_secret_is_shown(server: Server, cache: Cache) -> None:
-    """Not even one that a redirect brings."""
-    server.faults["a.tar"] = [f"{server.url}/gone.tar?signature=hush", 403]
+    """Not even one in the URL of a redirect."""
+    server.faults["a.tar"] = [f"{server.url}/gone.tar?signature=SECRET", 403]
     server.faults["gone.tar"] = [403]
     with pytest.raises(InputError, match=r"/a\.tar: .*403") as error:
         cache.open(file_of(server))
-    assert "hush" not in str(error.value) and "secret" not in str(error.value)
+    assert "SECRET" not in str(error.value) and "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "bad", ["../b.tar", "x/b.tar", "http://h/b.tar", "pipe:cat b|x/", ".b", ""]
 )
-def test_a_manifest_names_nothing_but_plain_files(bad: str, server: Server) -> None:
+def test_a_manifest_may_only_name_plain_files(bad: str, server: Server) -> None:
     shard = {"name": bad, "samples": 1, "bytes": 2048, "sha256": "0" * 64}
     split = {"images": 1, "instances": 1, "crowd": 0, "problems": {}}
     manifest = {
@@ -174,7 +174,7 @@ def test_only_four_schemes_are_read(location: str) -> None:
         "file://u:SECRET@host/x?SECRET",
     ],
 )
-def test_no_secret_of_what_is_not_read_is_shown(location: str) -> None:
+def test_no_secret_of_a_refused_url_is_shown(location: str) -> None:
     with pytest.raises(InputError, match=r"are not read|three slashes") as error:
         open_source(location, "train")
     assert "SECRET" not in str(error.value)
@@ -192,7 +192,7 @@ def test_no_secret_of_what_is_not_read_is_shown(location: str) -> None:
         ("~nobody-has-this-name/x", "there is no such home folder: write the path out"),
     ],
 )
-def test_half_a_url_is_called_so(location: str, reason: str) -> None:
+def test_an_incomplete_url_is_refused(location: str, reason: str) -> None:
     for attempt in (lambda: open_source(location, "train"), lambda: locate(location)):
         with pytest.raises(InputError) as error:
             attempt()

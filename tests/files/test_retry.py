@@ -1,4 +1,4 @@
-"""Tries and waits, by a clock that goes on only while somebody sleeps."""
+"""Retries and polling, with a fake clock that only ``sleep`` moves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autotimm.files.retry import Retry, poll, retried
 
 
 class Clock:
-    """Stands in for the module ``time``."""
+    """Replaces the module ``time``."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Server:
-    """Raises one error after the other, then answers; counts how often it is asked."""
+    """Raises its errors one after the other, then answers; counts the requests."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors: Iterator[BaseException] = iter(errors)
@@ -54,7 +54,7 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, FinalError)
 
 
-def test_what_passes_is_tried_again_and_waits_double(clock: Clock) -> None:
+def test_waits_double_between_retries(clock: Clock) -> None:
     server = Server(OSError("1"), OSError("2"), OSError("3"))
     assert retried(server, Retry(attempts=4, wait=3), is_final) == "answer"
     assert server.asked == 4 and clock.slept == [3, 6, 12]
@@ -93,17 +93,17 @@ def test_the_policy_of_requests() -> None:
         Retry(0)
 
 
-def test_what_is_there_is_not_waited_for(clock: Clock) -> None:
+def test_poll_does_not_wait_for_what_is_there(clock: Clock) -> None:
     assert poll(lambda: "there", patience=0, pause=1) == "there"
     assert not clock.slept
 
 
-def test_what_comes_in_time_is_found(clock: Clock) -> None:
+def test_poll_finds_what_comes_in_time(clock: Clock) -> None:
     assert poll(lambda: clock.now >= 102 and "there", patience=5, pause=0.5) == "there"
     assert clock.slept == [0.5] * 4
 
 
-def test_what_does_not_come_is_waited_for_so_long_and_no_longer(clock: Clock) -> None:
+def test_poll_gives_up_after_its_patience(clock: Clock) -> None:
     assert poll(lambda: None, patience=5, pause=0.5) is None
     assert clock.slept == [0.5] * 11
 

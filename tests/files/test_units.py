@@ -1,4 +1,4 @@
-"""Amounts as people write them."""
+"""Byte counts as people write and read them."""
 
 from __future__ import annotations
 

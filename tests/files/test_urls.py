@@ -1,4 +1,4 @@
-"""URLs: their kind, their folder, and that no secret of theirs is shown."""
+"""URLs: schemes, local paths, and hidden secrets."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def members() -> list[tuple[str, bytes]]:
             (f"folder/key{number}.jpg", os.urandom(size)),
             (f"folder/key{number}.json", record),
         ]
-    made[2], made[3] = made[3], made[2]  # the order inside a sample is the writer's affair
+    made[2], made[3] = made[3], made[2]  # a sample's members may come in any order
     return made
 
 
@@ -117,7 +117,7 @@ def test_index_files() -> None:
     index = np.zeros(2, INDEX_DTYPE)
     index["json_offset"], index["json_bytes"] = 10000, 240
     assert np.array_equal(np.load(io.BytesIO(index_bytes(index))), index)
-    other = io.BytesIO()  # the same file as another NumPy may write it: its header of another form
+    other = io.BytesIO()  # as another version of NumPy may write it, with another header
     np.lib.format.write_array(other, index, version=(2, 0))
     assert np.array_equal(read_index(other.getvalue(), SHARD), index)
     assert np.array_equal(read_index(index_bytes(index), SHARD), index)

@@ -1,4 +1,4 @@
-"""Records out of shards: ours, which have to be exact, and those of others."""
+"""Records from shards: our own, which are checked strictly, and those of other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autotimm.images.decode import DataError
 
 @pytest.fixture
 def record(tmp_path: Path) -> dict[str, Any]:
-    """A sound record, its instance with polygons."""
+    """A valid record with one instance, which has polygons."""
     write(tmp_path, [image()], [annotation()])
     split = index.find_splits(tmp_path)["train"]
     return dict(index.load(split.annotation_file, split.image_folder).record(0))
@@ -48,7 +48,7 @@ def test_damaged_polygons_name_their_sample(
 
 
 def test_records_as_others_write_them(record: dict[str, Any]) -> None:
-    """Polygons alone, in either field; what shards of ours have is read as it is."""
+    """Polygons without RLE, in either field; our own records are read unchanged."""
     full = next(a for a in record["annotations"] if "polygons" in a)
     polygons = full["polygons"]
     bare = {k: v for k, v in full.items() if k not in ("polygons", "segmentation", "iscrowd", "id")}

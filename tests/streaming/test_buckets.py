@@ -1,4 +1,4 @@
-"""Aspect buckets: which canvas an image gets, against the arithmetic done one by one; memory."""
+"""Aspect-ratio buckets: the canvas of each image, against a loop over images; memory."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_the_least_recently_used_make_room(files: list[RemoteFile], tmp_path: Pa
         (cache.folder / name).write_bytes(bytes(9 * SIZE))
     for file in files[:3]:
         os.utime(cache.fetch(file), (1, files.index(file)))
-    cache.fetch(files[0])  # used again, so that the second is the oldest
+    cache.fetch(files[0])  # used again, so the second is now the least recently used
     cache.fetch(files[3])
     assert cached(cache.folder) == others | {files[k].name for k in (0, 2, 3)}
     cache.fetch(files[4])
@@ -70,7 +70,7 @@ def test_the_least_recently_used_make_room(files: list[RemoteFile], tmp_path: Pa
 def test_the_limit_holds_at_every_moment(
     files: list[RemoteFile], server: Server, tmp_path: Path
 ) -> None:
-    """Also while several are downloaded at once: what is to come counts from the beginning."""
+    """Also during concurrent downloads, each of which counts in full from its beginning."""
     cache = Cache(tmp_path / "c", 3 * SIZE + 500, QUICK)
     cache.folder.mkdir()
     server.delay = 0.05
@@ -113,7 +113,7 @@ def test_what_is_fetched_ahead_takes_no_room_from_what_is_kept(
     assert cached(cache.folder) == keep | {files[3].name}
     assert not cache.fetch_ahead(files[4], keep | {files[3].name})
     assert cached(cache.folder) == keep | {files[3].name}
-    cache.fetch(files[4], keep)  # a reader has to have it, but spares what is kept if it can
+    cache.fetch(files[4], keep)  # urgent, but it removes the kept files last
     assert cached(cache.folder) == keep | {files[4].name}
     cache.fetch(files[5], keep | {files[4].name})
     assert files[5].name in cached(cache.folder)
@@ -133,7 +133,7 @@ def test_a_reader_fetches_again_what_has_made_room(
 
     monkeypatch.setattr(Cache, "fetch", and_gone)
     with cache.open(files[0]) as file:
-        (tmp_path / "c" / files[0].name).unlink()  # what is open is read to its end
+        (tmp_path / "c" / files[0].name).unlink()  # an open file stays readable
         assert file.read() == (server.folder / "0.tar").read_bytes()
     assert server.requests["0.tar"] == 2
 
@@ -205,7 +205,7 @@ def test_a_full_disk_makes_room_or_is_said(
 
 
 def test_a_disk_that_is_full(files: list[RemoteFile], server: Server, tmp_path: Path) -> None:
-    """A real one, of which a file's last write gets only a part of what it is given."""
+    """On a real full file system, where the last write() of a file writes only a part."""
     folder = tmp_path / "disk"
     folder.mkdir()
     size = 16 << 10

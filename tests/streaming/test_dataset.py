@@ -1,4 +1,4 @@
-"""The stream: the same batches out of any workers and ranks, resumed anywhere, errors by name."""
+"""The stream: the same batches with any workers and ranks, resume, and errors with names."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_workers_change_nothing(source: Source) -> None:
 
 
 def test_workers_leave_the_cpus_to_each_other(source: Source) -> None:
-    """OpenCV would start a thread a CPU in each of them."""
+    """OpenCV would start a thread for each CPU in every worker."""
 
     def threads(*_: Any) -> int:
         return cv2.getNumThreads()
@@ -131,7 +131,7 @@ def test_threads_change_nothing(source: Source) -> None:
     threaded.stream.threads = 3
     for _ in range(2):
         assert same(list(threaded), list(truth))
-        assert threading.active_count() == 1  # they end with the epoch
+        assert threading.active_count() == 1  # the threads end with the epoch
     next(iter(threaded))
     gc.collect()
     assert threading.active_count() == 1
@@ -152,7 +152,7 @@ def test_a_source_that_fails_is_not_asked_again(
     monkeypatch.setattr(source, "read", gone)
     with pytest.raises(InputError, match="the server is gone"):
         next(iter(given))
-    assert asked == [threading.main_thread()]  # in which Ctrl-C ends a download
+    assert asked == [threading.main_thread()]  # where Ctrl-C interrupts a download
 
 
 def test_spawned_workers_too(source: Source) -> None:
@@ -211,7 +211,7 @@ def test_resume_gives_exactly_what_is_left(source: Source, taken: int, workers: 
     assert len(second) == 6
     assert second.state_dict() == state
     left = list(second)
-    if taken == 6:  # nothing is left of that epoch: the next one begins
+    if taken == 6:  # the epoch is over, so the next one begins
         assert same(left, truth[2])
     else:
         assert same(left, truth[1][taken:])
@@ -228,7 +228,7 @@ def test_resume_on_another_world(source: Source) -> None:
     for rank in range(2):
         other = loader(source, World(rank, 2), batch_size=2)
         other.load_state_dict(state)
-        assert (len(other), other.step) == (3, 1)  # five are left, for two of three batches
+        assert (len(other), other.step) == (3, 1)  # five samples are left: two of three batches
         rest.append(list(other))
         assert other.step == 3
     left = [ids(step) for step in zip(*rest, strict=True)]
@@ -297,7 +297,7 @@ def test_a_killed_worker_says_what_needs_less_memory(source: Source) -> None:
     stream = SampleStream(source, killed, collate, world=World(), batch_size=1)
     with pytest.raises(InputError, match=r"^a data worker was killed \(out of memory\?\): lower"):
         list(StreamLoader(stream, num_workers=2))
-    # One that ended by itself did not for want of memory.
+    # A worker that exited by itself was not killed for lack of memory.
     gone = "DataLoader worker (pid(s) 7) exited unexpectedly"
     assert killed_worker(RuntimeError(gone))
     assert not killed_worker(RuntimeError(f"{gone} with exit code 3."))

@@ -1,4 +1,4 @@
-"""Shards of others: written by tarfile and webdataset, read as the COCO folder is."""
+"""Tars written by tarfile and webdataset: the same samples as from the COCO folder."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_scan_against_tarfile(kind: int) -> None:
         for what in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo("y" * (95 if kind == tarfile.USTAR_FORMAT else 200))
             info.type, info.linkname = what, "q" * 99
-            info.size = 512 if what == tarfile.LNKTYPE else 0  # as old tars have it
+            info.size = 512 if what == tarfile.LNKTYPE else 0  # as in old tars
             archive.addfile(info)
         archive.addfile(tarfile.TarInfo("last"))
     content = bytearray(content.rstrip(b"\0"))
@@ -161,7 +161,7 @@ def test_a_cut_or_changed_tar_is_refused(
             content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
         )
         if position == 514 and kind == tarfile.GNU_FORMAT:
-            continue  # that is the name itself, of which nobody keeps a sum
+            continue  # the name itself, which has no checksum
         with pytest.raises(InputError, match=r"train-0\.tar: the shard is (damaged|cut)"):
             open_source(tmp_path, "train", tmp_path / "cache")
     path.write_bytes(content)
@@ -169,7 +169,7 @@ def test_a_cut_or_changed_tar_is_refused(
     flipped = bytearray(content)
     flipped[flipped.index(samples["val"][1][1]) + 99] ^= 4
     status = path.stat()
-    with path.open("r+b") as file:  # as a disk would: neither size nor time tells
+    with path.open("r+b") as file:  # like a failing disk: size and time stay the same
         file.write(flipped)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(DataError, match=r"sample 1 of .*its bytes have changed"):
@@ -277,12 +277,12 @@ def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_pa
 def test_image_ids_that_repeat_are_refused(
     samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
-    """Also those of different tars, and where the indices are known already."""
+    """Also in different tars, and with cached indices."""
     train = samples["train"]
     again = [(f"again-{key}", image, record) for key, image, record in train[1:3]]
     folder, cache = tmp_path / "tars", tmp_path / "cache"
     write(folder, {"train": train[:4], "val": train[:2]})
-    open_source(folder, "train", cache)  # what other splits have does not matter
+    open_source(folder, "train", cache)  # ids may repeat in another split
     (folder / "train-7.tar").write_bytes(tar(parts_of([*train[4:], *again])))
     for _ in range(2):
         with pytest.raises(InputError) as error:
@@ -333,7 +333,7 @@ def test_shards_that_lack_their_manifest_are_not_taken_for_those_of_others(
     what: str, coco_folder: Path, samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"
-    if what == "nothing":  # as a copy that was interrupted leaves it
+    if what == "nothing":  # after an interrupted copy
         shard(coco_folder, folder, samples_per_shard=4)
         (folder / "manifest.json").unlink()
         (folder / "train-000001.tar").unlink()
@@ -391,7 +391,7 @@ def test_a_fit_on_tars_of_others(samples: dict[str, list[Sample]], tmp_path: Pat
 def test_too_many_damaged_samples_are_to_be_repaired_or_removed(
     samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
-    """autotimm-shard does not look into tars of others."""
+    """autotimm-shard does not read other tools' tars."""
     key, image, record = samples["train"][2]
     cut = [*samples["train"][:2], (key, image[:200], record), *samples["train"][3:]]
     folder = write(tmp_path / "tars", samples | {"train": cut})

@@ -1,4 +1,4 @@
-"""Whole epochs of many worlds, swept: each sample once, resumed anywhere, losses accounted for."""
+"""Epochs swept over world sizes: every sample once, resume anywhere, skipped samples counted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def collate(samples: list[Any], padding: list[bool]) -> Step:
 
 
 class Dealt(SampleStream):
-    """The batches of several workers, asked in turn as DataLoader does, without processes."""
+    """The batches of several workers in DataLoader's order, without processes."""
 
     workers = 1
 
@@ -95,7 +95,7 @@ class Dealt(SampleStream):
 
 @dataclass(frozen=True)
 class Leg:
-    """How a part of an epoch is trained, and for how many steps; to its end without."""
+    """The settings for a part of an epoch, and its number of steps; None for the rest."""
 
     ranks: int
     batch: int
@@ -174,8 +174,10 @@ def combinations(count: int) -> list[tuple[list[int], list[Leg]]]:
 
 
 def pairs(sizes: list[int], legs: list[Leg]) -> set[tuple[Any, ...]]:
-    """All pairs of settings in a combination, within a leg and from one leg to the next; worlds of
-    more than 32 ranks count as one, and so do more than three workers."""
+    """All pairs of settings in a combination, within a leg and between consecutive legs.
+
+    World sizes above 32 count as equal, and so do more than three workers.
+    """
     data = [("shard", sizes[0]), ("samples", sum(sizes)), ("legs", len(legs))]
     settings = [
         {
@@ -195,7 +197,7 @@ def pairs(sizes: list[int], legs: list[Leg]) -> set[tuple[Any, ...]]:
 
 
 def covering(swept: list[tuple[list[int], list[Leg]]]) -> list[tuple[list[int], list[Leg]]]:
-    """A few of these combinations that have all the pairs of all of them; chosen greedily."""
+    """Chooses a few combinations, greedily, that together cover every pair of settings."""
     of_each = [pairs(*one) for one in swept]
     left, chosen = set().union(*of_each), []
     while left:
@@ -216,14 +218,14 @@ def check(source: Numbers, legs: list[Leg], played: list[list[Step]]) -> None:
     for leg, steps in zip(legs, played, strict=True):
         for step in steps:
             assert len(step.ids) == leg.ranks * leg.batch
-            (canvas,) = step.canvases  # one on all ranks
+            (canvas,) = step.canvases  # the same on all ranks
             if not leg.canvases:
                 assert canvas is None
                 continue
             assert canvas in leg.canvases
             for width, height in source.sizes[step.ids]:
                 scales = [min(w / width, h / height) for h, w in (canvas, leg.canvases[0])]
-                assert scales[0] == scales[1]  # no smaller than on the largest
+                assert scales[0] == scales[1]  # as large as on the largest canvas
                 if canvas == leg.canvases[0]:
                     continue
                 fitting = [
@@ -308,7 +310,7 @@ def test_damaged_samples_are_replaced_and_counted(canvases: Any, workers: int) -
         assert step.canvases == set().union(*(part.canvases for part in ranks))
         for was, now in zip(step.ids, [i for part in ranks for i in part.ids], strict=True):
             assert now == was if was not in damaged else now not in damaged
-    # Each is told once, by the rank whose it was, however many tried it in another's place.
+    # The rank of a skipped sample reports it once, even if several ranks tried it as replacement.
     skipped = [item for loader in loaders for item in loader.skipped.items()]
     assert sorted(text for _, text in skipped) == sorted(f"number {n} is odd" for n in damaged)
     assert sorted(25 * shard + index for (shard, index), _ in skipped) == sorted(damaged)
@@ -316,9 +318,7 @@ def test_damaged_samples_are_replaced_and_counted(canvases: Any, workers: int) -
         warnings.simplefilter("ignore")
         again, _ = play(source, [Leg(3, 4, 1, canvases, 7), Leg(1, 12, workers, canvases)])
     whole = [[i for part in ranks for i in part.ids] for ranks in zip(*parts, strict=True)]
-    assert [
-        step.ids for steps in again for step in steps
-    ] == whole  # the same ones take their place
+    assert [step.ids for steps in again for step in steps] == whole  # the same replacements
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
@@ -348,7 +348,7 @@ def test_too_many_damaged_samples_end_the_run_with_their_list(workers: int) -> N
         list(make(many, leg, 0, max_corrupt=0.2))
     with pytest.raises(InputError, match="number 0 is odd"):
         list(make(Numbers([3], range(3)), Leg(1, 2), 0))
-    # Of a rank's own samples: 2 of 100 for each.
+    # The limit is for a rank's own samples: 2 of 100 each.
     halves = [make(Numbers([50] * 4, {10, 20}), Leg(2, 4), r, max_corrupt=0.02) for r in (0, 1)]
     assert {len(list(loader)) for loader in halves} == {25}
     own = [i for step in make(Numbers([50] * 4), Leg(2, 4), 0) for i in step.ids]
@@ -388,7 +388,7 @@ def test_the_next_windows_shards_are_asked_for_while_one_is_read() -> None:
 
 
 def test_how_long_batches_were_waited_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Making a batch takes three seconds here, and what is done with it a hundred."""
+    """Making a batch takes 3 seconds, and using it 100, by a fake clock."""
     now = [0.0]
     monkeypatch.setattr("autotimm.streaming.loader.time.perf_counter", lambda: now[0])
     loader = make(Numbers([6]), Leg(1, 2), 0)

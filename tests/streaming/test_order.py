@@ -1,4 +1,4 @@
-"""The order of samples, swept against brute force."""
+"""The order of samples, against brute force over many settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autotimm.structures import World
 
 
 def brute_force(sizes: list[int], order: EpochOrder) -> list[tuple[int, int]]:
-    """All samples in the order's order, asked for one by one, last first."""
+    """All samples in order, looked up one by one from last to first."""
     rows = [order.locate(np.array([p])) for p in reversed(range(order.samples))]
     return [(int(s[0]), int(i[0])) for s, i in reversed(rows)]
 
@@ -45,7 +45,7 @@ SWEEP = list(
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.release)])
 def test_every_sample_once_on_any_world(every: int, shuffle: bool) -> None:
-    swept = SWEEP[::every]  # every fourth one: still each pair of settings
+    swept = SWEEP[::every]  # every fourth one still covers each pair of settings
     assert len(swept) >= 300
     orders: dict[tuple[int, int], tuple[EpochOrder, list[tuple[int, int]]]] = {}
     for samples, shard, ranks, batch, workers, progress in swept:
@@ -60,7 +60,7 @@ def test_every_sample_once_on_any_world(every: int, shuffle: bool) -> None:
         consumed = int(progress * samples)
         steps = steps_per_epoch(samples, ranks, batch, consumed)
 
-        # What each rank's loader yields: worker w has batches w, w + workers, ..., dealt in turn.
+        # The batches of each rank's loader: worker w makes w, w + workers, ...
         per_rank: list[list[list[tuple[int, int]]]] = []
         for rank in range(ranks):
             queues = [list(range(w, steps, max(workers, 1))) for w in range(max(workers, 1))]
@@ -116,7 +116,7 @@ def test_shards_are_mixed_within_a_window_only() -> None:
         shard, _ = order.locate(np.arange(*span))
         assert set(shard.tolist()) == set(order.window_shards(window).tolist())
         assert order.window_of(span[0]) == order.window_of(span[1] - 1) == window
-        # Mixed: neighbours come from the same shard no more often than chance would have it.
+        # Neighbours come from the same shard no more often than by chance.
         assert (np.diff(shard) == 0).mean() < 0.25
     assert order.window_shards(3).size == 0
     first, second = (order.locate(np.arange(288) + start)[1] for start in (0, 288))
@@ -124,7 +124,7 @@ def test_shards_are_mixed_within_a_window_only() -> None:
 
 
 def test_it_mixes_no_worse_than_a_shuffle_buffer_of_10000() -> None:
-    """Samples that follow each other in a shard get as far apart, over a set of COCO's size."""
+    """The distance after shuffling of neighbours in a shard, for a data set of COCO's size."""
     sizes = np.array([1000] * 118 + [287])
     order = EpochOrder(sizes, seed=0, epoch=0, shuffle=True)
     shard, index = order.locate(np.arange(order.samples))
@@ -145,7 +145,7 @@ def test_it_mixes_no_worse_than_a_shuffle_buffer_of_10000() -> None:
 
 
 def test_the_order_is_the_same_for_ever() -> None:
-    """A resumed run relies on it: these literals must not change with NumPy or with this code."""
+    """Resuming relies on it: these numbers must not change with NumPy or with this code."""
     shard, index = EpochOrder(np.array([3, 2, 4]), seed=7, epoch=1, shuffle=True).locate(
         np.arange(9)
     )

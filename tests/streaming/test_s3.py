@@ -94,7 +94,7 @@ for shard, size in enumerate(source.shard_sizes):
         digest.update(bytes(image) + repr(record).encode())
 (folder / f"read{os.environ['RANK']}").write_text(digest.hexdigest())
 """
-"""What both processes do; this file brings the server with it, which they need not import."""
+"""The code of both processes; a string, because importing this file would import the server."""
 
 
 def test_two_processes_stream_from_s3_through_one_cache(

@@ -1,4 +1,4 @@
-"""Sources: shards by index against tarfile and the COCO folder; a real server and its faults."""
+"""Sources: shards against tarfile and the COCO folder; downloads from a faulty server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shard_folder(coco_folder: Path) -> Path:
 
 @pytest.fixture
 def copy(shard_folder: Path, tmp_path: Path) -> Path:
-    """Shards that a test may damage."""
+    """A copy of the shards for a test to damage."""
     return shutil.copytree(shard_folder, tmp_path / "copy")
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_record_names_its_sample(copy: Path) -> None:
     tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
     with pytest.raises(DataError, match=r"sample \d of .*000000\.tar: its bytes have changed"):
         everything(ShardSource(str(copy), "train"))
-    (copy / "train-000000.idx.npy").unlink()  # one made anew would have the changed bytes' checksum
+    (copy / "train-000000.idx.npy").unlink()  # a new one would have the wrong checksum
     with pytest.raises(InputError, match=r"train-000000\.tar: .*\(sha256 differs\): copy it again"):
         ShardSource(str(copy), "train").read(0, 0)
 
@@ -322,7 +322,7 @@ def test_a_url_is_read_through_the_cache(
     for file in (tmp_path / "cache").glob("*.*"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name.partition(".")[0]
     source.verify()
-    assert source.where(1) == f"{server.url}/train-000001.tar"  # and no secret
+    assert source.where(1) == f"{server.url}/train-000001.tar"  # without the secret
     with pytest.raises(InputError) as error:
         ShardSource(server.url + "?key=secret", "test", retry=QUICK)
     assert str(error.value) == f"{server.url}: no split 'test', only train, val"
@@ -335,7 +335,7 @@ def test_a_file_that_changes_in_the_cache_is_fetched_again(
     before = everything(ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK))
     for file in (tmp_path / "cache").glob(f"*{suffix}"):
         content = bytearray(file.read_bytes())
-        content[600 if suffix == ".tar" else -1] ^= 1  # of a tar, within the first image
+        content[600 if suffix == ".tar" else -1] ^= 1  # in a tar: within the first image
         file.write_bytes(content)
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
     assert everything(source) == before
@@ -388,7 +388,7 @@ def test_what_is_not_the_shard_never_enters_the_cache(
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
     files = [f for f in (tmp_path / "cache").iterdir() if f.is_file()]
-    assert [f.suffix for f in files] == [".npy"]  # of the index, which is what it should be
+    assert [f.suffix for f in files] == [".npy"]  # the index, which is intact
 
 
 def test_no_manifest_is_no_source(server: Server, copy: Path) -> None:
@@ -409,7 +409,7 @@ def _read_all(url: str, cache: Path, together: Any, found: Any) -> None:
 
 
 def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Path) -> None:
-    server.delay = 0.3  # seconds, so that all ask while one downloads
+    server.delay = 0.3  # seconds, so that all processes ask during the first download
     context = multiprocessing.get_context("fork")
     together, found = context.Barrier(4), context.Queue()
     arguments = (server.url, tmp_path / "cache", together, found)
@@ -421,7 +421,7 @@ def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Pat
         reader.join()
     images = b"".join(image for image, _ in everything(ShardSource(str(copy), "train")))
     assert results == [hashlib.sha256(images).hexdigest()] * 4
-    assert server.requests["train-000000.tar"] == 1  # one downloads, the others wait for it
+    assert server.requests["train-000000.tar"] == 1  # one process downloads while the others wait
 
 
 def test_prefetching_brings_shards_before_they_are_read(server: Server, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_a_cache_that_cannot_be_written_says_so(server: Server, tmp_path: Path) 
 
 
 def test_a_tar_with_something_else_in_it(copy: Path) -> None:
-    """The manifest is believed about bytes only as far as they go: offsets stay in the shard."""
+    """A tar with the manifest's size and sha256 may still have other members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         file.addfile(tarfile.TarInfo("a.txt"))
@@ -474,7 +474,7 @@ def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
         open_source(server.url, "train", tmp_path / "c", cache_limit=needed - 1)
     source = ShardSource(server.url, "train", tmp_path / "c", retry=QUICK, cache_limit=needed)
     assert everything(source) == everything(ShardSource(str(shard_folder), "train"))
-    # Of a window's shards, which may be the largest.
+    # The limit has to hold the largest shards of a window.
     monkeypatch.setattr(cached_shards, "WINDOW", 2)
     largest = needed - min(sizes)
     with pytest.raises(InputError, match=f"need {largest:,}"):
@@ -494,7 +494,7 @@ def test_prefetching_keeps_to_the_limit(
         prefetch(source, plan)
         names = {path.name for path in folder.glob("*.tar")}
         assert names == {hashes[k] + ".tar" for k in there}, plan
-        time.sleep(0.01)  # files are told apart by when they were used
+        time.sleep(0.01)  # so that times of use differ
     assert len(everything(source)) == 10
     assert sum(path.stat().st_size for path in folder.glob("*.*")) <= limit
 
