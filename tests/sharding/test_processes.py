@@ -1,4 +1,4 @@
-"""Worker processes: all tasks once, errors and deaths told, nobody left behind."""
+"""Worker processes: every task once, errors and deaths reported, no process left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 def square(task: int, progress: Progress) -> tuple[int, int]:
-    """A task of several steps; tells who did it."""
+    """A task of several steps; returns the id of its process."""
     for _ in range(task):
         progress(1)
     return task * task, os.getpid()
@@ -56,7 +56,7 @@ def test_workers_are_spawned_beside_a_thread() -> None:
 
 
 class UnpicklableError(OSError):
-    """Cannot be sent: it is made of two things, and remembers one."""
+    """Cannot be unpickled, because it takes two arguments and keeps one."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_is_an_error(work: Callable[[int, Progress], int], me
 
 def test_what_ends_the_block_ends_the_workers() -> None:
     def interrupted(task: int, progress: Progress) -> None:
-        if task == 1:  # tells, and goes on for ever
+        if task == 1:  # reports, and never ends
             for _ in range(10**6):
                 progress(1)
                 time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""``autotimm-shard`` as a user meets it: what it prints, how it exits, what it leaves."""
+"""The command ``autotimm-shard``: its output, exit codes, and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_worker")
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of the command, in this process."""
+    """Runs the command in this process; returns exit code, stdout and stderr."""
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
@@ -87,7 +87,7 @@ BAD_FLAGS = [
     (["--workers", "0"], "--workers"),
     (["--part", "3/2"], "--part"),
     (["--part", "0/2"], "--part"),
-    (["--split", "train"], "--split"),  # no abbreviations: a later flag could make them another
+    (["--split", "train"], "--split"),  # no abbreviations, which a later flag could make ambiguous
     (["--splits", "train", "--splits", "val"], "--splits: is given more than once"),
     (["--limit", "3", "--strict", "--limit=4"], "--limit: is given more than once"),
     (["--strict", "--strict"], "--strict: is given more than once"),
@@ -113,9 +113,8 @@ def test_bad_flags_are_one_line_and_2(
     assert err.startswith("autotimm-shard: ") and not (tmp_path / "out").exists()
 
 
-def test_what_leads_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The words that a newcomer needs next: other layouts, a split by its file's name, what to do
-    with an unfinished folder, what a finished one was compared by."""
+def test_messages_name_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages name the next step for other layouts, wrong split names and unfinished folders."""
     write(tmp_path / "coco", split="train2017")
     (tmp_path / "other").mkdir()
     _, _, err = run(tmp_path / "other", tmp_path / "out", capsys=capsys)
@@ -182,11 +181,11 @@ def test_shards_are_not_overwritten_unasked(
     assert "other/annotations/instances_train.json has changed since" in err
     code, _, err = run(tmp_path / "coco", tmp_path / "out", "--limit", 1, capsys=capsys)
     assert code == 2 and "--limit was not given, now 1" in err
-    (tmp_path / "out" / "manifest.json").unlink()  # shards without one are shards too
+    (tmp_path / "out" / "manifest.json").unlink()  # shards without a manifest count as shards too
     code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
     assert code == 2 and "--overwrite" in err
     (tmp_path / "out" / "manifest.json").write_text("broken")
-    (tmp_path / "out" / ".train-000007.tar.abc.tmp").touch()  # of a run that was killed
+    (tmp_path / "out" / ".train-000007.tar.abc.tmp").touch()  # from a run that was killed
     (tmp_path / "out" / "mine.tar").touch()
     code, _, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
     assert code == 0 and len(read_manifest(tmp_path / "out").splits) == 2
@@ -381,7 +380,7 @@ def test_a_failed_overwrite_leaves_the_old_shards(
     (out / "mine.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     two_splits(tmp_path / "odd")
-    write(tmp_path / "odd", split="val", **content)  # train is written before val fails
+    write(tmp_path / "odd", split="val", **content)  # the run writes train before val fails
     code, _, err = run(tmp_path / "odd", out, "--overwrite", *flags, capsys=capsys)
     assert code == 2 and err.count("\n") == 1 and message in err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -402,7 +401,7 @@ def test_overwrite_loses_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[
     code, _, err = run(tmp_path / "coco", out, *only_val, capsys=capsys)
     assert code == 2 and err.count("\n") == 1 and "would lose its split 'train'" in err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    (out / "manifest.json").write_text("broken")  # what it held is not known: only val is replaced
+    (out / "manifest.json").write_text("broken")  # its splits are unknown, so only val is replaced
     assert run(tmp_path / "coco", out, *only_val, capsys=capsys)[0] == 0
     assert list(read_manifest(out).splits) == ["val"] and (out / "train-000000.tar").exists()
 
@@ -469,7 +468,7 @@ def test_verify_exits_with_1_at_any_damage(
 
 
 def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What Roboflow, CVAT and others write: files and folders that are named one by one."""
+    """The layouts of Roboflow, CVAT and others, with files and folders given one by one."""
     two_splits(tmp_path / "coco")
     old = tmp_path / "coco" / "annotations"
     for folder, split in (("one", "train"), ("two", "val")):
@@ -559,7 +558,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def test_names_that_the_locale_lacks_are_one_line(tmp_path: Path) -> None:
     for number, name in enumerate(("é.jpg", "é/a.jpg", "a/日.jpg")):
-        coco = tmp_path / f"é{number}"  # the folder's own name comes in the locale's way
+        coco = tmp_path / f"é{number}"  # the folder's name is encoded in the locale's encoding
         write(coco, [image(), image(id=2, file_name=name)], files={"a.jpg": picture(), name: b""})
         done = process(coco, tmp_path / "out", stdout=subprocess.PIPE, env=os.environ | ASCII)
         assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Runs of ``autotimm-shard`` that are stopped, go on, and are shared, against one undisturbed run.
+"""Runs of ``autotimm-shard`` that are interrupted, resumed and shared, against one whole run.
 
 Processes are real, and so are the ways in which they end.
 """
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("own_threads", "one_worker")
 
 
 def source(root: Path, train: int = 7, val: int = 2) -> Path:
-    """Two splits of differing images, some with annotations, one that cannot be used."""
+    """Two splits of different images, some with annotations, and one that is damaged."""
     for split, count in (("train", train), ("val", val)):
         images = [image(id=n, file_name=f"{n}.jpg", width=64 + n % 9) for n in range(count)]
         files = {f"{n}.jpg": picture(64 + n % 9) for n in range(count)}
@@ -48,7 +48,7 @@ def source(root: Path, train: int = 7, val: int = 2) -> Path:
 
 
 def big_source(root: Path, count: int = 400) -> Path:
-    """Images of a megabyte under one name: writing them takes a while."""
+    """Images of a megabyte, all the same file: writing them takes a while."""
     images = [image(id=n, width=1600, height=1200) for n in range(count)]
     return write(root, images, [], files={"a.jpg": picture(1600, 1200, quality=90)})
 
@@ -58,14 +58,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def shard(*arguments: object) -> int:
-    """Exit code of the command, in this process."""
+    """Runs the command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(a) for a in arguments])
     return int(exit_.value.code or 0)
 
 
 def in_child(action: Callable[[], object]) -> int:
-    """Exit code of a forked process that does this; -9 after a kill -9."""
+    """Runs a function in a forked process; returns its exit code, -9 after a kill -9."""
     child = FORK.Process(target=action)
     child.start()
     child.join()
@@ -74,7 +74,7 @@ def in_child(action: Callable[[], object]) -> int:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> dict[str, bytes]:
-    """What one run over the source makes, two samples a shard."""
+    """The folder that one uninterrupted run writes, two samples a shard."""
     assert shard(source(tmp_path / "coco"), tmp_path / "truth", *PAIRS, "--workers", 1) == 0
     return files_of(tmp_path / "truth")
 
@@ -136,7 +136,7 @@ def test_an_error_in_a_worker_is_raised_here(
 
 
 def kill_at(moment: int, after: bool) -> None:
-    """Lets this process be killed (-9) before or after its nth change of a folder."""
+    """Kills this process (-9) before or after its nth change of a folder."""
     changes = iter(range(1, moment + 1))
 
     def patched(real: Callable) -> Callable:
@@ -163,7 +163,7 @@ def kill_at(moment: int, after: bool) -> None:
 def test_killed_at_every_change_of_the_folder_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], after: bool, overwrite: bool
 ) -> None:
-    """Right before each; right after one hardly differs from right before the next."""
+    """Kills right before each change; right after one is much like right before the next."""
     coco, out, flags = source(tmp_path / "coco", 3, 1), tmp_path / "out", [*PAIRS, "--workers", 1]
     assert shard(coco, tmp_path / "truth", *flags) == 0
     truth = files_of(tmp_path / "truth")
@@ -186,7 +186,9 @@ def test_killed_at_every_change_of_the_folder_it_goes_on(
 
         killed = in_child(stopped)
         there = files_of(out) if out.exists() else {}
-        if "manifest.json" in there:  # then all that it names is there: all old or all new
+        if (
+            "manifest.json" in there
+        ):  # then all the files that it names are there, all old or all new
             expected = old if there["manifest.json"] == old.get("manifest.json") else truth
             assert expected.items() <= there.items(), moment
         assert shard(coco, out, *flags) == 0, (moment, capsys.readouterr().err)
@@ -221,7 +223,7 @@ def test_what_is_finished_is_not_written_again(
 
 @contextlib.contextmanager
 def started(*arguments: object, shards: int = 1) -> Iterator[subprocess.Popen]:
-    """A real run in a process group of its own, once it has finished some shards."""
+    """Starts a real run in its own process group, and waits until it has finished some shards."""
     out = Path(str(arguments[1]))
 
     def under_way() -> bool:
@@ -298,7 +300,7 @@ def test_ctrl_c_and_sigterm_are_one_line(
     coco, out = big_source(tmp_path / "coco"), tmp_path / "out"
     flags = ["--samples-per-shard", 5, "--workers", workers]
     with started(coco, out, *flags) as process:
-        os.killpg(process.pid, sent)  # as a terminal and SLURM do: the workers get it too
+        os.killpg(process.pid, sent)  # like a terminal or SLURM, which signal the workers too
         stdout, stderr = process.communicate()
     assert process.returncode == code and not stdout and stderr.count("\n") == 1, stderr
     assert stderr.startswith(f"autotimm-shard: {word}; ")
@@ -334,7 +336,7 @@ def test_killed_again_and_again_at_random(tmp_path: Path) -> None:
         assert kills and files_of(out) == truth and not (out / WORK).exists()
 
 
-# What is in the way.
+# Obstacles.
 
 
 @pytest.mark.parametrize("name", ["train-000001.tar", "val-000070.idx.npy"])
@@ -358,7 +360,7 @@ def test_a_folder_in_a_files_place_leaves_the_old_set_whole(
 
     if moment == "before":
         (out / name).mkdir()
-    elif moment == "installing":  # an earlier run was killed when all was ready
+    elif moment == "installing":  # an earlier run was killed before the move
 
         def killed() -> None:
             staging.LocalFolder._move_up = lambda _: os.kill(os.getpid(), signal.SIGKILL)
@@ -383,11 +385,11 @@ def test_a_folder_in_a_files_place_leaves_the_old_set_whole(
     assert files_of(out) == undisturbed and not (out / WORK).exists()
 
 
-# What changed in between.
+# Changes between two runs.
 
 
 def stop_after(shards: int, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that a Ctrl-C ends when so many shards are written."""
+    """Runs the command, and interrupts it after this number of shards."""
     real, calls = run.write_shard, iter(range(shards + 1))
 
     def write_shard(*args: object) -> object:
@@ -520,7 +522,7 @@ def test_a_complete_folder_that_lost_a_shard_is_not_complete(
     assert "train-000002.tar is missing or of another size; --over" in capsys.readouterr().err
     assert shard(tmp_path / "coco", truth, *PAIRS, "--overwrite") == 0
     assert files_of(truth) == undisturbed
-    assert shard(tmp_path / "coco", truth, *PAIRS, "--strict") == 2  # and what it holds is odd
+    assert shard(tmp_path / "coco", truth, *PAIRS, "--strict") == 2  # the source has problems
     assert "--strict: split 'train'" in capsys.readouterr().err
 
 
@@ -566,7 +568,7 @@ def test_one_run_at_a_time(
     monkeypatch.setattr(staging, "_PATIENCE", 0.2)
     coco, out = big_source(tmp_path / "coco"), tmp_path / "out"
     with started(coco, out, "--samples-per-shard", 5, "--workers", 1) as process:
-        process.send_signal(signal.SIGSTOP)  # it cannot end while the others are tried
+        process.send_signal(signal.SIGSTOP)  # keeps the lock meanwhile
         for flags in ([], ["--overwrite"], ["--part", "1/2"]):
             assert shard(coco, out, "--samples-per-shard", 5, *flags) == 2
             err = capsys.readouterr().err
@@ -644,7 +646,7 @@ def test_a_shuffle_is_seeded_and_stays_as_it_is(tmp_path: Path) -> None:
         assert order == job.choose(1000, "train", None, seed)
         assert order[:30] == job.choose(1000, "train", 30, seed)
         assert order != job.choose(1000, "val", None, seed)
-    assert job.choose(8, "train", None, 3) == SHUFFLED  # also under another NumPy
+    assert job.choose(8, "train", None, 3) == SHUFFLED  # with every version of NumPy
     coco = source(tmp_path / "coco")
     assert shard(coco, tmp_path / "a", *PAIRS, "--shuffle", 3) == 0
     assert shard(coco, tmp_path / "b", *PAIRS, "--shuffle", 3, "--workers", 3) == 0
@@ -655,7 +657,7 @@ def test_a_shuffle_is_seeded_and_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_shuffle_renames_no_sample(tmp_path: Path) -> None:
-    """Of files whose names make one key the first in the source has it, whatever comes first."""
+    """Of files whose names give the same key, the first in the source gets it, in any order."""
     names = {3: "a.b.jpg", 7: "a_b.jpg", 5: "a b.jpg"}
     images = [image(id=n, file_name=name) for n, name in names.items()]
     files = {one["file_name"]: picture() for one in images}

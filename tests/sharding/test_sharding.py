@@ -1,4 +1,4 @@
-"""Shards against tarfile, pycocotools and webdataset; their plan; what a failure leaves."""
+"""Shards against tarfile, pycocotools and webdataset; the plan; failed runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from autotimm.structures import InputError
 
 
 def many(root: Path, count: int = 7) -> Path:
-    """A folder with a few images of differing size and kind, one without annotations."""
+    """A folder with a few images of different sizes and kinds, one without annotations."""
     kinds = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP"}
     files, images, annotations = {}, [], []
     for n in range(count):
@@ -187,12 +187,12 @@ def test_keys_are_unique_safe_and_as_near_the_name_as_can_be() -> None:
     assert all(0 < len(key) < 95 and key.isascii() and "." not in key for key in keys)
     assert all(key.replace("_", "").replace("-", "").isalnum() for key in keys)
     assert all(key[0].isalnum() for key in keys), "'-' begins an option of tar's"
-    # Also behind the longest id, a tar has room for the name.
+    # A tar has room for a name with the longest id.
     same = ("x" * 100, 0), ("x" * 101, -(2**63)), ("x" * 102, -(2**63) + 1)
     assert all(writer.tar_header(f"{key}.json", 0) for key in writer.make_keys(same))
 
 
-# Images that cannot be used, and those that only look so.
+# Images that cannot be used, and some that only look damaged.
 
 
 def test_images_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -290,8 +290,10 @@ def test_an_image_that_goes_away_is_counted(tmp_path: Path) -> None:
 
 
 def loaded(tmp_path: Path) -> tuple[coco.CocoIndex, writer.ShardPlan]:
-    """A shard to write: more images than are written at once, some that cannot be used, odd ones,
-    and two larger than a buffer."""
+    """The plan of a shard with more images than one write takes.
+
+    Some cannot be used, some have problems, and two are larger than a buffer.
+    """
     files, images, annotations = {}, [], []
     for n in range(30):
         width, height = (1200, 900) if n in (0, 14, 29) else (60, 40)
@@ -301,7 +303,7 @@ def loaded(tmp_path: Path) -> tuple[coco.CocoIndex, writer.ShardPlan]:
         files[f"{n}.png"] = b"" if n == 3 else content.getvalue()[: 99 if n == 13 else None]
         images.append(image(id=n, file_name=f"{n}.png", width=width + (n == 12), height=height))
         annotations += [annotation(id=2 * n + k, image_id=n) for k in range(2)]
-        if n in (5, 12):  # of the second, which is left out, nothing is said
+        if n in (5, 12):  # the second is left out, so its problems do not count
             del annotations[-1]["bbox"]
     root = write(tmp_path / "coco", images, annotations, files=files)
     index = coco.load(root / "annotations/instances_train.json", root / "train")
@@ -319,7 +321,7 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         written = writer.write_shard(tmp_path / name, plan, index, done.append, thread)
         assert sum(done) == len(plan.samples)
         found.append((files_of(tmp_path / name), written.shards, written.problems.lines()))
-    # With little room for each image, and a thread that is late.
+    # With a small buffer for each image, and a slow thread.
     monkeypatch.setattr(writer, "_BUFFER", 1 << 14)
     real = writer._Tar._put
 
@@ -355,7 +357,7 @@ def test_a_disk_that_fills_up_under_the_thread(
     index, plan = loaded(tmp_path)
     (tmp_path / "out").mkdir()
     real, sizes = os.write, []
-    least = math.inf  # writes; the disk has no room for more
+    least = math.inf  # writes after which the disk is full
 
     def full(file: int, data: bytes) -> int:
         assert threading.current_thread() is not threading.main_thread()
@@ -371,7 +373,7 @@ def test_a_disk_that_fills_up_under_the_thread(
     assert writes > 3
     for path in (tmp_path / "out").iterdir():
         path.unlink()
-    for number in range(writes):  # the last one too
+    for number in range(writes):  # including the last one
         least = number
         sizes.clear()
         with pytest.raises(OSError, match="No space left"):
@@ -421,7 +423,7 @@ def test_a_shard_of_nothing_is_not_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == names
 
 
-# What a failure leaves.
+# Failed runs.
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -440,7 +442,7 @@ def test_a_failure_half_way_leaves_nothing_of_that_shard(
 
     def fail(record: object) -> bytes:
         if next(left, None) is None:
-            assert len(list(out.iterdir())) == 3  # the unfinished one is there, under another name
+            assert len(list(out.iterdir())) == 3  # the unfinished shard has another name
             raise error
         return orjson.dumps(record)
 
@@ -474,7 +476,7 @@ def test_a_stopped_run_leaves_no_shards_and_no_manifest(
 def test_an_image_whose_size_cannot_be_told_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a file system of a network, where a file may be gone once it is open."""
+    """Like a network file system, on which an open file may disappear."""
     many(tmp_path / "coco")
     real, stale = os.fstat, (tmp_path / "coco/train/pic.1.png").stat().st_ino
 

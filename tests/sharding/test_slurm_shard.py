@@ -1,4 +1,4 @@
-"""slurm/shard.sh: its arguments everywhere, and a real cluster of two nodes where SLURM is."""
+"""slurm/shard.sh: its arguments, and, if SLURM is installed, a real cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process on one machine writes."""
+    """The folder that one process on one machine writes."""
     folder = tmp_path_factory.mktemp("alone") / "shards"
     code = "from autotimm.sharding.cli import main; main()"
     run = [sys.executable, "-c", code, source, folder, "--workers", "1", *OPTIONS]
@@ -49,7 +49,7 @@ def states(env: Environment, job: str) -> dict[str, str]:
 
 
 def submit(env: Environment, logs: Path, *arguments: object) -> tuple[str, str]:
-    """The one command; returns the numbers of the array's job and of the joining one."""
+    """Submits the script; returns the ids of the array job and of the joining job."""
     logs.mkdir(exist_ok=True)
     output = f"--output={logs}/%j.out"
     said = command("bash", SCRIPT, arguments[0], output, *arguments[1:], env=env).split()
@@ -69,7 +69,7 @@ def test_an_array_and_a_join_write_what_one_machine_writes(
 
 
 def hindered(folder: Path, out: Path, killed: str, stopped: str) -> Path:
-    """A Python that writes these parts only half-way, until there is a file ``folder/free``.
+    """A Python that stops half-way through these parts until ``folder/free`` exists.
 
     The process of the part ``killed`` gets SIGKILL, that of ``stopped`` hangs.
     """
@@ -133,7 +133,7 @@ def test_a_requeued_task_goes_on(
 
 
 def outside(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, str]:
-    """Exit code and error message of the script with these variables of SLURM's."""
+    """Runs the script with these SLURM variables; returns its exit code and error message."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     done = subprocess.run(
         ["bash", SCRIPT, *arguments],

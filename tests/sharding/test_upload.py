@@ -1,4 +1,4 @@
-"""Shards that go to a store: the same bytes as in a folder, whole or not at all, found again."""
+"""Shards written to a store: the same bytes as in a folder, complete or absent, resumable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from autotimm.sharding.upload import RemoteFolder
 
 
 class Disk(LocalFileSystem):
-    """A folder as a file system in which a file is there while it is being written."""
+    """A folder as a file system in which unfinished files are visible."""
 
     protocol = "disk"
 
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_worker")
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A store of this process. The command line refuses it, whose shards nobody would see."""
+    """A store in this process's memory, which the command line refuses as useless."""
     real = cli.destination
     monkeypatch.setattr(
         cli, "destination", lambda text: RemoteFolder(text) if "memory:" in text else real(text)
@@ -66,7 +66,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A new bucket in a real server that speaks S3; credentials as users have them."""
+    """A new bucket on a real S3 server, with credentials set as users set them."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
@@ -78,7 +78,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    """All that a URL's folder holds, by path within it."""
+    """The content of a URL's folder: path -> bytes."""
     files, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     found = files.find(root) if files.exists(root) else []
     return {
@@ -95,7 +95,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def stores(tier_of_s3: pytest.MarkDecorator) -> pytest.MarkDecorator:
-    """A test on each kind of store; a real server is in this tier, being slow."""
+    """Runs a test on each kind of store; a real server is slow, so it is marked."""
     kinds = ["memory", "disk", pytest.param("s3", marks=tier_of_s3)]
     return pytest.mark.parametrize("url", kinds, indirect=True)
 
@@ -107,13 +107,13 @@ def truth(tmp_path: Path) -> dict[str, bytes]:
 
 
 def workers(url: str) -> list[str]:
-    """Two processes where they can be: this one's memory and class are its own."""
+    """Two processes where possible: others cannot see this one's memory and class."""
     return ["--workers", "2" if url.startswith("s3:") else "1"]
 
 
 @pytest.fixture(autouse=True)
 def _own_scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other processes have in the system's folder is none of ours."""
+    """Gives each test its own temporary folder, without other processes' files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
 
 
@@ -221,7 +221,7 @@ def test_killed_while_it_sends_it_goes_on(tmp_path: Path, s3: str) -> None:
 
 
 class Flaky:
-    """A file system whose every request fails some times before it works."""
+    """A file system on which every request fails a few times before it succeeds."""
 
     def __init__(self, files: Any, failures: int, error: Exception) -> None:
         self.files, self.failures, self.error = files, failures, error
@@ -283,7 +283,7 @@ def test_a_store_that_fails_is_tried_again_some_times(
     ("url", "message"),
     [
         ("s3://user:secret@nowhere/x?secret#secret", "s3://nowhere/x: "),
-        ("gs://bucket/x", "gs://bucket/x: "),  # gcsfs is not among the packages
+        ("gs://bucket/x", "gs://bucket/x: "),  # gcsfs is not installed
         ("ftp://user:secret@127.0.0.1:1/x", "ftp://127.0.0.1:1/x: cannot be read"),
     ],
 )
@@ -304,7 +304,7 @@ def test_what_cannot_be_reached_is_one_line_without_secrets(
 def test_a_room_that_is_swept_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run of this machine may take it for what a killed one left."""
+    """Another run may take a new folder for one that a killed run has left."""
     lock, times = fcntl.flock, iter(range(9))
 
     def meanwhile(file: Any, operation: int) -> None:

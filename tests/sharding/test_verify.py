@@ -1,4 +1,4 @@
-"""Damage of every kind, done on purpose: each must be found, and named by file and sample."""
+"""Damage of every kind: ``verify`` must find each, and name its file and sample."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def flip(path: Path, position: int, bits: int) -> None:
 
 
 def edit(folder: Path, change: Callable[[list[tuple[str, bytes]]], object]) -> Report:
-    """Changes members of the training shard, and index and manifest with them: only what the
-    members say can give the change away."""
+    """Changes members of the training shard, and updates index and manifest accordingly.
+
+    Only the content of the members can reveal the change.
+    """
     path = folder / TRAIN
     with tarfile.open(path) as archive:
         members = [(m.name, archive.extractfile(m).read()) for m in archive]  # type: ignore[union-attr]
@@ -69,7 +71,7 @@ def edit(folder: Path, change: Callable[[list[tuple[str, bytes]]], object]) -> R
 
 
 def reseal(folder: Path, index: bytes) -> Report:
-    """Gives the training shard an index, and makes the manifest agree with both."""
+    """Writes an index for the training shard, and updates the manifest accordingly."""
     data = (folder / TRAIN).read_bytes()
     manifest = read_manifest(folder)
     split = manifest.splits["train"]
@@ -120,7 +122,7 @@ def test_a_flipped_byte_is_found_100_times_of_100(shards: Path, name: str) -> No
 
 
 def test_100_of_100_flipped_bits_of_a_manifest_are_found(shards: Path) -> None:
-    """Names, what was odd and the version that wrote it stand nowhere else."""
+    """Names, problems and the version of the writer are in the manifest only."""
     rng = random.Random(8)
     sound = (shards / MANIFEST).read_bytes()
     found = 0
@@ -134,13 +136,13 @@ def test_100_of_100_flipped_bits_of_a_manifest_are_found(shards: Path) -> None:
 def test_every_cut_at_a_block_is_found(shards: Path) -> None:
     path, other = shards / TRAIN, shards / "val-000000.tar"
     other_size, sound = other.stat().st_size, path.read_bytes()
-    end = -(-len(sound.rstrip(b"\0")) // 512) * 512 + 1024  # where tar's end-of-archive blocks end
+    end = -(-len(sound.rstrip(b"\0")) // 512) * 512 + 1024  # the end of tar's end-of-archive blocks
     for cut in range(0, len(sound), 512):
         path.write_bytes(sound[:cut])
         assert any(f.startswith(f"{TRAIN}: has {cut:,} bytes") for f in verify(shards).faults)
         with pytest.raises(InputError, match=f"{TRAIN}: has {cut} bytes"):
             ShardSource(str(shards), "train")
-        if cut < end:  # without a manifest; behind the end lies nothing that could be lost
+        if cut < end:  # without a manifest; only zeros follow the end
             with pytest.raises(InputError, match="cut off"):
                 build_index(sound[:cut])
         else:
@@ -206,7 +208,7 @@ def test_what_is_missing_or_no_file(shards: Path) -> None:
     (shards / index).symlink_to("nowhere")
     assert verify(shards).faults == missing
     (shards / TRAIN).rmdir()
-    os.mkfifo(shards / TRAIN)  # opening it would wait for ever
+    os.mkfifo(shards / TRAIN)  # open() would block for ever
     assert verify(shards).faults == missing
 
 
