@@ -65,7 +65,7 @@ def canvases(
     one_of("resize", resize, RESIZES)
     if resize != "letterbox":
         raise InputError(
-            f"aspect_buckets needs resize='letterbox': {resize!r} leaves no room that they save"
+            f"aspect_buckets needs resize='letterbox': {resize!r} leaves no padding to save"
         )
     height, width = image_size
     if aspect_buckets is True:

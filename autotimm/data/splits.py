@@ -57,7 +57,7 @@ class Splits:
             if source.problems.counts:
                 found = "; ".join(source.problems.lines())
                 if isinstance(source, FolderSource):
-                    found += ". autotimm-shard counts odd annotations too"
+                    found += ". autotimm-shard also counts problems in annotations"
                 remarks.append(found)
             if remarks:
                 self._warn(f"{self.location}, split {split!r}: {'; '.join(remarks)}")

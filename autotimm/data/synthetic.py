@@ -66,7 +66,7 @@ def make_dataset(
         raise InputError(f"seed is {seed}: give 0 or more")
     folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: remove it or name another")
+        raise InputError(f"{folder} exists and is not an empty folder: remove it or give another")
 
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:

@@ -51,10 +51,10 @@ def locate(given: str | Path | Location) -> Location:
             return Location(text, home_expanded(text))
         scheme, name = other[1].lower(), without_secrets(text)
     if re.match(r"https?://(?:[^/?#]*@)?\[", text, re.IGNORECASE):
-        raise InputError(f"{name}: addresses in brackets are not read: give the server's name")
+        raise InputError(f"{name}: IPv6 addresses are not supported: give the server's name")
     if scheme in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", text):
         host = "bucket" if scheme == "s3" else "host"
-        raise InputError(f"{name}: not a whole URL, which is as in {scheme}://{host}/folder")
+        raise InputError(f"{name}: not a complete URL, such as {scheme}://{host}/folder")
     if scheme == "file":
         return Location(text, file_path(text))
     if scheme not in ("http", "https", "s3"):
@@ -73,7 +73,7 @@ def home_expanded(path: str | Path) -> Path:
         InputError: there is no such home folder, or the path contains a NUL byte.
     """
     if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: no path has a NUL byte in it")
+        raise InputError(f"{str(path)!r}: a path cannot contain a NUL byte")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -156,12 +156,17 @@ def differences(old: dict[str, Any], job: Job) -> list[str]:
     """Lists the differences between an earlier run's identity and a job's, in a few words each."""
     new = job.identity()
     found = []
-    for key in ("format", "version", "autotimm"):
+    names = {
+        "format": "the format",
+        "version": "the version of the format",
+        "autotimm": "the version of autotimm",
+    }
+    for key, name in names.items():
         if key in old and old[key] != new[key]:
-            found.append(f"it was of autotimm's {key} {old[key]}, this is {new[key]}")
+            found.append(f"{name} was {old[key]}, now {new[key]}")
     options, splits = old.get("options"), old.get("splits")
     if not isinstance(options, dict) or not isinstance(splits, dict):
-        return [*found, "what it was made of is not known"]
+        return [*found, "its source is not recorded"]
     for name, value in new["options"].items():
         if options.get(name) != value:
             flag = "--" + name.replace("_", "-")
@@ -175,7 +180,7 @@ def differences(old: dict[str, Any], job: Job) -> list[str]:
         if then.get("annotations") != now["annotations"]:
             found.append(f"{job.splits[name].annotation_file} has changed since")
         elif then.get("images") != now["images"] and not found:
-            found.append(f"images of split '{name}' came, went or changed in size since")
+            found.append(f"images of split '{name}' were added, removed or changed in size since")
     return found
 
 

@@ -34,7 +34,7 @@ from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
 from autotimm.sharding.writer import Written
 from autotimm.structures import InputError
 
-_IN_THE_WAY = "is no file, but has the name of one that is to be replaced; move it away"
+_IN_THE_WAY = "is not a file, but has the name of one that the run would write; move it away"
 _PATIENCE = 5.0  # seconds to wait for a lock; workers of a killed run need a moment to end
 _PAUSE = 0.05  # seconds between two tries
 
@@ -85,7 +85,7 @@ class LocalFolder:
             raise InputError(f"{self}: is a file; give a folder for the shards")
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             # The target of a link may belong to something else, and begin() would clear it.
-            raise InputError(f"{self.work}: is no folder of an unfinished run; remove it")
+            raise InputError(f"{self.work}: is not the folder of an unfinished run; remove it")
         obstacle = self._obstacle(splits)
         if obstacle is not None:
             raise InputError(f"{obstacle}: {_IN_THE_WAY}")

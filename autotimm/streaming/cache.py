@@ -270,7 +270,7 @@ def _use(path: Path, size: int | None) -> bool:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: cannot be used as a cache: it is no file: move it away")
+            raise InputError(f"{path}: cannot be used as a cache: not a regular file: move it away")
         if size is not None and status.st_size != size:
             return False
         with contextlib.suppress(PermissionError):  # another user's cache, whose times we leave

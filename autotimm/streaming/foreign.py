@@ -73,8 +73,8 @@ def are_tars(folder: Path) -> bool:
     coco = next(folder.glob("annotations/instances_*.json"), None) is not None
     if os.path.lexists(manifest) or (not coco and next(folder.glob("*.idx.npy"), None) is not None):
         raise InputError(
-            f"{folder}: shards of autotimm-shard whose {MANIFEST} is missing (or no file): copy it "
-            "too, or run autotimm-shard again"
+            f"{folder}: shards of autotimm-shard whose {MANIFEST} is missing (or not a file): copy "
+            "it too, or run autotimm-shard again"
         )
     return not coco and next(folder.glob("*.tar"), None) is not None
 
@@ -90,7 +90,7 @@ def split_tars(folder: Path) -> dict[str, list[Path]]:
         match = re.fullmatch(r"(.*?)[-_.]?([0-9]{0,18})", path.stem)
         if not match or not match[1]:
             raise InputError(
-                f"{path}: which split is it of? Give it a name before its number, as in "
+                f"{path}: its name has no split: put the split before the number, as in "
                 f"train-{path.name}"
             )
         found.setdefault(match[1], []).append((int(match[2] or 0), path))
@@ -134,8 +134,8 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
 def remark(split: SplitInfo, categories: list[Category]) -> str:
     """A line about a split's size, in which a user may notice that a tar is missing."""
     return (
-        f"tars of others, without a {MANIFEST}: {len(split.shards):,} tars with {split.images:,} "
-        f"samples and {len(categories):,} categories, which are named by their ids"
+        f"tars of another tool, without a {MANIFEST}: {len(split.shards):,} tars with "
+        f"{split.images:,} samples and {len(categories):,} categories, which are named by their ids"
     )
 
 
@@ -156,7 +156,7 @@ def _known(tar: Path, cache: Cache) -> _Scan:
     try:
         status = tar.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{tar}: is no file: move it away")
+            raise InputError(f"{tar}: not a regular file: move it away")
         key = f"{_VERSION}\0{tar.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     except OSError as error:
         raise InputError(f"{tar}: cannot be read: {error.strerror}") from None

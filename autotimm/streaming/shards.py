@@ -200,8 +200,8 @@ def manifest_of(location: urls.Location, retry: Retry) -> Manifest:
         return read_manifest(remote.read_bytes(url, retry), urls.shown(url))
     except FileNotFoundError as error:
         raise InputError(
-            f"{error}: {location} is not a folder of shards as autotimm-shard makes "
-            "them; copy shards of others to a disk, where they are read without it"
+            f"{error}: {location} is not a folder of shards that autotimm-shard has "
+            "written; copy another tool's tars to a local folder, which needs no manifest"
         ) from None
 
 

@@ -118,7 +118,7 @@ class FolderSource:
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
         folder = shlex.quote(str(split.annotation_file.parent.parent))
-        self.remedy = f"repair them (autotimm-shard {folder} --dry-run looks through them all)"
+        self.remedy = f"repair them (autotimm-shard {folder} --dry-run checks them all)"
 
     def has_instances(self) -> bool:
         """See ``Source``; stops at the first such instance."""

@@ -492,7 +492,7 @@ def test_what_a_folder_leaves_out_is_told(
     ours = [str(w.message) for w in told if "split 'train'" in str(w.message)]
     assert len(ours) == 1
     assert ours[0].startswith(str(folder))
-    assert "autotimm-shard counts odd annotations too" in ours[0]
+    assert "autotimm-shard also counts problems in annotations" in ours[0]
     assert "\n" not in ours[0]
     assert not [w for w in told if "split 'val'" in str(w.message)]
     with warnings.catch_warnings():

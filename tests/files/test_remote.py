@@ -183,12 +183,12 @@ def test_no_secret_of_a_refused_url_is_shown(location: str) -> None:
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("http:x", "not a whole URL, which is as in http://host/folder"),
-        ("http:/x", "not a whole URL, which is as in http://host/folder"),
-        ("HTTPS:///x", "not a whole URL, which is as in https://host/folder"),
-        ("s3:bucket/x", "not a whole URL, which is as in s3://bucket/folder"),
-        ("http://[::1", "addresses in brackets are not read: give the server's name"),
-        ("http://[::1]:80/x", "addresses in brackets are not read: give the server's name"),
+        ("http:x", "not a complete URL, such as http://host/folder"),
+        ("http:/x", "not a complete URL, such as http://host/folder"),
+        ("HTTPS:///x", "not a complete URL, such as https://host/folder"),
+        ("s3:bucket/x", "not a complete URL, such as s3://bucket/folder"),
+        ("http://[::1", "IPv6 addresses are not supported: give the server's name"),
+        ("http://[::1]:80/x", "IPv6 addresses are not supported: give the server's name"),
         ("~nobody-has-this-name/x", "there is no such home folder: write the path out"),
     ],
 )
@@ -217,7 +217,7 @@ def test_home_is_expanded_in_local_paths(
 def test_a_nul_byte_is_refused_in_one_line(server: Server) -> None:
     make_dataset(server.folder.parent / "coco", train=3, val=2, size=64)
     shard(server.folder.parent / "coco", server.folder)
-    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+    with pytest.raises(InputError, match=r"^'a\\x00b': a path cannot contain a NUL byte$"):
         open_source(server.url, "train", "a\0b")
-    with pytest.raises(InputError, match=r"^'a\\x00b': no path has a NUL byte in it$"):
+    with pytest.raises(InputError, match=r"^'a\\x00b': a path cannot contain a NUL byte$"):
         open_source("a\0b", "train")

@@ -377,7 +377,7 @@ def test_a_folder_in_a_files_place_leaves_the_old_set_whole(
         for _ in range(2):
             assert shard(coco, out, *flags) == 2
             err = capsys.readouterr().err
-            assert err.count("\n") == 1 and f"{out / name}: is no file, but has the name" in err
+            assert err.count("\n") == 1 and f"{out / name}: is not a file, but has the name" in err
             there = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
             assert there == old
     (out / name).rmdir()
@@ -409,7 +409,7 @@ CHANGES = [
     ((*PAIRS, "--max-shard-size", "1MB"), None, "--max-shard-size was 536870912, now 1000000"),
     ((*PAIRS, "--splits", "train"), None, "the splits were train, val, now train"),
     (PAIRS, "annotations/instances_val.json", "instances_val.json has changed since"),
-    (PAIRS, "train/3.jpg", "images of split 'train' came, went or changed in size since"),
+    (PAIRS, "train/3.jpg", "images of split 'train' were added, removed or changed in size since"),
 ]
 
 
@@ -555,7 +555,7 @@ def test_what_leads_out_of_the_folder_is_left_alone(
     (tmp_path / "out" / WORK).symlink_to(tmp_path / "mine")
     for options in ([], ["--overwrite"], ["--part", "1/2"]):
         assert shard(tmp_path / "coco", tmp_path / "out", *options) == 2
-        assert f"{WORK}: is no folder of an unfinished run" in capsys.readouterr().err
+        assert f"{WORK}: is not the folder of an unfinished run" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter"]
     (tmp_path / "out" / WORK).unlink()
     (tmp_path / "out" / WORK).write_text("a file")

@@ -262,7 +262,7 @@ def test_what_is_no_file_in_the_cache_is_said_at_once(
     cache = Cache(tmp_path / "c", None, QUICK)
     cache.folder.mkdir()
     kind(cache.folder / files[0].name)
-    with pytest.raises(InputError, match=r"\.tar: cannot be used as a cache: it is no file"):
+    with pytest.raises(InputError, match=r"\.tar: cannot be used as a cache: not a regular file"):
         cache.fetch(files[0])
     assert not server.requests
 

@@ -195,7 +195,7 @@ def test_an_index_that_is_no_file_is_refused(copy: Path) -> None:
     index = copy / "train-000000.idx.npy"
     index.unlink()
     os.mkfifo(index)
-    with pytest.raises(InputError, match=r"000000\.idx\.npy: cannot be read: it is no file"):
+    with pytest.raises(InputError, match=r"000000\.idx\.npy: cannot be read: not a regular file"):
         ShardSource(str(copy), "train").image_sizes()
 
 
