@@ -243,7 +243,7 @@ def test_goes_with_canvases_of_each_step(folder: Path) -> None:
             assert (b["image"] != plain["image"]).flatten(1).any(1).all()
 
 
-def test_what_is_wrong_with_the_other_names_it(records: list[Record], folder: Path) -> None:
+def test_errors_of_the_pasted_image_name_it(records: list[Record], folder: Path) -> None:
     data = (folder / "train2017" / records[0]["file_name"]).read_bytes()
     odd: Any = {**records[0], "file_name": "odd.png"}
     odd["annotations"] = [{**a, "category_id": 99} for a in odd["annotations"]]

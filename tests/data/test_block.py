@@ -81,7 +81,7 @@ def test_blocks_that_grow_take_the_place_of_those_that_are_too_small() -> None:
     assert max(made for _, made in loader(grows=True)) <= 6
 
 
-def test_what_is_kept_stays_as_it_is() -> None:
+def test_a_batch_that_is_kept_does_not_change() -> None:
     """Keeps one array of each block, a different one each time."""
     turns = list(islice(cycle(SHAPES), BATCHES))
     kept = [received.tensors()[key] for key, (received, _) in zip(turns, loader(), strict=True)]
@@ -135,7 +135,7 @@ def test_a_fork_that_drops_a_block_does_not_let_go_of_it() -> None:
     assert memory[0] == block._LOST
 
 
-def test_a_fork_goes_on_seeing_what_it_has() -> None:
+def test_a_fork_keeps_its_batches() -> None:
     batches = iter(loader())
     received, _ = next(batches)
     arrays = received.tensors()
@@ -154,7 +154,7 @@ def test_a_fork_goes_on_seeing_what_it_has() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_comes_in_inference_mode_is_let_go_outside_of_it() -> None:
+def test_a_batch_of_inference_mode_is_freed_outside_of_it() -> None:
     with torch.inference_mode():
         received, _ = next(iter(loader()))
         memory = received._memory.numpy()

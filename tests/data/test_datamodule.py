@@ -479,7 +479,7 @@ def test_a_category_that_the_manifest_lacks_is_no_damage(
     assert "max_corrupt" not in str(error.value)
 
 
-def test_what_a_folder_leaves_out_is_told(
+def test_what_a_folder_leaves_out_is_reported(
     coco_folder: Path, shard_folder: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(coco_folder, tmp_path / "coco")

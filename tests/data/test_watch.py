@@ -237,7 +237,7 @@ def damage(folder: Path, ids: set[int]) -> set[str]:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["coco", "shards"])
-def test_damaged_samples_are_left_out_and_told(
+def test_damaged_samples_are_left_out_and_reported(
     coco_folder: Path, shard_folder: Path, tmp_path: Path, kind: str
 ) -> None:
     source = {"coco": coco_folder, "shards": shard_folder}[kind]

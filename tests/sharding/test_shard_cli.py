@@ -193,7 +193,7 @@ def test_shards_are_not_overwritten_unasked(
     assert "mine.tar" in names and not any(".tmp" in name for name in names)
 
 
-def test_what_is_odd_is_said_with_examples(
+def test_problems_are_listed_with_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = [annotation(id=n, segmentation=[]) for n in range(2, 7)]
@@ -349,7 +349,7 @@ def test_a_folder_that_may_not_be_written(
     assert code == 2 and "Permission denied" in err and err.count("\n") == 1
 
 
-def test_help_tells_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("--help", capsys=capsys)
     flags = (
         "--splits --samples-per-shard --max-shard-size --overwrite --strict --limit --annotations "
@@ -526,7 +526,7 @@ def process(*arguments: object, stdout: object, **options: Any) -> subprocess.Co
     )
 
 
-def test_who_stops_reading_changes_no_exit_code(tmp_path: Path) -> None:
+def test_a_closed_pipe_changes_no_exit_code(tmp_path: Path) -> None:
     write(tmp_path / "coco")
     out = tmp_path / "out"
     runs: list[tuple[int, list[object]]] = [

@@ -473,7 +473,7 @@ def test_a_stopped_run_leaves_no_shards_and_no_manifest(
     assert names == [".autotimm-shard", "backup-000000.tar", "notes.txt"]
 
 
-def test_an_image_whose_size_cannot_be_told_is_left_out(
+def test_an_image_whose_size_cannot_be_read_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Like a network file system, on which an open file may disappear."""

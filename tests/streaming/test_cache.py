@@ -256,7 +256,7 @@ def test_a_disk_that_is_full(files: list[RemoteFile], server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file_in_the_cache_is_said_at_once(
+def test_the_cache_refuses_anything_but_regular_files(
     kind: Any, files: list[RemoteFile], server: Server, tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path / "c", None, QUICK)

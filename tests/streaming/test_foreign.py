@@ -229,7 +229,7 @@ def test_of_several_processes_one_makes_an_index(
     )
 
 
-def test_what_cannot_be_used_is_counted(samples: dict[str, list[Sample]], tmp_path: Path) -> None:
+def test_unusable_samples_are_counted(samples: dict[str, list[Sample]], tmp_path: Path) -> None:
     (_, image, record), other = samples["train"][0], samples["train"][1]
     annotation = record["annotations"][0]
     odd = [annotation | {"category_id": "one"}, {"category_id": 5, "id": 1}, 7]
@@ -407,7 +407,7 @@ def test_too_many_damaged_samples_are_to_be_repaired_or_removed(
     assert "autotimm-shard" not in str(e.value)
 
 
-def test_a_cache_that_cannot_be_written_says_so(
+def test_a_cache_that_cannot_be_written_is_refused(
     samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "tars", samples)

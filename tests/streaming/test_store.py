@@ -256,7 +256,7 @@ def test_a_split_without_shards_is_refused(copy: Path) -> None:
         open_source(copy, "none")
 
 
-def test_sources_tell_what_they_have(coco_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+def test_attributes_of_sources(coco_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
     for folder in (coco_folder, shard_folder):
         assert open_source(folder, "train").problems.counts == {}
         assert open_source(folder, "train").has_instances()
@@ -277,7 +277,9 @@ def test_a_missing_image_is_named(coco_folder: Path, tmp_path: Path) -> None:
         everything(source)  # type: ignore[arg-type]
 
 
-def test_what_is_no_source_says_so(coco_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+def test_a_location_that_is_no_source_is_refused(
+    coco_folder: Path, shard_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="no such folder"):
         open_source(tmp_path / "nothing", "train")
     with pytest.raises(InputError, match=r"no annotations/instances.*manifest\.json"):
@@ -367,7 +369,7 @@ def test_a_server_that_fails_twice_is_asked_again(server: Server, tmp_path: Path
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "longer", "gone"])
-def test_what_is_not_the_shard_never_enters_the_cache(
+def test_a_wrong_download_never_enters_the_cache(
     fault: str, server: Server, copy: Path, tmp_path: Path
 ) -> None:
     tar = copy / "train-000000.tar"
@@ -433,7 +435,7 @@ def test_prefetching_brings_shards_before_they_are_read(server: Server, tmp_path
     assert server.requests["train-000002.tar"] == 1
 
 
-def test_a_cache_that_cannot_be_written_says_so(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     source = ShardSource(server.url, "train", tmp_path / "file", retry=QUICK)
     with pytest.raises(InputError, match="cannot be used as a cache"):
