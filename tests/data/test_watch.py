@@ -249,13 +249,13 @@ def test_damaged_samples_are_left_out_and_reported(
     assert len(names) == 3
 
     model = Recorder()
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         trainer(tmp_path).fit(model, datamodule=module(folder, max_corrupt=0.5, num_workers=1))
     for was, now in zip(clean.batches, model.batches, strict=True):
         assert all(w == n or w in bad for w, n in zip(was, now, strict=True))
     assert not bad & {i for batch in model.batches for i in batch}
     assert sorted(model.evaluated[-4:]) == sorted(set(clean.evaluated) - bad)
-    lines = [str(w.message) for w in told if "were skipped" in str(w.message)]
+    lines = [str(w.message) for w in caught if "were skipped" in str(w.message)]
     assert [line.partition(" were ")[0] for line in lines] == [
         "validation: 1 of 5 samples",
         "epoch 1: 2 of 13 samples",
@@ -287,14 +287,14 @@ DAMAGED_RANK = """
 
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     options = {"image_size": 96, "max_corrupt": 0.9, "aspect_buckets": True}
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = Recorder()
         run = trainer(out, devices=2, strategy="ddp", max_epochs=1)
         run.fit(model, datamodule=module(folder, num_workers=2, **options))
         one = Recorder()
         run.validate(one, datamodule=module(folder, val_batch_size=1, **options), verbose=False)
-    lines = [str(w.message) for w in told if "were skipped" in str(w.message)]
+    lines = [str(w.message) for w in caught if "were skipped" in str(w.message)]
     found = {"batches": model.batches, "shapes": model.shapes, "evaluated": one.evaluated,
              "lines": lines}
     (out / f"{run.global_rank}.json").write_text(json.dumps(found))

@@ -257,15 +257,15 @@ def test_a_shard_without_a_usable_image_is_none(
     write(tmp_path / "coco", images, [], files=files)
     out, flags = tmp_path / "out", ["--samples-per-shard", 3]
     for arguments in (["--dry-run"], [tmp_path / "all"], [out, "--part", "2/3"], [out]):
-        code, told, _ = run(tmp_path / "coco", *arguments, *flags, capsys=capsys)
+        code, printed, _ = run(tmp_path / "coco", *arguments, *flags, capsys=capsys)
         words = {"--dry-run": "; 2 shards would", "--part": "wrote 0 shards"}
         expected = next((words[a] for a in arguments if a in words), "wrote 2 shards in")
-        assert code == 0 and expected in told
+        assert code == 0 and expected in printed
     shards = read_manifest(out).splits["train"].shards
     assert [shard.name for shard in shards] == ["train-000000.tar", "train-000002.tar"]
     assert (out / "manifest.json").read_bytes() == (tmp_path / "all/manifest.json").read_bytes()
-    code, told, _ = run("--verify", out, capsys=capsys)
-    assert code == 0 and "2 shards, 5 images" in told
+    code, printed, _ = run("--verify", out, capsys=capsys)
+    assert code == 0 and "2 shards, 5 images" in printed
 
 
 def test_new_ids_have_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -418,11 +418,11 @@ def test_a_dry_run_reads_all_and_writes_nothing(
     code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--dry-run", *flags, capsys=capsys)
     assert code == 0 and "; 1 shards would be written" in out and not (tmp_path / "out").exists()
     code, wet, _ = run(tmp_path / "coco", tmp_path / "out", "--json", *flags, capsys=capsys)
-    told, expected = json.loads(dry), json.loads(wet)
-    assert told["state"] == "dry run" and expected["state"] == "written"
+    printed, expected = json.loads(dry), json.loads(wet)
+    assert printed["state"] == "dry run" and expected["state"] == "written"
     ours = expected["splits"]["train"]
     sizes = {"shards": ours["shards"], "bytes": ours["bytes"]}
-    assert told["splits"]["train"] | sizes == ours and told["planned_shards"] == 1
+    assert printed["splits"]["train"] | sizes == ours and printed["planned_shards"] == 1
     assert {name: ours[name] for name in ("images", "instances", "crowd", "shards")} == {
         "images": 1,
         "instances": 1,
@@ -450,15 +450,15 @@ def test_verify_exits_with_1_at_any_damage(
 ) -> None:
     out = tmp_path / "out"
     run(two_splits(tmp_path / "coco"), out, capsys=capsys)
-    code, told, err = run("--verify", out, capsys=capsys)
-    assert code == 0 and not err and "sound: 2 shards, 2 images, 2 instances" in told
+    code, printed, err = run("--verify", out, capsys=capsys)
+    assert code == 0 and not err and "sound: 2 shards, 2 images, 2 instances" in printed
     data = bytearray((out / "train-000000.tar").read_bytes())
     data[700] ^= 1
     (out / "train-000000.tar").write_bytes(data)
-    code, told, err = run("--verify", out, "--workers", 1, capsys=capsys)
-    assert code == 1 and not err and told.startswith("train-000000.tar: ")
-    code, told, _ = run("--verify", out, "--json", capsys=capsys)
-    report = json.loads(told)
+    code, printed, err = run("--verify", out, "--workers", 1, capsys=capsys)
+    assert code == 1 and not err and printed.startswith("train-000000.tar: ")
+    code, printed, _ = run("--verify", out, "--json", capsys=capsys)
+    report = json.loads(printed)
     assert code == 1 and report["state"] == "damaged" and report["shards"] == 2
     assert all("train-000000" in fault for fault in report["faults"])
     code, _, err = run("--verify", tmp_path / "coco", capsys=capsys)
@@ -501,10 +501,14 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two_splits(tmp_path / "coco")
     code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--json", capsys=capsys)
-    told = json.loads(out)
-    assert code == 0 and told["state"] == "written" and told["seconds"] > 0
-    assert (told["written_shards"], told["kept_shards"], told["written_images"]) == (2, 0, 2)
-    assert told["splits"]["val"] == {
+    printed = json.loads(out)
+    assert code == 0 and printed["state"] == "written" and printed["seconds"] > 0
+    assert (printed["written_shards"], printed["kept_shards"], printed["written_images"]) == (
+        2,
+        0,
+        2,
+    )
+    assert printed["splits"]["val"] == {
         "images": 1,
         "instances": 1,
         "crowd": 0,
