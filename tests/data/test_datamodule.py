@@ -485,18 +485,16 @@ def test_what_a_folder_leaves_out_is_reported(
     folder = shutil.copytree(coco_folder, tmp_path / "coco")
     images = sorted((folder / "train2017").iterdir())
     images[0].unlink()
-    with pytest.warns(
-        UserWarning, match=f"coco, split 'train': .*: 1 .*{images[0].name}"
-    ) as caught:
+    with pytest.warns(UserWarning, match=f"coco, split 'train': .*: 1 .*{images[0].name}") as got:
         data = module(folder)
         data.setup("fit")
         assert data.num_classes == 4
-    ours = [str(w.message) for w in caught if "split 'train'" in str(w.message)]
+    ours = [str(w.message) for w in got if "split 'train'" in str(w.message)]
     assert len(ours) == 1
     assert ours[0].startswith(str(folder))
     assert "autotimm-shard also counts problems in annotations" in ours[0]
     assert "\n" not in ours[0]
-    assert not [w for w in caught if "split 'val'" in str(w.message)]
+    assert not [w for w in got if "split 'val'" in str(w.message)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(coco_folder).setup()

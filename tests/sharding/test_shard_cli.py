@@ -503,11 +503,8 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--json", capsys=capsys)
     printed = json.loads(out)
     assert code == 0 and printed["state"] == "written" and printed["seconds"] > 0
-    assert (printed["written_shards"], printed["kept_shards"], printed["written_images"]) == (
-        2,
-        0,
-        2,
-    )
+    counts = [printed[key] for key in ("written_shards", "kept_shards", "written_images")]
+    assert counts == [2, 0, 2]
     assert printed["splits"]["val"] == {
         "images": 1,
         "instances": 1,
