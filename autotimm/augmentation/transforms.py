@@ -230,9 +230,9 @@ def _with_instances(
     matrix = placement.matrix
     kept = left >= LEAST_VISIBLE
     cut = np.flatnonzero(kept & (left < 0.999))  # the visible part may not fill the clipped box
-    looks = crops_of([annotations[i] for i in cut], matrix, boxes[cut])
-    for i, look in zip(cut, looks, strict=True):
-        tight = tighten(boxes[i], look)
+    crops = crops_of([annotations[i] for i in cut], matrix, boxes[cut])
+    for i, crop in zip(cut, crops, strict=True):
+        tight = tighten(boxes[i], crop)
         kept[i] = tight is not None
         if tight is not None:
             boxes[i] = tight

@@ -9,7 +9,7 @@ from pathlib import Path
 from autotimm.coco.index import Category
 from autotimm.data.settings import DataSettings
 from autotimm.files.urls import Location
-from autotimm.streaming.layout import DataFolder, look
+from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
 
@@ -37,7 +37,7 @@ class Splits:
 
     @cached_property
     def _folder(self) -> DataFolder:
-        return look(self.location)
+        return detect_layout(self.location)
 
     @cached_property
     def names(self) -> list[str]:

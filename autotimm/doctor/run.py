@@ -19,7 +19,7 @@ from autotimm.files import urls
 from autotimm.images.decode import DataError
 from autotimm.setup import resources
 from autotimm.strategies import choice
-from autotimm.streaming.layout import DataFolder, look
+from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 
@@ -30,7 +30,7 @@ def data(location: str) -> list[Finding]:
     """Whether the data can be reached, and whether manifest, splits and a sample can be used."""
     begun = time.perf_counter()
     try:
-        where = look(location)
+        where = detect_layout(location)
         splits = split_names(where)
     except (InputError, OSError) as error:
         return [Finding("fail", "data", urls.without_secrets(str(error)), "see --data")]

@@ -32,7 +32,7 @@ class DataFolder:
         return self.location.folder
 
 
-def look(data_dir: str | Path | Location | DataFolder) -> DataFolder:
+def detect_layout(data_dir: str | Path | Location | DataFolder) -> DataFolder:
     """Detects what a folder or URL holds; returns a ``DataFolder`` unchanged.
 
     Raises:

@@ -28,7 +28,7 @@ from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
 from autotimm.streaming.cache import Cache, default_folder
 from autotimm.streaming.cached_shards import CachedShardFiles
-from autotimm.streaming.layout import DataFolder, look
+from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.open_shard import OpenShard
 from autotimm.streaming.shard_files import LocalShardFiles
 from autotimm.structures import InputError, Record
@@ -40,7 +40,7 @@ class ShardSource:
     """A split of shards, read by index; shards from a URL go through the cache.
 
     Args:
-        data_dir: the folder or URL, or the result of :func:`autotimm.streaming.layout.look`.
+        data_dir: the folder or URL, or the result of ``layout.detect_layout``.
         split: such as "train".
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         verify: check the sha256 of all shards first, which reads them all.
@@ -61,7 +61,7 @@ class ShardSource:
         retry: Retry | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        data = look(data_dir)
+        data = detect_layout(data_dir)
         location, folder = data.location, data.folder
         cache_folder = urls.home_expanded(cache_dir) if cache_dir else default_folder()
         cache = Cache(cache_folder, cache_limit, retry or Retry())

@@ -22,7 +22,7 @@ from autotimm.files.retry import Retry
 from autotimm.format.manifest import MANIFEST
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
-from autotimm.streaming.layout import DataFolder, look
+from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.shards import ShardSource, manifest_of
 from autotimm.structures import InputError, Record
 
@@ -78,7 +78,7 @@ def open_source(
     """Opens a split of a folder or URL of shards, a folder of tars, or a COCO folder.
 
     Args:
-        data_dir: the folder or URL, or the result of :func:`autotimm.streaming.layout.look`.
+        data_dir: the folder or URL, or the result of ``layout.detect_layout``.
         split: such as "train".
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         verify: check the sha256 of all shards first, which reads them all.
@@ -87,7 +87,7 @@ def open_source(
     Raises:
         InputError: the folder or split does not exist, or is damaged.
     """
-    data = look(data_dir)
+    data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
         return ShardSource(data, split, cache_dir, verify, cache_limit=cache_limit)
     return FolderSource(_coco_split(data.folder, split))
@@ -99,7 +99,7 @@ def split_names(data_dir: str | Path | DataFolder) -> list[str]:
     Raises:
         InputError: the location is none of them.
     """
-    data = look(data_dir)
+    data = detect_layout(data_dir)
     if data.folder is None or data.layout == "shards":
         return list(manifest_of(data.location, Retry()).splits)
     if data.layout == "tars":

@@ -17,7 +17,7 @@ from autotimm.files.urls import locate
 from autotimm.format.manifest import MANIFEST
 from autotimm.format.record import checked_record
 from autotimm.images.decode import DataError, decode_image
-from autotimm.streaming.layout import look
+from autotimm.streaming.layout import detect_layout
 from autotimm.streaming.shards import ShardSource
 from autotimm.structures import InputError, World
 
@@ -60,7 +60,7 @@ def webdataset_pipeline(
         raise InputError(
             f"{location.folder}: not a folder of shards (no {MANIFEST}): run autotimm-shard"
         )
-    source = ShardSource(look(location), split, cache_dir)
+    source = ShardSource(detect_layout(location), split, cache_dir)
     shards = _LocalShards(source, seed if shuffle else None, world or World())
     pipeline = webdataset.WebDataset(
         ["the stage below"],
