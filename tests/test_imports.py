@@ -51,7 +51,6 @@ FILES = sorted(
 LIGHTNING = {
     *("lightning_private", "tasks", "distributed", "outputs", "checkpoints"),
     *("strategies", "setup", "training", "cli"),
-    *("strategies", "setup", "training", "cli"),
 }
 BESIDE = {"datamodule.py", "watch.py"}  # the data module and the callback that it brings
 

@@ -1,4 +1,4 @@
-"""Pictures of instances: exact pixels where they are defined, nothing where nothing is drawn."""
+"""Pictures of instances: drawn pixels have exact values, and all others stay as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from autotimm import visualize
 from autotimm.coco import masks
 from autotimm.structures import InputError
-from autotimm.visualize import class_colour, draw_instances, grid, save_png
+from autotimm.visualize import class_colour, draw_instances, grid, instances, save_png
 
 GREY = np.full((120, 160, 3), 100, np.uint8)
 
@@ -90,7 +90,7 @@ def test_labels_stay_inside_and_can_be_read(x: float, y: float) -> None:
     colour = np.array(class_colour(4))
     rows, cols = np.nonzero((picture != 100).any(axis=2))
     plate = picture[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1].astype(int)
-    # All of the plate is there, edges included: nothing was cut off at the picture's border.
+    # All four edges of the plate are visible: the picture's border cuts nothing off.
     for edge in (plate[0], plate[-1], plate[:, 0], plate[:, -1]):
         assert (edge == colour).all()
     contrast = np.abs(plate - colour).max(axis=2)
@@ -112,14 +112,14 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
 
 def test_scores_names_and_numbers_are_written() -> None:
     texts = []
-    original = visualize._write
+    original = instances.write_label
 
     def note(pen: Any, text: str, *others: Any) -> Any:
         texts.append(text)
         return original(pen, text, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(visualize, "_write", note)
+        patch.setattr(instances, "write_label", note)
         draw(scores=[0.934], class_names=["a", "b", "c"])
         draw(scores=torch.tensor([1.0]), class_names=["a"])
         draw(class_names=["a", "b", "c"])
@@ -160,7 +160,7 @@ def test_thousands_of_instances() -> None:
     draw_instances(GREY, boxes, rng.integers(0, 80, 5000), rng.uniform(size=5000), rles)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="1 boxes, but 2 labels"):
         draw(labels=[1, 2])
     with pytest.raises(ValueError, match="1 boxes, but 0 masks"):
@@ -230,7 +230,7 @@ FOUND: dict[str, Any] = {
 }
 
 
-def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) -> None:
+def test_draw_takes_any_image_and_leaves_out_low_scores(tmp_path: Path) -> None:
     names = ["a", "b", "c"]
     expected = draw(scores=[0.9], class_names=names)
     save_png(tmp_path / "grey.png", GREY)
@@ -246,7 +246,7 @@ def test_draw_takes_any_image_and_leaves_out_what_is_not_sure(tmp_path: Path) ->
     small["rles"] = [masks.encode(mask.numpy()) for mask in FOUND["masks"]]
     np.testing.assert_array_equal(np.asarray(visualize.draw(GREY, small, names)), expected)
     both = visualize.draw(GREY, FOUND, names, threshold=float(FOUND["scores"][1]))
-    assert (np.asarray(both)[0, :20] != 100).any(), "what scores as much as the threshold is drawn"
+    assert (np.asarray(both)[0, :20] != 100).any(), "a score that equals the threshold is drawn"
     everything = np.asarray(visualize.draw(GREY, FOUND, threshold=0))
     assert (everything[0, :20] != 100).any()
     truth = {"boxes": FOUND["boxes"][:1], "labels": FOUND["labels"][:1]}
