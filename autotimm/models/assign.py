@@ -1,9 +1,9 @@
-"""Which location answers for which object: FCOS's assignment, padded and vectorised on the device.
+"""FCOS's assignment of instances to locations, padded and vectorised on the device.
 
-Everything has a fixed shape, so that the compiled step neither waits for the host nor recompiles.
-Pairs of a location and an instance slot are many (B * L * M: 110 million for 16 images of 800
-pixels with 512 slots). A compiled step reduces them as it makes them; otherwise they are made some
-slots at a time.
+Everything has a fixed shape, so the compiled step neither waits for the host nor recompiles. There
+are B * L * M pairs of a location and an instance slot: 110 million for 16 images of 800 pixels with
+512 slots. A compiled step never stores them, and an uncompiled one computes them for a few slots at
+a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAIRS_AT_ONCE = 2**22  # some ten tensors of 16 MiB
 
 
 class Targets(NamedTuple):
-    """What each location should say."""
+    """What the head should predict at each location."""
 
     matched: Tensor  # [B, L] the instance slot, -1 for background
     labels: Tensor  # [B, L] class, -1 for background
@@ -31,14 +31,14 @@ class Targets(NamedTuple):
 def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
     """Slot of the instance that each location regresses, or -1 (Tian et al. 2019, section 3).
 
-    A location takes an instance if it lies inside its box and within 1.5 strides of the box's
-    centre, and if its largest distance to a side is in its level's range (low, high]; of several
-    the smallest by area wins, and of equally small ones the first. torchvision leaves the upper end
-    of a range out, so that a distance of exactly 64 has no level, and sees no difference between
-    areas less than 8 square pixels apart.
+    A location matches an instance if it lies inside the instance's box and within 1.5 strides of
+    the box's centre, and if its largest distance to a side of the box is in its level's range
+    (low, high]. If a location matches several instances, it regresses the smallest by area, and the
+    first of equally small ones. torchvision excludes the upper end of a range, so a distance of
+    exactly 64 has no level there, and it treats areas as equal if they differ by less than 8 square
+    pixels.
 
-    An instance so small that no location lies inside has no location; its mask is learnt from all
-    the same.
+    An instance that is too small to contain a location gets none. The mask head still trains on it.
 
     Args:
         boxes: [B, M, 4] canvas pixels.
@@ -48,7 +48,7 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
         [B, L] int64.
     """
     if torch.compiler.is_compiling():
-        # Whole: a loop over slots would make a graph for each number of them.
+        # All slots at once: a loop over them would need one graph for each number of slots.
         smallest, matched = _smallest(where, boxes, labels)
         return torch.where(torch.isfinite(smallest), matched, -1)
     images, slots = labels.shape
@@ -63,14 +63,16 @@ def match(where: Locations, boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _smallest(where: Locations, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Area and slot of the smallest instance that each location may take, both [B, L]; the area is
-    infinite where there is none."""
+    """Area and slot of the smallest instance that each location matches, both [B, L].
+
+    The area is infinite where a location matches none.
+    """
     x, y = where.points[:, 0, None], where.points[:, 1, None]  # [L, 1]
     x1, y1, x2, y2 = boxes[:, None].unbind(-1)  # each [B, 1, M]
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # each [B, L, M]
     inside = torch.minimum(torch.minimum(left, top), torch.minimum(right, bottom)) > 0
-    # With the location inside the box, 'near the centre' is AdelaiDet's 'inside the centre box
-    # clipped to the ground truth'.
+    # For a location inside the box, this equals AdelaiDet's test whether it is inside the centre
+    # box, clipped to the ground truth.
     radius = CENTER_RADIUS * where.strides[:, None]
     central = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs()) < radius
     reach = torch.maximum(torch.maximum(left, top), torch.maximum(right, bottom))
@@ -101,7 +103,7 @@ def targets(where: Locations, boxes: Tensor, labels: Tensor) -> Targets:
 
 def centerness(distances: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)): FCOS's equation 3. [..., 4] to [...]."""
-    # Strides, not lists of indices: those would be copied to the device at every step.
+    # Slices, because lists of indices would be copied to the device at every step.
     horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
     ratio = (horizontal.amin(-1) * vertical.amin(-1)) / (horizontal.amax(-1) * vertical.amax(-1))
     return ratio.sqrt()

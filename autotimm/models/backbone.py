@@ -1,8 +1,8 @@
-"""Any timm model with feature maps, as one module that yields those a pyramid starts from.
+"""Any timm model with feature maps, as one module that returns the maps a pyramid starts from.
 
-Maps come out as [B, C, h, w] whatever the model computes in (Swin and its kin work channels last),
-for canvases of any size in multiples of 32. What the maps do not depend on takes no part in
-training: DDP waits for a gradient of every parameter that asks for one.
+Maps are [B, C, h, w] even if the model computes them channels last, as Swin does. The sides of a
+canvas may be any multiples of 32. Parameters that no map depends on are frozen, because DDP waits
+for a gradient of every parameter that requires one.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ Norm = Literal["batch", "frozen", "sync"]
 
 
 class Backbone(nn.Module):
-    """A timm model cut down to its maps at strides (4,) 8, 16 and 32, as far as it has them.
+    """A timm model reduced to its feature maps at strides 8, 16 and 32, and optionally 4.
 
     Args:
-        name: a timm model name, with a tag where wanted (``resnet50.a1_in1k``).
+        name: a timm model name, with or without a tag (``resnet50.a1_in1k``).
         pretrained: True downloads timm's weights, a path reads them from a file (``.safetensors``
-            or a weights-only ``.pth``), False starts from random ones.
-        norm: what batch norms do: ``batch`` learns, each rank by its own images; ``frozen`` keeps
-            the statistics and the affine parameters of the weights that it starts from; ``sync``
-            learns by the images of all ranks, once :meth:`synchronise` was called.
-        frozen_stages: how many of the first stages stay as they are, statistics of norms included;
-            the stem is one.
-        fine: give the map at stride 4, too, where there is one.
+            or a weights-only ``.pth``), False starts from random weights.
+        norm: how batch norms train. With ``batch``, each rank uses the statistics of its own
+            images. ``frozen`` keeps the statistics and the affine parameters of the initial
+            weights. ``sync`` uses the images of all ranks once :meth:`synchronise` was called.
+        frozen_stages: the number of stages from the stem on that do not train, statistics of their
+            norms included; the stem counts as one.
+        fine: whether to return the map at stride 4 as well, if the model has it.
 
     Attributes:
-        strides: of the maps, finest first: of (4,) 8, 16 and 32 those that there are.
+        strides: of the maps that the model has, finest first.
         channels: of each map.
-        plain: whether all of the model works at one stride, as a plain transformer does.
-        preprocessing: what the weights were trained with; ImageNet's and bilinear for random ones.
+        plain: whether all layers work at one stride, as in a plain transformer.
+        preprocessing: that of the pretrained weights; ImageNet's and bilinear for random ones.
 
     Raises:
-        InputError: an unknown name, a model that cannot be a backbone (others are named), weights
-            that cannot be had, or a ``norm`` for a model that has no batch norm.
+        InputError: the name is unknown, the model cannot be a backbone (the message suggests
+            others), the weights cannot be loaded, or ``norm`` needs batch norms and the model has
+            none.
     """
 
     def __init__(
@@ -57,19 +58,23 @@ class Backbone(nn.Module):
         fine: bool = False,
     ) -> None:
         super().__init__()
-        found = features(name, fine)
-        self.strides, self.channels, self.plain = found.strides, list(found.channels), found.plain
-        self.multiple, self.channels_last = found.multiple, found.channels_last
-        self.model = _create(name, pretrained, found)
+        spec = features(name, fine)
+        self.strides, self.channels, self.plain = (
+            spec.strides,
+            list(spec.channels),
+            spec.plain,
+        )
+        self.multiple, self.channels_last = spec.multiple, spec.channels_last
+        self.model = _create(name, pretrained, spec)
         self.preprocessing = (
             _preprocessing(self.model.pretrained_cfg) if pretrained else Preprocessing()
         )
         for parameter_name, parameter in self.model.named_parameters():
-            if parameter_name in found.unused:
+            if parameter_name in spec.unused:
                 parameter.requires_grad_(False)
         self.norm = norm
         self._check_norm(name)
-        # Names, as synchronised norms are other modules.
+        # Modules that stay in evaluation mode. By name: synchronise() replaces the norms.
         self._kept: list[str] = []
         if norm == "frozen":
             norms = self._batch_norms()
@@ -77,7 +82,7 @@ class Backbone(nn.Module):
         if frozen_stages:
             names = [key for key, _ in self.model.named_parameters()]
             frozen = first_stages(name, names, frozen_stages)
-            self._kept += [k for k, m in self.model.named_modules() if _consists(k, m, frozen)]
+            self._kept += [k for k, m in self.model.named_modules() if _consists_of(k, m, frozen)]
             for key in frozen:
                 self.model.get_parameter(key).requires_grad_(False)
         for key in self._kept:
@@ -97,29 +102,31 @@ class Backbone(nn.Module):
         return [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
 
     def norms_are_fresh(self) -> bool:
-        """Whether the batch norms have seen no image, here or where the weights are from."""
+        """Whether all running means are zero: the weights were never trained on images."""
         return not any(
             norm.running_mean.any() for norm in self._batch_norms() if norm.running_mean is not None
         )
 
     def synchronise(self) -> None:
-        """Has batch norms take their statistics over all ranks. Keys of the weights stay."""
+        """Make batch norms compute their statistics over all ranks. Weights keep their keys."""
         self.model = convert_sync_batchnorm(self.model)
 
     def train(self, mode: bool = True) -> Backbone:
-        """As ``nn.Module.train``, but what is frozen stays in evaluation mode."""
+        """As ``nn.Module.train``, but frozen modules stay in evaluation mode."""
         super().train(mode)
         for key in self._kept:
             self.model.get_submodule(key).eval()
         return self
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which a canvas is worked on: attention in windows of a share of the image
-        (MaxViT's) has to find whole ones."""
+        """The size to which :meth:`forward` pads a canvas.
+
+        Models such as MaxViT divide an image into windows and need a whole number of them.
+        """
         return height + -height % self.multiple, width + -width % self.multiple
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``image`` [B, 3, H, W], H and W multiples of 32, to maps [B, C, H/s, W/s]."""
+        """Convert ``image`` [B, 3, H, W], H and W multiples of 32, to maps [B, C, H/s, W/s]."""
         height, width = image.shape[-2:]
         full_height, full_width = self.padded(height, width)
         below, right = full_height - height, full_width - width
@@ -134,10 +141,10 @@ class Backbone(nn.Module):
         return list(maps)
 
 
-def _consists(name: str, module: nn.Module, of: set[str]) -> bool:
-    """Whether a module has parameters, and all of them are among those named."""
+def _consists_of(name: str, module: nn.Module, parameters: set[str]) -> bool:
+    """Whether the module ``name`` has parameters, all of which are in ``parameters``."""
     own = [f"{name}.{key}" for key, _ in module.named_parameters()]
-    return bool(own) and of.issuperset(own)
+    return bool(own) and parameters.issuperset(own)
 
 
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:
@@ -145,26 +152,26 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     return Preprocessing(tuple(mean), tuple(std), config["interpolation"])
 
 
-def _create(name: str, pretrained: bool | str | Path, found: Features) -> Any:
+def _create(name: str, pretrained: bool | str | Path, spec: Features) -> Any:
     if isinstance(pretrained, bool):
-        return _own_weights(name, found) if pretrained else _model(name, found)
+        return _own_weights(name, spec) if pretrained else _model(name, spec)
     path = Path(pretrained)
     if not path.is_file():
         raise InputError(f"pretrained={str(path)!r} is not a file")
     overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        empty = dict(_model(name, found).named_parameters())
+        empty = dict(_model(name, spec).named_parameters())
         torch.manual_seed(0)
         try:
-            model = _model(name, found, pretrained=True, pretrained_cfg_overlay=overlay)
-        # Each file format fails with exceptions of its own.
+            model = _model(name, spec, pretrained=True, pretrained_cfg_overlay=overlay)
+        # Each file format raises different exceptions.
         except Exception as error:
             raise InputError(
                 f"pretrained={str(path)!r} cannot be read as weights of {name} "
                 f"({type(error).__name__}: {_first_sentence(error)})"
             ) from error
-    # timm leaves what it does not find in a file as it was, and says nothing.
+    # timm silently keeps the initial values of parameters that the file lacks.
     missing = [
         key
         for key, weight in model.named_parameters()
@@ -172,16 +179,16 @@ def _create(name: str, pretrained: bool | str | Path, found: Features) -> Any:
     ]
     if missing:
         raise InputError(
-            f"pretrained={str(path)!r} is not of {name}: it lacks {missing[0]}"
+            f"pretrained={str(path)!r} does not hold weights of {name}: it lacks {missing[0]}"
             + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
         )
     return model
 
 
-def _own_weights(name: str, found: Features) -> Any:
+def _own_weights(name: str, spec: Features) -> Any:
     try:
-        return _model(name, found, pretrained=True)
-    # Each transport fails with an exception class of its own.
+        return _model(name, spec, pretrained=True)
+    # Each transport raises different exceptions.
     except Exception as error:
         config = timm.get_pretrained_cfg(name)
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None)
@@ -197,10 +204,10 @@ def _own_weights(name: str, found: Features) -> Any:
         ) from error
 
 
-def _model(name: str, found: Features, pretrained: bool = False, **options: Any) -> Any:
-    return timm.create_model(name, pretrained=pretrained, **found.options, **options)
+def _model(name: str, spec: Features, pretrained: bool = False, **options: Any) -> Any:
+    return timm.create_model(name, pretrained=pretrained, **spec.options, **options)
 
 
 def _first_sentence(error: BaseException) -> str:
-    text = str(error).partition(" No automatic unsafe")[0]  # timm goes on to advise just that
+    text = str(error).partition(" No automatic unsafe")[0]  # timm then advises an unsafe load
     return next(iter(text.splitlines()), "")[:200]

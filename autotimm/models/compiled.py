@@ -1,9 +1,9 @@
-"""torch.compile of the network: in place, one graph a canvas, whatever the number of instances.
+"""torch.compile of the network in place, with one graph per canvas for any number of instances.
 
-Invariants: the keys of the state dict stay what they are; a canvas is compiled once for training
-and once for detection; slots for instances are a dynamic dimension, so that batches whose slots
-differ (``data/collate.py``) share a graph; pictures of ever new sizes compile nothing; what cannot
-be compiled is said in one line.
+Invariants: the keys of the state dict do not change; each canvas is compiled once for training and
+once for detection; instance slots are a dynamic dimension, so batches with different numbers of
+slots (``data/collate.py``) share a graph; pictures whose sizes never repeat compile nothing; an
+error of the compiler becomes one line.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from torch._dynamo.exc import TorchDynamoException
 from autotimm.structures import InputError
 
 MOST_SIZES = 8
-"""Of batches that detection is compiled for; a data module has one, users' own pictures any."""
+"""The most batch sizes to compile detection for. Batches of a data module have one size, but those
+that users pass to ``predict`` may have any."""
 _MOST_GRAPHS = 64
-"""Beyond the usual 8 torch gives up and goes on uncompiled; eight canvases, in training and in
-evaluation, and the sizes above are fewer than these."""
+"""torch's limit of recompilations, which is 8 by default; beyond it torch runs uncompiled. Eight
+canvases, in training and in evaluation, and ``MOST_SIZES`` need fewer graphs than this."""
 
 
 def compile_in_place(module: nn.Module, options: Mapping[str, Any] | None) -> None:
-    """Has calls of ``module`` go through torch.compile.
+    """Compile ``module`` at its first call.
 
-    Shapes are static unless ``options`` says otherwise: a canvas deserves code of its own.
+    Shapes are static unless ``options`` says otherwise, because code for one canvas is faster.
 
     Args:
-        module: whose ``forward`` is compiled at its first call.
-        options: arguments of torch.compile, ``{"mode": "reduce-overhead"}`` for example.
+        module: its ``forward`` is compiled.
+        options: arguments of torch.compile, for example ``{"mode": "reduce-overhead"}``.
 
     Raises:
-        InputError: torch.compile does not take these arguments.
+        InputError: torch.compile rejects the arguments.
     """
     arguments = {"dynamic": False, **(options or {})}
     _check_names(arguments)
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_GRAPHS)
     try:
         module.compile(**arguments)
-    # What it checks, it checks at once, with an exception class of its own for each thing.
+    # It checks its arguments here and raises a different exception for each.
     except Exception as error:
         raise InputError(
             f"compile_kwargs={dict(options or {})}: torch.compile refuses it "
@@ -54,18 +55,20 @@ def compile_in_place(module: nn.Module, options: Mapping[str, Any] | None) -> No
 
 
 def mark_dynamic(dimension: int, *tensors: Tensor | None) -> None:
-    """Tells the compiler that this dimension of the tensors differs from call to call, as slots
-    for instances do: each size would otherwise compile a graph of its own."""
+    """Tell the compiler that this dimension of the tensors varies, as that of instance slots does.
+
+    Otherwise it would compile a graph for each size.
+    """
     for tensor in tensors:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 class Sizes:
-    """Which sizes of batches detection is compiled for: those that come again.
+    """Limits the compilation of detection to batch sizes that occur more than once.
 
-    A size that comes for the first time takes code that is there already, or runs uncompiled; so a
-    few pictures need no minutes of compilation, and pictures of ever new sizes never do.
+    The first batch of a size uses existing code if it fits, and runs uncompiled otherwise. So a few
+    pictures do not cost minutes of compilation, nor do pictures whose sizes never repeat.
     """
 
     def __init__(self) -> None:
@@ -73,7 +76,7 @@ class Sizes:
         self._compiled: set[tuple[int, ...]] = set()
 
     def stance(self, image: Tensor) -> AbstractContextManager[Any]:
-        """In what to run the network on ``image`` [B, 3, H, W]."""
+        """The context in which to run the network on ``image`` [B, 3, H, W]."""
         size = tuple(image.shape)
         if size in self._seen and len(self._compiled) < MOST_SIZES:
             self._compiled.add(size)
@@ -85,7 +88,7 @@ class Sizes:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns a failure of the compiler in the calls inside into an InputError of one line."""
+    """Turn a failure of the compiler inside the block into an InputError of one line."""
     try:
         yield
     except TorchDynamoException as error:

@@ -26,42 +26,50 @@ def decode(
 ) -> list[Detections]:
     """Detections of each image, best first, in canvas pixels, boxes clipped to the canvas.
 
-    The score is sqrt(class * centerness). The threshold looks at the class probability alone,
-    before centerness lowers it, as in AdelaiDet; torchvision applies it to the product. Whatever
-    the outputs are, boxes are finite and inside the canvas, and scores in [0, 1].
+    The score is sqrt(class * centerness). As in AdelaiDet, the threshold applies to the class
+    probability, before centerness lowers it; torchvision applies it to the product. For any
+    outputs, boxes are finite and inside the canvas, and scores are in [0, 1].
 
     Args:
         outputs: of the whole batch.
-        where: the locations that the outputs belong to.
-        cells: locations a level, finest first; their sum is L.
-        size: height and width to clip to.
-        score_thresh: least class probability.
-        nms_thresh: IoU above which the worse of two boxes of a class goes.
-        max_detections: kept an image.
+        where: the locations of the outputs.
+        cells: the number of locations per level, finest first; their sum is L.
+        size: height and width of the canvas.
+        score_thresh: the minimum class probability.
+        nms_thresh: NMS removes the worse of two boxes of a class whose IoU is higher.
+        max_detections: the maximum number per image.
     """
-    # In float32, and in place: [B, L, K] is the largest thing here, and a big canvas's is big.
+    # In float32 and in place, because [B, L, K] is the largest tensor here.
     scores = outputs.classes.float().sigmoid()
-    hopeless = ~(scores > score_thresh)
-    scores.mul_(outputs.centerness.float().sigmoid()[..., None]).sqrt_().masked_fill_(hopeless, -1)
-    # What is no number is no detection, and takes no candidate's place.
+    rejected = ~(scores > score_thresh)
+    scores.mul_(outputs.centerness.float().sigmoid()[..., None]).sqrt_().masked_fill_(rejected, -1)
+    # NaN scores must not displace candidates.
     scores.nan_to_num_(nan=-1.0)
     boxes = clip_boxes_to_image(decode_boxes(outputs.distances, where), size)
     score, label, box = _candidates(scores, boxes, cells)
-    solid = (score >= 0) & ((box[..., 2:] - box[..., :2]) > 0).all(-1)
-    found = []
-    for i, kept in enumerate(solid):
-        place = kept.nonzero()[:, 0]  # the host waits here, and in the NMS
+    valid = (score >= 0) & ((box[..., 2:] - box[..., :2]) > 0).all(-1)
+    detections = []
+    for i, kept in enumerate(valid):
+        place = kept.nonzero()[:, 0]  # the host waits for the device here and in the NMS
         own, labels, best = box[i, place], label[i, place], score[i, place]
         keep = batched_nms(own, best, labels, nms_thresh)[:max_detections]
-        found.append(Detections(boxes=own[keep], labels=labels[keep], scores=best[keep]))
-    return found
+        detections.append(Detections(boxes=own[keep], labels=labels[keep], scores=best[keep]))
+    return detections
 
 
 def _candidates(
     scores: Tensor, boxes: Tensor, cells: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of each level, for all images at once: scores [B, N], labels [B, N], boxes
-    [B, N, 4], out of scores [B, L, K] and boxes [B, L, 4]."""
+    """The best candidates of each level, for all images at once.
+
+    Args:
+        scores: [B, L, K].
+        boxes: [B, L, 4].
+        cells: as in :func:`decode`.
+
+    Returns:
+        Scores [B, N], labels [B, N] and boxes [B, N, 4].
+    """
     num_classes = scores.shape[2]
     best, index, start = [], [], 0
     for count in cells:

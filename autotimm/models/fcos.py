@@ -1,8 +1,8 @@
-"""The FCOS head (Tian et al. 2019): per location class logits, box distances and centerness.
+"""The FCOS head (Tian et al. 2019): class logits, box distances and centerness per location.
 
-The invariants: all levels share the towers; each level scales its distances by a factor of its own;
-distances are in units of the level's stride and never negative; centerness sits on the regression
-tower. Outputs of all levels are joined along L, finest level first, rows before columns.
+Invariants: all levels share the towers; each level has a learnt scale for its distances; distances
+are in units of the level's stride and never negative; the regression tower computes centerness.
+Outputs of all levels are concatenated along L, finest level first, rows before columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autotimm.models.pyramid import STRIDES
 
 
 class HeadOutputs(NamedTuple):
-    """What the head says of every location, in the precision that it was computed in."""
+    """The head's predictions at every location, in the precision of the computation."""
 
     classes: Tensor  # [B, L, K] logits
     distances: Tensor  # [B, L, 4] left, top, right, bottom in strides, >= 0
@@ -27,11 +27,11 @@ class HeadOutputs(NamedTuple):
 
 
 class Locations(NamedTuple):
-    """Where the head looks: the same for every image of a canvas size."""
+    """The locations of all levels, the same for every image of a canvas size."""
 
     points: Tensor  # [L, 2] x, y in canvas pixels
     strides: Tensor  # [L]
-    ranges: Tensor  # [L, 2] regress objects whose largest distance lies in (low, high]
+    ranges: Tensor  # [L, 2] a location regresses objects whose largest distance is in (low, high]
 
 
 REGRESS_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, math.inf))
@@ -49,10 +49,10 @@ def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
 def locations(
     shapes: Sequence[tuple[int, int]], device: torch.device, half_stride: bool = True
 ) -> Locations:
-    """The centre of every cell of every level: ``stride // 2 + k * stride``, as FCOS has it.
+    """The centre of every cell of every level: ``stride // 2 + k * stride``, as in FCOS.
 
-    torchvision omits the half stride (pytorch/vision#7473): boxes are then learnt from the cell's
-    corner. ``half_stride=False`` gives its locations, for comparison.
+    torchvision omits the half stride and so predicts boxes from the cells' corners
+    (pytorch/vision#7473). ``half_stride=False`` gives torchvision's locations, for comparison.
     """
     points, strides, ranges = [], [], []
     for (h, w), stride, extent in zip(shapes, STRIDES, REGRESS_RANGES, strict=True):
@@ -66,7 +66,7 @@ def locations(
 
 
 def decode_boxes(distances: Tensor, where: Locations) -> Tensor:
-    """Distances [..., L, 4] in strides at ``where`` to boxes [..., L, 4] in pixels, in float32."""
+    """Convert distances [..., L, 4] in strides to boxes [..., L, 4] in pixels, in float32."""
     pixels = distances.float() * where.strides[:, None]
     return torch.cat([where.points - pixels[..., :2], where.points + pixels[..., 2:]], -1)
 
@@ -75,11 +75,11 @@ class FCOSHead(nn.Module):
     """Two towers of 3x3 convolutions with GroupNorm, shared by all levels.
 
     Args:
-        channels: of the pyramid, and of the towers.
+        channels: of the pyramid and of the towers.
         num_classes: K.
-        num_convs: convolutions a tower.
-        prior: probability that the classifier gives to an object before training, so that the
-            background's sheer number does not drown the first steps (Lin et al. 2017).
+        num_convs: the number of convolutions per tower.
+        prior: the class probability that the untrained head predicts everywhere. A low one keeps
+            the many background locations from dominating the first steps (Lin et al. 2017).
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         assert self.classes.bias is not None
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
-        # Half of the 8 strides where every level's range ends. From zero, half of the distances
-        # would start behind the ReLU, where no gradient reaches them.
+        # Half of 8 strides, at which the ranges of P3 to P6 end. With a bias of zero, the ReLU
+        # would cut off half of the distances at the start, and they would get no gradient.
         assert self.distances.bias is not None
         nn.init.constant_(self.distances.bias, 4.0)
 
     def forward(self, levels: Sequence[Tensor]) -> HeadOutputs:
-        """P3 to P7, each [B, C, h, w], to the outputs of all locations."""
+        """Compute the outputs at all locations from P3 to P7, each [B, C, h, w]."""
         outputs = [
             self._level(level, scale) for level, scale in zip(levels, self.scales, strict=True)
         ]
@@ -124,8 +124,11 @@ class FCOSHead(nn.Module):
 
 
 def _groups(channels: int) -> int:
-    """FCOS's 32 groups of 256 channels; narrower towers keep its 8 channels a group, so that the
-    one or two cells of P7 still make a statistic."""
+    """The number of groups of a GroupNorm: 32 for 256 channels, as in FCOS.
+
+    Groups of narrower towers keep 8 channels, so that the statistics of P7, which may have a single
+    cell, still average several values.
+    """
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 8))
 
 

@@ -1,8 +1,8 @@
-"""What a timm model offers a feature pyramid, found by trying it without memory or arithmetic.
+"""The feature maps that a timm model offers, found by running it on the meta device.
 
-A model's own tables do not say whether it takes images of any size, which axis its channels are
-on or which of its weights a map does not depend on. A twin on the meta device does: shapes alone
-pass through it.
+timm's tables do not say whether a model accepts images of any size, which axis holds its channels,
+or which parameters the maps do not depend on. A copy of the model on the meta device shows this
+without memory or arithmetic, because only shapes pass through it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from autotimm.structures import InputError
 
 STRIDES = (8, 16, 32)
-"""Of the maps that a pyramid starts from, where the model has them."""
+"""The strides of the maps that a pyramid starts from, if the model has them."""
 
 FINE = 4
-"""The stride of the map that small masks are cut from, where the model has it."""
+"""The stride of the map from which small masks are pooled, if the model has it."""
 
-_ANY_SIZE = {  # by the file of timm that defines a model: what it takes to give up a fixed size
+_ANY_SIZE = {  # by the timm file that defines a model: the option that allows any image size
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
     "swin_transformer": {"strict_img_size": False},
@@ -39,26 +39,26 @@ _ANY_SIZE = {  # by the file of timm that defines a model: what it takes to give
     "vitamin": {"dynamic_img_size": True},
 }
 _GOOD = ("resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3")
-_SIDE = 256  # of the canvases to try, or more
-_PATCH = 16  # of plain transformers whose own patches tile no multiple of 32
-# How a model says that it cannot do what was asked: each in its own way.
+_SIDE = 256  # the minimum side of the canvases to try
+_PATCH = 16  # the patch size for plain transformers whose own stride is not one of STRIDES
+# The exceptions with which models reject options or image sizes.
 _FAILURES: tuple[type[Exception], ...] = (AssertionError, AttributeError, LookupError)
 _FAILURES += (RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The maps to take from a model.
+    """The feature maps of a model that a pyramid starts from.
 
     Attributes:
         options: for ``timm.create_model``, besides the name and the weights.
-        strides: of the maps, finest first: those of 8, 16 and 32 that the model has, and of 4 where
-            that was asked for. A plain transformer has one, and it is all that there is.
+        strides: of the maps, finest first: those of 8, 16 and 32 that the model has, and 4 if
+            requested. A plain transformer has a single one.
         channels: of each map.
-        plain: whether all layers of the model work at this one stride.
-        multiple: the canvas is padded to multiples of this many pixels (32: not at all).
-        channels_last: maps come as [B, h, w, C].
-        unused: parameters that no map depends on.
+        plain: whether all layers of the model work at one stride.
+        multiple: the canvas is padded to multiples of this many pixels; 32 means no padding.
+        channels_last: whether the model returns maps as [B, h, w, C].
+        unused: the names of the parameters that no map depends on.
     """
 
     options: dict[str, Any]
@@ -71,7 +71,7 @@ class Features:
 
 
 class _NormedMaps(FeatureGetterNet):
-    """timm's getter of maps, through the model's final norm: so they were made to be given away."""
+    """timm's extractor, with the final norm applied to the maps, as in the model's own output."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__(model, norm=True, **options)
@@ -82,10 +82,14 @@ class _UnusableError(Exception):
 
 
 def original_name(name: str, known: set[str]) -> str | None:
-    """What the whole model calls a parameter of timm's feature extractor, None if it has it not.
+    """The full model's name of a parameter of timm's feature extractor; None if it has none.
 
-    Extractors hold the model in a module of their own ("body.stem.weight"), or join the first two
-    parts of a name ("stages_0.blocks.0.gamma").
+    An extractor wraps the model in another module ("body.stem.weight") or joins the first two parts
+    of a name with an underscore ("stages_0.blocks.0.gamma").
+
+    Args:
+        name: of the parameter in the extractor.
+        known: the names of the full model's parameters.
     """
     head, dot, rest = name.partition(".")
     joined = (f"{head[:i]}.{head[i + 1 :]}{dot}{rest}" for i, c in enumerate(head) if c == "_")
@@ -93,58 +97,64 @@ def original_name(name: str, known: set[str]) -> str | None:
 
 
 def layers(whole: nn.Module, parameters: Iterable[str], coarse: bool) -> dict[str, int] | None:
-    """The number of the layer that each of an extractor's ``parameters`` is in, by timm's
-    ``group_matcher``; those that the whole model has not are left out.
+    """The layer number of each parameter of an extractor, by timm's ``group_matcher``.
 
     Args:
-        whole: the model that the extractor is of.
+        whole: the full model that the extractor comes from.
         parameters: their names in the extractor.
-        coarse: count the stem and then stages, or blocks of a plain transformer, rather than all
-            that timm tells apart.
+        coarse: whether to count stages after the stem, or blocks of a plain transformer, instead of
+            timm's finest layers.
 
     Returns:
-        None where timm does not tell.
+        Numbers by name, without the parameters that the full model lacks; None if the model has no
+        ``group_matcher``.
     """
     matcher: Any = getattr(whole, "group_matcher", None)
     if not callable(matcher):
         return None
     of_whole = group_parameters(whole, matcher(coarse=coarse), reverse=True)
-    original = {one: original_name(one, set(of_whole)) for one in parameters}
-    return {one: of_whole[o] for one, o in original.items() if o is not None}
+    original = {name: original_name(name, set(of_whole)) for name in parameters}
+    return {name: of_whole[o] for name, o in original.items() if o is not None}
 
 
 def first_stages(name: str, parameters: Sequence[str], count: int) -> set[str]:
-    """Of ``parameters`` of a model's extractor those in its first stages.
+    """The parameters of an extractor that belong to the model's first ``count`` stages.
+
+    Args:
+        name: of the timm model.
+        parameters: their names in the extractor.
+        count: the number of stages; the stem is the first.
 
     Raises:
-        InputError: timm does not tell the stages of this model, or it has no more than ``count``.
+        InputError: timm does not know the stages of this model, or the model has no more than
+            ``count``.
     """
     with torch.device("meta"):
         whole = timm.create_model(name)
     stages = layers(whole, parameters, coarse=True)
     if stages is None:
         raise InputError(
-            f"frozen_stages: timm does not tell the stages of {name!r}: leave it out, or freeze "
-            f"all of it with freeze_backbone"
+            f"frozen_stages: timm does not define the stages of {name!r}: leave it out, or freeze "
+            f"the whole backbone with freeze_backbone"
         )
     last = max(stages.values())
     if count > last:
         raise InputError(
-            f"frozen_stages={count}: {name} has {last + 1}, the stem included: take at most "
-            f"{last}, or freeze_backbone for all of it"
+            f"frozen_stages={count}: {name} has {last + 1} with the stem: give at most {last}, or "
+            f"freeze the whole backbone with freeze_backbone"
         )
-    return {one for one, stage in stages.items() if stage < count}
+    return {parameter for parameter, stage in stages.items() if stage < count}
 
 
 def features(name: str, fine: bool = False) -> Features:
-    """The maps of a timm model.
+    """The feature maps of a timm model.
 
     Args:
-        name: timm's name of it.
-        fine: take the map at stride 4, too, where there is one.
+        name: a timm model name.
+        fine: whether to include the map at stride 4, if the model has it.
 
     Raises:
-        InputError: there is no such model, or it cannot be a backbone: with others that can.
+        InputError: timm has no such model, or it cannot be a backbone. The message suggests others.
     """
     if not timm.is_model(name):
         near = ", ".join(_near(name))
@@ -160,22 +170,22 @@ def features(name: str, fine: bool = False) -> Features:
 
 
 def _near(name: str, most: int = 2) -> list[str]:
-    """Models of similar names that work, and some that are a good choice for most."""
+    """Up to ``most`` working models with similar names, then models that suit most uses."""
     stem = name.split(".")[0]
-    found: list[str] = []
+    working: list[str] = []
     failed = {_family(name)} if timm.is_model(name) else set()
     for other in difflib.get_close_matches(stem, timm.list_models(), n=12, cutoff=0.5):
-        if len(found) == most:
+        if len(working) == most:
             break
-        # What its next of kin cannot do, it cannot either: trying takes seconds.
+        # Models of one family fail alike, and each try takes seconds.
         if _family(other) in failed:
             continue
         try:
             _features(other, fine=False)
-            found.append(other)
+            working.append(other)
         except _UnusableError:
             failed.add(_family(other))
-    return list(dict.fromkeys([*found, *_GOOD]))[:4]
+    return list(dict.fromkeys([*working, *_GOOD]))[:4]
 
 
 def _family(name: str) -> str:
@@ -193,7 +203,7 @@ def _features(name: str, fine: bool) -> Features:
         if strides[0] not in STRIDES:
             options |= _other_patches(name, options, strides[0])
             strides = [_PATCH] * len(strides)
-    # Where several maps share a stride the last one is the deepest.
+    # The last of several maps with the same stride is the deepest.
     indices = {stride: i for i, stride in enumerate(strides) if stride in (FINE, *STRIDES)}
     if not (fine and not plain):
         indices.pop(FINE, None)
@@ -216,9 +226,11 @@ def _info(name: str, options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _other_patches(name: str, options: dict[str, Any], patch: int) -> dict[str, Any]:
-    """Options that give a model patches of ``_PATCH`` pixels: timm resamples the weights of its
-    first layer. The image size is that at which they are as many, so that its table of positions
-    stays what it is."""
+    """Options that give a model patches of ``_PATCH`` pixels.
+
+    timm resamples the weights of the patch embedding. The image size is chosen so that the number
+    of patches, and with it the position embedding, stays the same.
+    """
     with torch.device("meta"):
         model: Any = timm.create_model(name, **options)
         _, height, width = model.pretrained_cfg["input_size"]
@@ -237,18 +249,18 @@ def _tried(name: str, options: dict[str, Any], strides: tuple[int, ...], plain: 
     with torch.device("meta"):
         twin: Any = timm.create_model(name, **options).train()
         multiple, reason = STRIDES[-1], None
-        found = None
+        attempts = None
         for multiple in (STRIDES[-1], *twin.pretrained_cfg["input_size"][1:2]):
             short = math.ceil(_SIDE / multiple) * multiple
             long = short + multiple
             try:
-                found = [_maps(twin, size, strides) for size in ((short, long), (long, short))]
+                attempts = [_maps(twin, size, strides) for size in ((short, long), (long, short))]
                 break
             except _FAILURES as error:
                 reason = reason or error
-        if found is None or multiple % STRIDES[-1]:
+        if attempts is None or multiple % STRIDES[-1]:
             raise _UnusableError(f"does not take images of any size ({_first_line(reason)})")
-        maps, channels_last = found[0]
+        maps, channels_last = attempts[0]
         channels = tuple(twin.feature_info.channels())
     used = _leaves(maps)
     unused = frozenset(n for n, parameter in twin.named_parameters() if parameter not in used)
@@ -258,7 +270,11 @@ def _tried(name: str, options: dict[str, Any], strides: tuple[int, ...], plain: 
 def _maps(
     twin: nn.Module, size: tuple[int, int], strides: Sequence[int]
 ) -> tuple[list[Tensor], bool]:
-    """The maps of images of a size, and whether their channels come last."""
+    """The maps of two images of a size, and whether their channels come last.
+
+    Raises:
+        ValueError: the maps do not have the size that their strides promise.
+    """
     maps = twin(torch.empty(2, 3, *size))
     grids = [tuple(side // stride for side in size) for stride in strides]
     if [tuple(m.shape[2:]) for m in maps] == grids:
@@ -270,10 +286,10 @@ def _maps(
 
 
 def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
-    """The parameters that outputs depend on, which a backward pass would give gradients to.
+    """The parameters that the outputs depend on.
 
-    Walks the autograd graph, as DDP does for the same question: a backward pass on the meta device
-    takes as long as all the rest.
+    It walks the autograd graph, as DDP does to find unused parameters. A backward pass on the meta
+    device would double the time of the whole try.
     """
     ahead = [output.grad_fn for output in outputs]
     seen: set[Any] = set()

@@ -1,8 +1,8 @@
-"""The losses as sums, in float32, and the counts that they are divided by.
+"""The losses as sums in float32, and the counts to divide them by.
 
-Sums and counts are kept apart so that the counts can be averaged over ranks in between: then the
-gradients of a distributed step equal those of one process on the joined batch
-(open-mmlab/mmdetection#2933 puts the difference at about one point of AP).
+Sums and counts are separate so that the counts can be averaged over ranks before the division. The
+gradients of a distributed step then equal those of one process on the combined batch. Without this,
+a model loses about one point of AP (open-mmlab/mmdetection#2933).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from autotimm.models.fcos import HeadOutputs
 
 
 class LossSums(NamedTuple):
-    """Sums over this rank's batch, and what each is to be divided by."""
+    """Sums over this rank's batch, and their divisors."""
 
-    classes: Tensor  # focal loss over all locations; by positives
-    boxes: Tensor  # GIoU loss weighted by centerness; by centerness_sum
-    centerness: Tensor  # over positive locations; by positives
-    masks: Tensor  # a RoI's mean over its cells; by rois; zero without a mask branch
+    classes: Tensor  # focal loss over all locations; divided by positives
+    boxes: Tensor  # GIoU loss weighted by centerness; divided by centerness_sum
+    centerness: Tensor  # over positive locations; divided by positives
+    masks: Tensor  # the mean over cells, per RoI; divided by rois; zero without a mask branch
     positives: Tensor
     centerness_sum: Tensor
     rois: Tensor
@@ -33,8 +33,12 @@ class LossSums(NamedTuple):
         return torch.stack([self.positives, self.centerness_sum, self.rois])
 
     def normalised(self, counts: Tensor) -> dict[str, Tensor]:
-        """The four losses by name. ``counts`` [3] are those of :meth:`counts`, averaged over ranks;
-        each is taken as at least 1, as a batch may hold no object."""
+        """The four losses by name, divided by their counts.
+
+        Args:
+            counts: [3], those of :meth:`counts` averaged over ranks. Each is raised to 1 if it is
+                smaller, because a batch may contain no object.
+        """
         positives, centerness_sum, rois = counts.clamp(min=1.0)
         return {
             "classes": self.classes / positives,
@@ -45,7 +49,8 @@ class LossSums(NamedTuple):
 
 
 def detection_losses(outputs: HeadOutputs, targets: Targets) -> dict[str, Tensor]:
-    """The detection part of :class:`LossSums`, by field name. Background enters the focal loss."""
+    """The detection part of :class:`LossSums`, by field name. Only the focal loss uses background
+    locations."""
     positive = targets.labels >= 0
     giou = giou_loss(outputs.distances.float(), targets.distances)
     centerness = F.binary_cross_entropy_with_logits(
@@ -72,17 +77,17 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     """
     target = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     signed = torch.where(target, logits, -logits)
-    # log p_t and 1 - p_t straight from the logit: nothing overflows and nothing is rounded to 1.
+    # log p_t and 1 - p_t directly from the logit: no overflow, and no probability rounds to 1.
     log_probability = F.logsigmoid(signed)
     weight = torch.where(target, alpha, 1 - alpha)
     return -weight * torch.sigmoid(-signed) ** gamma * log_probability
 
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - GIoU (Rezatofighi et al. 2019) of boxes given as distances from one common point.
+    """1 - GIoU (Rezatofighi et al. 2019) of pairs of boxes, as distances from a common point.
 
     Args:
-        predicted, target: [..., 4] left, top, right, bottom, not negative, in any one unit.
+        predicted, target: [..., 4] left, top, right, bottom, not negative, both in the same unit.
 
     Returns:
         [...], in [0, 2].
@@ -95,17 +100,19 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def _area(distances: Tensor) -> Tensor:
-    """Of boxes given by distances [..., 4]. No ``prod``: its backward waits for the device, to see
-    whether a factor is zero."""
+    """Areas [...] of boxes given by distances [..., 4].
+
+    The backward pass of ``prod`` would wait for the device to learn whether a factor is zero.
+    """
     left, top, right, bottom = distances.unbind(-1)
     return (left + right) * (top + bottom)
 
 
 def mask_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Sum over the valid RoIs of the mean binary cross-entropy over their cells.
+    """The mean binary cross-entropy over the cells of a RoI, summed over the valid RoIs.
 
-    Padding RoIs get weight zero instead of being left out: shapes stay fixed, and with no RoI at
-    all every parameter still gets a (zero) gradient on every rank.
+    Padding RoIs are not removed but have weight zero. So shapes stay fixed, and every parameter
+    gets a gradient, perhaps of zeros, on a rank without any RoI.
 
     Args:
         logits, target: [N, S, S]; targets in [0, 1].

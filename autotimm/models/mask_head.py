@@ -1,8 +1,8 @@
-"""The mask branch: which RoIs it learns from, what it should say there, and the head.
+"""The mask branch: the choice of RoIs to train on, their mask targets, and the head.
 
-Invariants: a fixed number of RoIs a batch, whatever the number of instances; only foreground RoIs
-carry weight; a target is the ground-truth mask cropped inside the RoI. ``models/paste.py`` draws
-what the head says into images.
+Invariants: a batch has a fixed number of RoIs for any number of instances; only foreground RoIs
+have weight; a target is the part of the ground-truth mask inside the RoI. ``models/paste.py`` turns
+the head's output into masks of an image.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class RoIs(NamedTuple):
     """The boxes that the mask head trains on, of all images of the batch."""
 
     boxes: Tensor  # [N, 4] canvas pixels
-    image: Tensor  # [N] int64, whose in the batch
-    slots: Tensor  # [N] int64, the instance of each
+    image: Tensor  # [N] int64, index of the image in the batch
+    slots: Tensor  # [N] int64, slot of the instance in its image
     valid: Tensor  # [N] bool; False is padding
 
 
@@ -39,22 +39,24 @@ def sample_rois(
     count: int,
     noise: Tensor | None = None,
 ) -> RoIs:
-    """A random choice among ground-truth boxes and predicted boxes that hit theirs at IoU >= 0.5.
+    """Sample RoIs from ground-truth boxes and predicted boxes with an IoU of 0.5 or more.
 
-    Both are needed: from ground truth alone the head never sees boxes as imprecise as those of
-    inference. Candidates are the predictions at positive locations, each held against the instance
-    that the location was assigned; there are at most nine or so for any instance, so that large
-    ones do not crowd out small ones and no NMS is needed to balance them.
+    The head needs both: predicted boxes are as imprecise at inference. The candidates are the
+    ground-truth boxes and the predictions at positive locations whose IoU with the instance that
+    the location is assigned to is 0.5 or more. An instance has about nine of those at most, so
+    large instances do not crowd out small ones and no NMS is needed.
 
-    Images take turns until all places are taken: one of few candidates has all of them, and what it
-    leaves goes to those that have more, rather than to padding that the head computes for nothing.
+    Images take turns until N RoIs are chosen. An image with few candidates contributes all of them,
+    and images with more take the remaining places, which would otherwise be padding.
 
     Args:
         predicted: [B, L, 4].
         matched: [B, L] instance slot of each location, -1 for background.
-        boxes: [B, M, 4]; ``labels`` [B, M], -1 in an empty slot.
-        count: N, of all images together.
-        noise: [B, M + L] in [0, 1), the draw; random if None.
+        boxes: [B, M, 4].
+        labels: [B, M], -1 in an empty slot.
+        count: N, the number of RoIs of the whole batch.
+        noise: [B, M + L] in [0, 1); the candidates with the highest values are chosen. Random if
+            None.
     """
     slots = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[:2])
     all_slots = torch.cat([slots, matched.clamp(min=0)], 1)
@@ -65,7 +67,7 @@ def sample_rois(
         noise = torch.rand(all_slots.shape, device=boxes.device)
     key = torch.where(candidate, noise, -1.0)
     key = F.pad(key, (0, max(count - key.shape[1], 0)), value=-1.0)
-    drawn, index = key.topk(count)  # [B, N], each image's own candidates in random order
+    drawn, index = key.topk(count)  # [B, N], each image's candidates in random order
     turn = torch.arange(count, device=boxes.device) + drawn
     first, place = (
         torch.where(drawn >= 0, turn, torch.inf).flatten().topk(count, largest=False, sorted=False)
@@ -73,7 +75,7 @@ def sample_rois(
     image = place // count
     index = index.flatten()[place].clamp(max=all_slots.shape[1] - 1)
     valid = first < torch.inf
-    # A padding RoI is a unit box: finite whatever the prediction there was.
+    # A padding RoI is a unit box, which is finite even if the prediction is not.
     unit = (torch.arange(4, device=boxes.device) >= 2).float()
     return RoIs(
         boxes=torch.where(valid[:, None], all_boxes[image, index], unit),
@@ -84,16 +86,17 @@ def sample_rois(
 
 
 def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
-    """How much of each cell of each RoI the instance covers: RoIAlign of its mask inside the RoI.
+    """The share of each cell of each RoI that the instance covers: RoIAlign of its mask.
 
-    Aligned as detectron2 has it (half-pixel correct), but soft as in torchvision: a cell that the
-    outline cuts is told how much of it is covered, so that the bilinear paste at 0.5 puts the
-    outline back where it was; rounding the target first moves it by up to half a cell. What lies
-    outside the instance's own box is background.
+    Cells are aligned with pixels as in detectron2. As in torchvision, targets are not rounded: a
+    cell on the outline has the share that is covered, so that pasting the mask with a threshold of
+    0.5 restores the outline. Rounding would move it by up to half a cell. Everything outside the
+    instance's box is background.
 
     Args:
-        crops: [B, M, P, P] uint8, each mask inside its own box.
-        boxes: [B, M, 4] those boxes.
+        crops: [B, M, P, P] uint8, the part of each mask inside its box.
+        boxes: [B, M, 4] the boxes of the crops.
+        rois: N of them.
         size: S.
 
     Returns:
@@ -103,12 +106,12 @@ def mask_targets(crops: Tensor, boxes: Tensor, rois: RoIs, size: int) -> Tensor:
     frame = boxes[rois.image, rois.slots]
     low = frame[:, :2]
     extent = (frame[:, 2:] - low).clamp(min=1e-3)
-    # The RoI in samples of the crop. A padding RoI points at any slot, an empty one perhaps, of no
+    # The RoI in samples of the crop. A padding RoI may refer to an empty slot, whose box has no
     # extent.
     corner = torch.where(rois.valid[:, None], (rois.boxes[:, :2] - low) / extent * side, 0.0)
     opposite = torch.where(rois.valid[:, None], (rois.boxes[:, 2:] - low) / extent * side, 1.0)
     (x1, y1), (x2, y2) = corner.unbind(-1), opposite.unbind(-1)
-    points = -(-side // size)  # one a crop sample, so that none is passed over
+    points = -(-side // size)  # at least one per sample of the crop, so that none is skipped
     rows = bilinear.cell_weights(y1, y2, size, points, side, edge=False)
     columns = bilinear.cell_weights(x1, x2, size, points, side, edge=False)
     own = crops[rois.image, rois.slots].float()
@@ -119,7 +122,7 @@ def roi_levels(boxes: Tensor, finest: int) -> Tensor:
     """Pyramid level of each RoI: floor(4 + log2(sqrt(area) / 224)) (Lin et al. 2017, equation 1),
     but at least ``finest`` and at most 5. [..., 4] to [...]."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    # torchvision's epsilon, so that 112 pixels exactly fall where its mapper puts them.
+    # torchvision's epsilon, so that RoIs of exactly 112 pixels get the same level as there.
     level = torch.floor(4 + torch.log2(sides.prod(-1).sqrt() / 224) + 1e-6)
     return level.clamp(finest, COARSEST).long()
 
@@ -127,15 +130,16 @@ def roi_levels(boxes: Tensor, finest: int) -> Tensor:
 def pool(
     levels: Sequence[Tensor], boxes: Tensor, image: Tensor, size: int, finest: int = 3
 ) -> Tensor:
-    """RoIAlign of each RoI from the level that fits it.
+    """RoIAlign of each RoI from the pyramid level that matches its size (:func:`roi_levels`).
 
-    Every level pools all RoIs, but those of other levels lie outside of its map, where RoIAlign
-    gives zeros at once: shapes stay fixed and nothing has to be sorted.
+    Every level pools all RoIs, but the RoIs of other levels are moved far outside of its map, where
+    RoIAlign quickly returns zeros. So shapes stay fixed and RoIs need no sorting.
 
     Args:
-        levels: from P<finest> on; those above P5 are ignored. Each [B, C, h, w].
+        levels: from P<finest> on, each [B, C, h, w]; those after P5 are ignored.
         boxes: [N, 4] canvas pixels.
-        image: [N] int64, whose each is in the batch.
+        image: [N] int64, the index in the batch of each RoI's image.
+        size: the number of cells per side.
         finest: n of the first level, whose stride is 2**n.
 
     Returns:
@@ -144,18 +148,17 @@ def pool(
     level_of = roi_levels(boxes, finest)
     pooled = None
     for i, level in enumerate(levels[: COARSEST - finest + 1], finest):
-        # Far outside of the map lie the RoIs of other levels. In float32: half precision would
-        # move a corner at 1,000 pixels by up to two of them.
+        # In float32, because half precision would move a corner at 1,000 pixels by up to two.
         here = torch.where((level_of == i)[:, None], boxes, -1e4)
         part = _roi_align(level.float(), here, image, 1 / 2**i, size)
-        # In place: with 1,024 RoIs of 256 channels each of these is 200 MiB.
+        # In place, because each of these takes 200 MiB for 1,024 RoIs with 256 channels.
         pooled = part if pooled is None else pooled.add_(part)
     assert pooled is not None
     return pooled.to(levels[0].dtype)
 
 
 def _roi_align(level: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int) -> Tensor:
-    """[N, C, size, size] of boxes [N, 4] in pixels; ``scale`` is cells a pixel."""
+    """[N, C, size, size] from boxes [N, 4] in pixels; ``scale`` is in cells per pixel."""
     if torch.are_deterministic_algorithms_enabled() and level.is_cuda:
         return bilinear.roi_align(level, boxes * scale, image, size)
     rows = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
@@ -163,13 +166,13 @@ def _roi_align(level: Tensor, boxes: Tensor, image: Tensor, scale: float, size: 
 
 
 class MaskHead(nn.Module):
-    """Mask R-CNN's head: 3x3 convolutions, one transposed convolution, one mask a class.
+    """Mask R-CNN's head: 3x3 convolutions, one transposed convolution, one mask per class.
 
     Args:
         channels: of the pyramid.
         num_classes: K.
-        size: S, even; RoIs are pooled at half of it.
-        num_convs: before the transposed convolution.
+        size: S, even; RoIs are pooled to S / 2 cells per side.
+        num_convs: the number of convolutions before the transposed one.
     """
 
     def __init__(self, channels: int, num_classes: int, size: int = 28, num_convs: int = 4) -> None:
@@ -189,10 +192,15 @@ class MaskHead(nn.Module):
         nn.init.normal_(self.masks.weight, std=0.001)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[N, C, S / 2, S / 2] to logits of every class, [N, K, S, S], or to those of one class a
-        RoI, ``labels`` [N], [N, S, S].
+        """Compute mask logits.
 
-        The other K - 1 masks, which neither the loss nor a detection looks at, are not computed.
+        Args:
+            features: [N, C, S / 2, S / 2].
+            labels: [N], the one class of each RoI to compute, or None for all classes. Neither the
+                losses nor detections need the masks of the other classes.
+
+        Returns:
+            [N, S, S], or [N, K, S, S] without ``labels``.
         """
         if labels is None:
             return self.masks(self.tower(features))

@@ -1,7 +1,7 @@
 """The whole network in plain torch: backbone -> pyramid -> FCOS head -> mask head, and its losses.
 
-``forward`` is what torch.compile sees: fixed shapes, no wait for the host, losses in float32
-whatever the autocast precision around it.
+torch.compile compiles ``forward``: its shapes are fixed, the device never waits for the host, and
+the losses are float32 under any autocast precision.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
-MASKS_AT_ONCE = 400  # in detection: some 0.6 GB of float32 at 28 x 28 x 256
+MASKS_AT_ONCE = 400  # in detection: about 0.6 GB of float32 at 28 x 28 x 256
 
 
 class Outputs(NamedTuple):
-    """What :meth:`Network.forward` gives without ground truth."""
+    """The result of :meth:`Network.forward` without ground truth."""
 
     head: HeadOutputs
-    levels: list[Tensor]  # what masks are cut from, finest first
+    levels: list[Tensor]  # of the pyramid, finest first, to pool RoIs from
 
 
 class Network(nn.Module):
-    """FCOS and, once :meth:`add_masks` was called, a Mask R-CNN mask branch.
+    """FCOS with a Mask R-CNN mask branch after a call of :meth:`add_masks`.
 
     Args:
-        backbone: a timm model name; ``pretrained`` as in :class:`Backbone`.
+        backbone: a timm model name.
         num_classes: K.
+        pretrained: as in :class:`Backbone`.
         fpn_channels: C of the pyramid and both heads.
-        head_convs: convolutions a tower of the FCOS head.
-        freeze_backbone: no gradient for it, and its batch norms keep their statistics.
-        backbone_norm: its batch norms, as ``norm`` of :class:`Backbone`.
+        head_convs: the number of convolutions per tower of the FCOS head.
+        freeze_backbone: whether the backbone gets no gradients and its batch norms keep their
+            statistics.
+        backbone_norm: ``norm`` of :class:`Backbone`.
         frozen_stages: as in :class:`Backbone`.
-        with_masks: whether a mask branch is to be added.
+        with_masks: whether :meth:`add_masks` will be called.
     """
 
     def __init__(
@@ -80,19 +82,19 @@ class Network(nn.Module):
         self.mask_head: MaskHead | None = None
         self.mask_rois = 0
         self.lockstep = False
-        """Whether :meth:`detect` has to call each part equally often on all ranks, whatever they
-        find: sharded parameters are gathered by all ranks at once."""
+        """Whether :meth:`detect` calls the mask head equally often on all ranks, for any number of
+        detections. Sharded parameters need this, because all ranks gather them together."""
         self.frozen = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False)
             self.train(self.training)
 
     def add_masks(self, size: int = 28, rois: int = 32) -> MaskHead:
-        """Give the network a mask branch, and return it.
+        """Add a mask branch to the network and return it.
 
         Args:
             size: S, even.
-            rois: that the mask head trains on, an image on average (:func:`sample_rois`).
+            rois: the average number of RoIs per image to train on (:func:`sample_rois`).
         """
         if not self.with_masks:
             raise ValueError("the network was made without with_masks=True")
@@ -103,8 +105,8 @@ class Network(nn.Module):
 
     @property
     def finest(self) -> int:
-        """n of the level P<n> that the smallest masks are cut from: 2, or 3 where the backbone has
-        no map at stride 4."""
+        """n of the finest level P<n> that RoIs are pooled from: 2, or 3 if the backbone has no map
+        at stride 4."""
         return self.fpn.finest
 
     def train(self, mode: bool = True) -> Network:
@@ -121,12 +123,12 @@ class Network(nn.Module):
         labels: Tensor | None = None,
         masks: Tensor | None = None,
     ) -> Outputs | LossSums:
-        """Outputs of ``image`` [B, 3, H, W], or the loss sums where ground truth is given.
+        """Compute the loss sums of a batch, or the outputs if there is no ground truth.
 
         Args:
-            image: normalised; H and W are multiples of 32.
-            boxes, labels, masks: as in :class:`autotimm.structures.Batch`; masks are needed only
-                with a mask branch.
+            image: [B, 3, H, W], normalised; H and W are multiples of 32.
+            boxes, labels, masks: as in :class:`autotimm.structures.Batch`. Only the mask branch
+                needs masks.
         """
         shapes = _shapes(image)
         levels = self.fpn(self.backbone(image))
@@ -179,10 +181,10 @@ class Network(nn.Module):
     ) -> list[Detections]:
         """Detections of ``image`` [B, 3, H, W] in its pixels, best first.
 
-        With a mask branch, ``masks`` are its probabilities inside each box, [N, S, S]:
-        :mod:`autotimm.models.paste` puts them into a picture of any size.
+        The mask branch adds ``masks`` [N, S, S], probabilities inside each box.
+        :mod:`autotimm.models.paste` turns them into masks of any image size.
         """
-        # As the data module has them, which tensor cores want: pictures of users' share its graphs.
+        # The layout of the data module's batches, so that other images use the same graphs.
         image = image.contiguous(memory_format=torch.channels_last)
         outputs = self(image)
         shapes = _shapes(image)
@@ -208,8 +210,15 @@ class Network(nn.Module):
 def _add_masks(
     head: MaskHead, levels: list[Tensor], finest: int, found: list[Detections], calls: int = 0
 ) -> None:
-    """Give the detections of a few images their ``masks``, by one pass of the head, or as many as
-    they take; at least ``calls``."""
+    """Add ``masks`` to the detections of a few images.
+
+    Args:
+        head: computes ``MASKS_AT_ONCE`` masks per call.
+        levels: of the pyramid, for these images.
+        finest: n of the first level P<n>.
+        found: the detections of each image; changed in place.
+        calls: the minimum number of calls of ``head``; extra ones get inputs of zeros.
+    """
     counts = [len(detections["labels"]) for detections in found]
     boxes = torch.cat([detections["boxes"] for detections in found])
     labels = torch.cat([detections["labels"] for detections in found])
@@ -219,7 +228,7 @@ def _add_masks(
     for some, of_class in zip(
         features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True
     ):
-        if len(some):  # an empty tensor would be a graph of its own
+        if len(some):  # an empty tensor would compile another graph
             mark_dynamic(0, some, of_class)
             parts.append(head(some, of_class).float().sigmoid())
     for _ in range(len(parts) - 1, calls):

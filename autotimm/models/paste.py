@@ -1,8 +1,9 @@
-"""Masks inside boxes -> masks of the image, whatever its size, a window at a time.
+"""Paste masks of boxes into an image of any size, one window at a time.
 
-Invariants: a pixel is inside where its centre looks up 0.5 or more (detectron2's
-``_do_paste_mask``; torchvision rounds boxes to whole pixels first); only the part of the image that
-boxes cover is ever made in floats, and of that about 128 MiB at once, or one mask if that is more.
+Invariants: a pixel belongs to a mask if the probability at its centre, interpolated bilinearly, is
+0.5 or more, as in detectron2's ``_do_paste_mask`` (torchvision rounds boxes to whole pixels first).
+Floats exist only for the part of the image that boxes cover, at most about 128 MiB at once, or one
+mask if it is larger.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ THRESHOLD = 0.5
 
 
 class Window(NamedTuple):
-    """Part of the masks of an image; they are zero around it."""
+    """A part of the image with some of its masks, which are zero outside of it."""
 
-    start: int  # the first mask
+    start: int  # index of the first mask
     top: int
     left: int
     pixels: Tensor  # [n, h, w] uint8 of 0 and 1
 
 
 def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:
-    """Masks [N, S, S] of probabilities in boxes [N, 4], run-length encoded at the image's size.
+    """Paste masks [N, S, S] of probabilities into their boxes [N, 4] and encode them as RLEs.
 
-    One at a time on the CPU, where RLEs are made: what it takes goes with the boxes' area, not with
-    the image's.
+    It pastes one mask at a time on the CPU, where the RLEs are encoded. Time and memory depend on
+    the area of the boxes rather than that of the image.
     """
-    # The rest of the models run where hotcoco is missing.
+    # Imported here, so that the models run without hotcoco.
     from autotimm.coco import masks as coded
 
     found = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)
@@ -53,8 +54,8 @@ def dense(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> Tens
     """
     shape = (len(boxes), height, width)
     if boxes.device.type == "cpu":
-        # Of NumPy's zeros the system hands out a page when it is written to: what no box covers
-        # takes no memory.
+        # The system allocates a page of NumPy's zeros at the first write, so that the part of the
+        # image outside of all boxes takes no memory.
         result = torch.from_numpy(np.zeros(shape, np.uint8))
     else:
         result = torch.zeros(shape, dtype=torch.uint8, device=boxes.device)
@@ -68,8 +69,8 @@ def dense(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> Tens
 def windows(
     probabilities: Tensor, boxes: Tensor, height: int, width: int, at_once: int
 ) -> Iterator[Window]:
-    """The part of the image that the boxes of ``at_once`` masks cover, for all of them in turn."""
-    low = (boxes[:, :2] - 1).floor()  # a pixel more than can be inside, for the sake of rounding
+    """Yield the window that covers the boxes of the next ``at_once`` masks, until all are done."""
+    low = (boxes[:, :2] - 1).floor()  # one pixel larger on each side, because of rounding
     high = (boxes[:, 2:] + 1).ceil()
     limit = boxes.new_tensor([width, height])
     for start in range(0, len(boxes), at_once):
@@ -83,7 +84,7 @@ def windows(
 def _paste(
     probabilities: Tensor, boxes: Tensor, rows: tuple[int, int], columns: tuple[int, int]
 ) -> Tensor:
-    """[n, h, w] uint8: the pixels of these rows and columns, each (first, last + 1)."""
+    """The masks [n, h, w] uint8 in these rows and columns, each given as (first, last + 1)."""
     size = probabilities.shape[-1]
     x1, y1, x2, y2 = boxes.float().unbind(-1)
     with torch.autocast(boxes.device.type, enabled=False):
@@ -94,8 +95,16 @@ def _paste(
 
 
 def _places(pixels: tuple[int, int], low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Where between the samples of a mask from ``low`` to ``high`` [n] each pixel's centre lies,
-    [n, pixels]."""
+    """The position of each pixel's centre in samples of a mask that spans ``low`` to ``high``.
+
+    Args:
+        pixels: (first, last + 1).
+        low, high: [n].
+        size: S.
+
+    Returns:
+        [n, pixels].
+    """
     centre = torch.arange(*pixels, device=low.device) + 0.5
     extent = (high - low).clamp(min=1e-3)
     return (centre - low[:, None]) / extent[:, None] * size - 0.5

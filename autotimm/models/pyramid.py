@@ -1,8 +1,8 @@
-"""The feature pyramid P3 to P7 that the heads work on, from whatever maps a backbone has.
+"""The feature pyramid P3 to P7 for the heads, from any maps of a backbone.
 
-Both pyramids take the backbone's maps and give five levels at strides 8 to 128, all [B, C, h, w]
-of one width C; before them P2, for masks alone, where the maps begin at stride 4. P6 and P7 come
-from P5 rather than C5, as FCOS has it, so that they share it.
+Both pyramids compute five levels [B, C, h, w] at strides 8 to 128, all with the same C, from the
+backbone's maps. If these begin at stride 4, P2 precedes them, which only the mask head uses. As in
+FCOS, P6 and P7 are computed from P5 rather than C5.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 class FPN(nn.Module):
-    """Laterals, a top-down path, and coarser levels made from the last one (Lin et al. 2017).
+    """Lateral connections, a top-down path, and coarser levels from the last one (Lin et al. 2017).
 
-    A level finer than the backbone's maps gets what comes down from above, and one that is coarser
-    a convolution of stride 2. P2 goes without its 3x3 convolution, which at four times P3's size
-    would cost more than all others: the mask head has four, over what is cut out of it.
+    A level that is finer than the backbone's maps is the upsampled level above it, and one that is
+    coarser is a convolution of stride 2. P2 has no 3x3 output convolution: with four times the
+    cells of P3, it would cost more than all others, and the mask head convolves the pooled RoIs.
 
     Args:
         in_channels: of each map.
         channels: of every level of the pyramid.
-        strides: of the maps, finest first: perhaps 4, and two or three of 8, 16 and 32.
+        strides: of the maps, finest first: optionally 4, then two or three of 8, 16 and 32.
 
     Attributes:
         finest: n of the first level P<n>: 2 or 3.
@@ -53,7 +53,7 @@ class FPN(nn.Module):
         _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The backbone's maps to P3 to P7, or P2 to P7."""
+        """Compute P3 to P7, or P2 to P7, from the backbone's maps."""
         coarser = maps if self.fine is None else maps[1:]
         laterals = {
             stride: conv(c)
@@ -72,12 +72,12 @@ class FPN(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """Every level from the last map of a plain transformer, which has maps at one stride only.
+    """Every level from the last map of a plain transformer, whose layers all have one stride.
 
-    The simple feature pyramid of ViTDet (Li et al. 2022, "Exploring Plain Vision Transformer
-    Backbones for Object Detection"): the map is enlarged by transposed convolutions or max-pooled,
-    and each scale goes through a 1x1 and a 3x3 convolution with LayerNorm. No top-down path: the
-    one map has seen the whole image.
+    This is the simple feature pyramid of ViTDet (Li et al. 2022, "Exploring Plain Vision
+    Transformer Backbones for Object Detection"). Transposed convolutions enlarge the map and max
+    pooling reduces it, and each scale has a 1x1 and a 3x3 convolution with LayerNorm. It needs no
+    top-down path, because attention has already spread information over the whole image.
 
     Args:
         in_channels: of the map.
@@ -97,7 +97,7 @@ class SimplePyramid(nn.Module):
         _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The one map, in a list, to P3 to P7."""
+        """Compute P3 to P7 from a list with the one map."""
         (last,) = maps
         return _coarser([scale(last) for scale in self.scales], self.p6, self.p7)
 
@@ -124,10 +124,11 @@ def _coarser(levels: list[Tensor], p6: nn.Module, p7: nn.Module) -> list[Tensor]
 
 
 def _halved(conv: nn.Module, level: Tensor) -> Tensor:
-    """``conv``, of stride 2, of ``level``.
+    """Apply the convolution ``conv`` of stride 2 to ``level``.
 
-    On a map one pixel wide oneDNN's bfloat16 leaves parts of the weights' gradient unwritten; with
-    a column of zeros beside it, which is the padding anyway, the result is the same.
+    If a map is one pixel wide, oneDNN leaves parts of the weights' gradient uninitialised in
+    bfloat16. Another column of zeros avoids this, and equals the padding, so the result is the
+    same.
     """
     return conv(F.pad(level, (0, 1)) if level.shape[-1] == 1 else level)
 

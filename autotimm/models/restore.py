@@ -1,4 +1,4 @@
-"""Detections on the canvas, back in the pixels of the original image."""
+"""Convert detections from canvas pixels to pixels of the original image."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def restore(
     """Undo ``canvas = original * scale + offset`` and draw the masks at the original size.
 
     Args:
-        detections: with ``masks`` [N, S, S] of probabilities inside the boxes, or without masks.
-        scale, offset: [2], of x and of y.
+        detections: in canvas pixels, with or without ``masks`` [N, S, S] of probabilities.
+        scale, offset: [2], of x and y.
         height, width: of the original image.
-        dense: give masks [N, height, width] uint8 of 0 and 1 rather than RLEs.
+        dense: whether to return masks [N, height, width] uint8 of 0 and 1 instead of RLEs.
 
     Returns:
-        Boxes clipped to the image; ``rles``, or ``masks`` if ``dense``. A box of which nothing lies
-        inside the image is left out.
+        Boxes clipped to the image, and ``rles``, or ``masks`` if ``dense``. Boxes entirely outside
+        of the image are removed.
     """
     boxes = (detections["boxes"] - offset.repeat(2)) / scale.repeat(2)
     restored, inside = _clip(detections, boxes, height, width)
@@ -45,8 +45,11 @@ def restore(
 def _clip(
     detections: Detections, boxes: Tensor, height: int, width: int
 ) -> tuple[Detections, Tensor]:
-    """``detections`` at ``boxes`` [N, 4] cut to the image, without masks, less those of which
-    nothing is left; and [N] bool, which ones are."""
+    """Clip ``boxes`` [N, 4] to the image, and remove detections entirely outside of it.
+
+    Returns:
+        The remaining detections, without masks, and [N] bool, which ones remain.
+    """
     clipped = clip_boxes_to_image(boxes, (height, width))
     inside = ((clipped[:, 2:] - clipped[:, :2]) > 0).all(-1)
     kept = Detections(

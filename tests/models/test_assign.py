@@ -1,4 +1,4 @@
-"""Assignment against torchvision's, and against FCOS's own rules written out for one location."""
+"""Assignment, compared with torchvision's and with FCOS's rules for one location at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def torchvision_matches(where: Locations, cells: list[int], boxes, labels) -> torch.Tensor:
-    """What torchvision's FCOS assigns, taken from inside its compute_loss."""
+    """The assignment of torchvision's FCOS, which its compute_loss passes to the head."""
 
     class Spy(nn.Module):
         def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
@@ -54,7 +54,7 @@ def test_equals_torchvision_at_zero_offset(seed: int) -> None:
     theirs = torchvision_matches(where, [h * w for h, w in shapes], boxes, labels)
     assert ours.shape == theirs.shape == (4, sum(h * w for h, w in shapes))
     assert (theirs >= 0).sum() > 200
-    # Instances fill the first slots, so slots and indices are the same numbers.
+    # Instances fill the first slots, so the slot of an instance equals its index.
     assert torch.equal(ours, theirs)
 
 
@@ -68,7 +68,7 @@ def test_locations_are_the_centres_of_the_cells() -> None:
 
 
 def test_against_the_rules_location_by_location() -> None:
-    """Every rule of the paper in plain Python, half stride included."""
+    """Every rule of the paper in plain Python, with the half stride."""
     g = torch.Generator().manual_seed(3)
     where = locations(level_shapes(256, 256), CPU)
     boxes = random_boxes(12, 256, 256, g).double()
@@ -120,7 +120,7 @@ def test_empty_slots_take_no_location() -> None:
 
 
 def test_a_distance_at_the_end_of_a_range_belongs_to_the_finer_level() -> None:
-    """(low, high]: 64 is P3's and not P4's. torchvision gives it to neither."""
+    """Ranges are (low, high]: P3 takes 64, and P4 does not. In torchvision neither takes it."""
     shapes = level_shapes(192, 192)
     where, cells = locations(shapes, CPU), [h * w for h, w in shapes]
     for stride, centre, half in ((8, 68.0, 64.0), (16, 72.0, 64.0), (16, 136.0, 128.0)):
@@ -142,14 +142,14 @@ def test_the_smaller_of_nearly_equal_areas_wins_and_of_equal_ones_the_first() ->
 
 
 @pytest.mark.parametrize("count", [230, 500])
-def test_many_instances_some_at_a_time(count: int, monkeypatch) -> None:
+def test_chunks_of_slots_give_the_same_matches(count: int, monkeypatch) -> None:
     g = torch.Generator().manual_seed(count)
     where = locations(level_shapes(256, 320), CPU)
     boxes = torch.zeros(2, 512, 4)
     labels = torch.full((2, 512), -1)
     boxes[0, :count] = random_boxes(count, 256, 320, g)
     labels[0, :count] = 1
-    boxes[:, 300] = boxes[:, 7]  # a tie between parts
+    boxes[:, 300] = boxes[:, 7]  # a tie between chunks
     whole = assign.match(where, boxes, labels)
     assert len(whole[0].unique()) > 100
     for pairs in (1, 2 * len(where.points) * 33):
@@ -158,7 +158,7 @@ def test_many_instances_some_at_a_time(count: int, monkeypatch) -> None:
 
 
 def test_pairs_are_never_all_made_at_once() -> None:
-    """16 images of 800 pixels with 512 slots are 437 MB a tensor."""
+    """All pairs of 16 images of 800 pixels with 512 slots would take 437 MB per tensor."""
     where = locations(level_shapes(800, 800), CPU)
     seen = []
 
@@ -178,13 +178,13 @@ def test_pairs_are_never_all_made_at_once() -> None:
 
 
 def test_odd_boxes_have_finite_targets() -> None:
-    """One pixel, the whole image, and partly or wholly outside of it."""
+    """Boxes of one pixel and of the whole image, and boxes partly or entirely outside of it."""
     where = locations(level_shapes(256, 320), CPU)
     boxes = torch.tensor(
         [
             [
-                [11.5, 11.5, 12.5, 12.5],  # holds the location at 12, 12
-                [21.0, 21.0, 22.0, 22.0],  # holds none
+                [11.5, 11.5, 12.5, 12.5],  # contains the location at 12, 12
+                [21.0, 21.0, 22.0, 22.0],  # contains no location
                 [0.0, 0.0, 320.0, 256.0],
                 [-60.0, -50.0, 90.0, 90.0],
                 [400.0, 10.0, 500.0, 90.0],

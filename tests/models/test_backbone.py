@@ -1,4 +1,4 @@
-"""Backbones of many families, their weights, and the words for those that cannot be had."""
+"""Backbones of many families, their weights, and the errors for those that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ KINDS = [
     "resnet10t",  # batch norm, maps at strides 4 to 32
     "test_convnext",  # timm's extractor renames its parts
     "test_vit",  # a plain transformer: one map
-    "test_maxvit",  # windows of a share of the image
+    "test_maxvit",  # windows whose size is a share of the image's
     "test_mambaout",  # channels last
     "shvit_s1",  # maps at strides 16, 32 and 64
-    pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),  # windows that move
+    pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),  # shifted windows
 ]
 FAMILIES = [
     "convnext_atto",
@@ -85,7 +85,7 @@ def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
     moved = [n for n, p in trained.items() if not torch.equal(p, before[n])]
     assert any(n.startswith("backbone") for n in moved)
     network.eval()
-    image = torch.randn(2, 3, 96, 160)  # another canvas than that of the step
+    image = torch.randn(2, 3, 96, 160)  # a different canvas
     maps = network.backbone(image)
     backbone = network.backbone
     assert [m.shape[1] for m in maps] == backbone.channels
@@ -106,10 +106,10 @@ def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
         ("eva02_tiny_patch14_224", (16,)),
     ],
 )
-def test_a_transformer_gives_up_the_size_it_was_trained_at(
+def test_a_transformer_accepts_other_sizes_than_that_of_its_training(
     name: str, strides: tuple[int, ...]
 ) -> None:
-    """Each family by an option of its own; whether it takes two canvases is tried on the way."""
+    """Each family needs a different option; ``features`` tries each on two canvases."""
     assert features(name).strides == strides
 
 
@@ -162,8 +162,8 @@ def test_a_plain_transformers_map_is_its_last_one_after_the_norm() -> None:
     torch.testing.assert_close(found, tokens.transpose(1, 2).reshape(1, -1, 6, 8))
 
 
-def test_windows_of_a_share_of_the_image_are_whole() -> None:
-    """MaxViT's: the canvas is padded below and right, and its maps are cut to it."""
+def test_a_canvas_is_padded_to_whole_windows() -> None:
+    """The canvas is padded at the bottom and the right for MaxViT, and the maps are cropped."""
     backbone = Backbone("test_maxvit", pretrained=False).eval()
     assert backbone.multiple == 160
     image = torch.randn(1, 3, 96, 192)
@@ -189,7 +189,7 @@ def test_patches_of_14_pixels_become_16_with_timms_weights(tmp_path) -> None:
     ).model
     assert torch.equal(model.pos_embed, source.pos_embed)
     assert model.patch_embed.proj.weight.shape[-2:] == (16, 16)
-    # A patch of one colour means the same at either size.
+    # The embedding of a patch of a single colour does not depend on its size.
     ours, theirs = (m.patch_embed.proj.weight.sum((2, 3)) for m in (model, source))
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
 
@@ -232,7 +232,7 @@ def test_frozen_norms_keep_statistics_and_affine_parameters(name: str) -> None:
     assert moved and not any(
         key.removeprefix("model.").rpartition(".")[0] in norms for key in moved
     )
-    # It computes as FrozenBatchNorm does: by its statistics, not by the batch's.
+    # As in FrozenBatchNorm, the outputs depend on the stored statistics, not on the batch's.
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         trains = network.backbone.train()(image)
@@ -250,7 +250,7 @@ def test_frozen_norms_keep_statistics_and_affine_parameters(name: str) -> None:
     ],
 )
 def test_frozen_stages_stay_as_they_are(name: str, count: int, frozen: str) -> None:
-    """Parameters and statistics; all that is behind them trains. timm's own model says which."""
+    """Parameters and statistics of frozen stages do not change, and all later ones do."""
     network = small(name, frozen_stages=count)
     before = copy.deepcopy(network.backbone.model.state_dict())
     sums = network.train()(**random_batch([2, 1], 64, 96))
@@ -267,8 +267,8 @@ def test_frozen_stages_stay_as_they_are(name: str, count: int, frozen: str) -> N
     assert not first.training
 
 
-def test_stages_that_are_not_there_are_refused() -> None:
-    with pytest.raises(InputError, match=r"frozen_stages=6: resnet10t has 5, .* take at most 4"):
+def test_more_frozen_stages_than_the_model_has_are_refused() -> None:
+    with pytest.raises(InputError, match=r"frozen_stages=6: resnet10t has 5 .* give at most 4"):
         small("resnet10t", frozen_stages=6)
 
 
@@ -402,7 +402,9 @@ def test_weights_come_with_their_own_preprocessing(tmp_path) -> None:
 def test_a_file_of_another_model_is_refused(tmp_path) -> None:
     path = tmp_path / "weights.pth"
     weights(path, nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"is not of resnet10t: it lacks .* more weights"):
+    with pytest.raises(
+        InputError, match=r"weights of resnet10t: it lacks .* more weights"
+    ):
         Backbone("resnet10t", pretrained=path)
     source = timm.create_model("resnet10t").state_dict()
     del source["layer3.0.conv1.weight"]
@@ -418,7 +420,7 @@ def test_a_file_with_code_is_not_run(tmp_path) -> None:
         InputError, match=r"weights\.pth' cannot be read as weights of resnet10t"
     ) as e:
         Backbone("resnet10t", pretrained=path)
-    assert "retry" not in str(e.value)  # timm's advice to have it run
+    assert "retry" not in str(e.value)  # timm's advice to load it unsafely
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,4 +1,4 @@
-"""RoIAlign as a product of matrices against torchvision's, gradients included."""
+"""RoIAlign as matrix products, compared with torchvision's, with gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autotimm.models import bilinear, mask_head
 
 
 def example() -> tuple[Tensor, Tensor, Tensor]:
-    """A map [2, 5, 32, 40], boxes in its cells (inside, over the edge, far outside) and whose."""
+    """A map [2, 5, 32, 40], boxes inside it, over its edge and far outside, and their images."""
     g = torch.Generator().manual_seed(0)
     boxes = torch.stack([random_boxes(12, 32, 40, g, smallest=0.2) for _ in range(2)])
     boxes[:, 3:8] += torch.randn(2, 5, 4, generator=g).abs() * torch.tensor([-6.0, -6.0, 6.0, 6.0])
@@ -37,7 +37,7 @@ def test_equals_torchvision() -> None:
 
 
 def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
-    """What such a run computes, where there is no GPU: tensors that only say that they are."""
+    """The test needs no GPU: its tensors only claim to be on one."""
     g = torch.Generator().manual_seed(2)
     levels = [torch.randn(2, 4, 256 // s, 320 // s, generator=g) for s in (8, 16, 32)]
     boxes, image = random_boxes(18, 256, 320, g), torch.randint(0, 2, (18,), generator=g)
@@ -57,7 +57,7 @@ def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gradients_on_a_gpu_are_the_same_each_time() -> None:
-    """And fit beside the model: torchvision's deterministic way makes every sample at once."""
+    """They also fit into memory; torchvision's deterministic path stores every sample at once."""
     g = torch.Generator().manual_seed(3)
     levels = [torch.randn(8, 256, 640 // s, 640 // s, generator=g).cuda() for s in (8, 16, 32)]
     boxes, image = random_boxes(512, 640, 640, g).cuda(), torch.arange(512).cuda() // 64

@@ -1,7 +1,7 @@
-"""torch.compile: one graph a canvas, no break, no wait for the host, the same numbers as without.
+"""torch.compile: one graph per canvas, no breaks, no waits, the same numbers as uncompiled.
 
-Where only the capture is looked at, ``backend="eager"`` runs the captured graph as it is, without
-minutes of code generation.
+Tests of the capture alone use ``backend="eager"``, which runs the captured graph without minutes of
+code generation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from autotimm.models import compiled
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CANVASES = [(64, 96), (96, 64)]
 CAPTURE = {"backend": "eager", "fullgraph": True}
-"""Only capture; a graph break is an error."""
+"""Options that only capture, and raise an error at a graph break."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ SEGMENTOR_FIRST = [InstanceSegmentor, pytest.param(ObjectDetector, marks=pytest.
 
 
 def batches() -> list[dict[str, Tensor]]:
-    """Of every canvas, with every number of slots."""
+    """Batches of every canvas with every number of slots."""
     return [
         random_batch([0, count], *canvas, slots=count)
         for canvas in CANVASES
@@ -101,7 +101,7 @@ def test_a_canvas_is_one_graph_whatever_the_number_of_instances(cls: type) -> No
 
 
 def test_many_canvases_stay_compiled() -> None:
-    """Torch by itself gives up at eight graphs, and goes on uncompiled."""
+    """With torch's default limit, it would run uncompiled after eight graphs."""
     with torch._dynamo.config.patch(recompile_limit=8):
         small()
         counter, module = CompileCounter(), torch.nn.Sequential(torch.nn.ReLU())
@@ -132,9 +132,9 @@ def test_the_captured_step_holds_nothing_whose_size_or_value_the_host_would_wait
 
 
 class OnOneDevice(TorchDispatchMode):
-    """Raises where a tensor of the host's memory meets one of the device: a copy, thus a wait.
+    """Raises if an operation mixes host and device tensors: the copy would make the host wait.
 
-    Numbers that are wrapped as tensors of no dimension travel with the kernel's arguments.
+    Tensors without dimensions are exempt, because they are passed as arguments of the kernel.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -151,8 +151,8 @@ class OnOneDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("cls", [InstanceSegmentor, ObjectDetector])
 def test_the_uncompiled_step_never_asks_the_device_for_a_value(cls: type, monkeypatch) -> None:
-    """On the meta device there are no values: whatever asks for one, or has a shape that depends on
-    one, raises. Backward pass and optimizer included."""
+    """The meta device has no values, so every operation that reads one or has a shape that depends
+    on one raises. The test includes the backward pass and the optimizer."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not on meta
     model = small(cls, compile_model=False).to("meta")
     model.log = model.log_dict = lambda *_, **__: None
@@ -175,7 +175,7 @@ def test_a_wait_would_be_found() -> None:
         torch.zeros(3).to("meta")
 
 
-ROIS = 64  # an image
+ROIS = 64  # per image
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ ROIS = 64  # an image
     ],
 )
 def test_compiled_equals_uncompiled(precision: torch.dtype, backend: str) -> None:
-    """Losses and gradients, with several sizes of slots through one graph. There is room for every
-    candidate RoI, so that the random draw, which differs, does not matter."""
+    """Losses and gradients of one graph for several numbers of slots. There are enough RoIs for
+    every candidate, so the random choice, which differs, has no effect."""
     plain = small(compile_model=False, mask_rois=ROIS)
     model = small(compile_kwargs={"backend": backend, "fullgraph": True}, mask_rois=ROIS)
     close = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.1, 0.02)}[precision]
@@ -216,7 +216,7 @@ def test_compiled_equals_uncompiled(precision: torch.dtype, backend: str) -> Non
 
 @pytest.mark.slow
 def test_an_epoch_of_real_batches(shared_data) -> None:
-    """Three canvases, instances from none to dozens: a graph each, in the epoch and after it."""
+    """Three canvases with zero to dozens of instances have one graph each, also after the epoch."""
     data = InstanceSegmentationDataModule(
         shared_data / "coco_mini",
         image_size=128,
@@ -259,12 +259,12 @@ def test_pictures_of_ever_new_sizes_compile_nothing(cls: type) -> None:
         model.predict(torch.randn(1, 3, 64, 64 + 32 * i))
     assert graphs() == 0
     expected = small(cls, max_detections_per_image=5, compile_model=False)
-    for _ in range(3):  # one that comes again is worth it
+    for _ in range(3):  # a size that repeats is compiled
         image = torch.randn(1, 3, 64, 96)
         found, wanted = model.predict(image)[0], expected.predict(image)[0]
         for key, value in wanted.items():
             torch.testing.assert_close(found[key], value)
-    count = 2 if cls is InstanceSegmentor else 1  # the mask head has one for itself
+    count = 2 if cls is InstanceSegmentor else 1  # the mask head has its own
     assert graphs() == count
     model.predict(torch.randn(1, 3, 96, 96))  # seen once before
     model.predict(torch.randn(1, 3, 96, 96))
@@ -303,7 +303,7 @@ def fitted(model: Any, folder: Path, epochs: int, **options: Any) -> AutoTrainer
 
 @pytest.mark.parametrize("first", [True, False], ids=["compiled-first", "compiled-last"])
 def test_checkpoints_go_between_compiled_and_uncompiled_runs(tmp_path, first: bool) -> None:
-    """And the run goes on from them as an uncompiled one does. The optimizer's state too."""
+    """The run resumes from them like an uncompiled one, with the optimizer's state."""
     path = tmp_path / "one.ckpt"
     fitted(small(compile_model=first), tmp_path / "one", 1).save_checkpoint(path)
     weights = torch.load(path, weights_only=True)["state_dict"]
@@ -324,7 +324,7 @@ def test_checkpoints_go_between_compiled_and_uncompiled_runs(tmp_path, first: bo
 
 
 def test_a_copy_of_a_compiled_model_works_by_itself() -> None:
-    """As averaging of weights makes one."""
+    """Callbacks that average weights make such copies."""
     model = small(ObjectDetector)
     batch = batch_of(3, 5)
     step(model, batch)
@@ -371,7 +371,7 @@ def test_arguments_that_it_takes_are_passed_on(options) -> None:
     assert model.hparams.compile_kwargs == options
 
 
-def test_a_compiler_that_fails_is_told_in_one_line_with_the_way_out() -> None:
+def test_an_error_of_the_compiler_is_one_line_with_the_way_out() -> None:
     def broken(graph, inputs):
         raise OSError("no g++ anywhere\nhere")
 
@@ -409,7 +409,7 @@ def gradients_of_a_rank(folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_have_one_graph_and_the_same_gradients(tmp_path) -> None:
-    """Under DDP, torch cuts the graph where gradients are sent: it is still compiled once."""
+    """Under DDP, torch splits the graph at the gradient buckets, but compiles it only once."""
     code = f"import test_compile; test_compile.gradients_of_a_rank({str(tmp_path)!r})"
     done = on_ranks(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -449,7 +449,7 @@ def test_a_step_on_a_gpu_never_waits(options, precision) -> None:
 
 
 def test_the_model_needs_no_package_of_the_data_side() -> None:
-    """A machine with torch, torchvision and timm alone runs it: benchmarks/train_step.py does."""
+    """benchmarks/train_step.py runs it on machines with only torch, torchvision and timm."""
     data_side = ("albumentations", "cv2", "hotcoco", "pycocotools", "simplejpeg", "webdataset")
     missing = (*data_side, "lightning")
     folder = Path(autotimm.models.__file__).parent

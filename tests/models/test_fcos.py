@@ -1,4 +1,4 @@
-"""The head's details: where it starts, which tower says what, how its outputs are laid out."""
+"""The head's details: initial values, the tower of each output, the order of the outputs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_distance_starts_behind_the_relu() -> None:
 
 
 @pytest.mark.parametrize(("bias", "scale"), [(-1.0, 1.0), (1.0, -1.0)])
-def test_distances_are_what_is_left_above_zero_after_the_scale(bias: float, scale: float) -> None:
+def test_the_relu_follows_the_scale_of_the_distances(bias: float, scale: float) -> None:
     head = FCOSHead(32, 3, 1)
     with torch.no_grad():
         head.distances.weight.zero_()
@@ -69,7 +69,7 @@ def test_centerness_sits_on_the_regression_tower() -> None:
 
 
 def test_outputs_lie_where_the_locations_do() -> None:
-    """What each output says of a map that holds the places of its own cells."""
+    """The outputs for maps whose values are the coordinates of their cells."""
     shapes = level_shapes(64, 96)
     where = locations(shapes, CPU)
     head = FCOSHead(2, 2, 0)

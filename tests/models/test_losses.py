@@ -1,4 +1,4 @@
-"""Losses against torchvision's with the weighting off, and a float64 reference with it on."""
+"""Losses compared with torchvision's without centerness weights, and with a float64 reference."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_background_gets_a_classification_gradient() -> None:
 
 
 def test_extreme_half_precision_outputs_stay_finite() -> None:
-    """fp16's largest numbers, as a diverging step under autocast gives them."""
+    """The outputs are fp16's largest numbers, as in a diverging step under autocast."""
     _, _, _, outputs, targets = example(half_stride=True)
     wild = HeadOutputs(
         classes=torch.full_like(outputs.classes, 6e4).half(),
@@ -113,7 +113,7 @@ def test_extreme_half_precision_outputs_stay_finite() -> None:
 
 
 def test_half_precision_outputs_lose_nothing_more() -> None:
-    """What a loss makes of rounded outputs is what it makes of the same numbers in float32."""
+    """The loss of rounded outputs equals the loss of the same numbers in float32."""
     _, _, _, outputs, targets = example(half_stride=True, seed=2)
     low = HeadOutputs(*(part.half() for part in outputs))
     same = HeadOutputs(*(part.float() for part in low))
@@ -129,7 +129,7 @@ def test_counts_are_at_least_one() -> None:
 
 
 def test_boxes_without_size_give_finite_gradients_and_no_wait() -> None:
-    """All distances zero, as behind a ReLU; and no op whose backward asks for a value."""
+    """All distances are zero, as after a ReLU, and no operation's backward pass reads a value."""
     _, _, _, outputs, targets = example(half_stride=True)
     distances = torch.zeros_like(outputs.distances).requires_grad_()
     loss = losses.detection_losses(outputs._replace(distances=distances), targets)["boxes"]

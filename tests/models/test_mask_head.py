@@ -1,4 +1,4 @@
-"""RoI choice, levels and targets against torchvision and dense masks."""
+"""The sampling of RoIs, their levels and targets, compared with torchvision and dense masks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_roi_is_pooled_from_its_own_level(finest: int) -> None:
 
 
 def test_targets_equal_roialign_of_the_dense_mask() -> None:
-    """Ground-truth boxes and boxes beside them, as predictions are."""
+    """The RoIs are the ground-truth box and shifted boxes, as predictions are."""
     height, width = 256, 320
     star = polygon_of_a_star(150.0, 120.0, 80.0)
     rle = masks.to_rle([star], height, width)
@@ -62,12 +62,12 @@ def test_targets_equal_roialign_of_the_dense_mask() -> None:
     rows = torch.cat([torch.zeros(4, 1), rois.boxes], 1)
     expected = roi_align(dense[None, None], rows, 28, aligned=True)[:, 0]
     assert (got - expected).abs().mean() < 0.01
-    # Off the outline, where RoIAlign is sure, the two must agree entirely.
+    # Away from the outline, where RoIAlign gives nearly 0 or 1, both must agree.
     sure = (expected < 0.01) | (expected > 0.99)
     assert sure.float().mean() > 0.7
     assert ((got - expected).abs()[sure] < 0.35).all()
     assert ((got >= 0.5) == (expected >= 0.5)).float().mean() > 0.99
-    # The whole image's mask squeezed into the RoI, a bug that still trains, is far from it.
+    # A known bug, with which a model still trains, resizes the whole image's mask to the target.
     squeezed = F.interpolate(dense[None, None], (28, 28), mode="bilinear")[0, 0]
     assert (squeezed - expected[0]).abs().mean() > 0.1
 
@@ -112,7 +112,7 @@ def test_sampled_rois_are_foreground_only() -> None:
 
 
 def test_images_take_turns_for_the_places() -> None:
-    """What images of few instances leave goes to crowded ones, each RoI with its own image."""
+    """Crowded images take the places that others leave, and each RoI keeps its own image."""
     counts = [30, 0, 3, 12]
     boxes, labels = torch.zeros(4, 30, 4), torch.full((4, 30), -1)
     for i, count in enumerate(counts):
@@ -124,7 +124,7 @@ def test_images_take_turns_for_the_places() -> None:
         rois = sample_rois(predicted, matched, boxes, labels, places)
         assert rois.valid.all()
         taken = rois.image.bincount(minlength=4).tolist()
-        # Of two that wait for the last place, either may have it.
+        # The last place may go to any image that still has candidates.
         assert all(abs(a - b) <= 1 for a, b in zip(taken, shares, strict=True)), taken
         assert len(torch.stack([rois.image, rois.slots]).unique(dim=1)[0]) == places
         assert torch.equal(rois.boxes, boxes[rois.image, rois.slots])
@@ -144,7 +144,7 @@ def test_mask_of_one_class_is_that_of_all_classes() -> None:
 
 
 def test_rois_are_not_rounded_with_the_features() -> None:
-    """On maps that hold their own coordinates a rounded RoI shows."""
+    """The maps hold their own coordinates, so the result would show a rounded RoI."""
     levels = []
     for stride in (8, 16, 32):
         y = (torch.arange(1024 // stride) + 0.5) * stride / 1024
@@ -161,7 +161,7 @@ def test_rois_are_not_rounded_with_the_features() -> None:
 
 @pytest.mark.parametrize("slots", [3, 70])
 def test_targets_are_those_of_each_rois_own_instance(slots: int) -> None:
-    """One RoI at a time, through torchvision, from fewer and from more slots than RoIs."""
+    """Compared with torchvision, one RoI at a time, with fewer and with more slots than RoIs."""
     g = torch.Generator().manual_seed(5)
     crops = (torch.rand(2, slots, 56, 56, generator=g) < 0.4).to(torch.uint8)
     boxes = torch.stack([random_boxes(slots, 200, 300, g) for _ in range(2)])
@@ -183,7 +183,7 @@ def test_targets_are_those_of_each_rois_own_instance(slots: int) -> None:
 
 
 def test_padding_rois_have_finite_targets() -> None:
-    """They point at any slot: an empty one, whose box has no extent, or one far away."""
+    """They may refer to an empty slot, whose box has no extent, or to a box far away."""
     unit = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
     rois = RoIs(unit, torch.tensor([0, 0]), torch.tensor([1, 0]), torch.zeros(2) > 0)
     boxes = torch.tensor([[[5e4, 5e4, 5e4 + 1, 5e4 + 1], [0.0] * 4]])
@@ -199,7 +199,7 @@ def test_a_predicted_box_counts_from_an_iou_of_a_half_on() -> None:
     assert rois.boxes[rois.valid][:, 3].sort().values.tolist() == [20, 40]
 
 
-def test_predictions_that_are_no_numbers_are_not_learnt_from() -> None:
+def test_predictions_that_are_not_finite_are_not_sampled() -> None:
     truth = torch.tensor([[[0.0, 0.0, 40.0, 40.0]]])
     predicted = torch.tensor([[[torch.nan] * 4, [-torch.inf, -torch.inf, torch.inf, torch.inf]]])
     rois = sample_rois(predicted, torch.tensor([[0, 0]]), truth, torch.tensor([[2]]), 3)

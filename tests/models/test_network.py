@@ -1,4 +1,4 @@
-"""The whole network: gradients everywhere, precision, empty batches, two ranks equal one."""
+"""The whole network: gradients of all parameters, precision, empty batches, two ranks equal one."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_every_parameter_learns() -> None:
     total(network(**random_batch([3, 5, 0]))).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
-        # A residual branch that ends in a norm of zeros passes nothing back at first.
+        # At first, residual branches end in norms with zero weights, so their gradients are zero.
         if not name.startswith("backbone.model.layer"):
             assert parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_batch_without_instances_gives_every_parameter_a_gradient(masks: bool) -> None:
-    """Else DDP waits forever for the gradient of the mask head on the rank without objects."""
+    """Otherwise DDP would wait forever for the mask head's gradients on a rank without objects."""
     network = small_network(masks)
     sums = network(**random_batch([0, 0]))
     assert sums.positives == 0
@@ -64,7 +64,7 @@ def test_a_batch_without_instances_gives_every_parameter_a_gradient(masks: bool)
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    assert network.head.classes.weight.grad.abs().sum() > 0  # the background is learnt from
+    assert network.head.classes.weight.grad.abs().sum() > 0  # from background locations
     if masks:
         assert all((p.grad == 0).all() for p in network.mask_head.parameters())
 
@@ -82,7 +82,7 @@ def test_losses_are_float32_under_autocast(precision: torch.dtype) -> None:
 
 
 def test_the_mask_branch_learns_from_predicted_boxes_too() -> None:
-    """At first every location says 4 strides to each side: on P3 the very size of this object."""
+    """Initially all locations predict distances of 4 strides: on P3 the size of this object."""
     network = small_network()
     batch = random_batch([1], 128, 128)
     batch["boxes"][0, 0] = torch.tensor([30.0, 30.0, 94.0, 94.0])
@@ -97,7 +97,7 @@ def test_the_mask_branch_learns_from_predicted_boxes_too() -> None:
 
 @pytest.mark.parametrize("count", [230, 500])
 def test_any_number_of_instances(count: int) -> None:
-    """More than RoIs; among them the whole image, one pixel, and what leaves the image."""
+    """More instances than RoIs, of one pixel, of the whole image and partly outside of it too."""
     network = small_network()
     batch = random_batch([count, 0, 3], slots=512)
     batch["boxes"][0, 0] = torch.tensor([0.0, 0.0, 160.0, 128.0])
@@ -114,7 +114,7 @@ def test_any_number_of_instances(count: int) -> None:
 
 
 def test_small_masks_are_cut_from_the_backbones_finest_map() -> None:
-    """Where it has one: P2, to which that map is added as C3 is to P3, before its convolution."""
+    """P2 is the lateral connection of the map at stride 4 plus P3 before its convolution."""
     network = small_network().eval()
     merged: list[torch.Tensor] = []
     network.fpn.output[0].register_forward_pre_hook(lambda _, given: merged.append(given[0]))
@@ -143,7 +143,7 @@ def vit_network() -> Network:
     return network
 
 
-def test_masks_of_many_detections_are_made_some_at_a_time(monkeypatch) -> None:
+def test_masks_of_many_detections_are_computed_in_chunks(monkeypatch) -> None:
     network = small_network().eval()
     image = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
     (whole,) = network.detect(image, score_thresh=0.0, max_detections=50)
@@ -210,7 +210,7 @@ def test_an_image_that_does_not_divide_is_refused() -> None:
         small_network().detect(torch.zeros(1, 3, 100, 160))
 
 
-ROIS = 64  # an image
+ROIS = 64  # per image
 
 
 class Loss(torch.nn.Module):
@@ -225,7 +225,7 @@ class Loss(torch.nn.Module):
 
 
 def frozen_norms(network: Network) -> Network:
-    """Batch norm sees a rank's images alone: with fixed statistics ranks are comparable."""
+    """Fixes the statistics of batch norms, which otherwise differ from rank to rank."""
     return network.eval()
 
 
@@ -248,13 +248,13 @@ def gradients_of_a_rank(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_give_the_gradients_of_one_on_the_joined_batch(tmp_path) -> None:
-    """The second rank has no instance at all, so its own counts alone would be wrong."""
+    """The second rank has no instances, so dividing by its own counts would be wrong."""
     code = f"import test_network; test_network.gradients_of_a_rank({str(tmp_path)!r})"
     done = on_ranks(code, tmp_path)
     assert done.returncode == 0, done.stderr
     network = frozen_norms(small_network(rois=ROIS))
     sums = network(**joined_batch())
-    assert sums.rois < ROIS, "all of them are drawn, by one process as by two"
+    assert sums.rois < ROIS, "one process and two both sample all candidates"
     loss = total(sums)
     loss.backward()
     for rank in range(2):

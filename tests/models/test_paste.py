@@ -1,4 +1,4 @@
-"""Masks drawn into images, against grid_sample, torchvision and the whole image at once."""
+"""Pasted masks, compared with grid_sample, torchvision and a paste of the whole image at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_paste_equals_grid_sample_and_is_near_torchvision() -> None:
     assert torch.equal(got[clear], (sampled >= 0.5).to(torch.uint8)[clear])
     theirs = paste_masks_in_image(probabilities, boxes, (200, 300), padding=1)[:, 0] >= 0.5
     both, either = (got.bool() & theirs).sum((1, 2)), (got.bool() | theirs).sum((1, 2))
-    assert (both / either.clamp(min=1)).mean() > 0.93  # it rounds boxes to whole pixels
+    assert (both / either.clamp(min=1)).mean() > 0.93  # torchvision rounds boxes to whole pixels
 
 
 def test_pasting_in_chunks_changes_nothing(monkeypatch) -> None:
@@ -71,9 +71,9 @@ def test_pasting_in_chunks_changes_nothing(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_windows_hold_all_that_is_inside(seed: int) -> None:
-    """Boxes at whole and half pixels too, where an edge is a matter of rounding, and masks that
-    are sure of themselves, whose edge is their box's."""
+def test_windows_contain_every_pixel_of_the_masks(seed: int) -> None:
+    """With boxes at whole and half pixels, whose edges depend on rounding, and with masks of
+    probability 1, which extend to the edges of their boxes."""
     g = torch.Generator().manual_seed(seed)
     boxes = random_boxes(40, 90, 120, g, smallest=0.5)
     boxes[10:20] = boxes[10:20].round()

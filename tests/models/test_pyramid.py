@@ -1,4 +1,4 @@
-"""The pyramids against their definition, written out, and the levels that a backbone lacks."""
+"""The pyramids, compared with their definitions, and the levels that a backbone lacks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def maps(strides: tuple[int, ...], channels: tuple[int, ...]) -> list[Tensor]:
 
 
 def assert_shapes(levels: list[Tensor], channels: int) -> None:
-    # A convolution of stride 2 rounds up where a canvas does not divide any more.
+    # A convolution of stride 2 rounds up if the side is odd.
     grids = [tuple(-(-side // stride) for side in CANVAS) for stride in STRIDES]
     assert [tuple(level.shape) for level in levels] == [(2, channels, *grid) for grid in grids]
 
 
-def test_fpn_is_lateral_plus_what_comes_down() -> None:
+def test_fpn_adds_lateral_and_top_down_paths() -> None:
     fpn = FPN([4, 6, 8], 16)
     c3, c4, c5 = maps((8, 16, 32), (4, 6, 8))
     levels = fpn([c3, c4, c5])
@@ -50,7 +50,7 @@ def test_fpn_makes_the_level_that_a_backbone_lacks(strides: tuple[int, ...]) -> 
     assert_shapes(levels, 16)
     missing = levels[0 if 8 not in strides else 2]
     missing.square().sum().backward()
-    for source in sources:  # it is made of both: the finer one through P4, or from above
+    for source in sources:  # the missing level depends on the coarser map or on both
         assert source.grad is not None or source is sources[0]
     torch.stack([level.sum() for level in fpn(sources)]).sum().backward()
     assert all(p.grad is not None for p in fpn.parameters())
@@ -62,12 +62,12 @@ def test_simple_pyramid_from_one_map(stride: int) -> None:
     (source,) = maps((stride,), (32,))
     levels = pyramid([source])
     assert_shapes(levels, 16)
-    for level in levels[:3]:  # they end in a LayerNorm over channels
+    for level in levels[:3]:  # their last layer is a LayerNorm over channels
         assert torch.allclose(level.mean(1), torch.zeros(()), atol=1e-5)
         assert torch.allclose(level.var(1, unbiased=False), torch.ones(()), atol=1e-2)
     torch.stack([level.square().sum() for level in levels]).sum().backward()
     assert all(p.grad is not None for p in pyramid.parameters())
-    # What is made coarser is pooled, what is made finer has weights for each of its pixels.
+    # Coarser levels are pooled, and finer ones have one transposed convolution per doubling.
     kinds = [[type(layer) for layer in scale] for scale in pyramid.scales]
     for target, kind in zip((8, 16, 32), kinds, strict=True):
         assert (nn.MaxPool2d in kind) == (target > stride)
@@ -92,8 +92,8 @@ def test_a_coarse_level_of_the_simple_pyramid_is_the_pooled_map() -> None:
 
 
 def test_half_precision_gradients_of_maps_one_pixel_wide_are_those_of_float32() -> None:
-    """As on canvases of 64 pixels, where P6 is one pixel: of memory full of other numbers, as a
-    run's is, oneDNN leaves parts in the gradient."""
+    """On canvases of 64 pixels, P6 is one pixel. oneDNN then leaves parts of the gradient
+    uninitialised, which shows once the memory has held other numbers, as in a run."""
     fpn = FPN([4, 6, 8], 16)
     given = [torch.randn(2, c, 64 // s, 64 // s) for s, c in ((8, 4), (16, 6), (32, 8))]
 

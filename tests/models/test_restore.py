@@ -1,4 +1,4 @@
-"""Detections on the canvas, back on the original image, against masks drawn there."""
+"""Detections in original pixels, compared with masks that were drawn there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ellipse(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
 
 
 def detection(dense: np.ndarray, box: list[float], scale: torch.Tensor, offset: torch.Tensor):
-    """What a perfect network says of a mask: its box on the canvas, the mask inside of it."""
+    """The output of a perfect network for a mask: its box on the canvas and the mask inside."""
     rows = torch.tensor([[0.0, *box]])
     inside = roi_align(torch.from_numpy(dense).float()[None, None], rows, 28, aligned=True)[:, 0]
     canvas = torch.tensor([box]) * scale.repeat(2) + offset.repeat(2)
@@ -52,7 +52,7 @@ def test_box_and_mask_come_back(scale, offset) -> None:
 
 def test_a_mask_whose_box_leaves_the_image_is_cut_not_squeezed() -> None:
     truth = ellipse(20, 110, 90, 60)
-    whole = np.zeros((HEIGHT, WIDTH + 200), np.uint8)  # the same ellipse, where it has room
+    whole = np.zeros((HEIGHT, WIDTH + 200), np.uint8)  # the same ellipse with room on the left
     y, x = np.mgrid[:HEIGHT, : WIDTH + 200] + 0.5
     whole[((x - 220) / 90) ** 2 + ((y - 110) / 60) ** 2 <= 1] = 1
     s, o = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0])
@@ -64,7 +64,7 @@ def test_a_mask_whose_box_leaves_the_image_is_cut_not_squeezed() -> None:
     assert (got & truth).sum() / (got | truth).sum() > 0.98
 
 
-def test_what_lies_in_the_padding_is_left_out() -> None:
+def test_detections_in_the_padding_are_removed() -> None:
     s, o = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0])
     both = {
         "boxes": torch.tensor([[10.0, 130.0, 50.0, 150.0], [10.0, 10.0, 50.0, 50.0]]),
@@ -125,7 +125,7 @@ print(len(found["scores"]), said("VmHWM") - picture.nbytes)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak in /proc")
 @pytest.mark.parametrize("how", ["rles", "filling"])
 def test_a_hundred_instances_of_a_large_image_take_little_memory(how: str) -> None:
-    """All that the process takes above the picture: PyTorch and a ResNet-18 too."""
+    """The peak includes PyTorch and a ResNet-18, but not the picture."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE, how], capture_output=True, text=True, check=True
     )
