@@ -1,1 +1,1 @@
-"""The LightningModules: thin, the work is in ``models``."""
+"""The LightningModules, which train and evaluate the networks of ``autotimm.models``."""

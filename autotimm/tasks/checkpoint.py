@@ -1,5 +1,7 @@
-"""Reading checkpoints: weights and plain values only, from a path or a URL, whoever wrote them; and
-the model that one makes."""
+"""Read checkpoints safely from a path or a URL, and build models from them.
+
+Only weights and plain values are read, because a checkpoint may come from anyone.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,21 @@ from autotimm.tasks.weights import is_safetensors, read_weights
 _Model = TypeVar("_Model", bound=LightningModule)
 
 EMA = "ema"
-"""The key of a checkpoint for the average of the weights: ``decay`` and ``state_dict``."""
+"""The key in a checkpoint of the averaged weights, a dict of ``decay`` and ``state_dict``."""
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint of Lightning's, or of a safetensors file that was made of one.
+    """Read a Lightning checkpoint, or a safetensors file that was converted from one.
 
-    Code in it is refused, not run.
+    Files that contain code are refused, and the code does not run.
 
     Args:
         path: a path, or a URL that fsspec opens.
         map_location: as in ``torch.load``.
 
     Raises:
-        InputError: there is no such file, or it is no checkpoint, or it holds other things than
-            tensors and plain values.
+        InputError: the file does not exist, is not a checkpoint, or contains anything but tensors
+            and plain values.
     """
     name = urls.shown(str(path))
     try:
@@ -45,7 +47,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             if is_safetensors(head):
                 checkpoint = read_weights(file.read())
             else:
-                # Stated, because an environment variable of torch's can turn the default around.
+                # Explicitly, because an environment variable can change torch's default.
                 checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
@@ -53,21 +55,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise InputError(f"there is no checkpoint at {name}") from error
     except IsADirectoryError as error:
         raise InputError(
-            f"{name} is a folder, as DeepSpeed's checkpoints are: a run goes on from it with the "
+            f"{name} is a folder, as DeepSpeed's checkpoints are: a run resumes from it with the "
             f"same strategy=deepspeed_stage_<n>; for anything else, python -m "
-            f"autotimm.checkpoints.convert {name} OUT.safetensors makes one file of it"
+            f"autotimm.checkpoints.convert {name} OUT.safetensors converts it to one file"
         ) from error
     except pickle.UnpicklingError as error:
-        # torch's own text goes on to advise loading it without the protection.
+        # torch's own message also advises loading the file without protection.
         raise InputError(
             f"{name} is not a checkpoint of weights and plain values: it is damaged, or carries "
             f"code, which was not run"
         ) from error
-    # torch.load fails with a class of its own for each way in which a file is not what it reads.
+    # torch.load raises a different exception for each kind of unreadable file.
     except Exception as error:
         raise InputError(
-            f"{name} cannot be read as a checkpoint ({type(error).__name__}): it is cut off or "
-            f"some other kind of file"
+            f"{name} cannot be read as a checkpoint ({type(error).__name__}): it is truncated or "
+            f"another kind of file"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
@@ -75,8 +77,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         settings = checkpoint.get(key)
         if isinstance(settings, dict) and INSTANTIATOR in settings:
             raise InputError(
-                f"{name} names code to be run ({settings[INSTANTIATOR]!r} as {INSTANTIATOR}), "
-                f"which was not run: it does not come from this package"
+                f"{name} names code to run ({settings[INSTANTIATOR]!r} as {INSTANTIATOR}), "
+                f"which was not run: the file does not come from this package"
             )
     return checkpoint
 
@@ -89,29 +91,29 @@ def model_of(
     strict: bool,
     overrides: dict[str, Any],
 ) -> _Model:
-    """The model of a checkpoint, uncompiled unless ``overrides`` say otherwise.
+    """Build the model of a checkpoint, uncompiled unless ``overrides`` say otherwise.
 
     Args:
-        kind: its class.
-        checkpoint: what :func:`read_checkpoint` has read.
-        name: of the checkpoint, in messages.
-        map_location: where the model goes; the CPU if None.
-        strict: whether every weight must be there.
+        kind: the model's class.
+        checkpoint: the result of :func:`read_checkpoint`.
+        name: the checkpoint's name in messages.
+        map_location: the device of the model; the CPU if None.
+        strict: whether the checkpoint must hold every weight.
         overrides: constructor arguments that replace those in the checkpoint.
 
     Raises:
-        InputError: it is not a checkpoint of this class, or there is no such device.
+        InputError: this is not a checkpoint of the class, or the device does not exist.
     """
     settings = checkpoint.get("hyper_parameters")
     if not isinstance(settings, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{name} is not a checkpoint of {kind.__name__}")
-    # The weights come from the checkpoint: none are to be downloaded first.
+    # The weights come from the checkpoint, so do not download pretrained ones.
     settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
     try:
         model = kind(**settings)
     except InputError:
         raise
-    # Settings of the wrong kind fail wherever they are used first.
+    # Settings of a wrong type fail where they are first used.
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
     model.on_load_checkpoint(checkpoint)
@@ -121,38 +123,38 @@ def model_of(
         raise InputError(f"{name}: {error}") from error
     try:
         return model.to(map_location or "cpu")
-    except (RuntimeError, AssertionError, TypeError) as error:  # no such device, or none here
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch does not know or see it
         reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"map_location={map_location!r} cannot be had: {reason}") from error
+        raise InputError(f"map_location={map_location!r} is not available: {reason}") from error
 
 
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights to use and to publish: their average, where the training kept one (``ema``), else
-    those that were trained.
+    """The weights to use and to publish: the average (``ema``) if there is one, else the trained
+    weights.
 
     Raises:
-        InputError: the average is not what it should be.
+        InputError: the average is damaged.
     """
     average = checkpoint.get(EMA)
     if average is None:
         return checkpoint["state_dict"]
     if not isinstance(average, dict) or not isinstance(average.get("state_dict"), dict):
-        raise InputError("the checkpoint's average of the weights (ema) is none: it is damaged")
+        raise InputError("the checkpoint's average of the weights (ema) is damaged")
     return average["state_dict"]
 
 
 def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
-    """What images went through in the training of a checkpoint.
+    """The preprocessing that a checkpoint was trained with.
 
     Raises:
-        InputError: it says something that cannot be.
+        InputError: the saved values are invalid.
     """
     saved = checkpoint.get("preprocessing")
-    if saved is None:  # of a time when all were trained with the default
+    if saved is None:  # old checkpoints do not have it, and were trained with the default
         return Preprocessing()
     try:
         mean, std, how = saved["mean"], saved["std"], saved["interpolation"]
-        # Of older checkpoints these two are not known.
+        # Older checkpoints lack these two.
         size, resize = saved.get("image_size"), saved.get("resize", "letterbox")
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"the checkpoint's preprocessing is {saved!r}: it is damaged") from error
@@ -166,10 +168,10 @@ def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
 
 
 def categories_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The categories that a checkpoint was trained on, by label; None if it does not say.
+    """The categories that a checkpoint was trained on, by label; None if it does not record them.
 
     Raises:
-        InputError: it says something that cannot be.
+        InputError: the saved values are invalid.
     """
     saved = checkpoint.get("categories")
     if saved is None:
@@ -185,12 +187,12 @@ def categories_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def check_goes_on(checkpoint: dict[str, Any]) -> None:
-    """Raises InputError if a checkpoint has no state of an optimizer to train on with."""
+    """Raise InputError if a checkpoint lacks the optimizer's state, which resuming needs."""
     states = checkpoint.get("optimizer_states")
     if not isinstance(states, list) or not all(
         isinstance(state, dict) and isinstance(state.get("param_groups"), list) for state in states
     ):
         raise InputError(
-            "the checkpoint holds weights alone, without the optimizer's state, so that no run "
-            "goes on from it: give one that was saved whole (save_weights_only=False)"
+            "the checkpoint holds weights alone, without the optimizer's state, so no run can "
+            "resume from it: give one that was saved whole (save_weights_only=False)"
         )

@@ -1,7 +1,7 @@
-"""What a detector's checkpoint holds beside its weights, and what may be done with one.
+"""How a model saves its settings, categories and preprocessing in checkpoints and loads them.
 
-Hyper-parameters are kept as plain values, so that a checkpoint loads with weights only, wherever
-it comes from.
+Hyper-parameters are saved as plain values, so that torch.load can read any checkpoint with
+``weights_only``.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from autotimm.tasks.settings import DetectorSettings, from_hparams
 
 
 class Checkpointed(LightningModule):
-    """A model whose checkpoints know its settings, its categories and its preprocessing."""
+    """A model whose checkpoints contain its settings, categories and preprocessing."""
 
     categories: list[dict[str, Any]] | None
-    """Of the data set that the model was trained on: label i is ``categories[i]``."""
+    """The categories of the training dataset: label i is ``categories[i]``."""
     preprocessing: Preprocessing
-    """Of images: what the weights were trained with. A data module asks for it."""
+    """The preprocessing that the weights were trained with. Data modules use it too."""
 
     @property
     def settings(self) -> DetectorSettings:
-        """The hyper-parameters as they are now."""
+        """The current hyper-parameters."""
         return from_hparams(DetectorSettings, self.hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -60,14 +60,14 @@ class Checkpointed(LightningModule):
     def _is_in_training(self) -> bool:
         try:
             return self.trainer.training
-        except RuntimeError:  # Lightning's, if no trainer has this model
+        except RuntimeError:  # Lightning raises it if the model has no trainer
             return False
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, but weights that do not fit are an InputError of one line."""
+        """As in torch, but raises an InputError of one line if the weights do not fit."""
         try:
             return super().load_state_dict(state_dict, strict, assign)
-        # What is no weight, or has no name, torch trips over.
+        # torch raises the last two for values that are not tensors and keys that are not strings.
         except (RuntimeError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
@@ -84,21 +84,20 @@ class Checkpointed(LightningModule):
         strict: bool = True,
         **overrides: Any,
     ) -> Self:
-        """The model of a checkpoint on disk or at a URL. Only weights and plain values are read.
+        """Load a model from a checkpoint on disk or at a URL.
 
-        Where the training kept an average of the weights (``ema_decay``), that is the model.
-
-        It comes uncompiled, as a few predictions would not pay for minutes of compilation:
-        ``compile_model=True`` asks for it.
+        Only weights and plain values are read. If the training averaged the weights
+        (``ema_decay``), the model gets the average. Compilation takes minutes, so the model is not
+        compiled unless ``compile_model=True`` is given.
 
         Args:
             checkpoint_path: a path, or a URL that fsspec opens.
-            map_location: where the model goes: a device, or its name; the CPU if None.
-            strict: whether every weight must be there.
+            map_location: the device of the model, or its name; the CPU if None.
+            strict: whether the checkpoint must hold every weight.
             **overrides: constructor arguments that replace those in the checkpoint.
 
         Raises:
-            InputError: no such file, or not a checkpoint of this class that can be read safely.
+            InputError: the file does not exist, is not a checkpoint of this class, or is unsafe.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         name = urls.shown(str(checkpoint_path))

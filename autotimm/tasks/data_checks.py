@@ -1,4 +1,4 @@
-"""Whether a model suits the data that it is to work on."""
+"""Checks whether a model fits the data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from autotimm.structures import InputError
 
 
 def categories_of_data(datamodule: Any, num_classes: int) -> list[dict[str, Any]]:
-    """The categories of a data module, by label, as a model keeps them.
+    """The categories of a data module, by label, in the form that a model saves.
 
     Args:
-        datamodule: with ``categories`` and ``num_classes``.
+        datamodule: has ``categories`` and ``num_classes``.
         num_classes: of the model.
 
     Raises:
-        InputError: the data have another number of them.
+        InputError: the data have a different number of categories.
     """
     if datamodule.num_classes != num_classes:
         raise InputError(
@@ -34,22 +34,21 @@ def categories_of_data(datamodule: Any, num_classes: int) -> list[dict[str, Any]
 def check_categories(
     mine: Sequence[dict[str, Any]] | None, others: Sequence[dict[str, Any]] | None
 ) -> None:
-    """Raises InputError if a label means one category to the model and another elsewhere, as far
-    as both sides are known."""
+    """Raise InputError if a label has different categories on both sides; None is not checked."""
     for one, other in zip(mine or (), others or (), strict=False):
         if one != other:
             raise InputError(
-                f"the model and the data do not mean the same classes: {one} and {other}; "
-                f"give the data that the model was trained on, or a model of this data"
+                f"the model and the data do not have the same classes: {one} and {other}; "
+                f"give the data that the model was trained on, or a model for this data"
             )
 
 
 def warn_of_backbone(backbone: Backbone, canvas: tuple[int, int] | None) -> None:
-    """Warns of norms that are frozen as they were made, and of a canvas that windows exceed.
+    """Warn if frozen norms have random weights, or if padding for windows enlarges the canvas.
 
     Args:
         backbone: of the model.
-        canvas: height and width of the data's images, where they are known.
+        canvas: height and width of the data's images, if known.
     """
     if backbone.norm == "frozen" and backbone.norms_are_fresh():
         rank_zero_warn(
@@ -58,7 +57,7 @@ def warn_of_backbone(backbone: Backbone, canvas: tuple[int, int] | None) -> None
         )
     if canvas is not None and canvas != (full := backbone.padded(*canvas)):
         rank_zero_warn(
-            f"the backbone's windows fill images of a multiple of {backbone.multiple} pixels, "
-            f"so that image_size {canvas[0]} x {canvas[1]} costs as much as {full[0]} x "
+            f"the backbone's windows need images of a multiple of {backbone.multiple} pixels, "
+            f"so image_size {canvas[0]} x {canvas[1]} costs as much as {full[0]} x "
             f"{full[1]}: take another image_size, or a backbone such as convnext_tiny"
         )

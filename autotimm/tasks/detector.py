@@ -1,6 +1,7 @@
-"""ObjectDetector: FCOS as a LightningModule.
+"""ObjectDetector: the training and evaluation of FCOS as a LightningModule.
 
-What it learns and finds is in ``autotimm.models``; its checkpoints are in ``checkpointed.py``.
+The network and its losses are in ``autotimm.models``, prediction is in ``predictor.py``, and
+checkpoints are in ``checkpointed.py``.
 """
 
 from __future__ import annotations
@@ -10,57 +11,56 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from autotimm.coco.index import Category, shown_names
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
-from autotimm.models import compiled, restore
-from autotimm.models.network import CANVAS_MULTIPLE, Network
+from autotimm.models import compiled
+from autotimm.models.network import Network
 from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
-from autotimm.tasks.checkpointed import Checkpointed
 from autotimm.tasks.data_checks import categories_of_data, check_categories, warn_of_backbone
-from autotimm.tasks.inputs import batched, check_normalised, checked_size
+from autotimm.tasks.inputs import check_normalised
+from autotimm.tasks.predictor import Predictor
 from autotimm.tasks.settings import DetectorSettings, by_name
 
 
-class ObjectDetector(Checkpointed):
+class ObjectDetector(Predictor):
     """FCOS on any timm backbone with feature maps.
 
     Args:
         backbone: a timm model name.
-        num_classes: classes of the data set; ``data.num_classes`` knows.
-        metrics: what to measure in validation and test.
-        pretrained: True for timm's weights, a path for a local weights file, False for none.
+        num_classes: the number of classes in the dataset, as in ``data.num_classes``.
+        metrics: the metrics of validation and test.
+        pretrained: True for timm's weights, a path for a local weights file, False for random ones.
         fpn_channels: width of the feature pyramid and of the heads.
         head_convs: convolutions in each tower of the FCOS head.
-        class_loss_weight, box_loss_weight, centerness_loss_weight: what each loss counts.
-        score_thresh: least class probability of a detection.
-        nms_thresh: of two boxes of a class that overlap by more, the worse one goes.
-        max_detections_per_image: best ones kept.
-        freeze_backbone: train the pyramid and the heads alone.
-        frozen_stages: how many of the backbone's first stages are not trained: 1 for the stem, 2
-            for the first stage behind it as well, which is what detectron2's recipes do.
-        backbone_norm: ``frozen`` keeps the batch norms of the backbone, statistics and affine
-            parameters, as its pretrained weights have them, which suits a few images a rank;
-            ``sync`` takes statistics over all ranks; ``batch`` leaves each rank to its own.
+        class_loss_weight, box_loss_weight, centerness_loss_weight: the weights of the losses in
+            their sum.
+        score_thresh: the minimum class probability of a detection.
+        nms_thresh: NMS removes the worse of two boxes of a class with a higher IoU.
+        max_detections_per_image: the maximum number of detections to keep, best first.
+        freeze_backbone: whether to train only the pyramid and the heads.
+        frozen_stages: the number of first stages of the backbone that are not trained. 1 freezes
+            the stem; 2, as in detectron2's recipes, also freezes the stage after it.
+        backbone_norm: how batch norms of the backbone train. ``frozen`` keeps the statistics and
+            affine parameters of the pretrained weights, which suits few images per rank. ``sync``
+            computes statistics over all ranks, and ``batch`` over each rank alone.
         optimizer: ``adamw`` or ``sgd``.
         lr: peak learning rate.
-        backbone_lr_factor: what ``lr`` is multiplied by for the backbone.
-        layer_decay: what it is multiplied by once more for each layer of the backbone, counted from
-            the last; 1 for all alike.
-        weight_decay: of weights; norms, biases and what timm names besides are not decayed.
-        scheduler: ``cosine``, ``multistep`` (a tenth at each of ``milestones``), or ``constant``
-            (also None); by optimizer step.
-        milestones: shares of the run, for ``multistep``; by default 8/12 and 11/12.
+        backbone_lr_factor: multiplies ``lr`` for the backbone.
+        layer_decay: multiplies ``lr`` once more for each layer of the backbone, counted from the
+            last; 1 gives all layers the same rate.
+        weight_decay: of weights, but not of norms, biases and other parameters that timm exempts.
+        scheduler: ``cosine``, ``multistep`` (divides by ten at each of ``milestones``), or
+            ``constant`` (the same as None); the rate changes at every optimizer step.
+        milestones: shares of the run, for ``multistep``; 8/12 and 11/12 by default.
         warmup_steps: optimizer steps of linear warm-up.
-        compile_model: run the network through torch.compile.
-        compile_kwargs: passed on to it; unused while ``compile_model`` is off.
+        compile_model: whether to compile the network with torch.compile.
+        compile_kwargs: arguments of torch.compile; unused without ``compile_model``.
 
     Raises:
-        InputError: a value that cannot be used, naming the argument.
+        InputError: an argument cannot be used; the message names it.
     """
 
     with_masks = False
@@ -122,7 +122,7 @@ class ObjectDetector(Checkpointed):
             compile_kwargs=compile_kwargs,
         )
         configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
-        # Given as a dict, so that Lightning does not add what its command line was started with.
+        # As a dict: otherwise Lightning would also save the arguments of its command line.
         self.save_hyperparameters({**by_name(settings), "metrics": [asdict(m) for m in configs]})
         self.network = Network(
             backbone,
@@ -138,7 +138,6 @@ class ObjectDetector(Checkpointed):
         self.preprocessing = self.network.backbone.preprocessing
         if compile_model:
             compiled.compile_in_place(self.network, compile_kwargs)
-        self._sizes = compiled.Sizes()
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_metrics": StageMetrics(stage, configs) for stage in ("val", "test")}
         )
@@ -152,13 +151,13 @@ class ObjectDetector(Checkpointed):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "categories"):
             return
-        of_data = categories_of_data(datamodule, self.settings.num_classes)
-        if stage != "fit":  # training may take a model on to other classes, evaluation may not
-            check_categories(self.categories, of_data)
-        self.categories = of_data
+        categories = categories_of_data(datamodule, self.settings.num_classes)
+        if stage != "fit":  # training may continue with other classes, but evaluation may not
+            check_categories(self.categories, categories)
+        self.categories = categories
 
     def _synchronise_norms(self) -> None:
-        # One rank has all images already.
+        # A single rank sees all images anyway.
         if self.settings.backbone_norm != "sync" or self.trainer.world_size == 1:
             return
         if self.trainer.strategy.root_device.type == "cpu":
@@ -168,7 +167,7 @@ class ObjectDetector(Checkpointed):
         self.network.backbone.synchronise()
 
     def on_train_start(self) -> None:
-        # The user may have given the data another mean or std: the checkpoint has to know.
+        # The user may have given the data module another mean or std, which checkpoints record.
         datamodule = getattr(self.trainer, "datamodule", None)
         self.preprocessing = getattr(datamodule, "preprocessing", self.preprocessing)
         warn_of_backbone(self.network.backbone, getattr(datamodule, "image_size", None))
@@ -184,7 +183,12 @@ class ObjectDetector(Checkpointed):
         return total
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses by name, unweighted, divided by counts that are averaged over ranks."""
+        """The unweighted losses by name, divided by counts that are averaged over ranks.
+
+        Raises:
+            InputError: the images are not normalised, the batch has no masks and the model needs
+                them, or the network does not compile.
+        """
         check_normalised(batch["image"])
         masks = batch.get("masks") if self.with_masks else None
         if self.with_masks and masks is None:
@@ -223,18 +227,6 @@ class ObjectDetector(Checkpointed):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
-        """Detections of each image of the batch in the pixels of the original image."""
-        check_normalised(batch["image"])
-        found = self.detect(batch["image"])
-        sizes = batch["original_size"].tolist()
-        return [
-            restore.restore(detections, scale, offset, height, width)
-            for detections, scale, offset, (height, width) in zip(
-                found, batch["scale"], batch["offset"], sizes, strict=True
-            )
-        ]
-
     def _evaluate(self, batch: Batch, stage: str) -> list[Detections]:
         found = self.predict_step(batch, 0)
         real = [i for i, padding in enumerate(batch["padding"].tolist()) if not padding]
@@ -250,7 +242,7 @@ class ObjectDetector(Checkpointed):
         metrics.reset()
         shown = {f"{stage}/{config.name}" for config in metrics.configs if config.prog_bar}
         for name, value in values.items():
-            # Every rank has the same value, computed from all ranks' images: the mean is it, too.
+            # The value comes from the images of all ranks and is the same on each, as is the mean.
             self.log(name, value, prog_bar=name in shown, sync_dist=True)
 
     def _metrics(self, stage: str) -> StageMetrics:
@@ -258,66 +250,9 @@ class ObjectDetector(Checkpointed):
         assert isinstance(metrics, StageMetrics)
         return metrics
 
-    def detect(self, image: Tensor) -> list[Detections]:
-        """As ``Network.detect``, with this model's thresholds: of normalised images whose sides the
-        pyramid divides, in their pixels, masks as probabilities inside the boxes."""
-        limits = self.settings
-        with compiled.explained(), self._sizes.stance(image):
-            return self.network.detect(
-                image, limits.score_thresh, limits.nms_thresh, limits.max_detections_per_image
-            )
-
-    # --------------------------------------------------------------- inference
-
-    def forward(self, image: Tensor) -> list[Detections]:
-        """As :meth:`predict`."""
-        return self.predict(image)
-
-    @property
-    def class_names(self) -> list[str]:
-        """What to call each label: its category's name, with the id where several share that name;
-        the number of the label where the model was not trained on any data yet."""
-        if self.categories is None:
-            return [str(label) for label in range(self.settings.num_classes)]
-        return shown_names([Category(one["id"], one["name"]) for one in self.categories])
-
-    @torch.no_grad()
-    def predict(
-        self, image: Tensor, size: tuple[int, int] | None = None, *, rles: bool = False
-    ) -> list[Detections]:
-        """Find the objects in images of any size.
-
-        Args:
-            image: [B, 3, H, W] or [3, H, W] float, normalised by ``preprocessing``'s mean and std.
-            size: height and width of the pictures that were resized to ``image``, in whose pixels
-                boxes and masks are then given; as in ``image`` if None.
-            rles: give masks as COCO's RLEs. Dense ones take N * height * width bytes (3 GiB for
-                100 of 8000 x 4000 pixels), RLEs next to nothing.
-
-        Returns:
-            For each image ``boxes`` [N, 4] in its pixels, ``labels`` [N], ``scores`` [N], best
-            first, and from a segmentor ``masks`` [N, height, width], uint8 of 0 and 1, or ``rles``.
-
-        Raises:
-            InputError: not such a tensor, or not such a size.
-        """
-        image = batched(image)
-        height, width = image.shape[-2:]
-        wanted = checked_size((height, width) if size is None else size)
-        padded = F.pad(image, (0, -width % CANVAS_MULTIPLE, 0, -height % CANVAS_MULTIPLE))
-        was_training = self.training
-        self.eval()
-        try:
-            found = self.detect(padded.to(self.network.head.classes.weight))
-        finally:
-            self.train(was_training)
-        scale = torch.tensor([width / wanted[1], height / wanted[0]], device=self.device)
-        origin = torch.zeros_like(scale)
-        return [restore.restore(one, scale, origin, *wanted, dense=not rles) for one in found]
-
 
 def mean_over_ranks(counts: Tensor) -> Tensor:
-    """``counts`` averaged over the processes of the job; the same on all of them."""
+    """``counts`` averaged over all ranks; every rank gets the same result."""
     if not (dist.is_available() and dist.is_initialized()):
         return counts
     counts = counts.clone()

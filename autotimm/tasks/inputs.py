@@ -1,4 +1,4 @@
-"""Checks of the images that a model is given."""
+"""Checks of a model's input images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autotimm.structures import InputError
 
 
 def check_normalised(image: Tensor) -> None:
-    """Raises InputError for a batch's images that are still bytes."""
+    """Raise InputError if the images of a batch are still bytes."""
     if not image.is_floating_point():
         raise InputError(
             "the batch's images are not normalised: the data module does that, so give the trainer "
@@ -20,7 +20,7 @@ def check_normalised(image: Tensor) -> None:
 
 
 def batched(image: Any) -> Tensor:
-    """The images of ``predict()``, [B, 3, H, W]; InputError if they are none."""
+    """The images of ``predict()`` as [B, 3, H, W]; InputError for another shape or type."""
     if not isinstance(image, Tensor):
         raise InputError(
             f"predict() takes normalised float images as a tensor, not {type(image).__name__}"
@@ -36,7 +36,7 @@ def batched(image: Any) -> Tensor:
 
 
 def checked_size(size: Any) -> tuple[int, int]:
-    """Height and width, whole and above 0; InputError if they are not."""
+    """Height and width as positive integers; InputError if they are not."""
     try:
         height, width = (operator.index(side) for side in size)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The model of a checkpoint, whichever of the two it is."""
+"""``autotimm.load``: load either kind of model from a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from autotimm.tasks.segmentor import InstanceSegmentor
 
 
 def load(checkpoint: str | Path, device: str = "cpu", **overrides: Any) -> ObjectDetector:
-    """The model of a checkpoint, ready to predict: an InstanceSegmentor, or an ObjectDetector where
-    it was trained without masks.
+    """Load a model that is ready to predict from a checkpoint.
 
-    Only weights and plain values are read; code in the file is refused.
+    It is an InstanceSegmentor, or an ObjectDetector if it was trained without masks. Only weights
+    and plain values are read, and files that contain code are refused.
 
     Args:
         checkpoint: a ``.ckpt`` or ``.safetensors`` file, or a URL of one.
-        device: where the model goes.
+        device: of the model.
         **overrides: constructor arguments that replace the checkpoint's, such as ``score_thresh``.
 
     Raises:
-        InputError: no such file, not a checkpoint of this package that can be read safely, or
-            weights that are no finite numbers, with which nothing is ever found.
+        InputError: the file does not exist, is not a checkpoint of this package, is unsafe, or
+            holds weights that are not finite, with which a model never detects anything.
     """
     content = read_checkpoint(checkpoint)
     settings = content.get("hyper_parameters")
@@ -35,5 +35,5 @@ def load(checkpoint: str | Path, device: str = "cpu", **overrides: Any) -> Objec
     model = model_of(kind, content, name, device, True, overrides).eval()
     for key, weight in model.state_dict().items():
         if not weight.isfinite().all():
-            raise InputError(f"{name}: {key} is not finite: take a checkpoint from before")
+            raise InputError(f"{name}: {key} is not finite: take an earlier checkpoint")
     return model

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, by the names that users give."""
+"""Optimizers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from autotimm.tasks.precision import may_fuse
 from autotimm.tasks.settings import DetectorSettings, OptimizerName
 
 MILESTONES = (8 / 12, 11 / 12)
-"""Shares of the run after which ``multistep`` drops: epochs 8 and 11 of 12, as in mmdetection."""
+"""Shares of the run after which ``multistep`` lowers the rate: epochs 8 and 11 of 12, as in
+mmdetection."""
 
 MOMENTUM = 0.9  # of SGD, as in every published recipe of a detector
 
@@ -26,16 +27,16 @@ MOMENTUM = 0.9  # of SGD, as in every published recipe of a detector
 def configure(
     network: Network, settings: DetectorSettings, trainer: Trainer
 ) -> OptimizerLRSchedulerConfig:
-    """What Lightning asks of a module that trains ``network``.
+    """The optimizer and schedule of ``network``, as Lightning's ``configure_optimizers`` returns.
 
     Args:
-        network: whose parameters are trained.
+        network: has the parameters to train.
         settings: of the model.
-        trainer: of the run, which knows how long it is and what steps its optimizer.
+        trainer: determines the length of the run and whether the optimizer may be fused.
 
     Raises:
-        InputError: the schedule depends on the run's end, and it has none; or as
-            :func:`autotimm.tasks.parameters.groups` does.
+        InputError: the schedule depends on the end of the run, which is unknown; or for the reasons
+            of :func:`autotimm.tasks.parameters.groups`.
     """
     total = trainer.estimated_stepping_batches
     if not math.isfinite(total) and settings.scheduler in ("cosine", "multistep"):
@@ -46,7 +47,7 @@ def configure(
     if 0 < total <= settings.warmup_steps:
         rank_zero_warn(
             f"warmup_steps={settings.warmup_steps}, but the run has {total:.0f} steps: the "
-            f"learning rate never gets to lr={settings.lr}"
+            f"learning rate never reaches lr={settings.lr}"
         )
     groups = parameters.groups(
         network,
@@ -69,19 +70,19 @@ def configure(
 def build(
     optimizer: OptimizerName, groups: list[dict[str, Any]], fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of that name over ``groups``, which bring their learning rates and decays.
+    """Build an optimizer for ``groups``, which contain their learning rates and weight decays.
 
     Args:
-        optimizer: its name.
-        groups: as :func:`autotimm.tasks.parameters.groups` makes them.
-        fused: take the kernels that a flag on the device (``found_inf``) can hold back. A
-            checkpoint of a run without them does not change that, nor the other way round.
+        optimizer: the name of the optimizer.
+        groups: from :func:`autotimm.tasks.parameters.groups`.
+        fused: whether to use fused kernels, which skip a step if a flag on the device
+            (``found_inf``) is set. A loaded state does not change this setting.
     """
     built: torch.optim.Optimizer
     if optimizer == "sgd":
         built = torch.optim.SGD(groups, momentum=MOMENTUM, fused=fused)
         if fused:
-            # A first step that is held back would leave the buffers that it makes unwritten.
+            # If the flag skipped the first step, the buffers of that step would be uninitialised.
             for parameter in (p for group in built.param_groups for p in group["params"]):
                 built.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
@@ -96,13 +97,15 @@ def build(
 
 
 def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raises InputError if ``state`` is of an optimizer of another kind or with other groups, or of
-    other learning rates or decays, which torch would put in the place of those given."""
+    """Raise InputError if ``state`` comes from another optimizer, groups, learning rates or decays.
+
+    torch would replace the given rates and decays by those of the state.
+    """
     mine, saved = optimizer.param_groups, state["param_groups"]
     sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (mine, saved))
     if sizes != saved_sizes or ("momentum" in mine[0]) != ("momentum" in saved[0]):
         raise InputError(
-            "the checkpoint to go on from was trained with another optimizer, or other "
+            "the checkpoint to resume from was trained with another optimizer, or other "
             "layer_decay, backbone_lr_factor, freeze_backbone or frozen_stages: give those of "
             "its run"
         )
@@ -111,31 +114,31 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
             given, kept = group.get(key), other.get(key)
             if given is not None and kept is not None and not math.isclose(given, kept):
                 raise InputError(
-                    f"{name} is {given:g} for some parameters, where the checkpoint to go on from "
+                    f"{name} is {given:g} for some parameters, but the checkpoint to resume from "
                     f"was trained with {kept:g}: give that of its run, or begin a new one from its "
                     f"weights (InstanceSegmentor.load_from_checkpoint)"
                 )
 
 
 def check_goes_on(settings: DetectorSettings, saved: Any) -> None:
-    """Looks whether a run has the settings of the one that it goes on from.
+    """Compare the settings of a run with those of the checkpoint that it resumes from.
 
-    Another schedule takes effect from here on, with a warning. Another optimizer has no use for the
-    state of the old one.
+    A different schedule takes effect from now on, with a warning. A different optimizer cannot use
+    the saved state.
 
     Args:
-        settings: of the model that goes on.
-        saved: the hyper-parameters in the checkpoint; one of another origin may have none.
+        settings: of the model that resumes.
+        saved: the hyper-parameters in the checkpoint; those of other programs may have none.
 
     Raises:
-        InputError: the optimizer is another.
+        InputError: the optimizer differs.
     """
     if not isinstance(saved, dict):
         return
     before = saved.get("optimizer", settings.optimizer)
     if before != settings.optimizer:
         raise InputError(
-            f"optimizer={settings.optimizer}, where the checkpoint to go on from was trained with "
+            f"optimizer={settings.optimizer}, but the checkpoint to resume from was trained with "
             f"{before}: give that of its run, or begin a new one from its weights "
             f"(InstanceSegmentor.load_from_checkpoint)"
         )
@@ -147,7 +150,7 @@ def check_goes_on(settings: DetectorSettings, saved: Any) -> None:
     if changed:
         now, then = (", ".join(texts) for texts in zip(*changed, strict=True))
         rank_zero_warn(
-            f"from here the learning rate is that of {now}, where the checkpoint to go on from was "
+            f"from here the learning rate follows {now}, but the checkpoint to resume from was "
             f"trained with {then}"
         )
 
@@ -159,12 +162,18 @@ def lr_factor(
     scheduler: str | None,
     milestones: Sequence[float] | None = None,
 ) -> float:
-    """What the learning rate is multiplied by at optimizer step ``step`` (0-based) of a run of
-    ``total_steps``, which may be infinite for ``constant``.
+    """The factor of the learning rate at an optimizer step.
 
-    Warm-up rises linearly from a thousandth, as in detectron2. Then ``cosine`` falls to 1 % at the
-    end, ``multistep`` drops to a tenth at each of ``milestones`` (shares of the run; MILESTONES if
-    None), and ``constant`` (or None) stays.
+    Warm-up rises linearly from a thousandth, as in detectron2. After that, ``cosine`` falls to 1 %
+    at the end of the run, ``multistep`` divides by ten at each milestone, and ``constant`` (or
+    None) stays at 1.
+
+    Args:
+        step: from 0 on.
+        total_steps: of the run; may be infinite for ``constant``.
+        warmup_steps: steps of warm-up.
+        scheduler: the name of the schedule.
+        milestones: shares of the run; MILESTONES if None.
     """
     if step < warmup_steps:
         return 0.001 + 0.999 * step / warmup_steps

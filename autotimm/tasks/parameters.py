@@ -1,6 +1,6 @@
-"""How each parameter is trained: whether it decays, and what its learning rate is multiplied by.
+"""Parameter groups: the learning rate and the weight decay of each parameter.
 
-Invariants: every parameter that takes a gradient is in exactly one group; with both factors at 1
+Invariants: every parameter that requires a gradient is in exactly one group; if both factors are 1,
 there are two groups, the decayed parameters first.
 """
 
@@ -19,7 +19,7 @@ from autotimm.models.network import Network
 from autotimm.structures import InputError
 
 _TIMM = "backbone.model."
-"""Before the names of what timm has made; other parameters start from random weights."""
+"""The prefix of the parameters of timm's model. All others start from random weights."""
 
 
 def groups(
@@ -31,22 +31,23 @@ def groups(
     backbone_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer.
+    """Build the parameter groups of an optimizer.
 
-    Not decayed are biases, what has one dimension or none (norms and scales), and what timm's
-    ``no_weight_decay`` names: position embeddings, class tokens, tables of relative positions.
+    Weight decay does not apply to biases, to parameters with at most one dimension (norms and
+    scales), and to those in timm's ``no_weight_decay``: position embeddings, class tokens and
+    relative position tables.
 
     Args:
-        network: whose parameters that take a gradient are trained.
+        network: the groups contain its parameters that require a gradient.
         backbone: timm's name of its backbone.
         lr: peak learning rate of the pyramid and the heads.
-        weight_decay: of what decays.
-        backbone_lr_factor: what ``lr`` is multiplied by for the backbone.
-        layer_decay: what it is multiplied by once more for each layer of the backbone, counted from
-            the last (Clark et al. 2020; BEiT, ViTDet), by timm's ``group_matcher``.
+        weight_decay: of the decayed parameters.
+        backbone_lr_factor: multiplies ``lr`` for the backbone.
+        layer_decay: multiplies ``lr`` once more for each layer of the backbone, counted from the
+            last (Clark et al. 2020; BEiT, ViTDet), by timm's ``group_matcher``.
 
     Raises:
-        InputError: layer_decay is not 1 and timm does not tell the layers of this backbone.
+        InputError: layer_decay is not 1 and timm does not define the layers of this backbone.
     """
     names = [n.removeprefix(_TIMM) for n, _ in network.named_parameters() if n.startswith(_TIMM)]
     with torch.device("meta"):
@@ -78,7 +79,7 @@ def groups(
 
 
 def _undecayed(whole: nn.Module) -> set[str]:
-    """Names, or patterns of names, that timm's own training does not decay."""
+    """The names, or patterns of names, of parameters that timm does not decay."""
     ask: Any = getattr(whole, "no_weight_decay", None)
     return set(ask()) if callable(ask) else set()
 
@@ -88,12 +89,19 @@ def _matches(name: str | None, patterns: Iterable[str]) -> bool:
 
 
 def _layers_above(whole: nn.Module, names: Iterable[str], backbone: str) -> dict[str, int]:
-    """For each parameter of the extractor that ``whole`` has: 1 in its last layer, 2 in the one
-    before. Layers that the extractor leaves out do not count."""
+    """The depth of each parameter's layer, counted from the last one, which has 1.
+
+    Layers that the extractor leaves out do not count.
+
+    Args:
+        whole: the full timm model.
+        names: of the extractor's parameters.
+        backbone: timm's name of the model.
+    """
     numbers = layers(whole, names, coarse=False)
     if numbers is None:
         raise InputError(
-            f"layer_decay: timm does not tell the layers of {backbone!r}: leave it out, or take "
+            f"layer_decay: timm does not define the layers of {backbone!r}: leave it out, or take "
             f"backbone_lr_factor"
         )
     order = {number: i for i, number in enumerate(sorted(set(numbers.values())))}

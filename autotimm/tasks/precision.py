@@ -1,4 +1,4 @@
-"""Mixed precision and optimizers that do not have the host wait for the device in each step."""
+"""Mixed precision with fused optimizers, so that the host need not wait for the device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from autotimm.lightning_private import before_optimizer_step
 
 
 class MixedPrecision(precision.MixedPrecision):
-    """Lightning's, but optimizers with fused kernels may have their gradients clipped.
+    """Lightning's mixed precision, which also clips the gradients of fused optimizers.
 
-    Lightning refuses those, as they can unscale gradients themselves, after clipping. Here the
-    scaler always unscales first, so that only the decision to skip a step is left to the kernels.
-    They take it on the device; any other optimizer has the host wait for it at every step.
+    Lightning refuses to, because a fused optimizer may unscale gradients itself after clipping.
+    Here the scaler always unscales first, and the kernels only decide whether to skip the step.
+    They decide on the device; with any other optimizer the host waits for the device at each step.
 
     The class has Lightning's name because checkpoints hold the scaler's state under it.
     """
@@ -31,7 +31,7 @@ class MixedPrecision(precision.MixedPrecision):
         if self.scaler is None:
             return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
         loss = closure()
-        if loss is None and model.automatic_optimization:  # no backward, nothing to step by
+        if loss is None and model.automatic_optimization:  # without a backward pass, no step
             return loss
         self.scaler.unscale_(optimizer)
         before_optimizer_step(self, model, optimizer)
@@ -49,8 +49,11 @@ class MixedPrecision(precision.MixedPrecision):
 
 
 def may_fuse(trainer: Trainer) -> bool:
-    """Whether the optimizer's kernels may be fused: on a GPU, where neither the strategy nor the
-    precision has a way of its own to step it, as those have that shard what it steps."""
+    """Whether the optimizer may use fused kernels.
+
+    They need a GPU, and a strategy and precision that call the optimizer directly. Strategies that
+    shard parameters do not.
+    """
     strategy = trainer.strategy
     plugin = strategy.precision_plugin
     return (

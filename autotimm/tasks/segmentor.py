@@ -15,16 +15,16 @@ class InstanceSegmentor(ObjectDetector):
 
     Args:
         backbone: a timm model name.
-        num_classes: classes of the data set; ``data.num_classes`` knows.
-        metrics: what to measure in validation and test.
+        num_classes: the number of classes in the dataset, as in ``data.num_classes``.
+        metrics: the metrics of validation and test.
         mask_size: side of the square mask that the head predicts for each box; even.
-        mask_rois: boxes that the mask head trains on, an image on average: images of few instances
-            leave room to those of many.
-        mask_loss_weight: what the mask loss counts.
+        mask_rois: the average number of boxes per image that the mask head trains on. Images with
+            many instances use the places that other images leave.
+        mask_loss_weight: the weight of the mask loss.
         **detector: the other arguments of :class:`ObjectDetector`.
 
     Raises:
-        InputError: a value that cannot be used, naming the argument.
+        InputError: an argument cannot be used; the message names it.
     """
 
     with_masks = True
@@ -52,7 +52,7 @@ class InstanceSegmentor(ObjectDetector):
 
     @property
     def mask_settings(self) -> MaskSettings:
-        """Those of the hyper-parameters that concern masks alone, as they are now."""
+        """The current hyper-parameters of the mask branch."""
         return from_hparams(MaskSettings, self.hparams)
 
     def _loss_weights(self) -> dict[str, float]:

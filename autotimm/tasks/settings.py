@@ -1,8 +1,8 @@
-"""The settings of the tasks: their arguments, checked, as frozen values.
+"""The arguments of the tasks as frozen dataclasses that check their values.
 
-Lightning keeps them as ``hparams``, by name, in the model and in its checkpoints, where a value may
-be changed (``model.hparams.score_thresh = 0.3``). The code reads them as one of these, which checks
-such a value like the first.
+Lightning keeps the arguments as ``hparams`` in the model and in its checkpoints, and users may
+change them (``model.hparams.score_thresh = 0.3``). The code reads them through these classes, which
+check a changed value like an argument.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SchedulerName = Literal["cosine", "multistep", "constant"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorSettings:
-    """The arguments of :class:`autotimm.tasks.detector.ObjectDetector`, but for ``metrics``.
+    """The arguments of :class:`autotimm.tasks.detector.ObjectDetector` except ``metrics``.
 
     Raises:
-        InputError: a value that cannot be used, or would have no effect, naming the argument.
+        InputError: a value is invalid or would have no effect; the message names the argument.
     """
 
     backbone: str
@@ -60,7 +60,7 @@ class DetectorSettings:
     def __post_init__(self) -> None:
         if self.freeze_backbone and self.backbone_norm == "sync":
             raise InputError(
-                "freeze_backbone=True leaves backbone_norm='sync' nothing to do: leave one of them "
+                "backbone_norm='sync' has no effect with freeze_backbone=True: leave one of them "
                 "out"
             )
         if self.freeze_backbone and self.frozen_stages:
@@ -107,10 +107,10 @@ class DetectorSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskSettings:
-    """The arguments that :class:`autotimm.tasks.segmentor.InstanceSegmentor` has besides.
+    """The additional arguments of :class:`autotimm.tasks.segmentor.InstanceSegmentor`.
 
     Raises:
-        InputError: a value that cannot be used, naming the argument.
+        InputError: a value is invalid; the message names the argument.
     """
 
     mask_size: int
@@ -119,22 +119,22 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         if self.mask_size < 2 or self.mask_size % 2:
-            raise InputError(f"mask_size={self.mask_size} must be even, 28 say")
+            raise InputError(f"mask_size={self.mask_size} must be even, such as 28")
         if self.mask_rois < 1:
             raise InputError(f"mask_rois={self.mask_rois} must be at least 1")
         _check_weight("mask_loss_weight", self.mask_loss_weight)
 
 
 def by_name(settings: DataclassInstance) -> dict[str, Any]:
-    """The fields and their values, as Lightning's ``hparams`` have them."""
+    """The values of the fields by name, as in Lightning's ``hparams``."""
     return {one.name: getattr(settings, one.name) for one in fields(settings)}
 
 
 def from_hparams(kind: type[_Settings], hparams: Mapping[str, Any]) -> _Settings:
-    """The settings that ``hparams`` hold, among others.
+    """The settings of a kind, read from ``hparams``.
 
     Raises:
-        InputError: one was changed to a value that cannot be used.
+        InputError: a value was changed to an invalid one.
     """
     return kind(**{one.name: hparams[one.name] for one in fields(kind)})
 
@@ -147,7 +147,7 @@ def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None)
     given = list(milestones) if isinstance(milestones, Sequence) else []
     if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
         raise InputError(
-            f"milestones={milestones!r} must be rising shares of the run between 0 and 1, such as "
+            f"milestones={milestones!r} must be increasing shares of the run between 0 and 1, as "
             f"[0.667, 0.917]"
         )
 

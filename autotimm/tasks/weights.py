@@ -1,7 +1,7 @@
-"""One safetensors file with all that :meth:`load_from_checkpoint` needs: to publish a model.
+"""Publish a model as one safetensors file with everything that ``load_from_checkpoint`` needs.
 
-The weights are tensors by name; the settings, categories and preprocessing are JSON in the file's
-metadata, under ``autotimm``. Such a file cannot carry code.
+The file holds the weights by name, and the settings, categories and preprocessing as JSON under
+``autotimm`` in its metadata. It cannot contain code.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ KEPT = (
     "global_step",
     "pytorch-lightning_version",
 )
-"""What is kept of a checkpoint besides its weights."""
+"""The keys of a checkpoint that the file keeps besides the weights."""
 
-_LENGTH = 8  # bytes before the header, that tell how long it is
+_LENGTH = 8  # bytes before the header, which hold its length
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with these nine bytes is one: its header is JSON."""
+    """Whether a file that begins with these nine bytes is a safetensors file with a JSON header."""
     return len(head) > _LENGTH and head[_LENGTH : _LENGTH + 1] == b"{"
 
 
 def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: Path) -> None:
-    """Writes ``weights`` and what is kept of ``checkpoint`` to ``path``, whole or not at all.
+    """Write ``weights`` and the ``KEPT`` keys of ``checkpoint`` to ``path``, whole or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     metadata = {"format": "pt", "autotimm": json.dumps(kept)}
@@ -53,11 +53,11 @@ def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: 
 
 
 def read_weights(content: bytes) -> dict[str, Any]:
-    """The checkpoint of a file of :func:`write_weights`, its weights as ``state_dict``.
+    """Read a file of :func:`write_weights` as a checkpoint, with the weights as ``state_dict``.
 
     Raises:
-        InputError: it is damaged, or was written by another package. The message begins with a
-            verb, for the file's name to be put in front.
+        InputError: the file is damaged, or another package wrote it. The message begins with a
+            verb, so that callers can put the file's name in front.
     """
     try:
         weights = safetensors.torch.load(content)
@@ -72,5 +72,5 @@ def read_weights(content: bytes) -> dict[str, Any]:
             "autotimm.checkpoints.convert made, or pretrained=<file> for the backbone alone"
         ) from error
     if not isinstance(kept, dict):
-        raise InputError("has settings that are no object: it is damaged")
+        raise InputError("has settings that are not a JSON object: it is damaged")
     return {**{key: kept[key] for key in KEPT if key in kept}, "state_dict": weights}

@@ -346,7 +346,7 @@ def test_data_of_other_classes_are_refused(checkpoint: Path, tmp_path: Path) -> 
     folder = mixed(tmp_path / "coco")
     for file in (folder / "annotations").glob("*.json"):
         file.write_text(file.read_text().replace('"star"', '"comet"'))
-    with pytest.raises(InputError, match="do not mean the same classes"):
+    with pytest.raises(InputError, match="do not have the same classes"):
         run("--checkpoint", checkpoint, "--data", folder, "--out", tmp_path / "out")
 
 

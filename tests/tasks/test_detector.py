@@ -39,8 +39,8 @@ def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size()
     assert "masks" not in small(ObjectDetector).predict(image)[0]
 
 
-def test_predict_gives_what_it_finds_in_the_pixels_of_another_size() -> None:
-    """Of the photo that was made smaller for the network, and as RLEs if asked."""
+def test_predict_returns_boxes_and_masks_in_pixels_of_another_size() -> None:
+    """The size is that of a photo before it was resized for the network; also with RLEs."""
     model = small(max_detections_per_image=20)
     image = torch.randn(3, 100, 150)
     (own,) = model.predict(image)
@@ -65,13 +65,13 @@ def test_predict_gives_what_it_finds_in_the_pixels_of_another_size() -> None:
     "image",
     [torch.zeros(1, 4, 64, 64), torch.zeros(1, 3, 64, 64).byte(), np.zeros((1, 3, 64, 64), "f4")],
 )
-def test_predict_refuses_what_is_no_normalised_image(image) -> None:
+def test_predict_refuses_anything_but_normalised_images(image) -> None:
     with pytest.raises(InputError, match=r"normalised float images (\[B, 3, H, W\]|as a tensor)"):
         small().predict(image)
 
 
 def test_predict_takes_images_of_any_float() -> None:
-    """NumPy's arithmetic makes float64 of photos."""
+    """NumPy's arithmetic converts photos to float64."""
     model = small(score_thresh=0.0)
     image = torch.randn(3, 64, 64).half()
     expected = model.predict(image.float())[0]
@@ -94,7 +94,7 @@ def test_loss_weights_weigh() -> None:
         centerness_loss_weight=weights["centerness"],
         mask_loss_weight=weights["masks"],
     )
-    # The RoIs are drawn at random: a fixed draw makes the two steps comparable.
+    # RoIs are sampled at random, so fix the seed to compare the two steps.
     torch.manual_seed(1)
     heavy_loss = heavy.training_step(batch, 0)
     torch.manual_seed(1)
@@ -129,7 +129,7 @@ def test_repeats_that_even_out_the_ranks_are_not_measured(stage, monkeypatch) ->
 
 
 def trained(model, folder) -> AutoTrainer:
-    """A trainer that has trained the model by one step."""
+    """A trainer that has trained the model for one step."""
     trainer = AutoTrainer(
         accelerator="cpu",
         max_steps=1,
@@ -153,7 +153,7 @@ def checkpoint_of(model, folder) -> str:
     return path
 
 
-def test_a_run_that_goes_on_says_where_its_settings_are_others(tmp_path) -> None:
+def test_a_resumed_run_reports_settings_that_changed(tmp_path) -> None:
     path = checkpoint_of(small(scheduler="constant"), tmp_path)
 
     def go_on(**settings) -> None:
@@ -257,7 +257,7 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
         ("state_dict", {3: torch.ones(1)}, "weights do not fit"),
     ],
 )
-def test_a_checkpoint_that_holds_what_cannot_be_is_refused(tmp_path, key, value, said) -> None:
+def test_a_checkpoint_with_invalid_values_is_refused(tmp_path, key, value, said) -> None:
     model = small()
     whole = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     if key == "hyper_parameters":
@@ -284,19 +284,19 @@ def test_a_checkpoint_that_holds_what_cannot_be_is_refused(tmp_path, key, value,
         ("milestones", [0.5], "milestones have no effect with scheduler=cosine"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(option, value, said) -> None:
+def test_invalid_settings_are_refused_by_name(option, value, said) -> None:
     with pytest.raises(InputError, match=said):
         small(**{option: value})
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(tmp_path) -> None:
+def test_a_missing_device_is_reported_in_one_line(tmp_path) -> None:
     path = checkpoint_of(small(), tmp_path)
     for device in ("cuda:99", "nonsense"):
-        with pytest.raises(InputError, match=f"map_location='{device}' cannot be had"):
+        with pytest.raises(InputError, match=f"map_location='{device}' is not available"):
             InstanceSegmentor.load_from_checkpoint(path, map_location=device)
 
 
-def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path) -> None:
+def test_weights_that_do_not_fit_are_reported_in_one_line(tmp_path) -> None:
     path = checkpoint_of(small(), tmp_path)
     with pytest.raises(InputError, match=r"weights do not fit .*num_classes") as caught:
         InstanceSegmentor.load_from_checkpoint(path, num_classes=5)
@@ -314,7 +314,7 @@ def test_a_model_of_other_classes_is_not_evaluated_on_these() -> None:
         )
 
 
-def test_images_that_nobody_normalised_are_refused() -> None:
+def test_images_that_are_not_normalised_are_refused() -> None:
     batch = random_batch([2])
     batch["image"] = batch["image"].to(torch.uint8)
     with pytest.raises(InputError, match="datamodule="):
@@ -322,7 +322,7 @@ def test_images_that_nobody_normalised_are_refused() -> None:
 
 
 def test_gradients_are_unscaled_before_they_are_clipped(tmp_path) -> None:
-    """A step with the scaler's factor in its gradients is the step without it."""
+    """The step does not depend on the scaler's factor in the gradients."""
     batch = random_batch([3, 4], 64, 64)  # a CPU has no fast convolution in float16
     moved = []
     for scale in (1.0, 1024.0):

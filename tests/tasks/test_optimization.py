@@ -49,7 +49,7 @@ def test_learning_rate_schedules() -> None:
 
 
 def test_the_milestones_of_detectron2s_long_schedule() -> None:
-    """270,000 steps, dropped after 210,000 and 250,000."""
+    """Of 270,000 steps, the rate drops after 210,000 and 250,000."""
     steps = factors("multistep", steps=270, warmup=0, milestones=[0.777778, 0.925926])
     assert [i for i in range(1, 270) if steps[i] < steps[i - 1]] == [210, 250]
 
@@ -59,7 +59,7 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
     [
         ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be rising"),
         ({"milestones": []}, "milestones="),
-        ({"milestones": 0.5}, r"milestones=0\.5 must be rising shares"),
+        ({"milestones": 0.5}, r"milestones=0\.5 must be increasing shares"),
         ({"warmup_steps": 2.5}, r"warmup_steps=2\.5 must be a whole number"),
         ({"milestones": [8, 11]}, "between 0 and 1"),
         ({"milestones": [0.5], "scheduler": "cosine"}, "scheduler=cosine: take multistep"),
@@ -69,14 +69,14 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
         ({"lr": float("nan")}, "lr=nan"),
     ],
 )
-def test_what_cannot_be_or_would_have_no_effect_is_refused(changes, said) -> None:
+def test_settings_that_are_invalid_or_without_effect_are_refused(changes, said) -> None:
     settings()
     with pytest.raises(InputError, match=said):
         settings(**changes)
 
 
 def configured(steps: float = 100, **changes) -> torch.optim.Optimizer:
-    """The optimizer of a run of that many steps, set up for its first."""
+    """The optimizer of a run of ``steps`` steps, before the first one."""
     with torch.device("meta"):
         network = Network("resnet10t", 3, pretrained=False, fpn_channels=32, head_convs=1)
     run = SimpleNamespace(estimated_stepping_batches=steps, strategy=SingleDeviceStrategy("cpu"))
@@ -101,7 +101,7 @@ def test_a_schedule_that_needs_the_end_of_the_run_is_refused_without_one() -> No
     assert configured(steps=float("inf"), scheduler="constant").param_groups[0]["lr"] == 0.01
 
 
-def test_a_warm_up_longer_than_the_run_is_told() -> None:
+def test_a_warm_up_longer_than_the_run_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="warmup_steps=100, but the run has 100 steps"):
         configured(warmup_steps=100)
 
@@ -133,8 +133,8 @@ def steps_of(name: str, fused: bool, held_back: set[int]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_step_that_the_flag_holds_back_is_as_if_it_had_not_been(name: str) -> None:
-    """The first one too, in which momentum begins."""
+def test_a_step_that_the_flag_skips_changes_nothing(name: str) -> None:
+    """Not even the first step, in which momentum begins."""
     for held_back in (set(), {0}, {0, 1, 4}):
         truth = steps_of(name, False, held_back)
         torch.testing.assert_close(steps_of(name, True, held_back), truth)
@@ -143,7 +143,7 @@ def test_a_step_that_the_flag_holds_back_is_as_if_it_had_not_been(name: str) -> 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_run_goes_on_with_other_kernels(name: str, fused: bool) -> None:
-    """As one from a checkpoint of a machine with a GPU does on one without."""
+    """For example without a GPU, from a checkpoint of a machine with one."""
     parameters = weights()
     first = optimization.build(name, [{"params": parameters, "lr": 0.1}], fused=not fused)
     for step in range(2):
@@ -168,16 +168,18 @@ def test_a_run_does_not_go_on_with_another_optimizer(changes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"lr": 5e-4}, "lr is 0.0005 for some parameters, where .* with 0.01"),
         ({"weight_decay": 0.3}, "weight_decay is 0.3 for some parameters"),
         ({"backbone_lr_factor": 0.8}, "lr is 0.008 for some parameters, where .* with 0.005"),
     ],
 )
-def test_a_run_does_not_go_on_with_rates_that_the_checkpoint_would_replace(changes, told) -> None:
+def test_a_run_does_not_go_on_with_rates_that_the_checkpoint_would_replace(
+    changes, message
+) -> None:
     run = {"warmup_steps": 5, "backbone_lr_factor": 0.5}
     saved = configured(**run).state_dict()
     configured(**run).load_state_dict(saved)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         configured(**{**run, **changes}).load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""Parameter groups: what decays, and how fast each layer learns."""
+"""Parameter groups: the parameters that decay, and the learning rate of each layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network(backbone: str, **options) -> Network:
 
 
 def settings(made: Network, backbone: str, **options) -> dict[str, tuple[float, float]]:
-    """Learning rate and weight decay of every parameter that is trained, by name."""
+    """Learning rate and weight decay of every trained parameter, by name."""
     made_groups = parameters.groups(made, backbone, **{"lr": 1.0, "weight_decay": 0.05, **options})
     of = {id(p): (g["lr"], g["weight_decay"]) for g in made_groups for p in g["params"]}
     assert len(of) == sum(len(g["params"]) for g in made_groups)
@@ -49,7 +49,7 @@ def test_norms_and_biases_are_not_decayed(backbone: str) -> None:
         assert decay == (0.0 if plain else 0.05), name
         assert rate == 1.0
     groups = parameters.groups(made, backbone, lr=1.0, weight_decay=0.05)
-    assert [g["weight_decay"] for g in groups] == [0.05, 0.0]  # what older checkpoints have
+    assert [g["weight_decay"] for g in groups] == [0.05, 0.0]  # as in older checkpoints
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_each_layer_learns_slower_than_the_one_above() -> None:
     ["resnet26d", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"],
 )
 def test_the_layers_are_timms(backbone: str) -> None:
-    """timm's own groups of the whole model, its classifier standing for our heads."""
+    """timm's groups of the full model, in which the classifier corresponds to our heads."""
     with torch.device("meta"):
         whole = timm.create_model(backbone)
     truth = {
@@ -137,18 +137,18 @@ def test_the_layers_are_timms(backbone: str) -> None:
         original = original_name(own, known)
         assert original is not None, name
         assert decay == expected[original][1], name
-        # The last layer may be left out of the extractor, which shifts the others alike.
+        # The extractor may lack the last layer, which shifts all others by one.
         steps.add(round(rate / expected[original][0], 6))
         compared += 1
     assert compared > 20
     assert len(steps) == 1
 
 
-def test_a_backbone_whose_layers_timm_does_not_tell_is_refused(monkeypatch) -> None:
+def test_a_backbone_whose_layers_timm_does_not_define_is_refused(monkeypatch) -> None:
     made = network("resnet10t")
     monkeypatch.setattr(timm.models.resnet.ResNet, "group_matcher", None)
     assert settings(made, "resnet10t")
-    with pytest.raises(InputError, match=r"layer_decay: timm does not tell.*backbone_lr_factor"):
+    with pytest.raises(InputError, match=r"layer_decay: timm does not define.*backbone_lr_factor"):
         settings(made, "resnet10t", layer_decay=0.9)
 
 

@@ -1,4 +1,4 @@
-"""Which optimizers are fused, and that a step on a GPU has nobody wait for it."""
+"""Which optimizers are fused, and that the host does not wait for a GPU in a training step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autotimm.tasks.precision import MixedPrecision, may_fuse
 
 
 class Run:
-    """What is asked of a trainer."""
+    """The attributes of a trainer that ``may_fuse`` reads."""
 
     def __init__(self, strategy, plugin) -> None:
         self.strategy = strategy
@@ -31,7 +31,7 @@ class Run:
         (SingleDeviceStrategy("cuda:0"), MixedPrecision("16-mixed", "cuda"), True),
         (SingleDeviceStrategy("cuda:0"), MixedPrecision("bf16-mixed", "cuda"), True),
         (SingleDeviceStrategy("cuda:0"), lightning_precision.Precision(), True),
-        # Lightning's own does not clip the gradients of fused optimizers.
+        # Lightning's class does not clip the gradients of fused optimizers.
         (
             SingleDeviceStrategy("cuda:0"),
             lightning_precision.MixedPrecision("bf16-mixed", "cuda"),
@@ -54,7 +54,7 @@ def test_a_checkpoint_of_lightnings_scaler_is_taken_on() -> None:
 
 
 class Forbid(Callback):
-    """Makes waiting for the GPU an error, from the third batch on, when code is compiled."""
+    """Raises an error at a wait for the GPU from the third batch on, after the compilation."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -74,7 +74,7 @@ class Forbid(Callback):
 def test_no_training_step_waits_for_the_gpu(
     optimizer: str, precision: str, compiled: bool, tmp_path: Path
 ) -> None:
-    """Clipping, the loss scaler, the check of the loss and the optimizer included."""
+    """The step includes clipping, the loss scaler, the check of the loss and the optimizer."""
     model = InstanceSegmentor(
         backbone="resnet10t",
         num_classes=3,

@@ -1,4 +1,4 @@
-"""What a model wants of an image reaches the data, and a checkpoint keeps what was used."""
+"""The data module uses the model's preprocessing, and checkpoints record what was used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def trainer(folder: Path, steps: int = 1) -> AutoTrainer:
 
 
 def expected(folder: Path, wanted: Preprocessing) -> torch.Tensor:
-    """The first image to validate on, enlarged by cv2 and normalised in plain float64."""
+    """The first validation image, resized by cv2 and normalised in float64."""
     path = sorted((folder / "val2017").iterdir())[0]
     image = np.asarray(Image.open(path).convert("RGB"))
     height, width = image.shape[:2]
@@ -67,7 +67,7 @@ def expected(folder: Path, wanted: Preprocessing) -> torch.Tensor:
 
 
 class Look(ObjectDetector):
-    """Keeps the first image that it is to predict on."""
+    """A model that keeps the first image that it gets for prediction."""
 
     def predict_step(self, batch, batch_idx):
         if not hasattr(self, "image"):
@@ -106,7 +106,7 @@ def test_pretrained_weights_bring_their_own_and_a_checkpoint_keeps_it(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_the_data_were_told_wins_and_a_checkpoint_keeps_it(
+def test_arguments_of_the_data_module_win_and_a_checkpoint_keeps_them(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     module = data(folder, mean=(0.1, 0.2, 0.3), interpolation="bilinear")
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Pat
         ({"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "area"}, "one of bilinear, bicub"),
     ],
 )
-def test_a_checkpoint_that_says_what_cannot_be_is_refused(saved: Any, match: str) -> None:
+def test_a_checkpoint_with_invalid_preprocessing_is_refused(saved: Any, match: str) -> None:
     with pytest.raises(InputError, match=match):
         preprocessing_of({"preprocessing": saved})
 
@@ -185,10 +185,12 @@ def test_synchronised_norms_of_one_rank_are_its_own(folder: Path, tmp_path: Path
     assert ObjectDetector.load_from_checkpoint(path).hparams.backbone_norm == "sync"
 
 
-def test_norms_that_cannot_be_are_refused(folder: Path) -> None:
+def test_settings_that_contradict_synchronised_norms_are_refused(folder: Path) -> None:
     module = data(folder)
     given = {"backbone": "resnet10t", "pretrained": False, "backbone_norm": "sync"}
-    with pytest.raises(InputError, match=r"freeze_backbone=True leaves backbone_norm='sync'"):
+    with pytest.raises(
+        InputError, match=r"backbone_norm='sync' has no effect with freeze_backbone"
+    ):
         detector(module, freeze_backbone=True, **given)
     with pytest.raises(InputError, match=r"sync_batchnorm=True .* backbone_norm='sync'"):
         AutoTrainer(sync_batchnorm=True)

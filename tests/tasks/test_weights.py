@@ -1,4 +1,4 @@
-"""Weights to publish: one safetensors file, from a checkpoint and back to a model."""
+"""Published weights: from a checkpoint to one safetensors file and back to a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CATEGORIES = [{"id": 7 * i, "name": f"kind {i}"} for i in range(3)]
 
 
 def saved(path: Path, **more: Any) -> InstanceSegmentor:
-    """A model, whose checkpoint is written to ``path``."""
+    """A model whose checkpoint is written to ``path``."""
     model = small(mask_size=12, metrics=[{"name": "mAP", "metric_class": "MeanAveragePrecision"}])
     torch.save(
         {
@@ -49,7 +49,7 @@ def test_a_published_file_is_the_checkpoints_model(tmp_path: Path) -> None:
     assert loaded.hparams == {**model.hparams, "pretrained": False, "compile_model": False}
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name]), name
-    # Others read the weights without this package.
+    # Other programs can read the weights without this package.
     assert safetensors.torch.load_file(path).keys() == model.state_dict().keys()
     with fsspec.open("memory://weights.safetensors", "wb") as file:
         file.write(path.read_bytes())
@@ -98,7 +98,7 @@ def test_what_is_not_one_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
         read_checkpoint(path)
     assert str(path) in str(error.value)
     safetensors.torch.save_file({"a": torch.ones(3)}, path, {"autotimm": "[]"})
-    with pytest.raises(InputError, match="settings that are no object"):
+    with pytest.raises(InputError, match="settings that are not a JSON object"):
         read_checkpoint(path)
     saved(tmp_path / "last.ckpt")
     whole = convert(tmp_path / "last.ckpt", path).read_bytes()
@@ -126,7 +126,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ):
         with pytest.raises(SystemExit, match="2"):
             main(given)
-        told = capsys.readouterr().err.strip().splitlines()
-        assert len(told) == 1
-        assert said in told[0]
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert said in lines[0]
     assert read_checkpoint(out)["categories"] == CATEGORIES

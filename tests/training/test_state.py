@@ -272,5 +272,5 @@ def test_a_name_of_code_to_be_imported_is_refused(key: str, tmp_path: Path) -> N
     path = tmp_path / "evil.ckpt"
     named = {"_instantiator": "os.system", "backbone": "resnet10t"}
     torch.save({"state_dict": {}, "hyper_parameters": {}, key: named}, path)
-    with pytest.raises(InputError, match=r"evil\.ckpt names code to be run \('os\.system'"):
+    with pytest.raises(InputError, match=r"evil\.ckpt names code to run \('os\.system'"):
         InstanceSegmentor.load_from_checkpoint(path)
