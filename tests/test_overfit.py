@@ -1,4 +1,4 @@
-"""The whole of it on real images: what is learnt by heart comes back at the original size."""
+"""The whole pipeline on real images: an overfitted model detects them at the original size."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SIDE, IMAGES, STEPS, PEAK_LR = 160, 4, 240, 2e-3
 
 @pytest.mark.slow
 def test_a_few_real_images_are_learnt_by_heart(shared_data: Path) -> None:
-    """38 fruits and nuts from random weights. A detail that is wrong in training and in inference
-    alike, which no comparison of parts would see, leaves AP behind here."""
+    """38 fruits and nuts, from random weights. A mistake that training and inference share would
+    lower AP here, and comparisons of parts would not detect it."""
     folder = shared_data / "fruits_nuts" / "train2017"
     index = coco.load(folder.parent / "annotations/instances_train2017.json", folder)
     records = [index.record(i) for i in range(len(index))][:IMAGES]

@@ -1,7 +1,7 @@
-"""Where a run's numbers and pictures go: ``metrics.csv`` always, TensorBoard, W&B and MLflow.
+"""The loggers of a run's numbers and pictures: ``metrics.csv``, TensorBoard, W&B and MLflow.
 
-Invariants: a logger that fails ends no run: the first failure is warned of by the logger's name,
-and the others are passed over; what cannot be used at all is refused before there is a run.
+Invariants: a logger that fails does not end the run, and only its first failure causes a warning; a
+logger that cannot be set up is refused before the run begins.
 """
 
 from __future__ import annotations
@@ -33,26 +33,28 @@ from autotimm.structures import InputError
 NAMES = ("csv", "tensorboard", "wandb", "mlflow")
 
 PROJECT = "autotimm"
-"""Under which W&B and MLflow file runs, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says so."""
+"""The project or experiment of runs at W&B and MLflow, unless WANDB_PROJECT or
+MLFLOW_EXPERIMENT_NAME is set."""
 
 GIVEN_UP = 5
-"""Failures in a row after which a logger is left alone: each may have waited for a network."""
+"""Consecutive failures after which a logger is no longer called, because each call may wait for a
+network."""
 
 
 def make_loggers(
     given: Any, root: str | Path, version: str | None = None, ids: dict[str, str] | None = None
 ) -> list[Logger]:
-    """The loggers of a run, each guarded; the first is a CSVLogger, whose folder is the run's.
+    """The guarded loggers of a run. The first is a CSVLogger, whose folder is that of the run.
 
     Args:
-        given: a name of ``NAMES``, a Logger, or several; None for TensorBoard where it is
-            installed; False for none at all, not even ``metrics.csv``.
-        root: where the run's folder lies.
-        version: name of the run's folder; by default the next free ``version_<n>``.
-        ids: by name the ids under which W&B and MLflow know a run that goes on.
+        given: a name of ``NAMES``, a Logger, or several; None for TensorBoard if it is installed;
+            False for none at all, not even ``metrics.csv``.
+        root: the folder that contains the run's folder.
+        version: the name of the run's folder; by default the next free ``version_<n>``.
+        ids: the ids of a resumed run at W&B and MLflow, by logger name.
 
     Raises:
-        InputError: an unknown name, or one that needs a package which is not installed.
+        InputError: a name is unknown, or its package is not installed.
     """
     if given is False:
         return []
@@ -82,7 +84,7 @@ def _named(name: str, own: CSVLogger, root: Path, known: str | None) -> Logger:
     if name == "tensorboard":
         return TensorBoard(own)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return DummyLogger()  # not a database, a service or a connection for each rank
+        return DummyLogger()  # so that only the first rank opens a database or connection
     run = Path(own.log_dir).name
     try:
         if name == "wandb":
@@ -106,15 +108,15 @@ def _installed(name: str) -> bool:
 
 
 def run_ids(loggers: Sequence[Logger]) -> dict[str, str]:
-    """By name, the ids of the run at W&B and MLflow, to go on under."""
+    """The ids of the run at W&B and MLflow, by logger name, under which it can resume."""
     kinds = (("wandb", WandbLogger), ("mlflow", MLFlowLogger))
     found = {n: one.version for n, kind in kinds for one in loggers if isinstance(one, kind)}
     return {name: str(known) for name, known in found.items() if known}
 
 
 def go_on(loggers: Sequence[Logger], step: int) -> None:
-    """Has ``metrics.csv`` and TensorBoard forget what they have from optimizer step ``step`` on,
-    0-based: a run that goes on takes these steps once more."""
+    """Remove the entries of optimizer step ``step``, from 0 on, and later from ``metrics.csv`` and
+    TensorBoard, because a resumed run repeats these steps."""
     for logger in loggers:
         one: Any = guarded(logger)
         if isinstance(logger, MetricsLogger):
@@ -131,12 +133,12 @@ def _restart(logger: TensorBoardLogger, step: int) -> None:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the run writes. ``log_dir`` asks the first rank, so every rank must ask at once."""
+    """The run's folder. All ranks call it together, because ``log_dir`` is a broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def log_picture(logger: Logger, name: str, picture: Any, step: int) -> None:
-    """Hands [H, W, 3] uint8 to a logger that takes pictures: TensorBoard, W&B or MLflow."""
+    """Log a picture [H, W, 3] uint8 to TensorBoard, W&B or MLflow; other loggers get nothing."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, picture, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
@@ -146,7 +148,7 @@ def log_picture(logger: Logger, name: str, picture: Any, step: int) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error on one line, without the secrets of URLs."""
+    """The error as one line of at most 500 characters, without the secrets of URLs."""
     return urls.without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
 
 
@@ -161,15 +163,15 @@ def guarded(logger: Logger) -> Logger:
 class Guard:
     """Wraps a logger: warns when one of its methods fails, and continues.
 
-    Attributes are the logger's. So is the class that ``isinstance`` sees, because Lightning,
-    callbacks and users ask whether a logger is a TensorBoardLogger, say. After ``GIVEN_UP``
-    failures in a row the guard no longer calls the logger, unless it is a CSVLogger, which keeps
+    Its attributes are those of the logger. So is the class that ``isinstance`` sees, because
+    Lightning, callbacks and users test for classes such as TensorBoardLogger. After ``GIVEN_UP``
+    consecutive failures the guard no longer calls the logger, unless it is a CSVLogger, which keeps
     its rows until it can write them.
     """
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
-        self._failures = 0  # in a row
+        self._failures = 0  # consecutive
         self._warned = False
 
     @property  # type: ignore[misc]
@@ -190,12 +192,12 @@ class Guard:
 
     @property
     def experiment(self) -> Any:
-        """The library's own object; one that does nothing where it cannot be made."""
+        """The library's object, or one that does nothing if it cannot be created."""
         made = self.attempt(getattr, self._logger, "experiment")
         return DummyExperiment() if made is None else made
 
     def attempt(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What ``do`` returns; None, with a warning, where it fails."""
+        """Call ``do`` and return its result, or None with a warning if it fails."""
         if self._failures >= GIVEN_UP and not isinstance(self._logger, CSVLogger):
             return None
         try:
@@ -204,7 +206,7 @@ class Guard:
             self._failures += 1
             self._warn(error)
             return None
-        if getattr(do, "__name__", "") == "log_metrics":  # the others may be there to do nothing
+        if getattr(do, "__name__", "") == "log_metrics":  # success of others may mean little
             self._failures = 0
         return result
 
@@ -214,7 +216,7 @@ class Guard:
             self._warned = True
             rank_zero_warn(f"{name} fails, and the run goes on without it ({one_line(error)})")
         elif self._failures == GIVEN_UP and not isinstance(self._logger, CSVLogger):
-            rank_zero_warn(f"{name} failed {GIVEN_UP} times in a row, and is left alone from here")
+            rank_zero_warn(f"{name} failed {GIVEN_UP} times in a row, and is not called any more")
 
 
 class TensorBoard(TensorBoardLogger):

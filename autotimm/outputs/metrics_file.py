@@ -1,8 +1,8 @@
-"""``metrics.csv``: the numbers of a run, a row for each time that they are logged.
+"""``metrics.csv``: the metrics of a run, one row for each time that they are logged.
 
-Invariants: rows are whole, at any time, on a full disk too, where those that wait are written once
-there is room; a run that goes on in its folder goes on in its file, without the rows of steps that
-it takes once more.
+Invariants: the file contains only whole rows at any time; if the disk is full, rows wait until
+there is room; a run that resumes in its folder appends to its file, after removing the rows of the
+steps that it repeats.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from autotimm.files.atomic import whole_file
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's CSVLogger, which appends to a file that exists rather than removing it.
+    """Lightning's CSVLogger, except that it appends to an existing file instead of removing it.
 
     Args:
-        root: the folder below which runs lie.
-        version: name of the run's folder; by default the next free ``version_<n>``.
+        root: the folder that contains the runs.
+        version: the name of the run's folder; by default the next free ``version_<n>``.
 
-    ``step`` counts from 0, as Lightning has it in every logger: a row of step 9 is of the tenth
-    optimizer step, or of a validation after it. Checkpoints, pictures and ``run.json`` have the
-    number of steps that were taken, which is 10 then.
+    ``step`` counts from 0, as in all of Lightning's loggers: the row of step 9 belongs to the tenth
+    optimizer step, or to a validation after it. Checkpoints, pictures and ``run.json`` use the
+    number of steps taken, which is 10 then.
     """
 
     def __init__(self, root: str | Path, version: str | None = None) -> None:
@@ -41,8 +41,11 @@ class MetricsLogger(CSVLogger):
 
     @property
     def version(self) -> int | str:
-        """That of the run's folder. The first rank makes a new one's folder at once: of two runs
-        that start together both would find the same number free."""
+        """The name or number of the run's folder.
+
+        The first rank creates a new folder at once. Otherwise two runs that start together could
+        choose the same number.
+        """
         if self.known_version is None:
             free = int(super().version)
             while not rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -51,7 +54,7 @@ class MetricsLogger(CSVLogger):
                 except FileExistsError:
                     free += 1
                     continue
-                except OSError:  # who writes there says so
+                except OSError:  # later writes will report it
                     pass
                 break
             self.known_version = free
@@ -71,14 +74,14 @@ class MetricsLogger(CSVLogger):
 
     @rank_zero_only
     def go_on(self, step: int) -> None:
-        """Forgets what was logged from optimizer step ``step`` on, 0-based: it comes again."""
+        """Removes the rows of optimizer step ``step``, from 0 on, and later, which are repeated."""
         self.experiment.forget(step)
 
 
 class MetricsFile:
-    """Rows that wait to be written, and the file that they go to, with ``hparams.yaml`` beside it.
+    """The file, its rows that are not written yet, and ``hparams.yaml`` beside it.
 
-    It has the methods of Lightning's ExperimentWriter, which removes a file that exists.
+    It replaces Lightning's ExperimentWriter, which removes an existing file, and has its methods.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -89,7 +92,7 @@ class MetricsFile:
         self.hparams: dict[str, Any] = {}
         if self.path.exists():
             text = self.path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last row short
+            whole = text[: text.rfind(b"\n") + 1]  # the last row is partial if a run was killed
             self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
             if not self.metrics_keys:
                 self.path.unlink()
@@ -106,8 +109,7 @@ class MetricsFile:
         self.metrics.append({**row, "step": step})
 
     def save(self) -> None:
-        """Writes the rows that wait; where that fails they go on waiting, and the file is as it
-        was."""
+        """Writes the waiting rows. If that fails, they keep waiting and the file stays as it is."""
         if not self.metrics:
             return
         columns = sorted({*self.metrics_keys}.union(*self.metrics))
@@ -120,7 +122,7 @@ class MetricsFile:
                     file.write(_rows(self.metrics, columns))
                     file.flush()
                 except OSError:
-                    # Without the buffer, whose rest would be written once more.
+                    # Close the raw file: closing the buffer would write the rest of it.
                     file.raw.close()
                     with self.path.open("r+b") as again:
                         again.truncate(size)

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: predictions beside ground truth, in the run's folder and its loggers.
 
-Invariant: a picture that cannot be drawn, written or logged does not end the run; the first is
-warned of.
+Invariant: an error in drawing, writing or logging a picture does not end the run. Only the first
+one causes a warning.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _UNTOUCHED = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class SavePictures(Callback):
-    """Draws the first images of an evaluation, predictions beside ground truth, into a PNG grid.
+    """Draws the first images of an evaluation, predictions beside ground truth, as a PNG grid.
 
-    The first rank writes it as ``pictures/<stage>-step<n>.png`` in the run's folder, and hands it
-    to every logger that takes pictures, as ``<stage>/pictures``.
+    The first rank writes it as ``pictures/<stage>-step<n>.png`` into the run's folder, and logs it
+    as ``<stage>/pictures``.
 
     Args:
-        count: images to draw; 0 for none.
-        threshold: least score of a prediction that is drawn.
+        count: the number of images; 0 for none.
+        threshold: the minimum score of the predictions to draw.
     """
 
     def __init__(self, count: int = 6, threshold: float = 0.5) -> None:
@@ -113,21 +113,24 @@ class SavePictures(Callback):
 
 
 def real_images(batch: Batch, outputs: list[Detections]) -> Iterator[tuple[int, Detections]]:
-    """Index and detections of the images that are not repeats made to even out the ranks."""
+    """The index and detections of each image, without those repeated to give all ranks as many."""
     for i, (padding, found) in enumerate(zip(batch["padding"].tolist(), outputs, strict=True)):
         if not padding:
             yield i, found
 
 
 def _above(found: Detections, threshold: float) -> Detections:
-    """Those that score at least ``threshold``; they come first."""
+    """The detections with a score of at least ``threshold``, which come first."""
     count = int((found["scores"] >= threshold).sum())
     return {key: value[:count] for key, value in found.items()}  # type: ignore[return-value, index]
 
 
 def _picture(batch: Batch, index: int, datamodule: Any) -> tuple[np.ndarray, float]:
-    """An image of the batch as uint8 RGB [H, W, 3] without its padding, enlarged or reduced to a
-    longest side of 640 pixels, and what to multiply original pixels by to get to it."""
+    """An image of the batch, resized to a longest side of 640 pixels without its padding.
+
+    Returns:
+        The picture, uint8 RGB [H, W, 3], and the factor from original pixels to its pixels.
+    """
     height, width = batch["original_size"][index].tolist()
     image = batch["image"][index].float().cpu()
     done = getattr(datamodule, "preprocessing", None) or _UNTOUCHED

@@ -1,7 +1,7 @@
-"""What a run came from: command line, versions, environment, git state, settings; as plain values.
+"""The origin of a run as plain values: command line, versions, environment, git state, settings.
 
-Invariants: nothing here raises or needs more than seconds; of the environment only what is listed
-is taken, so that no key or password gets into a file; URLs are without their secrets.
+Invariants: no function raises or takes more than seconds; only listed environment variables are
+recorded, so that no key or password gets into a file; URLs are recorded without their secrets.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ _ENVIRONMENT = (
     *("SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_RESTART_COUNT"),
     *("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
 )
-_GIT_SECONDS = 20  # a large checkout on a slow network disk takes long to compare
+_GIT_SECONDS = 20  # git needs long for a large checkout on a slow network disk
 
 
 def command_line() -> list[str]:
-    """The words that started this process."""
+    """The command line of this process, as words."""
     return [urls.without_secrets(word) for word in sys.orig_argv]
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and what it stands on."""
-    found = {"python": platform.python_version(), "autotimm": autotimm.__version__}
+    """The versions of Python, this package, its dependencies and CUDA."""
+    installed = {"python": platform.python_version(), "autotimm": autotimm.__version__}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # an optional one
+            continue  # an optional dependency
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
+        installed["cuda"] = torch.version.cuda
+    return installed
 
 
 def environment() -> dict[str, str]:
-    """The variables that shape a run, as far as they are set."""
+    """The environment variables that are set and influence a run."""
     names = [name for name in os.environ if name in _ENVIRONMENT or name.startswith("NCCL_")]
     return {name: os.environ[name] for name in sorted(names)}
 
 
 def machine(trainer: Trainer) -> dict[str, Any]:
-    """The first rank's host and device, and how many there are."""
+    """The host and device of this rank, and the numbers of processes and nodes."""
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
     return {
@@ -78,8 +78,10 @@ def machine(trainer: Trainer) -> dict[str, Any]:
 
 
 def git_states() -> list[dict[str, Any]]:
-    """Folder, commit and whether files differ from it, of the checkouts that the script and this
-    package lie in; empty where there is none."""
+    """The git checkouts that contain the script and this package, at most two.
+
+    Each has ``folder``, ``commit``, and ``dirty``, whether files differ from the commit.
+    """
     script = Path(sys.argv[0] or ".").resolve().parent
     states = [_git_state(folder) for folder in (script, Path(autotimm.__file__).parent)]
     return list({state["folder"]: state for state in states if state}.values())
@@ -91,7 +93,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
     def ask(*words: str) -> str:
-        # A repository's own settings must not have git start programs.
+        # So that a repository's settings cannot make git start programs.
         options = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder))
         done = subprocess.run(  # noqa: S603
             [git, *options, *words],
@@ -108,11 +110,11 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
         return {"folder": top, "commit": commit, "dirty": dirty}
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None  # no checkout, or none that git can read
+        return None  # not a checkout, or git cannot read it
 
 
 def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
-    """The arguments of model, data and trainer, as far as they are plain values."""
+    """The arguments of model, data and trainer that are plain values."""
     trained = {
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
@@ -123,15 +125,15 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
     }
     data = _arguments(getattr(trainer, "datamodule", None))
     parts = {"model": dict(model.hparams), "data": data, "trainer": trained}
-    found: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for part, values in parts.items():
         known = {k: asdict(v) if _is_instance(v) else v for k, v in values.items()}
-        found[part] = {str(k): _plain(v) for k, v in known.items() if _is_plain(v)}
-    return found
+        plain[part] = {str(k): _plain(v) for k, v in known.items() if _is_plain(v)}
+    return plain
 
 
 def _arguments(datamodule: Any) -> dict[str, Any]:
-    """What a data module was made with: the settings of ours, the public attributes of any."""
+    """The settings of our data module, or the public attributes of any other."""
     if datamodule is None:
         return {}
     own = {k: v for k, v in vars(datamodule).items() if k[0] != "_"}

@@ -1,4 +1,4 @@
-"""What a test or a prediction found, as a file in COCO's format."""
+"""The detections of a test or a prediction as a file in COCO's format."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from autotimm.structures import InputError
 
 
 class SaveResults(Callback):
-    """Writes what a test or a prediction found, in COCO's format.
+    """Writes the detections of a test or a prediction in COCO's results format.
 
-    Boxes and masks are in original pixels and the category ids are the data set's own, so that
-    pycocotools and every tool around it read the file; the categories' names stand besides.
+    Boxes and masks are in original pixels and category ids are those of the dataset, so that
+    pycocotools and similar tools can read the file. It also has the names of the categories.
 
     Args:
-        path: the file; by default ``<stage>-results.json`` in the run's folder.
+        path: of the file; by default ``<stage>-results.json`` in the run's folder.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -73,7 +73,7 @@ class SaveResults(Callback):
 
 
 def _categories(pl_module: LightningModule) -> tuple[list[int], list[str] | None]:
-    """The data set's own category id of each label, and what to call it, where that is known."""
+    """The dataset's category id of each label, and the names of the labels if known."""
     categories = getattr(pl_module, "categories", None)
     if categories is None:
         raise InputError("results need the categories: give the trainer a data module")

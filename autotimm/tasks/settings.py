@@ -147,7 +147,7 @@ def _check_milestones(milestones: Sequence[float] | None, scheduler: str | None)
     given = list(milestones) if isinstance(milestones, Sequence) else []
     if not given or given != sorted(set(given)) or not all(0 < share < 1 for share in given):
         raise InputError(
-            f"milestones={milestones!r} must be increasing shares of the run between 0 and 1, as "
+            f"milestones={milestones!r} must be increasing shares of the run between 0 and 1, like "
             f"[0.667, 0.917]"
         )
 

@@ -1,4 +1,4 @@
-"""Arguments of AutoTrainer that Lightning would take, and that a run would not be what they say."""
+"""Refuse arguments of AutoTrainer that Lightning accepts, but that would not do what they say."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ PRECISIONS = {"None", "16", "bf16", "32", "32-true", *choice.MIXED}
 def check_compatible(
     use_distributed_sampler: bool, precision: Any, timeout_minutes: float, given: Mapping[str, Any]
 ) -> None:
-    """Raises InputError for what does not go with this package's data, models and ranks.
+    """Raise InputError for arguments that do not work with this package's data and models.
 
     Args:
         use_distributed_sampler, precision, timeout_minutes: arguments of AutoTrainer.
-        given: arguments of Lightning's, by name, as far as they were given.
+        given: the user's arguments of ``lightning.Trainer``, by name.
     """
     if use_distributed_sampler:
         raise InputError(
-            "use_distributed_sampler=True would deal the samples out twice: leave it out"
+            "use_distributed_sampler=True would divide the samples among the ranks twice: leave it "
+            "out"
         )
     if given.get("sync_batchnorm"):
         raise InputError(
-            "sync_batchnorm=True would take the activations out of timm's norms: give the "
+            "sync_batchnorm=True would remove the activations of timm's norms: give the "
             "model backbone_norm='sync'"
         )
     if str(precision) not in PRECISIONS:
@@ -45,10 +46,10 @@ def check_compatible(
 
 
 def check_numbers(given: Mapping[str, Any]) -> None:
-    """Raises InputError for numbers that are none, or that train nothing.
+    """Raise InputError for invalid numbers, and for those with which nothing is trained.
 
     Args:
-        given: arguments of Lightning's, by name, as far as they were given.
+        given: the user's arguments of ``lightning.Trainer``, by name.
     """
     for counted in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if (number := given.get(counted)) is not None and number < 1:
@@ -56,19 +57,21 @@ def check_numbers(given: Mapping[str, Any]) -> None:
     if (norm := given.get("gradient_clip_val")) is not None and not norm >= 0:
         raise InputError(f"gradient_clip_val={norm} must be 0 or more")
     if given.get("val_check_interval") == 0:
-        raise InputError("val_check_interval=0 must be above 0: limit_val_batches=0 is never")
-    # A fit would be over at once, and end as if it had gone well.
+        raise InputError(
+            "val_check_interval=0 must be above 0: limit_val_batches=0 switches validation off"
+        )
+    # Such a fit would end at once and seem to succeed.
     for length in ("max_epochs", "max_steps"):
         if given.get(length) == 0:
-            raise InputError(f"{length}=0 trains nothing: give at least 1, or -1 for no such end")
+            raise InputError(f"{length}=0 trains nothing: give at least 1, or -1 for no limit")
     if given.get("limit_train_batches") == 0:
         raise InputError("limit_train_batches=0 trains nothing: leave it out, or give at least 1")
     if (time := given.get("max_time")) is not None and _is_no_time(time):
         raise InputError(f"max_time={time!r} trains nothing: give more, or leave it out")
 
 
-def tell_never_measured(given: Mapping[str, Any]) -> None:
-    """Says where a run ends before the split to validate on is measured for the first time."""
+def warn_without_validation(given: Mapping[str, Any]) -> None:
+    """Print a line if a run ends before its first validation."""
     every, epochs = given.get("check_val_every_n_epoch"), given.get("max_epochs")
     if every and epochs and 0 < epochs < every:
         rank_zero_info(
@@ -78,12 +81,12 @@ def tell_never_measured(given: Mapping[str, Any]) -> None:
 
 
 def runs_folder(default_root_dir: str | Path | None) -> str | Path:
-    """The folder below which runs have theirs; InputError for one that is on no disk."""
+    """The folder that contains the folders of the runs; InputError for a URL."""
     root = default_root_dir or "runs"
     if urls.kind(str(root)):
         raise InputError(
             f"default_root_dir={urls.shown(str(root))}: runs are written into a folder: give "
-            f"that of a local or mounted disk"
+            f"one on a local or mounted disk"
         )
     return root
 

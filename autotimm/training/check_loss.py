@@ -1,14 +1,13 @@
-"""A loss or a gradient that is no finite number ends the run before the weights are changed by it.
+"""End a run before a loss or gradient that is not finite changes the weights.
 
-Invariants: no optimizer steps on such gradients, on any rank; all ranks stop at the same step; no
-checkpoint to go on from is saved after it; a step that the loss scaler of 16-mixed skips is not
-taken for one.
+Invariants: no rank's optimizer steps with such gradients; all ranks stop at the same step; no
+checkpoint is saved after it; a step that the loss scaler of 16-mixed skips does not end the run.
 
-How the optimizer is held back without the host waiting for the device in every step: where its
-kernels are fused, a flag on the device makes them do nothing, and the host reads the flag a step
-later, or before anything is validated or saved. With a loss scaler that flag is the scaler's own,
-which gradients decide; a loss that is not finite therefore makes its gradients so. Without fused
-kernels (on a CPU, or with an optimizer of the user's) the host looks before the step.
+The host does not wait for the device at every step. If the optimizer is fused, a flag on the device
+makes its kernels skip the step, and the host reads the flag one step later, or before a validation
+or a checkpoint. With a loss scaler, the flag is the scaler's, which depends on the gradients, so a
+loss that is not finite also makes its gradients so. If the optimizer is not fused (on a CPU, or a
+user's own), the host checks before the step.
 """
 
 from __future__ import annotations
@@ -25,28 +24,29 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from autotimm.distributed.gather import from_all_ranks
 from autotimm.structures import InputError
 
 MOST_SKIPPED = 64
-"""Steps in a row that a loss scaler may skip. It halves the scale each time: after as many no scale
-that it could have reached is left above 1, and the gradients are not finite of themselves."""
+"""The number of consecutive steps that a loss scaler may skip. It halves the scale at each, so any
+scale is below 1 by then, and the gradients are not finite for another reason."""
 
 _MOST_NAMED = 64  # images in a message
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is known of a step. The tensors have no dimension."""
+    """An optimizer step to check. The tensors are scalars."""
 
     number: int
     images: list[str]  # of this rank's batches
     loss: Tensor
-    bad: Tensor  # 1 if any rank's is not finite, else 0; on the host
-    arrived: torch.cuda.Event | None  # when ``bad`` can be read
+    bad: Tensor  # 1 if any rank's loss or gradients are not finite, else 0; on the host
+    arrived: torch.cuda.Event | None  # after which ``bad`` can be read
 
 
 class CheckLoss(Callback):
-    """Ends a run whose loss or gradients are not finite, naming the images of that batch."""
+    """Ends a run if the loss or gradients are not finite, and names the images of that step."""
 
     def __init__(self) -> None:
         self._forget()
@@ -54,8 +54,8 @@ class CheckLoss(Callback):
     def _forget(self) -> None:
         self._loss: Tensor | None = None  # summed over the batches since the last optimizer step
         self._images: list[str] = []
-        self._skipped: Tensor | None = None  # steps in a row
-        self._step: _Step | None = None  # the last one, until its flag was read
+        self._skipped: Tensor | None = None  # consecutive steps
+        self._step: _Step | None = None  # the last one, until its flag is read
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
@@ -68,7 +68,7 @@ class CheckLoss(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """``loss`` may be scaled, which leaves it as finite as it was."""
+        """Makes the gradients NaN if ``loss``, which may be scaled, is not finite."""
         value = loss.detach()
         self._loss = value if self._loss is None else self._loss + value
         factor = torch.where(value.isfinite(), 1.0, torch.nan).to(value.dtype)
@@ -112,7 +112,7 @@ class CheckLoss(Callback):
         self._look()
 
     def _look(self) -> None:
-        """Raises InputError if the last step was one to stop at: on all ranks, or on none."""
+        """Raises InputError if the last step was bad; either all ranks raise it or none."""
         step, self._step = self._step, None
         if step is None:
             return
@@ -123,8 +123,10 @@ class CheckLoss(Callback):
 
 
 def _gradient_norm(optimizer: Optimizer, loss: Tensor) -> Tensor:
-    """Norm of all gradients together, or of this rank's share of them under DeepSpeed. What
-    overflows it (1e19) is as little of use as what is infinite."""
+    """Norm of all gradients together, or of this rank's share of them under DeepSpeed.
+
+    Gradients above about 1e19 overflow it and count as infinite, because they are as useless.
+    """
     hidden: Any = getattr(optimizer, "averaged_gradients", None)  # DeepSpeed's
     if hidden is not None:
         gradients = [gradient for group in hidden.values() for gradient in group or ()]
@@ -136,17 +138,13 @@ def _gradient_norm(optimizer: Optimizer, loss: Tensor) -> Tensor:
 
 
 def _message(step: _Step) -> str:
-    """One line, the same on all ranks, which must all ask for it."""
-    ranks = [(step.loss.item(), step.images)]
-    if dist.is_available() and dist.is_initialized():
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, ranks[0])
-        ranks = parts
+    """One line, the same on all ranks. All ranks call it."""
+    ranks = from_all_ranks((step.loss.item(), step.images))
     lost = [i for i, (loss, _) in enumerate(ranks) if not math.isfinite(loss)]
     if lost:
         what = f"the loss is {ranks[lost[0]][0]}"
     else:
-        # Gradients are summed over ranks before they can be looked at: any of them may be it.
+        # Gradients are already summed over ranks here, so the cause may be on any rank.
         what = "the loss is finite, its gradients are not,"
     where = f" on rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else ""
     images = [name for i in lost or range(len(ranks)) for name in ranks[i][1]]

@@ -1,4 +1,4 @@
-"""What AutoTrainer adds to what its user gave: callbacks and plugins."""
+"""The callbacks and plugins that AutoTrainer adds to the user's."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from autotimm.training.throughput import EpochLines, LearningRate, Throughput
 
 
 def all_plugins(given: Any) -> list[Any]:
-    """Those of the user, and our way of reading checkpoints unless there is another."""
+    """The user's plugins, and ours for checkpoints unless the user gives one."""
     plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(PlainCheckpointIO())
     launcher = find_launcher()
     if launcher and launcher.name == "srun":
-        # Lightning's own requeue acts on one rank alone and hangs the others.
+        # Lightning's requeueing acts on one rank alone, and the others hang.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins
 
 
 def default_callbacks(given: Sequence[Callback], bar: bool, *more: Callback) -> list[Callback]:
-    """What a run should have, less the kinds that the user brought.
+    """The default callbacks of a run, without those that the user replaces.
 
     Args:
-        given: the user's own.
-        bar: whether a progress bar is among them.
-        *more: what the arguments of the trainer ask for.
+        given: the user's callbacks. Each replaces the default of the same class.
+        bar: whether to add a progress bar.
+        *more: callbacks for the trainer's arguments.
     """
     defaults: list[Callback] = [
         CheckLoss(),

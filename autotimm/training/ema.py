@@ -1,15 +1,15 @@
-"""An exponential moving average of the weights: what is evaluated and published, not trained.
+"""An exponential moving average of the weights, which is evaluated and published.
 
-Invariants: training does not know of the average, so that a run with it has the losses of one
-without; every checkpoint has both, the trained weights as ``state_dict`` and the average as
-``ema``; a run that goes on from one has the average of the undisturbed run, bit for bit; nothing
-of it has the host wait for the device.
+Invariants: the average does not affect training, so a run has the same losses with and without it;
+every checkpoint holds both the trained weights as ``state_dict`` and the average as ``ema``; a
+resumed run has the average of the uninterrupted run, bit for bit; the host never waits for the
+device because of it.
 
-Lightning's own callback, ``WeightAveraging`` (2.6.6), keeps none of these. Its average begins with
-the weights after the first step and has their precision, the host reads a tensor of the device's at
-each step, a checkpoint saved in a validation has the two sets of weights exchanged, and one saved
-at the end of the training or later lacks those that were trained. A subclass would replace every
-method that it has.
+Lightning's callback ``WeightAveraging`` (2.6.6) keeps none of these. Its average begins with the
+weights after the first step and has their precision; the host reads a tensor from the device at
+each step; a checkpoint saved during validation has the two sets of weights swapped; and one saved
+at the end of training or later lacks the trained weights. A subclass would have to replace all of
+its methods.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from autotimm.strategies.choice import shards_weights
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import EMA, weights_of
 
-Pairs = list[tuple[Tensor, Tensor]]  # an average and what it is of; each once
+Pairs = list[tuple[Tensor, Tensor]]  # averages and the tensors that they average, without repeats
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The share of the average that stays at optimizer step ``step`` (1 for the first).
+    """The weight of the old average at optimizer step ``step``, from 1 on.
 
-    It rises to ``decay`` as (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage
-    with ``num_updates``: the weights that the training began with are soon forgotten.
+    It rises as (1 + step) / (10 + step) up to ``decay``, as in TensorFlow's
+    ExponentialMovingAverage with ``num_updates``, so the initial weights soon lose their influence.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -43,20 +43,20 @@ def decay_at(step: int, decay: float) -> float:
 class AverageWeights(Callback):
     """Averages the weights and buffers over the optimizer's steps, and evaluates the average.
 
-    Validation within a fit sees the average, and after the fit the model holds it. What is no
-    floating-point number, such as a count of batches, is copied.
+    Validation during a fit uses the average, and the model holds it after the fit. Tensors that are
+    not floating point, such as a count of batches, are copied.
 
     Args:
-        decay: share of the average that stays at a step, see :func:`decay_at`.
+        decay: the weight of the old average at each step (:func:`decay_at`).
 
     Raises:
-        InputError: ``decay`` is no such share; in a fit: the strategy shards the weights, or the
-            average of the checkpoint to go on from is of another model.
+        InputError: ``decay`` is not between 0 and 1; in a fit: the strategy shards the weights, or
+            the checkpoint to resume from has the average of a different model.
     """
 
     def __init__(self, decay: float = 0.9998) -> None:
         if not 0 < decay < 1:
-            raise InputError(f"ema_decay={decay} must lie between 0 and 1: 0.9998, say")
+            raise InputError(f"ema_decay={decay} must lie between 0 and 1, such as 0.9998")
         self.decay = decay
         self._forget()
 
@@ -64,7 +64,7 @@ class AverageWeights(Callback):
         self._average: dict[str, Tensor] = {}  # by the names of the state dict
         self._trained: dict[str, Tensor] | None = None  # while the model holds the average
         self._loaded: Mapping[str, Tensor] | None = None
-        self._step = 0  # the last one that is in the average
+        self._step = 0  # the last one that the average includes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -80,12 +80,12 @@ class AverageWeights(Callback):
             self._loaded = weights_of(checkpoint)
         else:
             rank_zero_warn(
-                "the checkpoint to go on from has no average of the weights (it was trained "
+                "the checkpoint to resume from has no average of the weights (it was trained "
                 "without ema_decay): the average begins with its weights"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        copies: dict[int, Tensor] = {}  # tensors that have two names are averaged once
+        copies: dict[int, Tensor] = {}  # a tensor with two names is averaged once
         for name, tensor in _tensors(pl_module).items():
             if id(tensor) not in copies:
                 full = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
@@ -95,7 +95,7 @@ class AverageWeights(Callback):
             shapes = {name: getattr(value, "shape", None) for name, value in self._loaded.items()}
             if shapes != {name: tensor.shape for name, tensor in self._average.items()}:
                 raise InputError(
-                    "the average of the weights in the checkpoint to go on from is of another "
+                    "the average of the weights in the checkpoint to resume from is of another "
                     "model: give the settings of its run"
                 )
             for name, tensor in self._loaded.items():
@@ -127,15 +127,18 @@ class AverageWeights(Callback):
         self._take_in(trainer, pl_module)
         if self._trained is not None:
             if isinstance(trainer.strategy, DeepSpeedStrategy):
-                self._put_back(pl_module)  # which it saves as it is
+                self._put_back(pl_module)  # because DeepSpeed saves the module's own weights
             else:
                 checkpoint["state_dict"] = dict(self._trained)
         checkpoint[EMA] = {"decay": self.decay, "state_dict": dict(self._average)}
 
     @torch.no_grad()
     def _take_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Moves the average by the last optimizer step, if it has not been: a callback that comes
-        earlier may save before this one's turn. Not after each of the batches of a step."""
+        """Updates the average after an optimizer step, unless that has been done.
+
+        Several hooks call it: a callback that comes earlier may save a checkpoint before this one's
+        ``on_train_batch_end``, and that hook also follows batches without an optimizer step.
+        """
         if not self._average or self._trained is not None or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -165,24 +168,26 @@ class AverageWeights(Callback):
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Raises InputError for a strategy that leaves no rank the whole weights."""
+    """Raise InputError for a strategy in which no rank has the whole weights."""
     if shards_weights(strategy):
         name = "deepspeed_stage_3" if isinstance(strategy, DeepSpeedStrategy) else "fsdp"
         raise InputError(
-            f"ema_decay does not go with strategy={name}, which leaves each rank only a part of "
+            f"ema_decay does not work with strategy={name}, in which each rank has only a part of "
             f"the weights: take ddp or deepspeed_stage_2, or leave ema_decay out"
         )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict themselves, by name. Asked for anew each time: moving a module to
-    another device replaces its buffers."""
+    """The tensors of a module's state dict by name, not copies.
+
+    They must not be cached: moving a module to another device replaces its buffers.
+    """
     state = module.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 @torch.no_grad()
 def _copy(pairs: Pairs) -> None:
-    """Second to first of each pair, whatever their types and devices."""
+    """Copy the second tensor of each pair to the first, for any types and devices."""
     for target, source in pairs:
         target.copy_(source, non_blocking=source.is_cuda and target.is_cuda)

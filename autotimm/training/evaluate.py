@@ -1,4 +1,4 @@
-"""What a model finds in a split, written as COCO's results file by all ranks of a job together."""
+"""Detect the objects in a whole split on all ranks, and write COCO's results file."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def find_all(
     accelerator: str = "auto",
     precision: Any = None,
 ) -> bool:
-    """Writes what ``model`` finds in the split that ``data`` tests on.
+    """Write the detections of ``model`` in the test split of ``data``.
 
-    Every rank of a job that torchrun or srun has started calls it; each takes its share of the
-    images, and every image counts once.
+    Under torchrun or srun, every rank calls it and processes its share of the images. Each image is
+    in the results once.
 
     Args:
-        model: with its weights.
-        data: whose ``test_split`` is read.
-        path: of the results file, which the first rank writes, whole or not at all.
+        model: a trained model.
+        data: its ``test_split`` is read.
+        path: of the results file, which the first rank writes whole or not at all.
         accelerator: "cpu", "gpu", or "auto".
-        precision: as of AutoTrainer.
+        precision: as in AutoTrainer.
 
     Returns:
-        Whether this is the first rank, which has the file.
+        True on the first rank, which wrote the file.
 
     Raises:
-        InputError: the data and the model do not fit, or the launcher and the machine.
+        InputError: the model does not fit the data, or the launcher does not fit the machine.
     """
     quiet_libraries()
     devices, nodes = launcher_world("auto", 1, accelerator)
     if nodes == 1 and devices == "auto":
-        devices = 1  # by hand: one process
+        devices = 1  # without a launcher, use one process
     alone = devices == 1 and nodes == 1
     strategy = choice.strategy("auto", accelerator, alone, timedelta(minutes=30))
     precision, plugins = choice.precision(precision, accelerator, strategy, [])

@@ -1,9 +1,9 @@
-"""A run that is asked to stop saves its last step on all ranks and leaves, to go on later.
+"""Stop a run on a signal: save the last step on all ranks and exit, so that it can resume later.
 
-The signal may reach one rank only, at any time: before the first step, in a step, in validation.
-Invariants: all ranks leave after the same optimizer step; the run that goes on from there has the
-losses, the order of samples and the validations of one that was not stopped; a process that was
-stopped ends with ``CODE``, after all ranks have saved and closed their logs.
+The signal may reach only one rank, and at any time: before the first step, in a step, in
+validation. Invariants: all ranks stop after the same optimizer step; the resumed run has the
+losses, the order of samples and the validations of an uninterrupted one; a stopped process exits
+with ``CODE`` after all ranks have saved and closed their logs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from autotimm.distributed.rendezvous import Rendezvous
 from autotimm.strategies.choice import shards_weights
 
 CODE = 85
-"""Exit code of a run that a signal stopped: started again, it goes on."""
+"""Exit code of a run that a signal stopped and that resumes when it is started again."""
 
 MARK = "AUTOTIMM_STOPPED"
-"""Environment variable with the path of a file. A run that was stopped leaves the number of its
-steps there and ends with 0: srun kills the other tasks of a job as soon as one ends with another
-code, and returns the code of those that it has killed."""
+"""Environment variable with the path of a file. A stopped run writes the number of its steps there
+and exits with 0. With another code, srun would kill the other tasks of the job and return the code
+of the killed ones."""
 
 
 class Stopped(SystemExit):
-    """Ends a process whose run was stopped by a signal.
+    """Ends a process after a signal has stopped its run.
 
     Attributes:
-        steps: optimizer steps that were taken since this start.
+        steps: optimizer steps since this start.
     """
 
     def __init__(self, steps: int) -> None:
@@ -51,8 +51,10 @@ class Stopped(SystemExit):
 
 
 class Preemption(Checkpoint):
-    """Acts upon signals. One of the checkpoint callbacks, which come after all others: what they do
-    at a step is done when it is saved, by ``Checkpoints``, which comes before it.
+    """Stops a fit after a signal.
+
+    It is a checkpoint callback, because Lightning calls those after all others, which have then
+    finished their work of a step before it is saved. ``Checkpoints`` comes before it.
 
     Args:
         timeout: after which a rank that does not answer is an error.
@@ -65,12 +67,12 @@ class Preemption(Checkpoint):
         self._timeout = timeout
         self._begun = 0  # optimizer steps when the fit began
         self._seen = 0  # optimizer steps at the last boundary
-        self._due = 0  # the signal upon which the run leaves at the end of the epoch
-        self._validates = False  # whether a run that goes on has to begin with a validation
-        self._stopped: Stopped | None = None  # once there is nothing left to save
+        self._due = 0  # the signal that stops the run at the end of the epoch
+        self._validates = False  # whether the resumed run has to begin with a validation
+        self._stopped: Stopped | None = None  # to raise once everything is saved
 
     def join(self, rendezvous: Rendezvous | None, hosts: list[str]) -> None:
-        """Takes note of where the ranks meet and which their nodes are; None for one process."""
+        """Sets the rendezvous of the ranks, or None for one process, and the node of every rank."""
         self.rendezvous, self.hosts = rendezvous, hosts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -95,14 +97,14 @@ class Preemption(Checkpoint):
         if not number:
             self.agreement.ask()
         elif trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._due = number  # from here Lightning would go on without the end of the epoch
+            self._due = number  # resuming from here, Lightning would skip the end of the epoch
         else:
             self._save(trainer, number, validation=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not at the end of the batch before, after which its metrics are logged.
+        # Here rather than at the end of the last batch, whose metrics are logged after that hook.
         if self._stopped is not None:
             raise self._stopped
 
@@ -125,8 +127,9 @@ class Preemption(Checkpoint):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        # All meet at the last batch, before they wait for each other's results; who hears of a
-        # signal goes there at once, unless the others need it for their next batch.
+        # All ranks meet at the last batch, before they wait for each other's results. A rank that
+        # knows of a signal waits for them at once, unless they need it for their next batch, as
+        # with sharded weights: then all meet at every batch.
         last = trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch
         meets = last or shards_weights(trainer.strategy) or self.agreement.heard()
         if meets and (number := self.agreement.now()):
@@ -149,7 +152,11 @@ class Preemption(Checkpoint):
         raise self._save(trainer, number, validation)
 
     def _save(self, trainer: Trainer, number: int, validation: bool = False) -> Stopped:
-        """Saves what there is to save, on all ranks, for the run to end with what it returns."""
+        """Saves a checkpoint on all ranks if there were new steps.
+
+        Returns:
+            The exception with which to end the run.
+        """
         steps = 0 if trainer.sanity_checking else trainer.global_step - self._begun
         said = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
         if steps:
@@ -158,9 +165,9 @@ class Preemption(Checkpoint):
             saver = next(one for one in savers if isinstance(one, Checkpoints))
             path = saver.save(trainer)
             launch = find_launch()
-            # A job finds its run; who starts it by hand, or calls torchrun once more, begins anew.
-            found = launch is not None and launch.name is not None
-            how = "when the job is requeued" if found else "when started with it as ckpt_path"
+            # A requeued job finds its run, but a new process or a new call of torchrun does not.
+            requeued = launch is not None and launch.name is not None
+            how = "when the job is requeued" if requeued else "when started with it as ckpt_path"
             said += f"saved {path}, from which it goes on {how}"
         else:
             said += "no step was taken since the start, so that there is nothing to save"
@@ -172,13 +179,13 @@ class Preemption(Checkpoint):
 
 @contextmanager
 def stoppable(trainer: Trainer) -> Iterator[None]:
-    """Around a fit: signals are for its ``Preemption``, and ranks that are gone are named.
+    """During a fit, leave signals to its ``Preemption`` callback and name ranks that are lost.
 
-    Without that callback signals do what they do elsewhere.
+    Without that callback, signals have their usual effect.
 
     Raises:
-        Stopped: on all ranks, once all have saved and closed their logs.
-        LostRanksError: others have died or hang.
+        Stopped: on all ranks, after all have saved and closed their logs.
+        LostRanksError: other ranks have died or hang.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     own = next((c for c in callbacks if isinstance(c, Preemption)), None)
@@ -207,12 +214,12 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
 
 
 def _begin_validation(progress: dict[str, Any]) -> None:
-    """Makes the progress of a validation what it is in the first of its batches.
+    """Set the progress of a validation to its first batch.
 
-    Lightning runs a validation once more that was saved in such a batch.
+    Lightning repeats the whole validation if a checkpoint was saved in that batch.
 
     Args:
-        progress: of the validation loop, as a checkpoint has it; changed in place.
+        progress: of the validation loop in a checkpoint; changed in place.
     """
     done = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
     progress["current"] |= done | {"ready": 1, "started": 1}

@@ -1,4 +1,4 @@
-"""The progress bar, which does not have a GPU wait for it."""
+"""The progress bar, which never makes a GPU wait."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, with what people look for: the loss and its parts, images a second, the share
-    of the time spent waiting for data, GPU memory and the time to go; metrics after a validation.
-    Where the output goes to a file there is none.
+    """Lightning's progress bar with more numbers, or none if the output goes to a file.
 
-    In training on a GPU the numbers are those of the last step that was logged
-    (``log_every_n_steps``). To read one the host waits until the device has computed it, and then
-    the device until the host has sent it new work. At a step that is logged this happens anyway.
+    It shows the loss and its parts, images per second, the share of time spent waiting for data,
+    GPU memory and the remaining time, and after a validation its metrics.
+
+    During training on a GPU the numbers are from the last logged step (``log_every_n_steps``). To
+    read a number, the host waits until the device has computed it, and the device then waits for
+    new work from the host. At a logged step this happens anyway.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -32,20 +33,20 @@ class ProgressBar(RichProgressBar):
             self.disable()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        wanted = self._shown is None or is_logged(trainer)
-        if wanted or not (trainer.training and _waits(pl_module)):
+        due = self._shown is None or is_logged(trainer)
+        if due or not (trainer.training and _waits(pl_module)):
             self._shown = self._read(trainer, pl_module)
         return self._shown
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._shown = None  # there is a validation's result to show
-        # Read by all ranks, also those without a bar: Lightning may reduce what is read.
+        self._shown = None  # to show the result of the validation
+        # All ranks read them, even without a bar, because Lightning may reduce them over ranks.
         _ = trainer.progress_bar_metrics
         super().on_train_epoch_end(trainer, pl_module)
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         chosen = super().get_metrics(trainer, pl_module)
-        chosen.pop("v_num", None)  # the bar's own folder is told at the end
+        chosen.pop("v_num", None)  # a line at the end names the run's folder
         parts = {
             name.removesuffix("_loss"): float(value)
             for name, value in trainer.callback_metrics.items()
@@ -66,8 +67,7 @@ class ProgressBar(RichProgressBar):
 
 
 def _is_seen() -> bool:
-    """Whether a bar can be drawn over itself; in a file its last state would be lines behind the
-    others, which say the same (``EpochLines``)."""
+    """Whether the output can redraw a bar. In a file, it would only repeat ``EpochLines``."""
     return sys.stdout.isatty() or get_console().is_jupyter
 
 

@@ -1,6 +1,6 @@
-"""What the libraries below say of each other's insides, or of themselves, and no user can mend.
+"""Hide messages of the libraries about their internals, which users cannot act upon.
 
-What a user can mend is never among it, and nothing is hidden that this package does not say itself.
+Messages that users can act upon stay, unless this package reports the same itself.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ _WARNINGS = (
     "Grad strides do not match bucket view strides",  # 1x1 convolutions of oneDNN in bf16
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Precision bf16-mixed is not supported by the model summary",
-    r"It is recommended to use `self.log\('train/",  # all ranks have agreed on these already
+    r"It is recommended to use `self.log\('train/",  # these are already reduced over ranks
 )
 _LINES = (
-    "💡 Tip: ",  # of a product
+    "💡 Tip: ",  # advertises a product
     "TPU available: False",
     "Loading `train_dataloader` to estimate",
     "Trainer already configured with model summary",
-    # Said once, by whoever chooses the checkpoint, and without the secrets of a URL.
+    # training/start.py reports the checkpoint once, without the secrets of a URL.
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
@@ -28,10 +28,10 @@ _LINES = (
 
 
 def quiet_libraries() -> None:
-    """Leaves that out of this process' warnings and of Lightning's lines, from now on."""
+    """Hide these warnings and lines in this process from now on."""
     for text in _WARNINGS:
         warnings.filterwarnings("ignore", message=text)
-    if "SLURM_JOB_ID" not in os.environ:  # in a job it may be what is wrong
+    if "SLURM_JOB_ID" not in os.environ:  # in a job it may be the problem
         warnings.filterwarnings("ignore", message="The `srun` command is available")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_for_users)
 

@@ -1,8 +1,8 @@
-"""The folder of a run: how it is named, and how a launch that starts once more finds its own.
+"""The folder of a run: its name, and how a restarted launch finds it again.
 
-A launch is what a user asked for once: a step of a SLURM job, or a call of torchrun. Who starts it
-again, after a preemption or a crash, means the same run. Invariants: two launches never share a
-folder; a launch that starts again finds the folder in which its ``run.json`` names it.
+A launch is a step of a SLURM job, or a call of torchrun. If it restarts after a preemption or a
+crash, it continues the same run. Invariants: two launches never share a folder; a restarted launch
+finds the folder whose ``run.json`` names it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from autotimm.training.run_record import RECORD, read_record
 
 
 def folder_name(root: str | Path) -> str | None:
-    """Name below ``root`` of the folder for this process' run: its launch's own where that has one.
+    """The name below ``root`` of the folder for this process's run.
 
-    None for the next free ``version_<n>``.
+    Returns:
+        The folder of an earlier start of the launch, the name that the launch gives to a new one,
+        or None for the next free ``version_<n>``.
     """
     launch = find_launch()
     if launch is None:
@@ -27,19 +29,18 @@ def folder_name(root: str | Path) -> str | None:
         return own.relative_to(root).as_posix()
     if launch.name is None:
         return None
-    # Another step of the job may have been here.
+    # Another step of the job may have taken the name.
     names = [launch.name, *(f"{launch.name}-{n}" for n in range(2, 1000))]
     return next(name for name in names if not (Path(root) / name / RECORD).exists())
 
 
 def find_run(root: str | Path, launch: Launch, agents: Collection[str]) -> Path | None:
-    """The folder below ``root`` in which an earlier start of this launch began its run; None if
-    there was none.
+    """The folder of the run that an earlier start of this launch began; None if there was none.
 
     Args:
-        root: folder below which the runs lie.
+        root: the folder that contains the runs.
         launch: of this process.
-        agents: the torchruns that have started its ranks, as far as they are known.
+        agents: the known torchrun processes that have started the ranks.
     """
     if not (launch.again or launch.agent):
         return None
@@ -49,12 +50,13 @@ def find_run(root: str | Path, launch: Launch, agents: Collection[str]) -> Path 
     for path in records:
         known = read_record(path.parent)
         if launch.agent:
-            # A node may be new, but not all; and this start may have had a run before this one.
+            # Some nodes may be new, but not all. The same worker means an earlier run of this
+            # start, which does not count.
             met = not set(agents).isdisjoint(known.get("agents", []))
             earlier = met and known.get("worker") != launch.worker
         else:
             earlier = known.get("launch_id") == launch.id
         if earlier:
             own.append(path)
-    # A cluster that was set up anew counts its jobs from one again.
+    # Take the newest: a cluster that is set up again numbers its jobs from one.
     return max(own, key=lambda path: path.stat().st_mtime).parent if own else None

@@ -1,22 +1,22 @@
-"""``run.json``: what a run is, where it stands and how it ended, for scripts to read.
+"""``run.json``: the origin, progress and outcome of a run, for scripts to read.
 
     status       "running", "finished", "preempted" or "failed"
     stage        "fit", "validate", "test" or "predict"
     step, epoch, total_steps, max_epochs
-    metrics      the last value of each, by name; null for what is no number
-    best, last   checkpoints: path, and of the best one its metric and value
+    metrics      the last value of each, by name; null if it is not finite
+    best, last   checkpoints: the path, and for the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
     from         the checkpoint that the latest start began from; null for none
-    starts       how often training was started: again where it was preempted or restarted
-    launch_id    of SLURM's job, which finds its run by it when started again, or of torchrun
-    agents, worker       processes: the torchruns of all nodes, and what the first one started
+    starts       the number of starts of the training, with those after preemptions and crashes
+    launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
+    agents, worker       the torchrun processes of all nodes, and the first process they started
     command, versions, environment, git, machine, settings      of the latest start
-    logger_ids   under which W&B and MLflow know the run
+    logger_ids   the ids of the run at W&B and MLflow
 
-Invariants: the file is replaced whole, so a reader never sees half of it; a disk that does not take
-it ends no run. A status of "running" that was not updated for long is that of a run that was
-killed. The first rank alone writes.
+Invariants: the file is replaced whole, so a reader never sees half of it; a failure to write it
+does not end the run; only the first rank writes it. If the status is "running" and the file is old,
+the run was killed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from autotimm.training.throughput import is_logged
 
 RECORD = "run.json"
 SECONDS = 10.0
-"""Between two updates in training, at least."""
+"""The minimum time between two updates during training."""
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in ``folder`` says; empty where there is none that can be read."""
+    """The content of ``run.json`` in ``folder``; empty if there is none or it cannot be read."""
     try:
         content = orjson.loads((folder / RECORD).read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -57,14 +57,18 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, content: dict[str, Any]) -> None:
-    """Replaces ``run.json`` in ``folder``, which is made; OSError where that fails."""
+    """Replace ``run.json`` in ``folder``, and create the folder if necessary.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / RECORD) as file:
         file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 class RunRecord(Callback):
-    """Keeps ``run.json`` in the run's folder."""
+    """Writes ``run.json`` into the run's folder and updates it."""
 
     def __init__(self) -> None:
         self._folder = Path()
@@ -106,12 +110,12 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Metrics lie on the device; at a step that is logged they are waited for anyway.
+        # Metrics are on the device, and at a logged step the host waits for them anyway.
         if is_logged(trainer) and time.monotonic() - self._written >= SECONDS:
             self._write(trainer, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # By all ranks: reading may be what has Lightning reduce a value over them.
+        # All ranks read the metrics, because Lightning may reduce them over ranks.
         self._write(trainer, trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,9 +132,9 @@ class RunRecord(Callback):
     ) -> None:
         stopped = isinstance(exception, Stopped)
         status, error = ("preempted", None) if stopped else ("failed", one_line(exception))
-        if self._content:  # else there is no folder yet
+        if self._content:  # otherwise there is no folder yet
             self._content |= {"status": status, "error": error}
-        self._write(trainer)  # a device that has failed gives no metrics any more
+        self._write(trainer)  # without metrics, which a failed device cannot return
 
     def _write(self, trainer: Trainer, metrics: Mapping[str, Any] | None = None) -> None:
         if not trainer.is_global_zero or not self._content:
@@ -156,7 +160,7 @@ def _now() -> str:
 
 
 def _progress(trainer: Trainer) -> dict[str, Any]:
-    """Where a run stands."""
+    """The progress of a fit, and its checkpoints."""
     if trainer.state.fn != "fit":
         return {}
     content: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Where a run begins: anew, from the checkpoint that was asked for, or where it was stopped.
+"""The start of a run: from new weights, from a requested checkpoint, or where it was stopped.
 
-Invariants: a launch that is started again, be it on the word of one rank, goes on from its own run,
-whatever its flags say; all ranks begin from the checkpoint that the first one chose; nothing is
-loaded that nobody named.
+Invariants: a restarted launch resumes its own run, whatever its flags say and even if only one rank
+knows of the restart; all ranks begin from the checkpoint that the first one chose; a new run loads
+only the checkpoint that the user names.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record
 
 LAST = "last"
-"""As a checkpoint's path: the newest one of the newest run."""
+"""The checkpoint path that stands for the newest checkpoint of the newest run."""
 
 
 class NamedCheckpoints(CheckpointConnector):
-    """Restores the checkpoint that was named and no other, and all that it has."""
+    """Restores only the checkpoint that is named, and all of its optimizers and schedules."""
 
     def select(self, ckpt_path: Any, by_lightning: Callable[[], Any]) -> Any:
         if ckpt_path == "hpc":
             raise InputError("ckpt_path='hpc' is not used here: give a path, or 'last'")
         if ckpt_path == "":
             raise InputError("ckpt_path is empty: give a path, or 'last'")
-        if ckpt_path == LAST:  # Lightning knows of this trainer's own run only
+        if ckpt_path == LAST:  # Lightning would only look at this trainer's run
             return ckpt_path
         try:
             return by_lightning()
@@ -49,21 +49,21 @@ class NamedCheckpoints(CheckpointConnector):
             if ckpt_path != "best":
                 raise
             raise InputError(
-                "ckpt_path='best' is of a fit of the same trainer, and there was none: give the "
-                "path of a run's best.ckpt, or 'last'"
+                "ckpt_path='best' needs an earlier fit of the same trainer: give the path of a "
+                "run's best.ckpt, or 'last'"
             ) from error
 
     def restore_optimizers_and_schedulers(self) -> None:
         saved, trainer = self.loaded, self.trainer
-        if saved and trainer.training:  # not what a finder puts back
+        if saved and trainer.training:  # not when the batch size finder restores its checkpoint
             counts = {"lr_schedulers": len(trainer.lr_scheduler_configs)}
             if trainer.strategy.lightning_restore_optimizer:
                 counts["optimizer_states"] = len(trainer.strategy.optimizers)
             for key, count in counts.items():
-                # Lightning would restore as many as there are, and begin the others anew.
+                # Lightning would silently restore only as many as both have.
                 if len(saved.get(key, ())) != count:
                     raise InputError(
-                        f"the checkpoint to go on from has {len(saved.get(key, ()))} {key}, where "
+                        f"the checkpoint to resume from has {len(saved.get(key, ()))} {key}, but "
                         f"this run has {count}: give one that a run of this model saved, or begin "
                         f"a new one from its weights"
                     )
@@ -71,13 +71,13 @@ class NamedCheckpoints(CheckpointConnector):
 
 
 class Beginning(NamedTuple):
-    """What all ranks know before a run begins.
+    """What all ranks have agreed on before a run begins.
 
     Attributes:
-        checkpoint: to begin from; None to begin anew.
-        rendezvous: where the ranks meet; None for one process.
+        checkpoint: the path to begin from; None for a new run.
+        rendezvous: of the ranks; None for one process.
         hosts: the node of every rank.
-        agents: the torchrun of every node; none under srun or by hand.
+        agents: the torchrun process of every node; empty without torchrun.
     """
 
     checkpoint: Any
@@ -86,87 +86,89 @@ class Beginning(NamedTuple):
     agents: list[str]
 
 
-def begin(trainer: Trainer, wanted: Any) -> Beginning:
-    """Has the first rank choose the checkpoint to begin from. Called by all ranks at once.
+def begin(trainer: Trainer, requested: Any) -> Beginning:
+    """Let the first rank choose the checkpoint to begin from. All ranks call it together.
 
     Args:
-        trainer: whose run it is.
-        wanted: the checkpoint that was asked for.
+        trainer: of the run.
+        requested: the checkpoint that the user names.
 
     Raises:
-        InputError: on all ranks, where there is none, or one of them has failed.
+        InputError: on all ranks, if the checkpoint does not exist or one of them has failed.
     """
     launch = find_launch()
     fits = trainer.state.fn == TrainerFn.FITTING
 
     def choose(reports: list[Any]) -> dict[str, Any]:
-        """What all ranks are told."""
+        """The first rank's answer to all ranks."""
         problems = compare_reports(reports)["problems"]
-        checkpoint, said = wanted, None
+        checkpoint, message = requested, None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
             try:
                 root, own = trainer.default_root_dir, None
                 if launch is not None and fits:
                     own = find_run(root, launch, agents)
-                checkpoint, said = starting_point(root, wanted, own)
-            except (InputError, OSError) as error:  # for all ranks, not for the first one alone
+                checkpoint, message = starting_point(root, requested, own)
+            except (InputError, OSError) as error:  # to raise it on all ranks
                 problems = [str(error)]
         hosts = [report and report["host"] for report in reports]
         checkpoint = checkpoint and str(checkpoint)
-        if checkpoint and not said:
+        if checkpoint and not message:
             what = "goes on from" if fits else "weights:"
-            said = f"{what} {urls.shown(checkpoint)}"
-        told = {"problems": problems, "checkpoint": checkpoint, "said": said}
-        return told | {"hosts": hosts, "agents": agents}
+            message = f"{what} {urls.shown(checkpoint)}"
+        answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
+        return answer | {"hosts": hosts, "agents": agents}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
     rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
-    told = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
-    if told["problems"]:
-        raise JointError("; ".join(told["problems"]))
-    if told["said"]:
-        rank_zero_info(told["said"])
-    return Beginning(told["checkpoint"], rendezvous, told["hosts"], told["agents"])
+    answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
+    if answer["problems"]:
+        raise JointError("; ".join(answer["problems"]))
+    if answer["message"]:
+        rank_zero_info(answer["message"])
+    return Beginning(answer["checkpoint"], rendezvous, answer["hosts"], answer["agents"])
 
 
 def starting_point(
-    root: str | Path, wanted: Any, own: Path | None = None
+    root: str | Path, requested: Any, own: Path | None = None
 ) -> tuple[Any, str | None]:
     """The checkpoint that a run begins from.
 
     Args:
-        root: folder below which the runs lie.
-        wanted: the path that was asked for, ``LAST`` or None.
-        own: the folder of the run of a launch that is started again.
+        root: the folder that contains the runs.
+        requested: the path that the user names, ``LAST`` or None.
+        own: the folder of the run of a restarted launch; None for a first start.
 
     Returns:
-        Its path, or None to begin anew; and a line to say, if it is not what was asked for.
+        The path, or None for a new run; and a line to print if it is not the requested path.
     """
     if own is not None:
         again = f"started again ({read_record(own).get('launch_id')})"
-        found = newest(own)
-        if found is not None:
-            return str(found), f"{again}: goes on from {found}"
-        if wanted != LAST:
-            begins = f"from {wanted}" if wanted else "anew"
-            return wanted, f"{again}: {own} has no checkpoint, begins {begins}"
-    if wanted != LAST:
-        if wanted and not urls.kind(str(wanted)):
-            _check_whole(Path(wanted))
-        return wanted, None
-    found = newest_below(root)
-    if found is None:
+        path = newest(own)
+        if path is not None:
+            return str(path), f"{again}: goes on from {path}"
+        if requested != LAST:
+            begins = f"from {requested}" if requested else "anew"
+            return requested, f"{again}: {own} has no checkpoint, begins {begins}"
+    if requested != LAST:
+        if requested and not urls.kind(str(requested)):
+            _check_whole(Path(requested))
+        return requested, None
+    path = newest_below(root)
+    if path is None:
         return None, f"ckpt_path=last: there is no checkpoint below {root}"
-    return str(found), f"ckpt_path=last: {found}"
+    return str(path), f"ckpt_path=last: {path}"
 
 
 def _check_whole(path: Path) -> None:
-    """Raises InputError for a folder that is no checkpoint, and a file whose bytes have changed,
-    which torch would load. A file that is none at all is told of where it is read."""
+    """Raise InputError for a folder that is not a checkpoint, and for a file with changed bytes.
+
+    torch would load the latter. ``read_checkpoint`` reports other kinds of files.
+    """
     if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
-        found = newest(path)
-        what = f"give {found}" if found else "and none is in it"
+        inside = newest(path)
+        what = f"give {inside}" if inside else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")
     if path.is_file() and zipfile.is_zipfile(path) and (damage := damage_of(path)):
         raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")

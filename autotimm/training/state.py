@@ -1,8 +1,8 @@
-"""What a checkpoint holds besides what Lightning keeps in it: random numbers, settings, versions.
+"""The state that a checkpoint holds besides Lightning's: random numbers, settings, versions.
 
-Invariants: every value is a tensor or a plain one, so that the checkpoint loads with weights only;
-a run that goes on with as many ranks draws on each the random numbers of the undisturbed run; no
-password or signature of the data's URL is in it.
+Invariants: every value is a tensor or a plain value, so the checkpoint loads with ``weights_only``;
+a run that resumes with the same number of ranks draws the random numbers of the uninterrupted run
+on each; the checkpoint contains no password or signature of the data's URL.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.checkpoints.resume import STATE
+from autotimm.distributed.gather import from_all_ranks
 from autotimm.outputs import provenance
 from autotimm.structures import InputError
 
 
 class KeepState(Callback):
-    """Keeps in every checkpoint, under the key ``autotimm``:
+    """Saves in every checkpoint, under the key ``autotimm``:
 
-    - ``saved``: when, in seconds since 1970;
+    - ``saved``: the time in seconds since 1970;
     - ``versions``: of Python and the packages;
-    - ``settings``: of the model, the data and the trainer, as ``run.json`` has them;
-    - ``random``: for each rank the states of Python's, NumPy's and PyTorch's random numbers.
+    - ``settings``: of the model, the data and the trainer, as in ``run.json``;
+    - ``random``: for each rank, the states of the generators of Python, NumPy and PyTorch.
     """
 
     def __init__(self) -> None:
@@ -42,16 +42,11 @@ class KeepState(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        here = random_state(trainer.strategy.root_device)
-        every: list[Any] = [here]
-        if dist.is_available() and dist.is_initialized():
-            every = [None] * trainer.world_size
-            dist.all_gather_object(every, here)
         checkpoint[STATE] = {
             "saved": time.time(),
             "versions": self._versions,
             "settings": provenance.settings(trainer, pl_module),
-            "random": every,
+            "random": from_all_ranks(random_state(trainer.strategy.root_device)),
         }
 
     def on_load_checkpoint(
@@ -60,35 +55,35 @@ class KeepState(Callback):
         if trainer.state.fn != TrainerFn.FITTING or STATE not in checkpoint:
             return
         try:
-            _tell_versions(checkpoint[STATE]["versions"], self._versions)
-            every = checkpoint[STATE]["random"]
-            if len(every) == trainer.world_size:
-                self._random = every[trainer.global_rank]
-                # An epoch's loader that is made next draws from it.
-                set_random_state(every[trainer.global_rank], trainer.strategy.root_device)
+            _warn_of_versions(checkpoint[STATE]["versions"], self._versions)
+            states = checkpoint[STATE]["random"]
+            if len(states) == trainer.world_size:
+                self._random = states[trainer.global_rank]
+                # Lightning makes the loader of the epoch next, which draws random numbers.
+                set_random_state(states[trainer.global_rank], trainer.strategy.root_device)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
-                f"what the checkpoint to go on from has under {STATE!r} is not what a run saves "
-                f"there ({type(error).__name__}): it is damaged"
+                f"the checkpoint to resume from is damaged: its entry {STATE!r} is not what a run "
+                f"saves there ({type(error).__name__})"
             ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._random is not None and not trainer.is_last_batch:
-            # In mid-epoch, it was made long before.
+            # In mid-epoch, the uninterrupted run made its loader long before.
             set_random_state(self._random, trainer.strategy.root_device)
         self._random = None
 
 
-def _tell_versions(saved: dict[str, str], here: dict[str, str]) -> None:
-    """Says so where results may differ in their last digits from those of the undisturbed run."""
-    other = [n for n in ("torch", "autotimm") if saved.get(n) != here.get(n)]
-    if other:
-        was, now = (", ".join(f"{n} {found.get(n)}" for n in other) for found in (saved, here))
-        rank_zero_warn(f"the checkpoint to go on from was saved with {was}, and this is {now}")
+def _warn_of_versions(saved: dict[str, str], here: dict[str, str]) -> None:
+    """Warn of other versions, with which results may differ in their last digits."""
+    changed = [n for n in ("torch", "autotimm") if saved.get(n) != here.get(n)]
+    if changed:
+        then, now = (", ".join(f"{n} {v.get(n)}" for n in changed) for v in (saved, here))
+        rank_zero_warn(f"the checkpoint to resume from was saved with {then}, and this is {now}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of this process's random numbers, those of the device included."""
+    """The states of this process's random generators, with that of the device."""
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = np.random.get_state(legacy=False)
     return {
@@ -100,7 +95,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Has the random numbers of this process go on from what :func:`random_state` gave."""
+    """Set this process's random generators to the states from :func:`random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     inner = state["numpy"]["state"]

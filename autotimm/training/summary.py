@@ -1,4 +1,4 @@
-"""How large the model is, in a line."""
+"""The size of the model in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
 
 class Summary(ModelSummary):
-    """Lightning's, without its table of the model's two parts, and of FLOPs that nobody counted."""
+    """Lightning's summary as one line, without its table of modules and FLOPs."""
 
     @staticmethod
     def summarize(

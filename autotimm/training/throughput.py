@@ -1,12 +1,12 @@
-"""How fast a run is, and what bounds it: waiting for data or computing.
+"""The speed of a run, and whether waiting for data or computing bounds it.
 
-Invariants: nothing here has a GPU wait for the host within an epoch; time in validation counts for
-nothing; what a rank reads of its own clock is joined with the others' once an epoch.
+Invariants: no GPU waits for the host within an epoch because of this module; time in validation
+does not count; ranks exchange their measurements once per epoch.
 
-Data wait is the time in which a rank could not compute because it had no batch. On a CPU that is
-how long the loader took to hand it out. On a GPU, whose work the host sends ahead, it is the part
-of that in which the device stood still, which two events on its stream tell: one behind a step's
-work, one in front of the next step's.
+Data wait is the time in which a rank cannot compute because it has no batch. On a CPU, this is the
+time that the loader takes to return the batch. A GPU still computes earlier work for a part of that
+time, so only the time between two events on its stream counts: after the work of one step, and
+before the work of the next.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autotimm.distributed.gather import from_all_ranks
+
 BOUND = 0.1
-"""Share of the time from which on waiting for data is what bounds a run: below it are the moments
-in which an epoch's first batches are made."""
+"""The share of time spent waiting for data from which data bounds a run. The first batches of each
+epoch always cause some wait."""
 
 
 class _Mark(NamedTuple):
-    """What was counted up to a moment; two of them tell what was between."""
+    """The counters at a moment. The difference of two describes the time between them."""
 
     seconds: float  # of training
     images: int  # of all ranks
@@ -37,59 +38,60 @@ class _Mark(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """Between two steps on a GPU."""
+    """The gap between two steps on a GPU."""
 
-    before: torch.cuda.Event  # behind the work of a step
-    after: torch.cuda.Event  # when the next one had its batch
+    before: torch.cuda.Event  # after the work of a step
+    after: torch.cuda.Event  # when the next step has its batch
     waited: float  # seconds that the loader took, by the host's clock
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_second``, of all ranks, and ``train/data_wait``, the share of the
+    """Logs ``train/images_per_second``, the sum over ranks, and ``train/data_wait``, the share of
     time spent waiting for data.
 
-    At each logged step both tell of this rank since the last one; at the end of an epoch of the
-    whole epoch, the wait that of the rank that waited most, since the others wait for it. On a GPU
-    ``train/gpu_memory_gib`` is the most that was allocated, on any rank.
+    At each logged step, both describe the steps since the last one, as measured on this rank. At
+    the end of an epoch, they describe the epoch; the wait is that of the rank that waited longest,
+    because the others wait for it. ``train/gpu_memory_gib`` is the peak of allocated memory on any
+    rank's GPU.
 
     Args:
-        skip: batches at the start of each epoch, or where it is gone on with, that are left out:
-            workers start and code compiles.
+        skip: the number of batches to ignore at the start of each epoch or resumed epoch, during
+            which workers start and code compiles.
     """
 
     def __init__(self, skip: int = 2) -> None:
         self.skip = skip
         self._skipped = 0
         self.recent: tuple[float, float] | None = None
-        """Images a second and data wait between the last two steps that were logged."""
+        """Images per second and data wait between the last two logged steps."""
         self._paused_since = self._paused = 0.0
         self._images, self._waited = 0, 0.0
-        self._told = 0.0  # what the loader said last
-        self._ended: float | None = None  # the last step, in seconds of training
+        self._loader_waited = 0.0  # the loader's last total
+        self._ended: float | None = None  # when the last step ended, in seconds of training
         self._before: torch.cuda.Event | None = None
         self._gaps: deque[_Gap] = deque()
         self._epoch: _Mark | None = None
         self._window: _Mark | None = None
-        self._logged = -1  # step
-        self._started = (0.0, 0)  # when this process began to train, at which step
+        self._logged = -1  # the last logged step
+        self._started = (0.0, 0)  # the time and step at which this process began to train
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = (time.perf_counter(), trainer.global_step)
-        self.on_train_epoch_start(trainer, pl_module)  # of an epoch that is gone on with, too
+        self.on_train_epoch_start(trainer, pl_module)  # not called by Lightning in a resumed epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = self._window = self._ended = self._before = self.recent = None
         self._gaps.clear()
         self._skipped = 0
-        self._told = _loader_waited(trainer) or 0.0
+        self._loader_waited = _seconds_waited(trainer) or 0.0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        told = _loader_waited(trainer)
-        if told is not None:
-            waited, self._told = max(told - self._told, 0.0), told
-        else:  # a loader that does not tell: all that is between two steps
+        total = _seconds_waited(trainer)
+        if total is not None:
+            waited, self._loader_waited = max(total - self._loader_waited, 0.0), total
+        else:  # the loader does not measure it: the whole time between two steps
             waited = 0.0 if self._ended is None else self._seconds() - self._ended
         if self._before is None:
             self._waited += waited
@@ -141,10 +143,10 @@ class Throughput(Callback):
         if end.images == self._epoch.images:
             return
         memory = gpu_memory(pl_module)
-        # Exchanged here, by all ranks. With sync_dist Lightning does it when a value is first read,
-        # which is for the first rank alone to do, while the others may be saving a checkpoint.
+        # All ranks exchange the values here. With sync_dist, Lightning would do so when a value is
+        # first read, perhaps by the first rank alone while the others save a checkpoint.
         speeds, waits, memories = zip(
-            *_of_all_ranks((*_rates(self._epoch, end), memory or 0.0)), strict=True
+            *from_all_ranks((*_rates(self._epoch, end), memory or 0.0)), strict=True
         )
         pl_module.log("train/images_per_second", sum(speeds) / len(speeds))
         pl_module.log("train/data_wait", max(waits))
@@ -152,8 +154,10 @@ class Throughput(Callback):
             pl_module.log("train/gpu_memory_gib", max(memories))
 
     def remaining(self, trainer: Trainer) -> timedelta | None:
-        """How long the rest of the fit takes if it goes on as it went, validation included; None
-        where its end or its speed is not known."""
+        """The remaining time of the fit at the speed so far, with validations.
+
+        None if its end or its speed is unknown.
+        """
         since, first = self._started
         steps, total = trainer.global_step - first, trainer.estimated_stepping_batches
         if steps <= 0 or total in (float("inf"), -1):
@@ -168,34 +172,34 @@ class Throughput(Callback):
         return _Mark(self._seconds(), self._images, self._waited)
 
     def _add_gaps(self, finished: bool) -> None:
-        """Adds up the waits of the steps that a GPU is done with."""
+        """Adds the waits of the steps that a GPU has finished; of all steps if ``finished``."""
         while self._gaps and (finished or self._gaps[0].after.query()):
             gap = self._gaps.popleft()
-            # The clock of events counts milliseconds. More than the loader took is not its fault.
+            # Events measure milliseconds. The loader causes no more wait than the time it took.
             self._waited += min(gap.before.elapsed_time(gap.after) / 1000, gap.waited)
 
 
 class LearningRate(Callback):
-    """Logs ``train/lr``, the highest of the parameter groups' rates: that of the heads."""
+    """Logs ``train/lr``, the highest rate of the parameter groups, which is that of the heads."""
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        # Only where it is read: the device is waited for to take the number.
+        # Only at logged steps, because the host waits for the device to log a number.
         if is_logged(trainer, trainer.global_step + 1):
             pl_module.log("train/lr", max(float(group["lr"]) for group in optimizer.param_groups))
 
 
 class EpochLines(Callback):
-    """Says one line an epoch where the output goes to a file, in which no progress bar shows.
+    """Prints a line per epoch if the output goes to a file, which shows no progress bar.
 
-    The loss is the mean over the epoch's batches on the first rank; AP stands in the lines of the
-    epochs after which it was measured.
+    The loss is the mean over the epoch's batches on the first rank. Lines of epochs with a
+    validation include AP.
     """
 
     def __init__(self) -> None:
         self._measured = False
-        self._mean: Tensor | None = None  # on the device, which nothing waits for
+        self._mean: Tensor | None = None  # on the device, so that the host does not wait for it
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,9 +209,9 @@ class EpochLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
-        loss = loss.float() * trainer.accumulate_grad_batches  # by which Lightning has divided it
+        loss = loss.float() * trainer.accumulate_grad_batches  # Lightning has divided it
         self._batches += 1
-        # A sum would lose digits over an epoch of a million batches.
+        # Update the mean: a sum would lose digits over an epoch of a million batches.
         self._mean = (
             loss if self._mean is None else self._mean + (loss - self._mean) / self._batches
         )
@@ -218,7 +222,7 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mean, self._mean, self._batches = self._mean, None, 0
         measured, self._measured = self._measured, False
-        values = trainer.callback_metrics  # by all ranks: Lightning may reduce what is read
+        values = trainer.callback_metrics  # on all ranks: Lightning may reduce them over ranks
         if mean is None or not trainer.is_global_zero or sys.stdout.isatty():
             return
         parts = [f"loss {mean:.4g}"]
@@ -237,50 +241,53 @@ class EpochLines(Callback):
         print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
 
 
-def _of_all_ranks(numbers: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """By rank, the numbers of each; called by all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [numbers]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, numbers)
-    return parts
-
-
 def throughput_of(trainer: Any) -> Throughput | None:
-    """The trainer's callback of that kind, if it has one."""
+    """The trainer's Throughput callback, if it has one."""
     return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
 
 
 def bounds(wait: float) -> str:
-    """What a share of time spent waiting for data, 0 to 1, says of what bounds the run."""
+    """A text that says what bounds the run.
+
+    Args:
+        wait: the share of time spent waiting for data, 0 to 1.
+    """
     what = "data" if wait >= BOUND else "the model"
     advice = ": raise data.num_workers" if wait >= BOUND else ""
     return f"{wait:.0%} of the time waiting for data (bound by {what}{advice})"
 
 
 def is_logged(trainer: Trainer, step: int | None = None) -> bool:
-    """Whether ``log_every_n_steps`` chooses a step, by its number from 1 on; that of the last one
-    by default."""
+    """Whether ``log_every_n_steps`` logs a step.
+
+    Args:
+        trainer: of the run.
+        step: the number of the step, from 1 on; by default the last step taken.
+    """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return (trainer.global_step if step is None else step) % max(every, 1) == 0
 
 
 def gpu_memory(pl_module: LightningModule) -> float | None:
-    """The most that was allocated on this rank's GPU so far, in GiB, without waiting for it."""
+    """The peak of allocated memory on this rank's GPU in GiB, read without waiting for the GPU.
+
+    None on a CPU.
+    """
     if pl_module.device.type != "cuda":
         return None
     return torch.cuda.max_memory_allocated(pl_module.device) / 2**30
 
 
 def _rates(since: _Mark, until: _Mark) -> tuple[float, float]:
-    """Images a second, and the share of the time that was spent waiting."""
+    """Images per second, and the share of time spent waiting, between two marks."""
     seconds = max(until.seconds - since.seconds, 1e-9)
     return (until.images - since.images) / seconds, min(
         (until.waited - since.waited) / seconds, 1.0
     )
 
 
-def _loader_waited(trainer: Trainer) -> float | None:
+def _seconds_waited(trainer: Trainer) -> float | None:
+    """The total time that the loader took to return batches; None if it does not measure it."""
     return getattr(trainer.train_dataloader, "waited", None)
 
 

@@ -46,51 +46,51 @@ HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
 
 
 class AutoTrainer(HookedTrainer):
-    """``lightning.Trainer`` with other defaults; every argument of it can be given.
+    """``lightning.Trainer`` with other defaults. It accepts all of Lightning's arguments.
 
-    - Under torchrun or srun it takes the number of processes and nodes from there.
+    - Under torchrun or srun, the launcher determines the number of processes and nodes.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
-      (where it stands, and what it came from), and the results of a test as COCO JSON.
-    - SIGTERM, SIGUSR2 and Ctrl-C have all ranks of a fit save the same step and end with 85; what
-      SLURM or torchrun starts again goes on from there.
-    - A loss or gradient that is no finite number ends the run before the weights change by it.
-    - The data module orders and shares out the samples: Lightning must not do it again.
+      (progress and origin of the run), and the results of a test as COCO JSON.
+    - On SIGTERM, SIGUSR2 or Ctrl-C, all ranks of a fit save the same step and exit with code 85. If
+      SLURM or torchrun restarts them, they resume from there.
+    - A loss or gradient that is not finite ends the run before it changes the weights.
+    - The data module orders the samples and divides them among the ranks, instead of Lightning.
 
     Args:
-        accelerator: "cpu", "gpu", or "auto" for a GPU where there is one.
-        strategy: "auto" (DDP where there are several processes), "ddp", "deepspeed_stage_1", "_2",
-            "_3", the path of a DeepSpeed config, or "fsdp"; on CPUs too.
-        devices: of each node; as many as the launcher has started processes, if there is one.
-        num_nodes: likewise.
-        precision: "16-mixed", "bf16-mixed" or "32-true"; by default "16-mixed" on a GPU that is to
-            be used, else "32-true".
-        logger: "tensorboard" (by default, where it is installed), "wandb", "mlflow", or Logger
-            objects, one or several; ``metrics.csv`` always. False for none, not even that. One that
-            fails is warned of, and ends no run.
-        callbacks: besides those of this class, or in their place where they are of the same kind.
-        default_root_dir: below which each run has its folder; by default ``runs``.
+        accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
+        strategy: "auto" (DDP for several processes), "ddp", "deepspeed_stage_1", "_2", "_3", the
+            path of a DeepSpeed config, or "fsdp". All of them also work on CPUs.
+        devices: per node; by default as many as the launcher has started processes.
+        num_nodes: by default as many as the launcher uses.
+        precision: "16-mixed", "bf16-mixed" or "32-true"; by default "16-mixed" if the run uses a
+            GPU, else "32-true".
+        logger: "tensorboard" (the default if it is installed), "wandb", "mlflow", or Logger
+            objects, one or several, in addition to ``metrics.csv``. False for none at all. A logger
+            that fails causes a warning and does not end the run.
+        callbacks: additional ones, or replacements for default ones of the same class.
+        default_root_dir: the folder for the folders of the runs; ``runs`` by default.
         plugins: as in Lightning.
-        use_distributed_sampler: only False: the samples are dealt out already.
-        enable_checkpointing: False saves nothing, and leaves signals to do what they do elsewhere.
-        enable_progress_bar: False for none; where the output goes to a file there is none anyway.
-        save_every_n_epochs: save the state of the training after so many epochs; 0 for never.
-        save_every_n_steps: save after so many optimizer steps.
-        save_every_minutes: save when so much time has gone by since the last save.
-        keep_last: newest checkpoints to keep; -1 for all.
-        keep_best: best ones to keep; 0 for none.
-        best_metric: what is best, as it is logged in validation; by default the model's first
-            metric on the progress bar, or its first.
-        best_mode: whether a good value of it is large ("max") or small ("min"); by default large,
-            unless it is a loss by its name.
-        ema_decay: keeps an average of the weights that decays by this at each step, such as 0.9998;
-            it is what is evaluated, and what ``load_from_checkpoint`` loads.
-        timeout_minutes: how long a rank waits for the others before the job ends with an error; a
-            rank that has died or hangs is named.
-        **kwargs: of ``lightning.Trainer``.
+        use_distributed_sampler: must be False, because the data module divides the samples.
+        enable_checkpointing: False saves nothing, and signals keep their usual effect.
+        enable_progress_bar: False for no bar; if the output goes to a file there is never one.
+        save_every_n_epochs: epochs between saves of the state of the training; 0 for never.
+        save_every_n_steps: optimizer steps between saves.
+        save_every_minutes: minutes between saves.
+        keep_last: the number of newest checkpoints to keep; -1 for all.
+        keep_best: the number of best checkpoints to keep; 0 for none.
+        best_metric: the name of a validation metric that determines the best checkpoint; by default
+            the model's first metric on the progress bar, or its first one.
+        best_mode: "max" if large values of it are good, "min" if small ones are; by default "max",
+            or "min" if its name contains "loss".
+        ema_decay: the decay per step of an average of the weights, such as 0.9998. The average is
+            evaluated, and ``load_from_checkpoint`` loads it. None for no average.
+        timeout_minutes: how long a rank waits for the others before the job ends with an error that
+            names a rank that has died or hangs.
+        **kwargs: other arguments of ``lightning.Trainer``.
 
     Raises:
-        InputError: settings that contradict each other or the launcher.
+        InputError: settings contradict each other or the launcher.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class AutoTrainer(HookedTrainer):
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
-        arguments.tell_never_measured(kwargs)
+        arguments.warn_without_validation(kwargs)
         root = arguments.runs_folder(default_root_dir)
         name = folder_name(root)
         known = read_record(Path(root, name)) if name else {}
@@ -146,13 +146,13 @@ class AutoTrainer(HookedTrainer):
         if enable_checkpointing is False:
             save.check_saves_nothing()
         else:
-            # Before NCCL's watchdog, which ends the process without naming the rank that hangs.
+            # Shorter than NCCL's timeout, which ends the process without naming the hanging rank.
             saving += [Checkpoints(save), Preemption(0.9 * timeout)]
         strategy = choice.strategy(strategy, accelerator, _one_device(devices, num_nodes), timeout)
         precision, plugins = choice.precision(precision, accelerator, strategy, plugins)
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.unlogged: MetricsLogger | None = None
-        """Names the folder of a run that nothing logs."""
+        """Determines the folder of a run without loggers."""
         if not loggers and not kwargs.get("fast_dev_run"):
             self.unlogged = MetricsLogger(root, name)
         super().__init__(
@@ -178,7 +178,7 @@ class AutoTrainer(HookedTrainer):
 
     @property
     def log_dir(self) -> str | None:
-        """The run's folder, by the first rank's word: every rank must ask at once."""
+        """The run's folder. All ranks read it together, because the first one sends it to all."""
         if self.unlogged is None:
             return super().log_dir
         return self.strategy.broadcast(self.unlogged.log_dir)
@@ -192,18 +192,19 @@ class AutoTrainer(HookedTrainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Trains. What SLURM or torchrun starts again goes on from its own run's newest checkpoint.
+        """Train a model.
 
-        SIGTERM, SIGUSR2 and Ctrl-C have all ranks save and end the process with code 85.
+        If SLURM or torchrun restarts the process, it resumes from its run's newest checkpoint. On
+        SIGTERM, SIGUSR2 or Ctrl-C, all ranks save and exit with code 85.
 
         Args:
             model: to train.
-            train_dataloaders: in place of a data module.
-            val_dataloaders: likewise.
+            train_dataloaders: for training, instead of a data module.
+            val_dataloaders: for validation, instead of a data module.
             datamodule: the data.
-            ckpt_path: the checkpoint to go on from; ``last`` for the newest one of the newest run
-                below ``default_root_dir``.
-            weights_only: has no effect: checkpoints are never read otherwise.
+            ckpt_path: the checkpoint to resume from; ``last`` for the newest one of the newest run
+                in ``default_root_dir``.
+            weights_only: without effect, because checkpoints are always read in this way.
         """
         with preemption.stoppable(self):
             super().fit(
@@ -213,11 +214,14 @@ class AutoTrainer(HookedTrainer):
     def save_checkpoint(
         self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:
-        """As Lightning's, but where one rank cannot write, all of them raise SaveError, and URLs
-        among the hyper-parameters are saved without their secrets."""
+        """Save a checkpoint as in Lightning, without the secrets of URLs in hyper-parameters.
+
+        Raises:
+            SaveError: on all ranks, if one of them cannot write.
+        """
         if self.model is None:
-            super().save_checkpoint(filepath, weights_only, storage_options)  # which says so
-        # Lightning says of None, at every checkpoint, what it takes that for.
+            super().save_checkpoint(filepath, weights_only, storage_options)  # raises an error
+        # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
             checkpoint[key] = urls.all_shown(checkpoint[key])
@@ -232,21 +236,21 @@ class AutoTrainer(HookedTrainer):
         most: float = 1.0,
         steps: int = 100,
     ) -> float:
-        """Finds a learning rate to begin with: that at which the loss falls fastest.
+        """Find the learning rate at which the loss falls fastest.
 
-        A run of its own, which keeps nothing; ``tuning.find_lr`` tells how.
+        ``tuning.find_lr`` describes the method. It uses up the trainer and writes nothing.
 
         Args:
-            model: to train for some steps; its weights are put back.
+            model: to train for some steps; its weights are restored.
             datamodule: the data.
             least: the rate of the first step.
             most: the rate of the last step.
-            steps: optimizer steps in all.
+            steps: the total number of optimizer steps.
         """
-        found = tuning.find_lr(self, model, datamodule, least, most, steps)
+        rate = tuning.find_lr(self, model, datamodule, least, most, steps)
         if self.is_global_zero:
-            print(f"learning rate: {found:.3g} (--model.init_args.lr {found:.3g})", flush=True)
-        return found
+            print(f"learning rate: {rate:.3g} (--model.init_args.lr {rate:.3g})", flush=True)
+        return rate
 
     def find_batch_size(
         self,
@@ -255,19 +259,19 @@ class AutoTrainer(HookedTrainer):
         most: int = 512,
         steps: int = 3,
     ) -> int:
-        """Finds the largest batch size that fits into the GPU's memory, less 5 %.
+        """Find the largest batch size that fits into a GPU's memory, less 5 %.
 
-        A run of its own, which keeps nothing; ``tuning.find_batch_size`` tells how.
+        ``tuning.find_batch_size`` describes the method. It uses up the trainer and writes nothing.
 
         Args:
             model: to train for some steps.
             datamodule: the data.
-            most: the largest one to try.
-            steps: to train with each.
+            most: the largest batch size to try.
+            steps: the number of steps for each.
         """
-        found = tuning.find_batch_size(self, model, datamodule, most, steps)
-        print(f"batch size: {found} on each GPU (--data.batch_size {found})", flush=True)
-        return found
+        batch_size = tuning.find_batch_size(self, model, datamodule, most, steps)
+        print(f"batch size: {batch_size} on each GPU (--data.batch_size {batch_size})", flush=True)
+        return batch_size
 
     def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
         begun = begin(self, ckpt_path)

@@ -1,7 +1,7 @@
-"""A learning rate and a batch size to begin with, found by trying; each a run of its own.
+"""Search for a learning rate and a batch size by training for a few steps.
 
-Invariants: nothing is written; the model's weights are afterwards what they were. The trainer is
-used up: a training needs a new one.
+Invariants: nothing is written, and the model's weights are restored. The trainer is used up;
+training needs a new one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from autotimm.strategies.fsdp import FSDP
 from autotimm.structures import InputError
 
 _SMOOTHING = 0.9
-_LOST = 4.0  # times the least loss: it will not come back from there
-_FIRST = 10  # steps in which the smoothed loss means little yet
+_DIVERGED = 4.0  # times the lowest loss; the loss does not recover from there
+_FIRST = 10  # steps before the smoothed loss is meaningful
 
 
 def find_lr(
@@ -38,13 +38,14 @@ def find_lr(
 ) -> float:
     """The learning rate at which the loss falls fastest, by a range test (Smith 2017).
 
-    The rate grows from ``least`` to ``most`` by a constant factor a step, that of each parameter
-    group keeps its share (Lightning's own finder gives all groups one rate, which is not what a
-    ``layer_decay`` trains with). The test ends early where the smoothed loss is four times what it
-    was at best, or no number. All ranks take part and get the same answer.
+    The rate grows from ``least`` to ``most`` by a constant factor per step, and the ratios between
+    the rates of parameter groups stay. (Lightning's finder gives all groups the same rate, which
+    does not fit ``layer_decay``.) The test ends early if the smoothed loss is not finite or is four
+    times its minimum. All ranks call it and get the same answer.
 
     Raises:
-        InputError: too few steps, no range, sharded weights, or a loss that never falls.
+        InputError: there are too few steps, the range is empty, the strategy shards the weights, or
+            the loss never falls.
     """
     if steps <= 2 * _FIRST or not 0 < least < most < math.inf:
         raise InputError(
@@ -53,12 +54,12 @@ def find_lr(
         )
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if not whole or isinstance(trainer.strategy, DeepSpeedStrategy | FSDP):
-        raise InputError("find_lr takes one device or strategy=ddp: it puts whole weights back")
+        raise InputError("find_lr takes one device or strategy=ddp: it restores whole weights")
     sweep = _Sweep(least, most, steps)
     _bare(trainer, [sweep])
     trainer.fit_loop.max_epochs = -1
     trainer.fit_loop.epoch_loop.max_steps = steps
-    # What a tried rate did to the weights is no part of the answer.
+    # To undo the changes of the weights by the tried rates.
     before = copy.deepcopy(model.state_dict())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "warmup_steps=")  # there is no warm-up here
@@ -70,20 +71,21 @@ def find_lr(
 def find_batch_size(
     trainer: Trainer, model: LightningModule, datamodule: Any, most: int, steps: int
 ) -> int:
-    """The largest ``batch_size`` whose first ``steps`` steps fit into the memory of one GPU, less
-    5 %: later batches may hold more instances.
+    """The largest ``batch_size`` whose first ``steps`` steps fit into the memory of one GPU.
 
-    By Lightning's finder: doubled from 1 until it does not fit, then halved in between.
+    Lightning's finder doubles the size from 1 until it does not fit, then bisects. Its result is
+    5 % lower than that, because later batches may contain more instances.
 
     Raises:
-        InputError: several processes, or no GPU: a CPU's memory has no limit that could be tried.
+        InputError: there are several processes, or no GPU: the limit of a CPU's memory cannot be
+            tried.
     """
     if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise InputError(
-            "find_batch_size takes one process and strategy=auto: its answer is that of every rank"
+            "find_batch_size takes one process and strategy=auto: its answer suits every rank"
         )
     if not _has_limited_memory(trainer):
-        raise InputError("find_batch_size needs a GPU: what a CPU's memory holds cannot be tried")
+        raise InputError("find_batch_size needs a GPU: the limit of a CPU's memory cannot be tried")
     if most < 1 or steps < 1:
         raise InputError(f"find_batch_size: most={most} and steps={steps} must be at least 1")
     _bare(trainer, [])
@@ -92,7 +94,7 @@ def find_batch_size(
     if scales:  # the first steps may draw small ones
         datamodule.scales = ()
     try:
-        found = Tuner(trainer).scale_batch_size(
+        batch_size = Tuner(trainer).scale_batch_size(
             model,
             datamodule=datamodule,
             mode="binsearch",
@@ -104,22 +106,22 @@ def find_batch_size(
         datamodule.batch_size = own
         if scales:
             datamodule.scales = scales
-    assert found is not None
-    return found
+    assert batch_size is not None
+    return batch_size
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the loss falls fastest for a relative growth of the rate.
+    """The rate at which the loss falls fastest, with respect to the logarithm of the rate.
 
-    Only the fall to the least loss counts: too high a rate throws the loss up, and it may fall
-    steeply from there, to nowhere good.
+    Only losses up to the minimum count. A rate that is too high makes the loss jump, and it may
+    fall steeply after that without getting low.
 
     Args:
-        rates: growing.
-        losses: smoothed, one for each; the first ones, and the one before the end, are left out.
+        rates: increasing.
+        losses: the smoothed loss at each rate; the first ten and the last are ignored.
 
     Raises:
-        InputError: it falls nowhere, or there are too few.
+        InputError: the loss never falls, or there are too few losses.
     """
     y = torch.tensor(losses[_FIRST:-1], dtype=torch.float64)
     y = y[: int(y.argmin()) + 1] if len(y) else y
@@ -136,7 +138,7 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 class _Sweep(Callback):
-    """Sets the learning rates of each step, and notes the loss."""
+    """Sets the learning rates of each step, and records the loss."""
 
     def __init__(self, least: float, most: float, steps: int) -> None:
         self.rates: list[float] = []
@@ -173,7 +175,7 @@ class _Sweep(Callback):
         self.rates.append(self._planned[len(self.losses)])
         self.losses.append(self._mean / (1 - _SMOOTHING ** (len(self.losses) + 1)))
         best = min(self.losses)
-        if not math.isfinite(self.losses[-1]) or self.losses[-1] > _LOST * best:
+        if not math.isfinite(self.losses[-1]) or self.losses[-1] > _DIVERGED * best:
             self.rates.pop()
             self.losses.pop()
             trainer.should_stop = True
@@ -191,7 +193,7 @@ def _over_ranks(loss: Tensor) -> float:
 
 
 def _bare(trainer: Any, callbacks: list[Callback]) -> None:
-    """Leaves a trainer nothing that writes, checks or validates."""
+    """Remove everything from a trainer that writes, checks or validates."""
     shown = [one for one in trainer.callbacks if isinstance(one, ProgressBar)]
     trainer.callbacks = [*callbacks, *shown]
     trainer.loggers, trainer.unlogged = [], None

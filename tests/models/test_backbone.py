@@ -402,9 +402,7 @@ def test_weights_come_with_their_own_preprocessing(tmp_path) -> None:
 def test_a_file_of_another_model_is_refused(tmp_path) -> None:
     path = tmp_path / "weights.pth"
     weights(path, nn.Linear(2, 2))
-    with pytest.raises(
-        InputError, match=r"weights of resnet10t: it lacks .* more weights"
-    ):
+    with pytest.raises(InputError, match=r"weights of resnet10t: it lacks .* more weights"):
         Backbone("resnet10t", pretrained=path)
     source = timm.create_model("resnet10t").state_dict()
     del source["layer3.0.conv1.weight"]

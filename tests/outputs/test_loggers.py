@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Failing(Logger):
-    """Raises in whatever is asked of it, from the ``after``-th time on."""
+    """Raises an error in every method, from the ``after``-th call on."""
 
     name, version = "failing", "0"
 
@@ -55,14 +55,14 @@ def test_a_logger_that_fails_ends_no_run_and_is_named_once(tmp_path: Path, after
         warnings.simplefilter("always")
         run.fit(Line(), loader(6), loader(1))
     assert run.global_step == 24
-    told = [str(w.message) for w in caught if "Failing" in str(w.message)]
-    assert len(told) == 2
-    assert told[0].startswith("Failing fails, and the run goes on without it (ConnectionError")
-    assert "secret" not in told[0]
-    assert told[1] == "Failing failed 5 times in a row, and is left alone from here"
+    warned = [str(w.message) for w in caught if "Failing" in str(w.message)]
+    assert len(warned) == 2
+    assert warned[0].startswith("Failing fails, and the run goes on without it (ConnectionError")
+    assert "secret" not in warned[0]
+    assert warned[1] == "Failing failed 5 times in a row, and is not called any more"
     assert bad.asked == after + loggers.GIVEN_UP
     rows = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()
-    assert len(rows) > 4  # the others go on
+    assert len(rows) > 4  # the other loggers continue
 
 
 def test_a_logger_that_comes_back_is_used_again() -> None:
@@ -85,7 +85,7 @@ def test_a_guard_passes_for_its_logger(tmp_path: Path) -> None:
     assert guarded(guard) is guard
     assert isinstance(guard, TensorBoardLogger) and not isinstance(guard, CSVLogger)
     assert guard.experiment is given.experiment and guard.log_dir == given.log_dir
-    guard._default_hp_metric = False  # as users set what its constructor was not given
+    guard._default_hp_metric = False  # as users do for missing constructor arguments
     assert given._default_hp_metric is False
     copied = pickle.loads(pickle.dumps(guard))  # noqa: S301
     assert isinstance(copied, Guard) and isinstance(copied, TensorBoardLogger)
@@ -95,7 +95,7 @@ def test_a_guard_passes_for_its_logger(tmp_path: Path) -> None:
         assert isinstance(bad.experiment, DummyExperiment)
 
 
-def test_what_a_logger_has_beside_lightnings_methods_ends_no_run_either() -> None:
+def test_other_methods_of_a_logger_end_no_run_either() -> None:
     class Service(Failing):
         def log_image(self, key: str) -> None:
             self.experiment.log(key)
@@ -151,7 +151,7 @@ def test_ranks_but_the_first_connect_to_nothing(tmp_path: Path, monkeypatch) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_cannot_be_is_refused_in_one_line(
+def test_a_server_with_an_invalid_address_is_refused_in_one_line(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
@@ -186,7 +186,7 @@ def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path) -> None:
     assert [e.step for e in found.Scalars("train/loss")] == list(range(6))
     (picture,) = found.Images("val/pictures")
     assert (picture.step, picture.height, picture.width) == (6, 4, 6)
-    # A run that goes on from step 4 in this folder takes steps 4 and 5 once more.
+    # A run that resumes from step 4 in this folder repeats steps 4 and 5.
     again = make_loggers(None, tmp_path, "version_0")
     loggers.go_on(again, 4)
     again[1].log_metrics({"train/loss": 7.0}, 4)
@@ -217,7 +217,7 @@ def test_mlflow_by_name(tmp_path: Path, offline: None, monkeypatch) -> None:
     assert found.info.run_name == "version_0"
     assert found.data.metrics["train/images_per_second"] > 0
     assert client.list_artifacts(logger.run_id)
-    # A run that goes on is the same one there.
+    # A resumed run is the same MLflow run.
     monkeypatch.setattr("autotimm.training.trainer.folder_name", lambda _: "version_0")
     again = quiet(tmp_path / "runs", logger="mlflow").loggers[1]
     assert again.version == logger.run_id
@@ -282,7 +282,7 @@ def test_on_a_full_disk_rows_wait_and_stay_whole(tmp_path: Path) -> None:
             for step in range(10, 20):
                 write(logger, step, loss=step)
             assert path.read_text().startswith(whole)
-            write(logger, 20, new=1.0)  # a column more: the file is to be replaced
+            write(logger, 20, new=1.0)  # another column, so the file is rewritten
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_text().endswith("\n")
@@ -296,7 +296,7 @@ def test_on_a_full_disk_rows_wait_and_stay_whole(tmp_path: Path) -> None:
 def test_two_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
     (tmp_path / "version_3").mkdir()
     one, two = (make_loggers("csv", tmp_path)[0] for _ in range(2))
-    with mock.patch.object(MetricsLogger, "_get_next_version", lambda _: 4):  # both have looked
+    with mock.patch.object(MetricsLogger, "_get_next_version", lambda _: 4):  # both find it free
         folders = [one.log_dir, two.log_dir]
     assert folders == [str(tmp_path / "version_4"), str(tmp_path / "version_5")]
     assert [one.log_dir, two.log_dir] == folders

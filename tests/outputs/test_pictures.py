@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: written, handed to loggers, and none that fails ends a run."""
+"""Pictures of an evaluation are written and logged, and their failures do not end a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autotimm.outputs.pictures import SavePictures
 
 
 def batch() -> dict[str, Any]:
-    """Three images of 32 pixels, with an object each."""
+    """Three images of 32 pixels with one object each."""
     boxes = torch.tensor([[4.0, 4.0, 20.0, 20.0]])
     target = {"boxes": boxes, "labels": torch.tensor([0]), "rles": None}
     return {
@@ -74,8 +74,8 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     outputs = [found(GOOD), found([float("nan")] * 4), found(GOOD)]
     with pytest.warns(UserWarning) as caught:
         draw(tmp_path, outputs, epochs=2)
-    told = [str(w.message) for w in caught]
-    assert told == [
+    warned = [str(w.message) for w in caught]
+    assert warned == [
         "the picture of image 1 cannot be drawn, and the run goes on (ValueError: "
         "a box is not finite)"
     ]
@@ -101,8 +101,8 @@ def test_a_logger_that_does_not_take_pictures_ends_no_run(tmp_path: Path) -> Non
     assert list(Path(other.log_dir).iterdir())
 
 
-def test_what_is_drawn_is_what_is_there(tmp_path: Path) -> None:
-    """A picture without instances is the image alone, scaled."""
+def test_the_picture_shows_the_image_at_its_scale(tmp_path: Path) -> None:
+    """Without instances, the picture is just the scaled image."""
     plain = batch()
     plain["image"] = torch.full((3, 3, 32, 32), 0.5)
     plain["target"] = [

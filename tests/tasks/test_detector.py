@@ -161,14 +161,14 @@ def test_a_resumed_run_reports_settings_that_changed(tmp_path) -> None:
 
     with pytest.warns(
         UserWarning,
-        match="that of scheduler=cosine, warmup_steps=1, where the .* "
+        match="follows scheduler=cosine, warmup_steps=1, but the .* "
         "trained with scheduler=constant, warmup_steps=0",
     ):
         go_on(scheduler="cosine", warmup_steps=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "from here the learning rate")
         go_on(scheduler="constant")
-    with pytest.raises(InputError, match=r"optimizer=sgd, where .* was trained with adamw: give"):
+    with pytest.raises(InputError, match=r"optimizer=sgd, but .* was trained with adamw: give"):
         go_on(scheduler="constant", optimizer="sgd")
 
 

@@ -170,9 +170,9 @@ def test_a_run_does_not_go_on_with_another_optimizer(changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 5e-4}, "lr is 0.0005 for some parameters, where .* with 0.01"),
+        ({"lr": 5e-4}, "lr is 0.0005 for some parameters, but .* with 0.01"),
         ({"weight_decay": 0.3}, "weight_decay is 0.3 for some parameters"),
-        ({"backbone_lr_factor": 0.8}, "lr is 0.008 for some parameters, where .* with 0.005"),
+        ({"backbone_lr_factor": 0.8}, "lr is 0.008 for some parameters, but .* with 0.005"),
     ],
 )
 def test_a_run_does_not_go_on_with_rates_that_the_checkpoint_would_replace(

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no finite number: the run stops, the weights and checkpoints stay."""
+"""A loss or gradient that is not finite stops the run, and weights and checkpoints stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class SpoilGradient(torch.autograd.Function):
-    """The identity, whose gradient is not a number."""
+    """The identity with a gradient of NaN."""
 
     @staticmethod
     def forward(_, x):
@@ -32,7 +32,7 @@ class SpoilGradient(torch.autograd.Function):
 
 
 class Line(LightningModule):
-    """Learns two numbers. ``spoil`` says at which batches what goes wrong, and on which rank."""
+    """Learns two numbers. ``spoil`` determines what goes wrong, at which batch and rank."""
 
     def __init__(self, spoil: dict[int, str] | None = None, fused: bool = False, rank=0) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Line(LightningModule):
         if how == "gradient":
             loss = SpoilGradient.apply(loss)
         elif how in ("nan", "inf"):
-            # Its gradient is finite: the loss alone tells.
+            # The gradient is finite, and only the loss is not.
             loss = loss + {"nan": NAN, "inf": INF}[how]
         return loss
 
@@ -83,7 +83,7 @@ def trainer(folder: Path, **options) -> AutoTrainer:
 
 
 def sixteen(**scaler) -> dict:
-    """16-mixed on a CPU, for which Lightning takes bf16 instead."""
+    """16-mixed on a CPU, which Lightning would replace by bf16."""
     grad_scaler = torch.amp.GradScaler("cpu", **scaler)
     return {"plugins": [MixedPrecision("16-mixed", "cpu", grad_scaler)]}
 
@@ -98,7 +98,7 @@ def test_the_run_stops_before_the_weights_change(
     model = Line({5: how}, fused)
     run = trainer(tmp_path, **options)
     if how == "gradient" and precision == "16-mixed":
-        run.fit(model, loader())  # a skipped step of the scaler, which is none of ours
+        run.fit(model, loader())  # the scaler skips this step, which is not an error
         # In both epochs the sixth step was skipped, and the others were not.
         moved = [a != b for a, b in zip(model.seen, model.seen[1:], strict=False)]
         assert [i for i, changed in enumerate(moved) if not changed] == [5, 13]
@@ -107,7 +107,7 @@ def test_the_run_stops_before_the_weights_change(
     with pytest.raises(InputError, match=f"{said}.* at step 6 .images 0-5a.jpg, 0-5b.jpg") as error:
         run.fit(model, loader())
     assert "\n" not in str(error.value)
-    # Fused kernels are held back and the host learns of it a step later.
+    # Fused kernels skip the step, and the host learns of it one step later.
     assert len(model.seen) == (7 if fused else 6)
     assert model.weight.tolist() == model.seen[5]
     assert model.weight.isfinite().all()
@@ -115,7 +115,7 @@ def test_the_run_stops_before_the_weights_change(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_nothing_is_saved_after_it(fused: bool, tmp_path: Path) -> None:
-    """Not even where it is the last step of an epoch, after which checkpoints are written."""
+    """Not even if it is the last step of an epoch, after which checkpoints are saved."""
 
     class LaterEpoch(Line):
         def training_step(self, batch, batch_idx):
@@ -165,7 +165,7 @@ def test_many_images_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scaler_that_overflows_at_first_is_left_to_it(fused: bool, tmp_path: Path) -> None:
-    """The weights are those of a run that did not have these steps, momentum included."""
+    """The weights and the momentum equal those of a run without these steps."""
 
     class Steep(Line):
         def training_step(self, batch, batch_idx):
@@ -195,7 +195,7 @@ def test_a_scaler_that_never_stops_skipping_ends_the_run(
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_clipping_goes_with_fused_kernels(precision: str, tmp_path: Path) -> None:
-    """As with others: Lightning by itself refuses it in mixed precision."""
+    """Lightning alone refuses this in mixed precision."""
     weights = []
     for fused in (False, True):
         model = Line(fused=fused)
@@ -229,7 +229,7 @@ for how, fused, bits in json.loads(sys.argv[2]):
 
 
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
-    """And name the images of the one that had it; of both where the gradients have been summed."""
+    """They name the images of the rank with the bad loss, or of both if only gradients are bad."""
     done = on_ranks(RANKS, tmp_path, tmp_path, json.dumps([*SPOILT, *SUMMED]))
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

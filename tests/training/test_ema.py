@@ -1,4 +1,4 @@
-"""The average of the weights: against float64, and against the run that was not interrupted."""
+"""The average of the weights, compared with float64 and with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
 
 class Net(Line):
-    """A norm, with its statistics and its count, and a weight with two names."""
+    """A model with a norm, its statistics and its count, and with a weight that has two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def run(folder: Path, model: Net, ckpt_path: Any = None, **options: Any) -> Auto
 
 
 def reference(steps: list[dict[str, torch.Tensor]], start: dict[str, torch.Tensor]) -> Any:
-    """The average after each of the optimizer's steps, in float64 by its definition."""
+    """The average after each optimizer step, computed in float64 by its definition."""
     average, averages = {n: t.double() for n, t in start.items()}, []
     for number, state in enumerate(steps, 1):
         stays = min(DECAY, (1 + number) / (10 + number))
@@ -90,13 +90,13 @@ def reference(steps: list[dict[str, torch.Tensor]], start: dict[str, torch.Tenso
     return averages
 
 
-def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], exactly: bool = True):
-    assert got.keys() == wanted.keys()
+def same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exactly: bool = True):
+    assert got.keys() == expected.keys()
     for name, tensor in got.items():
         if exactly:
-            assert torch.equal(tensor, wanted[name]), name
+            assert torch.equal(tensor, expected[name]), name
         else:
-            torch.testing.assert_close(tensor.double(), wanted[name], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-7)
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -107,19 +107,19 @@ def state(path: Path) -> dict[str, Any]:
 def test_it_is_the_average_over_the_steps(batches_a_step: int, tmp_path: Path) -> None:
     model, start = Net(), copied(Net())
     trainer = run(tmp_path, model, accumulate_grad_batches=batches_a_step)
-    wanted = reference(model.trained[batches_a_step - 1 :: batches_a_step], start)
+    expected = reference(model.trained[batches_a_step - 1 :: batches_a_step], start)
     steps = 6 // batches_a_step
-    # Validation sees it, the sanity check before the training does not.
+    # Validations use the average, but not the sanity check before the training.
     same(model.validated[0], start)
-    same(model.validated[1], wanted[steps - 1], exactly=False)
-    same(model.validated[2], wanted[-1], exactly=False)
-    assert wanted[-1]["norm.num_batches_tracked"] == 12
-    # Checkpoints have both, and so has one of a trainer that is done, whose model has the average.
+    same(model.validated[1], expected[steps - 1], exactly=False)
+    same(model.validated[2], expected[-1], exactly=False)
+    assert expected[-1]["norm.num_batches_tracked"] == 12
+    # Checkpoints hold both sets of weights. After the fit, the model has the average.
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     for path in (tmp_path / "version_0" / "checkpoints" / "last.ckpt", tmp_path / "after.ckpt"):
         saved = state(path)
         same(saved["state_dict"], model.trained[-1])
-        same(saved["ema"]["state_dict"], wanted[-1], exactly=False)
+        same(saved["ema"]["state_dict"], expected[-1], exactly=False)
         assert saved["ema"]["decay"] == DECAY
     same(copied(model), saved["ema"]["state_dict"])
     assert model.first.weight is model.second.weight
@@ -139,7 +139,7 @@ def test_the_training_does_not_know_of_it(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
     stop: int, batches_a_step: int, tmp_path: Path
 ) -> None:
-    """Saved in mid-epoch, before a validation in mid-epoch and at an epoch's end."""
+    """With checkpoints in mid-epoch, before a validation in mid-epoch and at an epoch's end."""
     options = {"val_check_interval": 2, "save_every_n_steps": 2, "keep_last": -1, "max_epochs": 2}
     options["accumulate_grad_batches"] = batches_a_step
     seen = stop * batches_a_step
@@ -163,12 +163,12 @@ def test_a_run_that_goes_on_has_the_average_of_the_undisturbed_one(
     )
     same(gone_on["ema"]["state_dict"], whole["ema"]["state_dict"])
     same(gone_on["state_dict"], whole["state_dict"])
-    for seen, wanted in zip(reversed(rest.validated), reversed(truth.validated), strict=False):
-        same(seen, wanted)
+    for seen, expected in zip(reversed(rest.validated), reversed(truth.validated), strict=False):
+        same(seen, expected)
 
 
 class Skipping:
-    """A loader whose first epoch begins late, as that of a resumed run does."""
+    """A loader whose first epoch starts in the middle, as in a resumed run."""
 
     def __init__(self, skipped: int) -> None:
         self.skipped = skipped
@@ -177,7 +177,7 @@ class Skipping:
         return 6
 
     def __iter__(self):
-        # Lightning makes iterators that it does not use.
+        # Lightning creates iterators that it does not use.
         skipped, self.skipped = self.skipped, 0
         yield from [*batches(6)][skipped:]
 
@@ -213,10 +213,10 @@ def test_a_callback_that_saves_before_its_turn_has_the_step_in_the_average(tmp_p
     model = Net()
     start = copied(model)
     run(tmp_path, model, callbacks=[Early()], max_epochs=1)
-    wanted = reference(model.trained, start)
+    expected = reference(model.trained, start)
     for step in (1, 6):
         found = state(tmp_path / f"{step}.ckpt")["ema"]["state_dict"]
-        same(found, wanted[step - 1], exactly=False)
+        same(found, expected[step - 1], exactly=False)
 
 
 def test_begun_late_the_average_begins_with_the_checkpoints_weights(tmp_path: Path) -> None:
@@ -227,10 +227,10 @@ def test_begun_late_the_average_begins_with_the_checkpoints_weights(tmp_path: Pa
     with pytest.warns(UserWarning, match="has no average of the weights"):
         run(tmp_path / "second", model, ckpt_path=last)
     stays = [min(DECAY, (1 + n) / (10 + n)) for n in range(7, 13)]
-    wanted = first.trained[-1]["weight"].double()
+    expected = first.trained[-1]["weight"].double()
     for share, after in zip(stays, model.trained, strict=True):
-        wanted = share * wanted + (1 - share) * after["weight"].double()
-    torch.testing.assert_close(model.weight.detach().double(), wanted, rtol=1e-6, atol=1e-7)
+        expected = share * expected + (1 - share) * after["weight"].double()
+    torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_left_out_later_the_training_goes_on_with_its_own_weights(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_an_average_of_another_model_is_refused(odd: Any, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="is of another model"):
         run(tmp_path, Net(), ckpt_path=tmp_path / "other.ckpt")
     torch.save({**content, "ema": []}, tmp_path / "odd.ckpt")
-    with pytest.raises(InputError, match=r"average of the weights \(ema\) is none"):
+    with pytest.raises(InputError, match=r"average of the weights \(ema\) is damaged"):
         run(tmp_path, Net(), ckpt_path=tmp_path / "odd.ckpt")
 
 
@@ -304,7 +304,7 @@ def test_compiled_networks_are_evaluated_with_it(tmp_path: Path) -> None:
     plain.eval().load_state_dict(saved["ema"]["state_dict"])
     torch.testing.assert_close(model.seen, loss(plain))
     plain.load_state_dict(saved["state_dict"])
-    assert (model.seen - loss(plain)).abs() > 1e-3  # the weights of the training give another
+    assert (model.seen - loss(plain)).abs() > 1e-3  # the trained weights give a different loss
 
 
 def test_weights_of_less_precision_are_averaged_in_float32() -> None:
@@ -321,7 +321,7 @@ def test_weights_of_less_precision_are_averaged_in_float32() -> None:
         model.weight += 1
     At.global_step = 100_000
     callback._take_in(At, model)  # type: ignore[arg-type]
-    # A step that bfloat16 would lose.
+    # A change that bfloat16 would lose.
     assert callback._average["weight"].item() == pytest.approx(1.001)
     with torch.no_grad():
         model.weight -= 1
@@ -330,19 +330,19 @@ def test_weights_of_less_precision_are_averaged_in_float32() -> None:
     same(copied(model), before)
 
 
-@pytest.mark.parametrize(("step", "wanted"), [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9998)])
-def test_the_beginning_is_soon_forgotten(step: int, wanted: float) -> None:
-    assert decay_at(step, 0.9998) == pytest.approx(wanted)
+@pytest.mark.parametrize(("step", "expected"), [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9998)])
+def test_the_beginning_is_soon_forgotten(step: int, expected: float) -> None:
+    assert decay_at(step, 0.9998) == pytest.approx(expected)
 
 
 def test_strategies_that_shard_the_weights_are_refused() -> None:
     check_strategy(DDPStrategy())
     for strategy in (FSDP(), FSDPStrategy(), ModelParallelStrategy()):
-        with pytest.raises(InputError, match="ema_decay does not go with strategy=fsdp"):
+        with pytest.raises(InputError, match="ema_decay does not work with strategy=fsdp"):
             check_strategy(strategy)
     pytest.importorskip("deepspeed")
     check_strategy(zero.ZeRO(config=zero.stage_config(2)))
-    with pytest.raises(InputError, match="ema_decay does not go with strategy=deepspeed_stage_3"):
+    with pytest.raises(InputError, match="ema_decay does not work with strategy=deepspeed_stage_3"):
         check_strategy(zero.ZeRO(config=zero.stage_config(3)))
 
 
@@ -356,12 +356,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> None:
-    """Under DDP and DeepSpeed, also of a run that was interrupted; refused under the others."""
+    """Under DDP and DeepSpeed, also in an interrupted run. Other strategies are refused."""
     pytest.importorskip("deepspeed")
     common = {"shards": shards, "ema_decay": 0.5, "max_epochs": 2, "keep_last": -1}
     alone = tmp_path / "alone"
     fit(folder=str(alone), batch_size=4, **common)
-    wanted = state(alone / "version_0" / "checkpoints" / "last.ckpt")["ema"]["state_dict"]
+    expected = state(alone / "version_0" / "checkpoints" / "last.ckpt")["ema"]["state_dict"]
     jobs, kinds = [], ("ddp", "deepspeed_stage_2")
     for kind in kinds:
         whole, rest = str(tmp_path / kind), str(tmp_path / f"{kind} rest")
@@ -372,8 +372,8 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
     refused = ("fsdp", "deepspeed_stage_3")
     jobs += [{"folder": str(tmp_path / kind), "strategy": kind, **common} for kind in refused]
     gave = fit_on_ranks(2, jobs, tmp_path / "jobs")
-    for kind, told in zip(refused, gave[4:], strict=True):
-        assert f"ema_decay does not go with strategy={kind}" in told["error"]
+    for kind, answer in zip(refused, gave[4:], strict=True):
+        assert f"ema_decay does not work with strategy={kind}" in answer["error"]
     for kind in kinds:
         left = {
             path.name
@@ -384,5 +384,5 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
             out = tmp_path / f"{folder}.safetensors"
             convert(tmp_path / folder / "version_0" / "checkpoints" / "last.ckpt", out)
             got = copied(InstanceSegmentor.load_from_checkpoint(out))
-            for name, tensor in wanted.items():
+            for name, tensor in expected.items():
                 torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, at any time and on any rank, against the run that nobody stopped."""
+"""Runs that a signal stops at any time and on any rank, compared with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Record(Callback):
-    """What happened, and a signal when the given thing happens.
+    """Records events, and sends a signal at a given one.
 
-    ``done`` has the losses and validations; what is left out of it may be done twice.
+    ``done`` has the losses and validations, which must not repeat. Other events may.
     """
 
     def __init__(self, at: str = "", number: int = signal.SIGTERM) -> None:
@@ -65,8 +65,8 @@ class Record(Callback):
 
 
 class Model(LightningModule):
-    """Learns one number from the images and from chance, with a momentum and a schedule: all that a
-    checkpoint has to bring back is in its losses."""
+    """Learns one number from images and random numbers, with a momentum and a schedule, so that its
+    losses depend on all the state that a checkpoint must restore."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ AVERAGE = {"ema_decay": 0.9}
 
 
 def check(places: list[str], folder: Path, root: Path, **options: Any) -> None:
-    """Stops a run at each of the places and goes on: the two parts are the undisturbed run."""
+    """Stops a run at each place and resumes it: both parts together equal the uninterrupted run."""
     truth = Record()
     fit(folder, root / "truth", truth, **options)
     for number, place in enumerate(places):
@@ -154,7 +154,7 @@ def test_a_segmentor_goes_on_as_if_it_had_not_been_stopped(
 
 
 class ToAll(Record):
-    """Signals the data workers too, as a terminal or SLURM does; not as their parent, though."""
+    """Signals the data workers too, as a terminal or SLURM does, but not their parent."""
 
     def _see(self, what: str) -> None:
         if what == self.at:
@@ -191,7 +191,7 @@ rank = int(os.environ["RANK"])
 
 
 def script(code: str) -> str:
-    """Code of a rank that uses this file's names."""
+    """The code of a rank, which imports this file's names."""
     return NAMES + textwrap.dedent(code)
 
 
@@ -289,7 +289,7 @@ def test_in_validation_no_rank_of_a_sharded_model_leaves_the_others_to_their_nex
 def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_checkpoint(
     mixed_shards: Path, tmp_path: Path
 ) -> None:
-    # The torchrun of the other node starts again because this one has: it counts none of its own.
+    # The torchrun of the other node restarts because this one does, and counts no restart itself.
     code = script(
         """
         first = not (root / f"again-{rank}").exists()

@@ -1,4 +1,4 @@
-"""The progress bar: what it shows, and that it does not have a GPU wait."""
+"""The progress bar: its numbers, and that it does not make a GPU wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_a_file_there_is_no_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor what Lightning says of the model, and of things to buy."""
+    """Nor are there Lightning's lines about the model and about products."""
     for seen in (True, False):
         monkeypatch.setattr(progress, "_is_seen", lambda seen=seen: seen)
         run = AutoTrainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1)
@@ -64,7 +64,12 @@ def test_the_bar_asks_a_device_for_numbers_only_at_steps_that_are_logged(
 
     assert steps_asked("cpu") == [*range(1, 11)]
     monkeypatch.setattr(progress, "_waits", lambda _: True)
-    assert steps_asked("gpu") == [1, 4, 8, 10]  # the first, those logged, the end of the epoch
+    assert steps_asked("gpu") == [
+        1,
+        4,
+        8,
+        10,
+    ]  # first, logged, end of the epoch
 
 
 def test_the_bar_shows_what_people_look_for(tmp_path: Path) -> None:

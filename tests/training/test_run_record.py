@@ -1,4 +1,4 @@
-"""run.json: what a script reads of a run while it goes, when it has ended, and when it failed."""
+"""run.json: what a script can read of a run in progress, a finished one and a failed one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Seen(Line):
-    """Notes what run.json says at every step."""
+    """Records the content of run.json at every step."""
 
     def __init__(self, fail_at: int = -1) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_a_script_can_follow_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list((tmp_path / "version_0").glob(".run.json*"))
 
 
-def test_how_a_run_failed_is_told(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_run_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the device is gone"):
         quiet(tmp_path, max_epochs=2).fit(Seen(fail_at=3), loader(4), loader(1))
     last = read_record(tmp_path / "version_0")
@@ -99,7 +99,7 @@ def test_a_test_has_a_record_of_its_own(tmp_path: Path) -> None:
     last = read_record(tmp_path / "version_0")
     assert (last["status"], last["stage"]) == ("finished", "test")
     assert last["metrics"] == {"test/mAP": 0.25}
-    assert last["starts"] == 0, "of a training"
+    assert last["starts"] == 0, "a test is not a start of the training"
 
 
 def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
     quiet(tmp_path, max_epochs=3, callbacks=[best], num_sanity_val_steps=0).fit(
         Better(), loader(2), loader(1)
     )
-    told = read_record(tmp_path / "version_0")["best"]
-    assert told["checkpoint"] == str(tmp_path / "best" / "epoch=1.ckpt")
-    assert (told["metric"], told["value"]) == ("val/mAP", pytest.approx(0.3))
+    record = read_record(tmp_path / "version_0")["best"]
+    assert record["checkpoint"] == str(tmp_path / "best" / "epoch=1.ckpt")
+    assert (record["metric"], record["value"]) == ("val/mAP", pytest.approx(0.3))
 
 
 def test_a_run_that_goes_on_in_its_folder_keeps_its_beginning(tmp_path: Path) -> None:
-    """From step 5 of 8, though it came to step 7 before it was lost."""
+    """It resumes from step 5 of 8, although it had reached step 7 when it was killed."""
     folder = tmp_path / "version_0"
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     first = Seen(fail_at=7)
@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_in_its_folder_keeps_its_beginning(tmp_path: Path) ->
 
 
 def test_readers_never_see_half_of_it(tmp_path: Path) -> None:
-    """While it is replaced as fast as can be."""
+    """While another thread replaces it as fast as possible."""
     content = {"metrics": {str(i): float(i) for i in range(3000)}}
     write_record(tmp_path, content)
     done = threading.Event()
@@ -184,9 +184,9 @@ def test_a_disk_that_does_not_take_it_ends_no_run(
         run = quiet(tmp_path, max_epochs=3)
         run.fit(Line(), loader(2), loader(1))
     assert run.global_step == 6
-    told = [str(w.message) for w in caught if "run.json" in str(w.message)]
-    assert len(told) == 1
-    assert "run.json cannot be written, and the run goes on (OSError: " in told[0]
+    warned = [str(w.message) for w in caught if "run.json" in str(w.message)]
+    assert len(warned) == 1
+    assert "run.json cannot be written, and the run goes on (OSError: " in warned[0]
 
 
 def test_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,16 +200,16 @@ def test_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run.fit(Line(), loader(2), loader(1))
     text = (tmp_path / "version_0" / "run.json").read_text()
     assert "secret" not in text
-    told = json.loads(text)
-    assert told["command"] == ["python", "train.py", "--data.data_dir=http://host/shards"]
-    assert told["environment"]["NCCL_DEBUG"] == "WARN"
-    assert told["environment"]["OMP_NUM_THREADS"] == "1"
-    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert told["machine"]["processes"] == 1
-    assert told["settings"]["trainer"]["gradient_clip_val"] == 2.0
+    record = json.loads(text)
+    assert record["command"] == ["python", "train.py", "--data.data_dir=http://host/shards"]
+    assert record["environment"]["NCCL_DEBUG"] == "WARN"
+    assert record["environment"]["OMP_NUM_THREADS"] == "1"
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["machine"]["processes"] == 1
+    assert record["settings"]["trainer"]["gradient_clip_val"] == 2.0
 
 
-def test_the_checkpoint_of_a_url_is_told_without_its_secrets(
+def test_the_checkpoint_of_a_url_is_recorded_without_its_secrets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet(tmp_path, max_steps=1).fit(Line(), loader(2))
@@ -238,7 +238,7 @@ def test_git_state_is_that_of_the_checkout(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not of the checkout")
     assert provenance._git_state(tmp_path) == expected
     (tmp_path / "a.py").write_text("2")
-    # What a repository says is to be started is not.
+    # Git does not start the program that the repository's settings name.
     git("config", "core.fsmonitor", f"touch {tmp_path}/ran; false")
     assert provenance._git_state(tmp_path) == expected | {"dirty": True}
     assert not (tmp_path / "ran").exists()
@@ -256,9 +256,9 @@ def test_settings_are_plain_values() -> None:
 
     run: Any = AutoTrainer(accelerator="cpu", logger=False)
     run.datamodule = Data()
-    told = provenance.settings(run, Line())
-    assert told["data"]["data_dir"] == "s3://bucket/shards"
-    assert told["data"]["batch_size"] == 4
-    assert told["data"]["augmentation"]["flip"] == Augmentation().flip
-    assert "custom" not in told["data"]
-    assert orjson.loads(orjson.dumps(told)) == told
+    record = provenance.settings(run, Line())
+    assert record["data"]["data_dir"] == "s3://bucket/shards"
+    assert record["data"]["batch_size"] == 4
+    assert record["data"]["augmentation"]["flip"] == Augmentation().flip
+    assert "custom" not in record["data"]
+    assert orjson.loads(orjson.dumps(record)) == record

@@ -1,4 +1,4 @@
-"""slurm/train.sh: what it starts everywhere, and runs on a real cluster that lose their nodes."""
+"""slurm/train.sh: the commands that it starts, and runs on a real cluster that lose nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JOB = {
 
 
 def outside(tmp_path: Path, *flags: str, srun: str = "exit 0", **variables: str) -> tuple[int, str]:
-    """Exit code and output of the script among commands that note what they are given."""
+    """The exit code and output of the script, run with commands that record their arguments."""
     answers = {
         "srun": srun,
         "scontrol": "case $1-$2 in\nshow-hostnames) echo n1;;\nshow-node) echo NodeAddr=127.0.0.1 x"
@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_is_requeued_and_nothing_else(tmp_path: Path) -> 
     assert code == 85
     assert said(tmp_path, "scontrol")[-1] == "requeue 15007"
     assert not list(tmp_path.glob(".slurm*"))
-    # Nor is a job that somebody cancelled, or that SLURM requeues itself.
+    # Neither is a job that a user has cancelled or that SLURM requeues itself.
     for state in ("CANCELLED", "PENDING"):
         (tmp_path / "said").unlink()
         assert outside(tmp_path, srun=STOPPED.format(3), STATE=state)[0] == 85
@@ -121,8 +121,8 @@ def test_a_run_that_was_stopped_is_requeued_and_nothing_else(tmp_path: Path) -> 
     assert "requeue 15007" not in said(tmp_path, "scontrol")
 
 
-def test_of_an_array_the_task_alone_is_requeued(tmp_path: Path) -> None:
-    # SLURM gives one of the tasks the number of the array.
+def test_only_the_stopped_task_of_an_array_is_requeued(tmp_path: Path) -> None:
+    # One of the tasks has the number of the array as its job id.
     array = {"SLURM_ARRAY_JOB_ID": "15007", "SLURM_ARRAY_TASK_ID": "4"}
     assert outside(tmp_path, srun=STOPPED.format(3), **array)[0] == 85
     assert said(tmp_path, "scontrol")[-2:] == ["show job 15007_4", "requeue 15007_4"]
@@ -193,7 +193,7 @@ def has(log: Path, *texts: str) -> bool:
 
 def start_again(env: Environment, job: str) -> None:
     until(lambda: state(env, job) == "PENDING")
-    # SLURM counts whole seconds: in that of its end a job's new start is taken for the old one.
+    # SLURM counts whole seconds: it takes a restart within the second of the end for the old start.
     time.sleep(2)
     command("scontrol", "update", f"JobId={job}", "StartTime=now", env=env)
 
@@ -204,7 +204,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def processes(job: str) -> dict[str, int]:
-    """By rank, the process of each task of a job."""
+    """The process of each task of a job, by rank."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -255,7 +255,7 @@ def test_jobs_that_lose_a_task_are_cancelled_or_run_out_of_time(
     late, lost = tmp_path / "late", tmp_path / "lost"
     limited = ("--time=5", "--signal=USR2@150", SCRIPT)
     out_of_time = submit(cluster, late, *limited, *flags(shards, tmp_path / "a", epochs=9999))
-    until(lambda: has(late, "Seed set"))  # two jobs at once are too much for such a cluster
+    until(lambda: has(late, "Seed set"))  # this cluster is too small to start two jobs at once
     job = submit(cluster, lost, SCRIPT, *flags(shards, tmp_path / "b", epochs=9999))
 
     until(lambda: has(lost, "epoch 1 of"))

@@ -1,4 +1,4 @@
-"""Which folder a run has, and which checkpoint it begins from."""
+"""The choice of a run's folder, and of the checkpoint that it begins from."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def torchrun(agent: str, worker: str) -> Launch:
     return Launch("torchrun-abc", None, False, agent, worker)
 
 
-def test_a_start_of_torchruns_is_one_more_where_a_node_of_it_was_there_before(
+def test_torchrun_has_restarted_if_one_of_its_nodes_was_there_before(
     tmp_path: Path,
 ) -> None:
     write_record(
@@ -116,7 +116,7 @@ def test_a_requeued_job_finds_its_folder_and_another_step_has_its_own(
     assert folder_name(tmp_path) == "job_12"
 
 
-def test_of_two_runs_of_an_id_the_newer_is_meant(tmp_path: Path) -> None:
+def test_the_newer_of_two_runs_with_an_id_is_taken(tmp_path: Path) -> None:
     for n, name in enumerate(["b", "a"]):
         write_record(tmp_path / name, {"launch_id": "slurm-1.0"})
         os.utime(tmp_path / name / "run.json", (n, n))
@@ -128,7 +128,7 @@ def test_of_two_runs_of_an_id_the_newer_is_meant(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole one, as a trainer saves it."""
+    """A whole checkpoint that a trainer has saved."""
     root = tmp_path_factory.mktemp("runs")
     trainer = quiet(root, max_steps=1, logger=[])
     trainer.fit(Line(), loader())
@@ -180,7 +180,7 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
 def test_a_job_that_is_started_again_evaluates_what_it_was_given(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a fit goes on from the job's own run."""
+    """Only a fit resumes the job's own run."""
     given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
     own = run(tmp_path, "job_12", checkpoint, saved=10, launch_id="slurm-12.0")
     trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
@@ -189,9 +189,7 @@ def test_a_job_that_is_started_again_evaluates_what_it_was_given(
         assert begin(trainer, checkpoint).checkpoint == wanted  # type: ignore[arg-type]
 
 
-def test_nothing_is_loaded_that_nobody_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_named_checkpoints_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another job")
     trainer = quiet(tmp_path, max_steps=1, logger=False)
     name = "lightning.pytorch.trainer.connectors.checkpoint_connector.SLURMEnvironment.detect"
@@ -202,7 +200,7 @@ def test_nothing_is_loaded_that_nobody_named(
         trainer.fit(Line(), loader(), ckpt_path="hpc")
 
 
-def test_what_is_no_whole_checkpoint_is_refused_by_its_path(
+def test_damaged_checkpoints_and_other_folders_are_refused_by_path(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     path = run(tmp_path, "version_0", checkpoint, saved=10)
@@ -215,9 +213,9 @@ def test_what_is_no_whole_checkpoint_is_refused_by_its_path(
         starting_point(tmp_path, tmp_path)
     assert starting_point(tmp_path, str(path)) == (str(path), None)
     content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:  # a byte of a tensor, which torch does not compare
+    with zipfile.ZipFile(path) as archive:  # a byte of a tensor, which torch does not check
         entry = next(one for one in archive.infolist() if "/data/" in one.filename)
-    names = content[entry.header_offset + 26 :][:4]  # lengths of the name and of what follows it
+    names = content[entry.header_offset + 26 :][:4]  # lengths of name and extra field
     skipped = 30 + sum(struct.unpack("<HH", names))
     content[entry.header_offset + skipped] ^= 1
     path.write_bytes(content)
@@ -239,7 +237,7 @@ def test_a_state_that_is_not_there_does_not_begin_anew(
     whole = torch.load(newest_below(tmp_path), weights_only=True)
     torch.save({**whole, key: []}, path)
     model = Scheduled()
-    with pytest.raises(InputError, match=f"has 0 {key}, where this run has 1: give one"):
+    with pytest.raises(InputError, match=f"has 0 {key}, but this run has 1: give one"):
         quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
     torch.save(whole, path)
     quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides weights: random numbers that go on, settings, versions."""
+"""The state in a checkpoint besides the weights: random generators, settings, versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
 
 class Chance(Line):
-    """Draws from each source of random numbers in every step."""
+    """Draws from each random generator in every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def shuffled(batches: int = 5) -> DataLoader:
 
 
 def both(folder: Path, first: int) -> tuple[Chance, Chance]:
-    """A run of three epochs, and one that goes on from the end of its first."""
+    """A run of three epochs, and one that resumes from the end of its first epoch."""
     whole, rest = Chance(), Chance()
     seed(first)
     quiet(folder / "whole", logger=False, max_epochs=3, keep_last=-1).fit(whole, shuffled())
@@ -65,7 +65,7 @@ def both(folder: Path, first: int) -> tuple[Chance, Chance]:
 
 
 def test_a_run_that_goes_on_draws_what_the_undisturbed_one_did(tmp_path: Path) -> None:
-    """The order of any loader that PyTorch shuffles is among it."""
+    """This includes the order of a loader that PyTorch shuffles."""
     whole, rest = both(tmp_path, 1)
     assert len(rest.drawn) == 10
     assert rest.drawn == whole.drawn[5:]
@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_draws_what_the_undisturbed_one_did(tmp_path: Path) -
 
 
 class Rest:
-    """A loader that is in mid-epoch, as the state that it is given says."""
+    """A loader that is in mid-epoch according to its state."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -82,7 +82,7 @@ class Rest:
         return 6
 
     def __iter__(self):
-        torch.rand(3)  # an iterator that is made draws, as a DataLoader's does
+        torch.rand(3)  # like a DataLoader, it draws when it creates an iterator
         return self.batches()
 
     def batches(self):
@@ -111,7 +111,7 @@ def test_in_mid_epoch_too(tmp_path: Path) -> None:
 
 def test_a_state_of_random_numbers_is_plain_and_comes_back(tmp_path: Path) -> None:
     seed(5)
-    random.gauss(0, 1)  # leaves a second one behind
+    random.gauss(0, 1)  # also stores a second number
     np.random.normal()
     torch.save(random_state(CPU), tmp_path / "state.pt")
     wanted = [random.gauss(0, 1), random.random(), np.random.normal(), torch.rand(1).item()]
@@ -121,7 +121,7 @@ def test_a_state_of_random_numbers_is_plain_and_comes_back(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_says_what_it_came_from(tmp_path: Path) -> None:
-    """All that it should hold, with the real model, and all of it plain."""
+    """The real model's checkpoint holds everything, as plain values."""
     shard(mixed(tmp_path / "coco"), tmp_path / "shards", samples_per_shard=4)
     data = InstanceSegmentationDataModule(
         tmp_path / "shards", image_size=64, batch_size=2, num_workers=0
@@ -152,18 +152,21 @@ def test_a_checkpoint_says_what_it_came_from(tmp_path: Path) -> None:
         {"versions": {}, "random": [{"python": [3, [1], None], "numpy": {}, "torch": "a"}]},
     ],
 )
-def test_a_state_that_cannot_be_is_told_in_one_line(odd: Any, tmp_path: Path) -> None:
+def test_an_invalid_state_is_reported_in_one_line(odd: Any, tmp_path: Path) -> None:
     path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
     torch.save({**torch.load(path, weights_only=True), "autotimm": odd}, tmp_path / "odd.ckpt")
-    with warnings.catch_warnings(), pytest.raises(InputError, match="under 'autotimm' is not what"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(InputError, match="entry 'autotimm' is not what"),
+    ):
         warnings.simplefilter("ignore")
         quiet(tmp_path, logger=False, max_epochs=2).fit(
             Line(), shuffled(), ckpt_path=tmp_path / "odd.ckpt"
         )
 
 
-def test_another_version_is_told(tmp_path: Path) -> None:
+def test_another_version_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     quiet(tmp_path, logger=False, max_epochs=1).fit(Line(), shuffled())
     content = torch.load(path, weights_only=True)
@@ -187,7 +190,7 @@ def test_urls_among_the_settings_are_saved_without_their_secrets(tmp_path: Path)
     assert b"SECRET" not in path.read_bytes()
     saved = torch.load(path, weights_only=True)["hyper_parameters"]
     assert dict(saved) == {"weights": "https://h/w.pth", "widths": [1, 2]}
-    assert "SECRET" in model.hparams["weights"]  # which the run goes on with
+    assert "SECRET" in model.hparams["weights"]  # the run still uses it
 
 
 RANKS = """
@@ -215,7 +218,7 @@ def test_each_rank_goes_on_with_its_own(tmp_path: Path) -> None:
 
 
 class Canary:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -260,7 +263,7 @@ def test_nothing_of_a_checkpoint_that_carries_code_runs(
         with refused:
             InstanceSegmentor.load_from_checkpoint(path)
     assert not ran.exists()
-    # That it would have run, where nobody minds.
+    # Without the protection, the code does run.
     torch.load(path, weights_only=False)
     assert ran.exists()
 

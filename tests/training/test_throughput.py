@@ -1,4 +1,4 @@
-"""Speed, what bounds it, and the line an epoch, against clocks that the tests set."""
+"""The speed of a run, what bounds it, and the line per epoch, with clocks that the tests set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Timed(Line):
-    """A step takes a second, a validation a thousand."""
+    """A step takes one second, and a validation a thousand."""
 
     def __init__(self, clock: list[float]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Slow(IterableDataset):
 
 
 class Telling(DataLoader):
-    """Says how long it was waited for: a second a batch, whatever it took."""
+    """Reports one second of waiting per batch, whatever it took."""
 
     waited = 0.0
 
@@ -77,7 +77,9 @@ def test_images_per_second_leaves_validation_out(tmp_path: Path, clock: list[flo
     assert run.logged_metrics["train/data_wait"] == 0
 
 
-def test_waiting_for_data_is_told_from_computing(tmp_path: Path, clock: list[float]) -> None:
+def test_waiting_for_data_is_distinguished_from_computing(
+    tmp_path: Path, clock: list[float]
+) -> None:
     run = quiet(tmp_path, max_epochs=2, val_check_interval=4)
     data = DataLoader(Slow(clock, 8), batch_size=None)
     run.fit(Timed(clock), data, loader(1))
@@ -97,23 +99,21 @@ def test_the_line_of_an_epoch_has_the_mean_of_its_losses(
             return loss
 
     quiet(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(Falling(), loader(5))
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     means = [sum(losses[:5]) / 5, sum(losses[5:]) / 5]
     assert means[0] > 1.1 * means[1]
-    assert [line.split(",")[0] for line in told] == [
+    assert [line.split(",")[0] for line in lines] == [
         f"epoch {n} of 2: loss {mean:.4g}" for n, mean in enumerate(means, 1)
     ]
 
 
-def test_a_loader_that_tells_is_believed(tmp_path: Path, clock: list[float]) -> None:
+def test_a_loader_that_measures_its_waits_is_believed(tmp_path: Path, clock: list[float]) -> None:
     run = quiet(tmp_path, max_epochs=2, val_check_interval=4)
     run.fit(Timed(clock), Telling(Slow(clock, 8), batch_size=None), loader(1))
     assert run.logged_metrics["train/data_wait"] == pytest.approx(0.25)
 
 
-def test_the_start_of_an_epoch_that_is_gone_on_with_is_left_out_too(
-    tmp_path: Path, clock: list[float]
-) -> None:
+def test_the_start_of_a_resumed_epoch_is_left_out_too(tmp_path: Path, clock: list[float]) -> None:
     class Compiling(Timed):
         first = True
 
@@ -131,12 +131,12 @@ def test_the_start_of_an_epoch_that_is_gone_on_with_is_left_out_too(
     assert run.logged_metrics["train/images_per_second"] == pytest.approx(2.0)
 
 
-def test_logged_steps_tell_of_the_time_since_the_last(tmp_path: Path, clock: list[float]) -> None:
+def test_logged_steps_describe_the_time_since_the_last(tmp_path: Path, clock: list[float]) -> None:
     speeds: list[tuple[float, float]] = []
 
     class Faster(Timed):
         def training_step(self, batch, batch_idx):
-            self.clock[0] += 9 if batch_idx < 6 else 0  # ten seconds, and from then on one
+            self.clock[0] += 9 if batch_idx < 6 else 0  # ten seconds, later one
             return super().training_step(batch, batch_idx)
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -161,7 +161,7 @@ def test_images_of_all_ranks_count(clock: list[float]) -> None:
     assert logged["train/images_per_second"] == 4 * 3 / 2
 
 
-def test_the_time_to_go_is_that_of_what_was_done(clock: list[float]) -> None:
+def test_the_remaining_time_follows_from_the_speed_so_far(clock: list[float]) -> None:
     callback = Throughput()
     run: Any = SimpleNamespace(
         global_step=100, estimated_stepping_batches=1000, train_dataloader=None
@@ -195,7 +195,7 @@ def test_the_rate_of_a_step_is_logged_with_it(tmp_path: Path) -> None:
     with (tmp_path / "version_0" / "metrics.csv").open(newline="") as file:
         rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
     assert rates == pytest.approx([0.2, 0.1])
-    assert logged == [2, 4]  # to log a number a GPU is waited for
+    assert logged == [2, 4]  # logging a number makes the host wait for a GPU
 
 
 class Event:
@@ -216,9 +216,9 @@ def test_a_gpu_that_was_busy_did_not_wait() -> None:
     gap: Any = throughput._Gap
     callback._gaps.extend(
         [
-            gap(Event(1.0), Event(1.5), 2.0),  # stood still for a part of what the loader took
-            gap(Event(3.0), Event(3.0), 2.0),  # had work enough
-            gap(Event(4.0), Event(9.0), 0.5),  # stood still for another reason
+            gap(Event(1.0), Event(1.5), 2.0),  # idle for a part of the loader's time
+            gap(Event(3.0), Event(3.0), 2.0),  # had enough work
+            gap(Event(4.0), Event(9.0), 0.5),  # idle for another reason
             gap(Event(9.0), Event(10.0, ahead=True), 5.0),
         ]
     )
@@ -245,7 +245,7 @@ def test_on_a_gpu_a_slow_loader_is_found_out(tmp_path: Path) -> None:
     assert run.logged_metrics["train/gpu_memory_gib"] >= 0
 
 
-def test_what_bounds_a_run_is_said() -> None:
+def test_the_text_names_what_bounds_a_run() -> None:
     assert bounds(0.04) == "4% of the time waiting for data (bound by the model)"
     assert bounds(0.62).endswith("(bound by data: raise data.num_workers)")
 
@@ -267,9 +267,7 @@ def test_a_line_an_epoch_goes_where_no_bar_shows(
     assert "0:00:00 to go" not in lines[1]
 
 
-def test_a_line_tells_ap_where_it_was_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_line_has_ap_if_it_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     class Measured(Line):
         def on_validation_epoch_end(self):
             self.log("val/mask_mAP", 0.25 + self.current_epoch)
@@ -277,16 +275,16 @@ def test_a_line_tells_ap_where_it_was_measured(
     run = quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=2, best_metric="val/mask_mAP")
     run.fit(Measured(), loader(), loader(1))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    told = [line.partition("mAP ")[2].partition(",")[0] for line in lines]
-    assert told == ["", "1.25", "", "3.25", ""]
+    values = [line.partition("mAP ")[2].partition(",")[0] for line in lines]
+    assert values == ["", "1.25", "", "3.25", ""]
 
 
-def test_a_run_that_ends_before_it_is_measured_is_told(
+def test_a_run_that_ends_before_its_first_validation_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(arguments, "rank_zero_info", told.append)
+    lines: list[str] = []
+    monkeypatch.setattr(arguments, "rank_zero_info", lines.append)
     quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=5)
-    assert told == []
+    assert lines == []
     quiet(tmp_path, max_epochs=3, check_val_every_n_epoch=5)
-    assert "nothing is measured in 3 epochs" in told[0]
+    assert "nothing is measured in 3 epochs" in lines[0]

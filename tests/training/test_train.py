@@ -1,4 +1,4 @@
-"""launch/train.py with its flags, on one process and on two, on painted and on real data."""
+"""launch/train.py with its flags, in one process and in two, on painted and on real data."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_coco_folder_trains_like_its_shards(painted: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_seed_reproduces_a_run(painted: Path, tmp_path: Path) -> None:
-    """On two ranks with workers: every logged number but those of the clock, to the last bit."""
+    """On two ranks with workers, all logged numbers except times are equal, bit for bit."""
 
     def numbers(name: str, *flags: str) -> list[dict[str, str]]:
         run(
@@ -159,7 +159,7 @@ def test_a_seed_reproduces_a_run(painted: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "epochs"),
-    # Enough for two dozen steps: one step's loss depends more on its images than on the training.
+    # Two dozen steps: the loss of a single one depends more on its images than on the training.
     [("balloon", 24), ("coco_mini", 1), ("fruits_nuts", 6), ("microscopy_flakes", 4)],
 )
 def test_real_data_train(name: str, epochs: int, shared_data: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_recipe_trains(recipe: str, painted: Path, tmp_path: Path) -> None:
 def test_what_is_predicted_does_not_fill_the_memory(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is written as it comes: nobody is there to take it in the end."""
+    """The trainer does not keep the detections, because they are written as they come."""
     given: list[Any] = []
     monkeypatch.setattr(
         AutoTrainer,
@@ -224,7 +224,7 @@ def test_detector_without_masks(
     checkpoint = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
     assert not any("mask" in key for key in state["state_dict"])
-    # Without a network: what the checkpoint has is not to be had from elsewhere.
+    # Without a network connection: nothing may be downloaded that the checkpoint holds.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     run("predict", *flags, f"--ckpt_path={checkpoint}")
@@ -265,7 +265,7 @@ def test_no_secret_of_a_url_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Of the data's: into no file of a run, and not to the screen."""
+    """The secret of the data's URL is in no file of the run and not on the screen."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
     root = tmp_path / "runs"
     with serve(painted / "shards") as server:
@@ -294,12 +294,12 @@ def test_help_says_whole_sentences(
         with pytest.raises(SystemExit, match="0"):
             cli.train(words)
     listed, flags = capsys.readouterr().out.split("Available subcommands:")[1].split("usage:")
-    told = [line.split(maxsplit=1) for line in listed.splitlines() if len(line.split()) > 1]
-    assert [name for name, _ in told[:6]] == [
+    commands = [line.split(maxsplit=1) for line in listed.splitlines() if len(line.split()) > 1]
+    assert [name for name, _ in commands[:6]] == [
         *("fit", "validate", "test", "predict", "find_lr", "find_batch_size")
     ]
-    assert all(text.endswith(".") for _, text in told[:6])
-    assert "save the state of the training after so many epochs" in flags
+    assert all(text.endswith(".") for _, text in commands[:6])
+    assert "epochs between saves of the state of the training" in flags
 
 
 def test_print_config_shows_every_setting() -> None:
@@ -345,7 +345,7 @@ def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -
         "train()\n"
     )
     given = f"--data.data_dir={painted / 'shards'}", f"--trainer.default_root_dir={tmp_path}"
-    # No fork: the signal of the worker's end interrupts whatever code runs, the end's as well.
+    # Without fork, because the signal of the worker's end interrupts any code, even at the exit.
     words = [sys.executable, script, "fit", "--config", SMALL, *TINY_MODEL, *given]
     done = subprocess.run(
         [*map(str, words), "--data.num_workers=1"], capture_output=True, text=True, check=False
@@ -388,7 +388,7 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
         'Traceback (most recent call last):\n  File "' + str(tmp_path / "each_rank.py")
         not in done.stderr
     )
-    # The checkpoint of the epoch before is there and whole.
+    # The previous epoch's checkpoint exists and is whole.
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
     assert all(weight.isfinite().all() for weight in state["state_dict"].values())
@@ -396,7 +396,7 @@ def test_a_loss_that_is_no_number_ends_all_ranks_in_one_clear_line(
 
 @pytest.mark.slow
 def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> None:
-    """On two ranks: a logger, a metric, the pictures and run.json that fail, at every turn."""
+    """On two ranks, a logger, a metric, the pictures and run.json fail all the time."""
     code = (
         "import os\n"
         "from lightning.pytorch.loggers import TensorBoardLogger\n"
@@ -424,19 +424,19 @@ def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> No
     assert len(column(rows, "train/loss")) == 12
     assert len(column(rows, "val/box_mAP")) == 3
     assert column(rows, "val/mask_mAP") == pytest.approx([float("nan")] * 3, nan_ok=True)
-    for told in (
+    for message in (
         "TensorBoard fails, and the run goes on without it",
         "val/mask_mAP fails, and is NaN: OSError: as it happens",
         "cannot be drawn, and the run goes on",
         "run.json cannot be written, and the run goes on",
     ):
-        assert done.stderr.count(told) == 1, done.stderr[-4000:]
+        assert done.stderr.count(message) == 1, done.stderr[-4000:]
 
 
 def test_a_worker_may_be_killed_during_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The signal of its end interrupts whatever code runs."""
+    """The signal of its end may interrupt any code."""
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(said)
@@ -451,7 +451,7 @@ def test_a_worker_may_be_killed_during_a_step(
         cli.train([])
 
 
-def test_what_lightning_refuses_is_told_in_a_line(
+def test_errors_of_lightning_become_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

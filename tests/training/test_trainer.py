@@ -1,4 +1,4 @@
-"""AutoTrainer: what it takes from the launcher, what it refuses, what a run leaves behind."""
+"""AutoTrainer: its settings from the launcher, the arguments that it refuses, a run's files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autotimm.training.preemption import Preemption
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", "foo"])
-def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> None:
+def test_precisions_without_float32_losses_are_refused(precision: str) -> None:
     with pytest.raises(InputError, match=f"precision='{precision}'.*16-mixed"):
         AutoTrainer(precision=precision)
 
@@ -39,7 +39,7 @@ def test_precisions_that_the_losses_do_not_bear_are_refused(precision: str) -> N
         *(("max_time", time) for time in ("00:00:00:00", {"hours": 0}, timedelta(0))),
     ],
 )
-def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:
+def test_invalid_numbers_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name}="):
         AutoTrainer(accelerator="cpu", **{name: value})
 
@@ -51,8 +51,10 @@ def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:
         {"max_steps": -1, "max_epochs": 1, "max_time": "00:00:01:00"},
     ],
 )
-def test_no_end_is_no_nothing(options: dict[str, Any], tmp_path: Path) -> None:
-    """Lightning's -1, and a time that is short."""
+def test_runs_without_an_end_or_with_a_short_time_are_accepted(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Lightning's -1 means that there is no limit."""
     run = quiet(tmp_path, **options)
     run.fit(Line(), loader())
     assert run.global_step == (3 if "max_time" in options else 2)
@@ -87,28 +89,28 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
 
 
 def test_a_rank_that_hangs_is_named_before_the_timeout_of_the_collectives() -> None:
-    """That ends the process, and names none."""
+    """The timeout of a collective would end the process without naming a rank."""
     run = AutoTrainer(accelerator="cpu", strategy="ddp", devices=2, timeout_minutes=10)
     (own,) = (one for one in run.callbacks if isinstance(one, Preemption))
     assert timedelta(minutes=8) < own._timeout < run.strategy._timeout == timedelta(minutes=10)
 
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
-    """Also where the last epochs are not validated."""
+    """Even if the last epochs have no validation."""
     quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=3).fit(Line(), loader(), loader(1))
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 15
 
 
 def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path) -> None:
-    """Three batches, two to a step and the last alone; against gradients averaged by hand."""
+    """Three batches make steps of two and of one, compared with gradients averaged by hand."""
     batches = [random_batch([2, 1], seed=i) for i in range(3)]
     settings = {"optimizer": "sgd", "lr": 0.1, "scheduler": None, "weight_decay": 0.0}
     model = small(**settings)
 
     def seeded(step: Any) -> Any:
         def run(batch: Any, batch_idx: int) -> Any:
-            torch.manual_seed(batch_idx)  # chooses the boxes that masks are learnt on
+            torch.manual_seed(batch_idx)  # determines the sampled RoIs
             return step(batch, batch_idx)
 
         return run
@@ -124,7 +126,7 @@ def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path)
     weights = [p for p in twin.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, 0.1, momentum=0.9)
     for indices in ([0, 1], [2]):
-        # Lightning divides by the batches of a whole step also where there are fewer.
+        # Lightning divides by the batches of a full step even if the last step has fewer.
         (sum(step(batches[i], i) for i in indices) / 2).backward()
         norm = torch.cat([p.grad.flatten() for p in weights]).norm()
         assert norm > 0.5
@@ -138,7 +140,7 @@ def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path)
 
 @pytest.mark.slow
 def test_ranks_wait_for_gloos_threads_when_they_end(tmp_path: Path) -> None:
-    """A thread that has something left to do stands for one of them."""
+    """In this test, a Python thread with unfinished work stands for one of them."""
     done = on_ranks(
         """
         import os, sys, threading, time

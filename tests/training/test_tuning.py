@@ -1,4 +1,4 @@
-"""find_lr and find_batch_size: against a loss whose best rate is known, and with the real model."""
+"""find_lr and find_batch_size, with a loss whose best rate is known and with the real model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_steepest_fall_is_found_on_a_logarithmic_scale() -> None:
         for r in rates
     ]
     assert steepest(rates, losses) == pytest.approx(1e-3, rel=0.05)
-    # Thrown up by too high a rate it falls again, more steeply than ever.
+    # After a rate that is too high the loss jumps, and then falls more steeply than before.
     thrown = [loss + (9 - 12 * i / 20) * (i < 15) for i, loss in enumerate([losses[0]] * 20)]
     longer = [10 ** (-6 + i / 10) for i in range(61 + 20)]
     assert steepest(longer, losses + thrown) == pytest.approx(1e-3, rel=0.05)
@@ -41,7 +41,7 @@ def test_the_steepest_fall_is_found_on_a_logarithmic_scale() -> None:
 
 
 class Bowl(Line):
-    """Half of the squared distance, so that a rate of 1 gets there in one step, and 2 diverges."""
+    """Half of the squared distance: a rate of 1 reaches the minimum in one step, and 2 diverges."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,25 +87,25 @@ def test_the_rate_grows_by_a_factor_and_keeps_each_groups_share(
         tmp_path, max_epochs=1, accumulate_grad_batches=batches_a_step, gradient_clip_val=1e9
     )
     found = tuning.find_lr(run, model, Data(), 1e-4, 1e6, 101)
-    assert 1e-2 < found < 2  # above 2 it diverges; far below nothing moves
+    assert 1e-2 < found < 2  # it diverges above 2 and hardly moves far below
     fast, slow = zip(*model.rates[::batches_a_step], strict=True)
     assert fast[0] == pytest.approx(1e-4)
     growth = [b / a for a, b in itertools.pairwise(fast)]
     assert growth == pytest.approx([10**0.1] * len(growth))
     assert [b / a for a, b in zip(fast, slow, strict=True)] == pytest.approx([0.1] * len(fast))
-    assert len(fast) < 101  # it ended when the loss was lost
-    assert model.scheduled <= 1  # the schedule had no say
+    assert len(fast) < 101  # it ended when the loss diverged
+    assert model.scheduled <= 1  # without effect of the schedule
     assert model.weight.item() == 1.0  # as before
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("least", "most", "steps"), [(1e-3, 1e-3, 50), (0, 1, 50), (1e-6, 1, 20)])
-def test_ranges_that_say_nothing_are_refused(least: float, most: float, steps: int) -> None:
+def test_empty_ranges_and_too_few_steps_are_refused(least: float, most: float, steps: int) -> None:
     with pytest.raises(InputError, match="find_lr: steps="):
         tuning.find_lr(quiet(Path()), Line(), Any, least, most, steps)
 
 
-def test_weights_in_pieces_are_refused(tmp_path: Path) -> None:
+def test_sharded_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="find_lr takes one device or strategy=ddp"):
         quiet(tmp_path, strategy="fsdp").find_lr(Line(), Any)
     with pytest.raises(InputError, match="find_batch_size takes one process and strategy=auto"):
@@ -127,7 +127,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_largest_batch_that_fits_is_found(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a memory of eleven images, and a loader that orders and counts its samples."""
+    """The memory holds eleven images, and the loader orders and counts its samples."""
     model = small(num_classes=4)
     data = InstanceSegmentationDataModule(
         data_folder, image_size=64, batch_size=4, num_workers=0, multi_scale=[32]
@@ -135,7 +135,7 @@ def test_the_largest_batch_that_fits_is_found(
     tried: list[int] = []
 
     def step(batch: Any, batch_idx: int) -> torch.Tensor:
-        assert batch["image"].shape[2:] == (64, 64), "the largest canvas, whatever steps draw"
+        assert batch["image"].shape[2:] == (64, 64), "all steps have the largest canvas"
         tried.append(len(batch["image"]))
         if tried[-1] > 11:
             raise torch.OutOfMemoryError("CUDA out of memory.")
