@@ -1,4 +1,4 @@
-"""Each private name of Lightning's does what this package uses it for; no other file has any."""
+"""Each private name of Lightning does what this package needs, and only one module uses them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FILES = sorted({*PACKAGE.rglob("*.py")} - {Path(lightning_private.__file__)})
 
 
 def plain(folder: Path, kind: type[Trainer] = Trainer, **options: Any) -> Any:
-    """A trainer of Lightning's own, without what AutoTrainer adds."""
+    """Lightning's Trainer, without the additions of AutoTrainer."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return kind(
         **{
@@ -64,7 +64,7 @@ def plain(folder: Path, kind: type[Trainer] = Trainer, **options: Any) -> Any:
 
 
 class Verbs(Line):
-    """Knows every verb, and from which weight each of them began."""
+    """Records every verb and the weight at its start."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Verbs(Line):
 
 
 def saved(folder: Path, weight: float = 5.0, **options: Any) -> Path:
-    """A checkpoint of a run of three steps whose weight was set to ``weight`` in the end."""
+    """A checkpoint of a run of three steps whose weight is set to ``weight`` at the end."""
     trainer = plain(folder, max_steps=3, **options)
     model = Verbs()
     trainer.fit(model, loader(3))
@@ -141,7 +141,7 @@ def test_the_connector_loads_what_it_selects_and_shows_it(tmp_path: Path) -> Non
     assert connector.loaded == {}
 
 
-def test_the_connector_does_not_look_for_files_that_nobody_named(
+def test_the_connector_loads_only_named_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path).rename(tmp_path / "hpc_ckpt_1.ckpt")
@@ -169,7 +169,7 @@ def test_the_next_epoch_begins_where_the_setter_says_restarting(tmp_path: Path) 
     trainer = plain(tmp_path, max_steps=2)
     fit = trainer.fit_loop
     fit.restarting = False
-    assert fit.restarting  # what makes the private name necessary
+    assert fit.restarting  # so the private name is necessary
     fit.epoch_loop.restarting = True
     begin_next_epoch(trainer)
     assert not fit.restarting and not fit.epoch_loop.restarting
@@ -205,7 +205,7 @@ def test_a_step_that_is_uncounted_is_logged_once_more(tmp_path: Path) -> None:
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """This process as a process group."""
+    """A process group of this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -214,7 +214,7 @@ def group() -> Iterator[None]:
 def test_signals_are_left_alone(
     group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither handled nor spoken of at each step, as Lightning does where there are two ranks."""
+    """No handlers, and no broadcast at each step, as Lightning makes with two ranks."""
 
     class Look(Callback):
         def on_train_batch_start(self, *_) -> None:
@@ -252,7 +252,7 @@ def test_a_validation_is_known_before_it_comes(options: dict[str, Any], tmp_path
     class Watch(Callback):
         def on_train_batch_end(self, trainer, *_) -> None:
             if trainer.global_step == 12:
-                trainer.should_stop = True  # upon which it validates where it would not
+                trainer.should_stop = True  # makes it validate where it would not
             events.append(validates_next(trainer))
 
         def on_validation_start(self, *_) -> None:
@@ -268,7 +268,7 @@ def test_a_validation_is_known_before_it_comes(options: dict[str, Any], tmp_path
 
 
 def test_validation_by_the_clock_has_no_batch_to_check(tmp_path: Path) -> None:
-    """By this public name ``saving.py`` knows of the clock."""
+    """``checkpoints/callback.py`` uses this public name."""
     for interval, by_clock in (("00:00:01:00", True), (2, False), (1.0, False)):
         trainer = plain(tmp_path, max_steps=1, val_check_interval=interval)
         trainer.fit(Line(), loader(), loader(1))
@@ -367,7 +367,7 @@ def test_lightning_calls_what_stands_under_the_key(
         return kind()
 
     called: list[type[Line]] = []
-    # One of those that releases after 2.6.4 still import; before, it may be any function.
+    # Releases after 2.6.4 import only some functions, such as this one; earlier ones import any.
     monkeypatch.setattr("lightning.pytorch.cli.instantiate_module", instantiate)
     settings = {INSTANTIATOR: "lightning.pytorch.cli.instantiate_module"}
     content = {"state_dict": Line().state_dict(), "pytorch-lightning_version": "2.6.4"}
@@ -380,7 +380,7 @@ def test_lightning_calls_what_stands_under_the_key(
 
 OF_CLASSES = re.compile(r"(?:\bdef |\bself\.)(_[A-Za-z]\w*)")
 ANYWHERE = re.compile(r"(?:\bdef |\bclass |\w\.)(_[A-Za-z]\w*)")
-TORCHS = {"_dynamo", "_pytree", "_BatchNorm"}  # which Lightning uses, too
+TORCHS = {"_dynamo", "_pytree", "_BatchNorm"}  # Lightning uses them too
 
 
 def classes() -> Iterator[type]:
@@ -394,7 +394,7 @@ def classes() -> Iterator[type]:
 
 
 def test_no_other_class_has_a_private_name_of_its_bases_in_lightning() -> None:
-    """Nor one that it chose itself, by which it would change what Lightning does."""
+    """By accident, it could otherwise override one and change what Lightning does."""
     for kind in classes():
         bases = [one for one in kind.__mro__ if one.__module__.startswith("lightning.")]
         theirs = {n for base in bases for n in OF_CLASSES.findall(inspect.getsource(base))}

@@ -1,1 +1,1 @@
-"""The checkpoints of a run: written whole, kept or removed, found again, converted."""
+"""The checkpoints of a run: saving, retention, resuming and conversion."""

@@ -1,4 +1,4 @@
-"""When a run saves its state, under which names, and which of its checkpoints it keeps.
+"""Save the state of a run: when, under which names, and which checkpoints to keep.
 
     <run>/checkpoints/
         step_1200.ckpt    the state after 1,200 optimizer steps: a file, or a folder if sharded
@@ -6,10 +6,10 @@
         last.ckpt         a link to the newest
         best.ckpt         a link to the one with the best metric
 
-Invariants: a link and a name change only once what they lead to is whole on the disk; a checkpoint
-is removed only after a newer one was written, and only if this run, or the one that it goes on
-from in the same folder, wrote it; no step is saved in the middle of an accumulation; a checkpoint
-that cannot be written does not end a run that may write the next one; all ranks decide alike.
+Invariants: a name or link appears only after its checkpoint is whole on the disk; a checkpoint is
+removed only after a newer one was written, and only if this run, or the one that it resumes in the
+same folder, wrote it; no step is saved in the middle of an accumulation; a failure to save does not
+end a run that can try again later; all ranks decide alike.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ from autotimm.structures import InputError
 
 
 def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
-    """After how many steps to look at the clock again when ``seconds`` are left.
+    """The number of steps after which to look at the clock again.
 
-    Half as many as fit, and 1 at least: the ranks have to agree at each look, which so happens a
-    few times in an interval instead of at every step.
+    It is half of the number that fits into the remaining time, and at least 1. The ranks have to
+    agree at each look, which so happens a few times per interval instead of at every step.
+
+    Args:
+        seconds: the remaining time.
+        seconds_a_step: the duration of a step.
     """
     return max(1, int(seconds / max(seconds_a_step, 1e-9) / 2))
 
 
 class Checkpoints(Checkpoint):
-    """Saves the state of the training as often as asked, and the best by a metric.
+    """Saves the state of the training regularly, and keeps the best checkpoints by a metric.
 
     Args:
         settings: when to save, and what to keep.
@@ -55,35 +59,35 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, settings: SaveSettings | None = None) -> None:
         self.settings = settings or SaveSettings()
-        self.monitor: str | None = None  # under the names by which Lightning and loggers ask
+        self.monitor: str | None = None  # the names of these three are those of ModelCheckpoint
         self.mode = "max"
         self.dirpath = Path()
         self._files: dict[str, float | None] = {}
         self._restored: dict[str, float | None] = {}
-        self._step = 0  # the last one that was looked at
-        self._saved = 0  # the last one that was saved
+        self._step = 0  # the last step that was seen
+        self._saved = 0  # the last step that was saved
         self._due = False
         self._score: float | None = None  # of a validation after the last step
-        self._problem: str | None = None  # which the last validation has shown
-        self._started = self._since = (0.0, 0)  # time and step: of the start, of the last save
-        self._look = 0  # the step to look at the clock at
+        self._problem: str | None = None  # that the last validation has shown
+        self._started = self._since = (0.0, 0)  # time and step of the start, and of the last save
+        self._look = 0  # the step at which to look at the clock
 
-    # ------------------------------------------------------------- what there is
+    # ------------------------------------------------------------- the checkpoints
 
     @property
     def last_model_path(self) -> str:
-        """The newest checkpoint, empty before there is one."""
+        """The path of the newest checkpoint; empty if there is none."""
         return str(self.dirpath / next(reversed(self._files))) if self._files else ""
 
     @property
     def best_model_path(self) -> str:
-        """The best checkpoint; the newest where none has a score."""
+        """The path of the best checkpoint, or of the newest if none has a score."""
         best = kept(self._files, 0, 1, self.mode)
         return str(self.dirpath / best[0]) if best else self.last_model_path
 
     @property
     def best_k_models(self) -> dict[str, torch.Tensor]:
-        """The best checkpoints and their scores, best first."""
+        """The scores of the best checkpoints by path, best first."""
         names = kept(self._files, 0, self.settings.keep_best, self.mode)
         return {str(self.dirpath / name): torch.tensor(self._files[name]) for name in names}
 
@@ -102,7 +106,7 @@ class Checkpoints(Checkpoint):
         return {"files": dict(self._files)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Names that lead elsewhere would have files removed there.
+        # Other names could lead out of the folder, and files would be removed there.
         given = state_dict.get("files") if isinstance(state_dict, dict) else None
         self._restored = {
             name: score
@@ -121,7 +125,8 @@ class Checkpoints(Checkpoint):
             measured = _metrics(pl_module)
             given = self.settings.best_metric or ""
             if given.startswith("val/") and measured and not given.startswith(tuple(measured)):
-                # No error: a class of the user's own may log more. Else the first validation is.
+                # Only a warning, because a user's subclass may log more metrics. Otherwise the
+                # first validation raises an error.
                 rank_zero_warn(
                     f"best_metric={given!r} is none of the model's metrics, {', '.join(measured)}"
                 )
@@ -137,7 +142,7 @@ class Checkpoints(Checkpoint):
             there = {n: s for n, s in self._restored.items() if (self.dirpath / n).exists()}
         self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
         self._step = self._look = trainer.global_step
-        self._saved = 0  # a step that was saved before the validation after it is saved once more
+        self._saved = 0  # so that the step is saved again, with the score of its validation
         self._due, self._score, self._problem = False, None, None
         self._started = self._since = time.monotonic(), trainer.global_step
 
@@ -151,7 +156,8 @@ class Checkpoints(Checkpoint):
         every = self.settings.save_every_n_steps
         self._due |= bool(every and step % every == 0)
         self._due |= self._time_is_up(trainer)
-        # After a validation, or the epoch, that follows at once: a run that goes on would skip it.
+        # If a validation or the end of the epoch follows, save after it: a resumed run would skip
+        # it.
         if self._due and not trainer.is_last_batch and not _validates_next(trainer):
             self._save_and_go_on(trainer)
 
@@ -177,7 +183,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def _time_is_up(self, trainer: Trainer) -> bool:
-        """Whether to save, by the clock of the first rank."""
+        """Whether it is time to save, by the clock of the first rank."""
         minutes = self.settings.save_every_minutes
         if minutes is None or trainer.global_step < self._look:
             return False
@@ -189,14 +195,14 @@ class Checkpoints(Checkpoint):
         return up
 
     def _not_logged(self, trainer: Trainer) -> str | None:
-        """What to say where the validation did not give what is to be best."""
+        """The message for a validation that has not logged the monitored metric, else None."""
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             return None
         there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
         return f"best_metric={self.monitor!r} is not logged in validation, only {there}"
 
     def _measured(self, trainer: Trainer) -> float | None:
-        """What the validation gave, the same on all ranks."""
+        """The value of the monitored metric, the same on all ranks."""
         if self.monitor is None:
             return None
         return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
@@ -212,7 +218,7 @@ class Checkpoints(Checkpoint):
     def _save_what_is_due(self, trainer: Trainer) -> None:
         if self._due or self._problem or self._is_best(trainer):
             self._save_and_go_on(trainer)
-        if self._problem:  # told of hours after the start, where there was no sanity check
+        if self._problem:  # without a sanity check it shows only hours after the start
             raise InputError(self._problem)
 
     def _save_and_go_on(self, trainer: Trainer) -> None:
@@ -227,15 +233,15 @@ class Checkpoints(Checkpoint):
             )
 
     def save(self, trainer: Trainer) -> Path:
-        """Saves the state after the last optimizer step; all ranks call.
+        """Saves the state after the last optimizer step. All ranks call it.
 
-        Nothing is done if it is saved already, with the score of a validation after it.
+        It does nothing if the state is already saved, with the score of the validation if any.
 
         Returns:
-            The checkpoint.
+            The path of the checkpoint.
 
         Raises:
-            SaveError: on all ranks, where it cannot be written; the older ones are as they were.
+            SaveError: on all ranks, if it cannot be written; the older checkpoints stay.
         """
         name = _name(trainer)
         path = self.dirpath / name
@@ -245,7 +251,7 @@ class Checkpoints(Checkpoint):
             self._due = False
             return path
         before = dict(self._files)
-        # The state that is saved knows of the checkpoint that it is in.
+        # Before saving, because the state contains this list, which has to include itself.
         self._files.pop(name, None)
         self._files[name] = self._score
         try:
@@ -261,7 +267,7 @@ class Checkpoints(Checkpoint):
                 if best := kept(self._files, 0, min(self.settings.keep_best, 1), self.mode):
                     point(self.dirpath / "best.ckpt", best[0])
                 sync_folder(self.dirpath)
-        # Where that fails they stay, on the disk and in the list: a link may lead to one.
+        # After an error above, all checkpoints stay, because a link may lead to any of them.
         names = kept(self._files, self.settings.keep_last, self.settings.keep_best, self.mode)
         gone = [old for old in self._files if old not in names]
         self._files = {n: s for n, s in self._files.items() if n in names}
@@ -278,15 +284,16 @@ def _name(trainer: Trainer) -> str:
 
 
 def _metrics(pl_module: LightningModule) -> list[str]:
-    """What a model of this package measures in validation, as it is logged; that by which it is
-    known first: on the progress bar."""
+    """The names of the validation metrics that a model logs, those on the progress bar first."""
     configs = pl_module.hparams.get("metrics") or []
-    found = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
-    return [f"val/{c['name']}" for c in sorted(found, key=lambda c: not c.get("prog_bar"))]
+    measured = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
+    return [f"val/{c['name']}" for c in sorted(measured, key=lambda c: not c.get("prog_bar"))]
 
 
 def _validates_next(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that has just ended; where the clock says so, which
-    each rank reads for itself, it is not known yet."""
+    """Whether a validation follows the batch that has just ended.
+
+    False if validations follow a time interval: each rank reads its own clock later.
+    """
     by_clock = trainer.val_check_batch is None
     return not by_clock and validates_next(trainer)

@@ -1,8 +1,8 @@
-"""From any checkpoint of a run to one safetensors file of its weights, to publish and to load.
+"""Convert any checkpoint of a run to one safetensors file of its weights, to publish and to load.
 
-``python -m autotimm.checkpoints.convert CHECKPOINT OUT.safetensors``: a file of DDP or FSDP, or a
-folder of DeepSpeed's, whose ranks' shares are joined to float32 weights. Where the
-run kept an average of the weights, the average is taken. No code in a checkpoint runs.
+``python -m autotimm.checkpoints.convert CHECKPOINT OUT.safetensors``: the checkpoint is a file of
+DDP or FSDP, or a folder of DeepSpeed, whose parts are joined to float32 weights. If the run kept an
+average of the weights, the file contains the average. No code in a checkpoint runs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from autotimm.tasks.weights import write_weights
 
 
 def convert(checkpoint: str | Path, out: str | Path) -> Path:
-    """Writes the weights of ``checkpoint`` as ``out``, which ``load_from_checkpoint`` loads.
+    """Write the weights of ``checkpoint`` to ``out``, which ``load_from_checkpoint`` can load.
 
     Args:
-        checkpoint: a file or URL, or a folder that DeepSpeed wrote.
+        checkpoint: a file or URL, or a folder that DeepSpeed has written.
         out: a path that ends in .safetensors.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: no such checkpoint, or one that cannot be read safely, or ``out`` cannot be
-            written.
+        InputError: the checkpoint does not exist or is unsafe, or ``out`` cannot be written.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
@@ -48,27 +47,27 @@ def convert(checkpoint: str | Path, out: str | Path) -> Path:
 
 
 def from_zero(folder: Path) -> dict[str, Any]:
-    """What a file of DDP's would hold, less the state of the optimizer, of a DeepSpeed checkpoint.
+    """Read a DeepSpeed checkpoint as the content of a DDP file, without the optimizer's state.
 
     Raises:
-        InputError: it is none, or it holds code or is damaged.
+        InputError: the folder is not a DeepSpeed checkpoint, is damaged, or contains code.
     """
     zero_files.check_folder(folder)
-    # Not at the top: it takes seconds, and is an extra.
+    # Imported here, because it takes seconds and DeepSpeed is optional.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every step
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints many lines
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=zero_files.TAG)
     first = min((folder / zero_files.TAG).glob("*model_states.pt"), key=lambda path: path.name)
     with torch.serialization.safe_globals(zero_files.of_deepspeed()):
         rest = torch.load(first, map_location="cpu", mmap=True, weights_only=True)
-    if zero_files.stage_of(folder) < 3:  # of stage 1, frozen weights are nowhere else
+    if zero_files.stage_of(folder) < 3:  # only here are frozen weights of stage 1
         weights = {**rest["module"], **weights}
     return {**rest, "state_dict": weights}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; exits with 2 after one line on what cannot be converted."""
+    """The command line. It prints errors as one line and exits with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m autotimm.checkpoints.convert",
         description="The weights of a checkpoint as one safetensors file.",

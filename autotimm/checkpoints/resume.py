@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Find the checkpoint to resume a run from."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from lightning.pytorch.utilities import rank_zero_warn
 from autotimm.checkpoints.storage import COMPLETE
 
 STATE = "autotimm"
-"""The key of a checkpoint under which is what Lightning does not keep."""
+"""The key in a checkpoint for the state that Lightning does not save."""
 
 
 def newest(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, a file or a folder, that training can go on from.
+    """The newest whole checkpoint of a run, a file or a folder, from which training can resume.
 
-    Warns of those that would have been newer and are damaged: cut off, or with bytes that are not
-    those that were written. Checkpoints of weights alone do not count. It reads the whole file that
-    it returns once; of the others little.
+    It warns of newer ones that are damaged, that is, truncated or with changed bytes. Checkpoints
+    with weights alone do not count. It reads the returned file completely, and only little of the
+    others.
 
     Args:
-        folder: that of the run, or its ``checkpoints``.
+        folder: of the run, or its ``checkpoints``.
     """
     folder = Path(folder)
     for path in [*folder.glob(".*.ckpt.new.tmp"), *folder.glob("checkpoints/.*.ckpt.new.tmp")]:
         _finish(path)
     paths = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
     real = {path.resolve() for path in paths if not path.name.startswith(".") and path.exists()}
-    found: list[tuple[float, Path]] = []
+    candidates: list[tuple[float, Path]] = []
     for path in real:
         try:
             saved = _saved(path)
-        # For each way in which a file is not what torch reads, it has a class of its own.
+        # torch raises a different exception for each kind of unreadable file.
         except Exception as error:
             rank_zero_warn(f"{path} is damaged and left aside ({_one_line(error)})")
             continue
         if saved is not None:
-            found.append((saved, path))
-    for _, path in sorted(found, reverse=True):
+            candidates.append((saved, path))
+    for _, path in sorted(candidates, reverse=True):
         if damage := damage_of(path):
             rank_zero_warn(f"{path} is damaged and left aside ({damage})")
         else:
@@ -50,15 +50,18 @@ def newest(folder: str | Path) -> Path | None:
 
 
 def _finish(temporary: Path) -> None:
-    """Gives a folder that ``whole_folder`` has completed its name, if a kill came before that, when
-    the folder that it replaces had been moved away."""
+    """Rename a complete temporary folder of ``whole_folder`` if a process was killed before it.
+
+    This happens if the folder that it replaces had already been moved away.
+    """
     target = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".new.tmp"))
     if (temporary / COMPLETE).is_file() and not target.exists():
         temporary.rename(target)
 
 
 def _saved(path: Path) -> float | None:
-    """When a checkpoint was saved, in seconds since 1970; None if no run goes on from it."""
+    """The time at which a checkpoint was saved, in seconds since 1970; None if no run can resume
+    from it."""
     if path.is_dir():
         return float(orjson.loads((path / COMPLETE).read_bytes())["saved"])
     content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -68,7 +71,7 @@ def _saved(path: Path) -> float | None:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with the bytes of a checkpoint, None if nothing is."""
+    """A description of the damage to a checkpoint's bytes; None if there is none."""
     if path.is_dir():
         files: dict[str, int] = orjson.loads((path / COMPLETE).read_bytes())["files"]
         for name, size in files.items():
@@ -78,7 +81,7 @@ def damage_of(path: Path) -> str | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()  # which torch does not
+            bad = archive.testzip()  # torch does not check this
     except (zipfile.BadZipFile, OSError) as error:
         return _one_line(error)
     return bad and f"{bad} is not what was written"

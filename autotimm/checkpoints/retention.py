@@ -1,6 +1,6 @@
-"""Which checkpoints of a run are kept, and how the others go.
+"""Decide which checkpoints of a run to keep, set its links, and remove the others.
 
-Invariant: at every moment, whatever is killed, the links lead to whole checkpoints.
+Invariant: the links lead to whole checkpoints at any time, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Scores = Mapping[str, float | None]  # file name -> the metric, None before vali
 
 
 def kept(scores: Scores, last: int, best: int, mode: str) -> list[str]:
-    """The checkpoints to keep: the best ones, best first, and then the newest, newest first.
+    """The checkpoints to keep: the best ones, best first, then the newest ones, newest first.
 
-    Of equal scores the older one counts as better; one that is no number as worse than any.
+    Of checkpoints with equal scores, the older one is better. NaN is worse than any other score.
 
     Args:
         scores: of all checkpoints, oldest first.
-        last: newest ones to keep; -1 for all.
-        best: best ones to keep.
-        mode: "max" or "min", what a good score is.
+        last: the number of newest ones to keep; -1 for all.
+        best: the number of best ones to keep.
+        mode: "max" if large scores are good, "min" if small ones are.
     """
     sign = -1 if mode == "max" else 1
     scored = {
@@ -42,7 +42,10 @@ def kept(scores: Scores, last: int, best: int, mode: str) -> list[str]:
 
 
 def point(link: Path, name: str) -> None:
-    """Has ``link`` lead to its neighbour ``name``, at once; a copy where links cannot be made."""
+    """Make ``link`` point to ``name`` in the same folder, atomically.
+
+    It becomes a copy if the file system has no links.
+    """
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
     target = link.parent / name
     try:
@@ -58,7 +61,10 @@ def point(link: Path, name: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint; a folder not bit by bit under its name. Warns where it cannot."""
+    """Remove a checkpoint, and warn if that fails.
+
+    A folder is renamed first, so that a partly removed one does not look like a checkpoint.
+    """
     try:
         if path.is_dir():
             moved = path.with_name(f".{path.name}.old.tmp")
@@ -72,7 +78,7 @@ def remove(path: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what processes that were killed in the middle of a save have left."""
+    """Remove temporary files and folders of processes that were killed during a save."""
     for path in folder.glob(".*.ckpt.*.tmp"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""When a run saves its state, and which checkpoints it keeps: those arguments of AutoTrainer."""
+"""The arguments of AutoTrainer for saving and keeping checkpoints."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from autotimm.structures import InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveSettings:
-    """When to save, what to keep.
+    """When to save, and what to keep.
 
     Attributes:
-        save_every_n_epochs: save after so many epochs; 0 for never.
-        save_every_n_steps: save after so many optimizer steps.
-        save_every_minutes: save when so much time has gone by since the last save.
-        keep_last: newest checkpoints to keep; -1 for all.
-        keep_best: best ones to keep; 0 for none.
-        best_metric: what is best, as it is logged in validation. By default the model's first
-            metric on the progress bar, or its first, as ``val/<name>``; without metrics nothing is
-            best.
-        best_mode: whether a good value of it is large ("max") or small ("min"). By default large,
-            unless it is a loss by its name.
+        save_every_n_epochs: epochs between saves; 0 for never.
+        save_every_n_steps: optimizer steps between saves.
+        save_every_minutes: minutes between saves.
+        keep_last: the number of newest checkpoints to keep; -1 for all.
+        keep_best: the number of best checkpoints to keep; 0 for none.
+        best_metric: the name of a validation metric that determines the best checkpoint. By default
+            ``val/<name>`` of the model's first metric on the progress bar, or of its first one. A
+            model without metrics has no best checkpoint.
+        best_mode: "max" if large values of it are good, "min" if small ones are. By default "max",
+            or "min" if its name contains "loss".
 
     Raises:
-        InputError: a value that cannot be used, or would have no effect.
+        InputError: a value is invalid or would have no effect.
     """
 
     save_every_n_epochs: int = 1
@@ -59,7 +59,7 @@ class SaveSettings:
             raise InputError("best_metric has no effect with keep_best=0: leave one of them out")
 
     def check_saves_nothing(self) -> None:
-        """Raises InputError for what differs from the defaults, where nothing is saved."""
+        """Raise InputError if any value differs from its default, although nothing is saved."""
         given = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
         changed = [f"{name}={value}" for name, (value, usual) in given.items() if value != usual]
         if changed:

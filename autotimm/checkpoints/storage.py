@@ -1,8 +1,8 @@
-"""How the trainer writes and reads its checkpoints: whole or not at all, plain values only.
+"""Write and read the trainer's checkpoints: whole or not at all, and plain values only.
 
-Invariants: what has a checkpoint's name is whole, whatever died while it was written; a folder that
-is one (of strategies that shard) says in ``complete.json`` what belongs to it, so that a copy that
-was cut off is told from it; where one rank cannot write, all of them hear of it.
+Invariants: a file or folder with a checkpoint's name is whole, even if a process dies while writing
+it; a checkpoint that is a folder (of strategies that shard) lists its files in ``complete.json``,
+so that a partial copy can be recognised; if one rank cannot write, all of them raise an error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from autotimm.distributed.gather import from_all_ranks
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint
 
 COMPLETE = "complete.json"
-"""In a folder that is a checkpoint: when it was saved (``saved``, seconds since 1970), after which
-step (``step``) and how many bytes every other file in it has (``files``)."""
+"""The description of a checkpoint that is a folder: ``saved``, the time in seconds since 1970;
+``step``, the number of optimizer steps; ``files``, the bytes of every other file."""
 
 
 _KINDS = {
@@ -40,20 +41,20 @@ _KINDS = {
 
 
 class SaveError(InputError):
-    """A checkpoint could not be written; the one that had its name before is as it was."""
+    """A checkpoint cannot be written. An older one with its name stays as it is."""
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Lightning's files, with errors of one line.
+    """Writes and reads Lightning's checkpoint files, with errors of one line.
 
-    On a local disk a file is written beside its name, synced and renamed: a crash, a kill or a full
-    disk leaves the one that was there. Elsewhere it is written as Lightning does.
+    On a local disk, a file is written under a temporary name, synced and renamed, so that a crash,
+    a kill or a full disk leaves the old file. URLs are written by Lightning.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Raises SaveError where it cannot be written."""
+        """Writes a checkpoint; SaveError if that fails."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -72,7 +73,11 @@ class PlainCheckpointIO(TorchCheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """As :func:`read_checkpoint`, whatever ``weights_only`` says."""
+        """As :func:`read_checkpoint`, for any ``weights_only``.
+
+        Raises:
+            InputError: the file cannot be read safely, or a trainer did not save it.
+        """
         checkpoint = read_checkpoint(path, map_location)
         if "pytorch-lightning_version" not in checkpoint:
             raise InputError(
@@ -83,7 +88,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
 
 
 def _check_kinds(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Raises InputError where Lightning would stumble over what is under one of its keys."""
+    """Raise InputError if a key of Lightning's has a value of the wrong type."""
     wrong = [
         key for key, kind in _KINDS.items() if not isinstance(checkpoint.get(key, kind()), kind)
     ]
@@ -91,25 +96,25 @@ def _check_kinds(path: str | Path, checkpoint: dict[str, Any]) -> None:
     wrong += [name for name, state in loops.items() if not isinstance(state, dict)]
     if wrong:
         raise InputError(
-            f"{path} is damaged: what it has under {wrong[0]!r} is not what a trainer saves there"
+            f"{path} is damaged: its entry {wrong[0]!r} is not what a trainer saves there"
         )
 
 
 @contextmanager
 def whole_folder(path: Path, step: int) -> Iterator[Path]:
-    """A folder beside ``path`` that takes its name when the block ends well on every rank.
+    """Yield a temporary folder that is renamed to ``path`` if the block succeeds on every rank.
 
-    All ranks enter, and write into the one folder; the first rank makes it, describes it in
-    ``complete.json``, syncs and renames it. A folder that has the name already is replaced.
+    All ranks enter the block and write into the same folder. The first rank creates it, writes
+    ``complete.json``, syncs it and renames it. An existing folder with this name is replaced.
 
     Args:
         path: of the checkpoint, the same on all ranks.
-        step: optimizer steps that the training has taken.
+        step: optimizer steps taken.
 
     Raises:
-        SaveError: on all ranks, where one of them could not write.
+        SaveError: on all ranks, if one of them cannot write.
     """
-    first = not _distributed() or dist.get_rank() == 0
+    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     temporary = path.with_name(f".{path.name}.new.tmp")
     with on_all_ranks(path):
         if first:
@@ -121,12 +126,12 @@ def whole_folder(path: Path, step: int) -> Iterator[Path]:
         if first:
             files = [one for one in sorted(temporary.rglob("*")) if one.is_file()]
             sizes = {one.relative_to(temporary).as_posix(): one.stat().st_size for one in files}
-            told = {"saved": time.time(), "step": step, "files": sizes}
-            put_folder(temporary, path, orjson.dumps(told))
+            complete = {"saved": time.time(), "step": step, "files": sizes}
+            put_folder(temporary, path, orjson.dumps(complete))
 
 
 def copy_folder(source: Path, path: Path) -> None:
-    """Writes a checkpoint that is a folder once more, as ``path``, beside its name at first."""
+    """Copy a checkpoint that is a folder to ``path``, first under a temporary name."""
     temporary = path.with_name(f".{path.name}.new.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=lambda *_: [COMPLETE])
@@ -134,12 +139,13 @@ def copy_folder(source: Path, path: Path) -> None:
 
 
 def put_folder(temporary: Path, path: Path, complete: bytes) -> None:
-    """Gives a folder its name, once all of it is on the disk; one that has the name is replaced.
+    """Sync a folder to the disk and rename it, replacing an existing folder with this name.
 
     Args:
-        temporary: ``.<name>.new.tmp`` beside it, from where ``resume.newest`` would finish it.
-        path: the name.
-        complete: the content of its ``complete.json``, which is written last.
+        temporary: ``.<name>.new.tmp`` beside ``path``. If a process is killed after syncing,
+            ``resume.newest`` renames it.
+        path: the new name.
+        complete: the content of ``complete.json``, which is written last.
     """
     old = path.with_name(f".{path.name}.old.tmp")
     files = [one for one in temporary.rglob("*") if one.is_file()]
@@ -160,10 +166,10 @@ def put_folder(temporary: Path, path: Path, complete: bytes) -> None:
 
 @contextmanager
 def on_all_ranks(path: str | Path) -> Iterator[None]:
-    """Where writing a checkpoint fails in the block on some ranks, SaveError is raised on all.
+    """Raise SaveError on all ranks if writing a checkpoint in the block fails on any of them.
 
-    Otherwise those that did not fail would wait for the others until the timeout. All ranks enter;
-    in the block itself none may wait for another.
+    Otherwise the ranks without an error would wait for the others until the timeout. All ranks
+    enter the block, and must not wait for each other in it.
 
     Args:
         path: of the checkpoint, for the message.
@@ -172,24 +178,21 @@ def on_all_ranks(path: str | Path) -> Iterator[None]:
     cause: Exception | None = None
     try:
         yield
-    except dist.DistError:  # there is no one to tell any more
+    except dist.DistError:  # the other ranks cannot be reached
         raise
-    except (SaveError, OSError, RuntimeError) as error:  # the last is torch.save's, of a full disk
+    except (SaveError, OSError, RuntimeError) as error:  # torch.save raises the last on a full disk
         cause = error
         failure = str(error)
         if not isinstance(error, SaveError):
             failure = f"cannot write the checkpoint {path}: {_reason(error)}"
-    failures = [failure]
-    if _distributed():
-        failures = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-    told = next((f"{f} (rank {r})" if r else f for r, f in enumerate(failures) if f), None)
-    if told is not None:
-        raise SaveError(told) from cause
+    failures = enumerate(from_all_ranks(failure))
+    message = next((f"{f} (rank {r})" if r else f for r, f in failures if f), None)
+    if message is not None:
+        raise SaveError(message) from cause
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk, as fsync has a file's content."""
+    """Sync the names of a folder's files to the disk, which syncing the files does not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,12 +201,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words, which torch.save hides behind an error of its own."""
+    """The system's message, which torch.save replaces by one of its own."""
     first: BaseException | None = error
     while first is not None and not (isinstance(first, OSError) and first.strerror):
         first = first.__cause__ or first.__context__
     return str(getattr(first, "strerror", "")) or next(iter(str(error).splitlines()), "")
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

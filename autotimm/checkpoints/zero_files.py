@@ -1,7 +1,7 @@
-"""The files of a checkpoint of DeepSpeed's, which is a folder, and what may be in them.
+"""Check the files of a DeepSpeed checkpoint, which is a folder, before DeepSpeed reads them.
 
-Invariant: no code from one runs. DeepSpeed unpickles its files whole, so each is looked into before
-that, for more than tensors, plain values and a few objects of DeepSpeed's own.
+Invariant: no code from a checkpoint runs. DeepSpeed unpickles its files without protection, so each
+is checked first, and may contain only tensors, plain values and a few classes of DeepSpeed.
 """
 
 from __future__ import annotations
@@ -13,35 +13,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from autotimm.distributed.gather import from_all_ranks
 from autotimm.structures import InputError
 
 TAG = "checkpoint"
-"""The folder inside of a checkpoint that has the files, as Lightning names it."""
+"""The folder with the files inside a checkpoint, as Lightning names it."""
 
 
 def stage_of(path: Path) -> int:
-    """3, or 2 where it is 1 or 2, which write the same."""
+    """The ZeRO stage of a checkpoint: 3, or 2 for both 1 and 2, whose files are alike."""
     return 3 if (path / TAG / "zero_pp_rank_0_mp_rank_00_model_states.pt").exists() else 2
 
 
 def check_folder(path: Path, rank: int | None = None) -> list[Path]:
-    """The files of the ranks' optimizer states in a DeepSpeed checkpoint that holds no code.
+    """Check that a DeepSpeed checkpoint contains no code.
 
     Args:
         path: of the checkpoint.
-        rank: whose files are looked into, with those that all ranks share: of n ranks each would
-            open n files. None for all.
+        rank: check only the files of this rank and those that all ranks share, so that n ranks do
+            not open n files each. None for all files.
+
+    Returns:
+        The files with the optimizer states of the ranks.
 
     Raises:
-        InputError: it is none, or a file has more than tensors and plain values, or is cut off.
+        InputError: this is not a DeepSpeed checkpoint, or a file is truncated or contains more than
+            tensors and plain values.
     """
     states = sorted(_files(path, "optim_states"))
     if not states:
         raise InputError(
-            f"{path} is no checkpoint of DeepSpeed's: a run with strategy=deepspeed_stage_<n> goes "
-            f"on from its own alone; begin from the weights of another with load_from_checkpoint"
+            f"{path} is not a DeepSpeed checkpoint: a run with strategy=deepspeed_stage_<n> only "
+            f"resumes from one; begin from the weights of another with load_from_checkpoint"
         )
     for file in [*states, *_files(path, "model_states")]:
         owner = re.search(r"zero_pp_rank_(\d+)_", file.name)
@@ -49,7 +53,7 @@ def check_folder(path: Path, rank: int | None = None) -> list[Path]:
             continue
         try:
             with torch.serialization.safe_globals(of_deepspeed()):
-                # Mapped, not read: what it would build is looked at, the tensors are not.
+                # Mapped into memory: this checks the classes without reading the tensors.
                 torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
             raise InputError(
@@ -62,22 +66,18 @@ def check_folder(path: Path, rank: int | None = None) -> list[Path]:
 
 
 def check_on_all_ranks(path: Path, rank: int | None) -> int:
-    """As :func:`check_folder`, by all ranks, which hear what one of them has found.
+    """As :func:`check_folder`, but all ranks call it and raise the error of any of them.
 
     Returns:
-        How many ranks wrote it.
+        The number of ranks that wrote the checkpoint.
     """
     problem, states = "", list[Path]()
     try:
         states = check_folder(path, rank)
     except InputError as error:
         problem = str(error)
-    problems = [problem]
-    if dist.is_available() and dist.is_initialized():
-        problems = [""] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-    if told := next(filter(None, problems), None):
-        raise InputError(told)
+    if message := next(filter(None, from_all_ranks(problem)), None):
+        raise InputError(message)
     return len(states)
 
 
@@ -86,7 +86,7 @@ def _files(path: Path, kind: str) -> Iterator[Path]:
 
 
 def of_deepspeed() -> list[Any]:
-    """The classes of DeepSpeed's, with numbers inside, of which its checkpoints have objects."""
+    """The classes of DeepSpeed whose objects its checkpoints contain. They only hold numbers."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -201,7 +201,7 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         signals.ignore()
         raise
     except LostRanksError as error:
-        if error.tells:
+        if error.reports:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
     except Exception as error:

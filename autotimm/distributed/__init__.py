@@ -1,1 +1,1 @@
-"""Processes that train together: what started them, where they meet, how they act alike."""
+"""Processes that train together: their launcher, rendezvous, agreement, lost ranks and signals."""

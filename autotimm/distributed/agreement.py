@@ -1,7 +1,7 @@
-"""How ranks come to act alike on a signal that may have reached one of them only.
+"""Agreement of all ranks on a signal that may have reached only one of them.
 
-Invariants: every rank asks and hears the same number of times, so that all hear the same answer; no
-device is waited for; the host waits only for ranks that are a whole step behind.
+Invariants: every rank asks and reads answers equally often, so that all get the same answer; the
+host never waits for a device, and waits only for ranks that are a whole step behind.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from autotimm.structures import InputError
 
 _STOPPING = "stopping"  # key in the store
 LOOK = 1.0
-"""Seconds between two looks into the store."""
+"""Seconds between two checks of the store."""
 SETTLE = 0.2
-"""Seconds that gloo's threads have to let go of their last tensors before Python ends."""
+"""Seconds for gloo's threads to release their last tensors before Python ends."""
 
 
 class Agreement:
-    """The common answer to "has a signal come?".
+    """The common answer of all ranks to the question whether a signal has come.
 
     Args:
-        group: of all ranks, over gloo, for nothing else; None for one process alone.
-        store: that all ranks reach; where there is a group.
+        group: a gloo group of all ranks, used only here; None for a single process.
+        store: that all ranks can reach; None without a group.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, store: Store | None = None) -> None:
@@ -40,7 +40,7 @@ class Agreement:
         self._looked = 0.0
 
     def ask(self) -> None:
-        """Begins a question to all ranks, without waiting for them."""
+        """Starts a question to all ranks without waiting for them."""
         if self._group is not None:
             number = torch.tensor(signals.received())
             work = dist.all_reduce(number, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -48,7 +48,7 @@ class Agreement:
             self._asked = number, work
 
     def answer(self) -> int:
-        """The number of a signal that had come to some rank when it asked last; 0 for none."""
+        """The number of a signal that any rank had received when it last asked; 0 for none."""
         if self._group is None:
             return signals.received()
         if self._asked is None:
@@ -59,16 +59,16 @@ class Agreement:
         return int(number)
 
     def now(self) -> int:
-        """As :meth:`answer`, of this moment: all ranks wait for each other."""
+        """As :meth:`answer`, but for this moment. All ranks call it and wait for each other."""
         before = self.answer()
         self.ask()
         return self.answer() or before
 
     def heard(self) -> bool:
-        """Whether a signal came to this rank, or another has said that one came to it.
+        """Whether this rank has received a signal, or knows from the store that another rank has.
 
-        No rank waits here, and they need not hear it at the same time: it tells when it is worth
-        going where they meet, with :meth:`now`.
+        No rank waits here, and ranks may learn of the signal at different times. A rank that knows
+        of one should call :meth:`now`, where all of them meet.
         """
         mine = signals.received() != 0
         if self._store is None:
@@ -86,10 +86,10 @@ class Agreement:
             dist.barrier(self._group)
 
     def leave(self) -> None:
-        """Gives the group's threads and sockets back, of which every fit has its own.
+        """Releases the threads and sockets of the group, which each fit creates anew.
 
-        Called by all ranks where nothing is asked any more. Not after an error: the ranks may have
-        asked differently often, and those that are left would wait.
+        All ranks call it after their last question. They must not call it after an error, because
+        some may have asked more often than others, and would wait.
         """
         self.answer()
         if self._group is not None:
@@ -98,33 +98,33 @@ class Agreement:
 
 
 def over_gloo(rendezvous: Rendezvous, timeout: timedelta) -> Agreement:
-    """An agreement of all ranks of the job; called by all of them at once.
+    """Create the agreement of all ranks of the job. All of them call it together.
 
     Args:
         rendezvous: of the job.
         timeout: after which a rank that does not answer is an error.
 
     Raises:
-        InputError: the nodes do not reach each other.
+        InputError: the nodes cannot reach each other.
     """
     try:
         group: Any = dist.new_group(timeout=timeout, backend="gloo")
     except RuntimeError as error:
         raise InputError(
-            f"the ranks do not reach each other over TCP ({' '.join(str(error).split())[:300]}): "
+            f"the ranks cannot reach each other over TCP ({' '.join(str(error).split())[:300]}): "
             "name the network interface that the nodes share in GLOO_SOCKET_IFNAME"
         ) from error
-    # A key of its own: those of an earlier fit are still there.
-    return Agreement(group, PrefixStore(f"agreement/{rendezvous.held}", rendezvous.store))
+    # With a new prefix, because the keys of an earlier fit are still in the store.
+    return Agreement(group, PrefixStore(f"agreement/{rendezvous.exchanges}", rendezvous.store))
 
 
 def settle_at_exit() -> None:
-    """Has this process wait for ``SETTLE`` when it ends, after collectives over gloo.
+    """Make this process wait for ``SETTLE`` seconds when it exits, after collectives over gloo.
 
-    A thread of gloo's drops the tensors of a collective after the main thread was told of its end.
-    If Python ends meanwhile, that thread gets no GIL and aborts the process: a run that is whole
-    would end with SIGABRT. Leaving the group does not help, as its threads live on with whatever
-    holds it, and a barrier would wait for ranks that are gone.
+    A gloo thread releases the tensors of a collective after the main thread has seen its end. If
+    Python exits in between, the thread cannot get the GIL and aborts the process, so a successful
+    run would end with SIGABRT. Destroying the group does not help, because its threads live as long
+    as any reference to it, and a barrier would wait for ranks that have exited.
     """
     atexit.unregister(_settle)
     atexit.register(_settle)

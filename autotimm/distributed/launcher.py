@@ -1,7 +1,8 @@
-"""What torchrun or srun has started: the one place that reads their environment variables.
+"""The processes that torchrun or srun has started, from their environment variables.
 
-A launcher's word on the number of processes goes before Lightning's guess, and a flag that
-contradicts it is refused: fewer processes than planned would train on without a word.
+No other module reads these variables. The launcher's number of processes replaces Lightning's
+guess, and a flag that contradicts it is refused. Otherwise fewer processes than planned would
+silently train.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from autotimm.structures import InputError
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Set by hand or by schedulers for torch.distributed; by mpirun of OpenMPI, MPICH and MVAPICH."""
+"""Variables with the number of processes: that of torch.distributed, which users and schedulers
+set, and those of mpirun in OpenMPI, MPICH and MVAPICH."""
 
 
 class Launcher(NamedTuple):
-    """Who started this process, and how many with it.
+    """The launcher of this process, and the processes that it has started.
 
     Attributes:
         name: ``torchrun`` or ``srun``.
-        flag: its flag for the number of processes on a node.
-        local: processes on this node.
-        nodes: nodes.
+        flag: its flag for the number of processes per node.
+        local: the number of processes on this node.
+        nodes: the number of nodes.
     """
 
     name: str
@@ -38,7 +40,12 @@ class Launcher(NamedTuple):
 
 
 def find_launcher() -> Launcher | None:
-    """The launcher of this process; None where it was started by hand."""
+    """The launcher of this process; None if it was started by hand.
+
+    Raises:
+        InputError: the nodes have different numbers of processes, the variables are invalid, or the
+            process belongs to a SLURM job but srun has not started it.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local, world = _number("LOCAL_WORLD_SIZE"), _number("WORLD_SIZE")
         nodes = _number("GROUP_WORLD_SIZE")
@@ -50,14 +57,14 @@ def find_launcher() -> Launcher | None:
         return Launcher("torchrun", "--nproc-per-node", local, nodes)
     if SLURMEnvironment.detect():
         tasks, nodes = _number("SLURM_NTASKS"), _number("SLURM_NNODES")
-        # Lightning asks for it, though srun given --ntasks tells the same in other words.
+        # Lightning needs this variable, which srun does not set with --ntasks.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
         if tasks > 1 and not _by_srun():
             raise InputError(
                 f"the job is one of {tasks} tasks, but this process was not started by srun, and "
                 "would wait for the others: put srun before python"
             )
-        # As in "2(x3),1": three nodes of 2, one of 1.
+        # "2(x3),1" means three nodes with 2 tasks and one with 1.
         each = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
         if tasks % nodes or "," in each:
             raise InputError(
@@ -69,8 +76,10 @@ def find_launcher() -> Launcher | None:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank among those that torchrun or srun has started with it, and how many these
-    are, even or not; 0 and 1 by hand."""
+    """This process's rank and the number of processes that torchrun or srun has started.
+
+    It does not check whether all nodes have equally many. By hand, these are 0 and 1.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _number("RANK"), _number("WORLD_SIZE")
     if _by_srun() and SLURMEnvironment.detect():
@@ -89,7 +98,7 @@ def _number(name: str) -> int:
 
 
 def _by_srun() -> bool:
-    """A batch script has the job's variables too, but not those of a step."""
+    """Whether srun has started this process. A batch script only has the variables of the job."""
     return "SLURM_STEP_ID" in os.environ
 
 
@@ -99,24 +108,24 @@ def launcher_world(
     accelerator: str = "auto",
     own_environment: bool = False,
 ) -> tuple[list[int] | str | int, int]:
-    """``devices`` and ``num_nodes`` of the trainer, as the launcher has it where there is one.
+    """``devices`` and ``num_nodes`` for the trainer, from the launcher if there is one.
 
-    Lightning alone takes one CPU process for granted, and each process would train on its own.
+    By default, Lightning assumes a single CPU process, and each process would train on its own.
 
     Args:
-        devices: as the user gave them.
-        num_nodes: likewise.
-        accelerator: likewise.
-        own_environment: whether the user brings a ClusterEnvironment, which knows of others.
+        devices: the user's argument.
+        num_nodes: the user's argument.
+        accelerator: the user's argument.
+        own_environment: whether the user gives a ClusterEnvironment, which describes the processes.
 
     Raises:
-        InputError: they contradict the launcher, or are no number; or another launcher, which is
-            not known here, has started this process as one of several.
+        InputError: the arguments contradict the launcher or are not numbers, or an unknown launcher
+            has started this process as one of several.
     """
     launcher = find_launcher()
     if launcher is None:
         on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-        # For which Lightning has a TypeError.
+        # Lightning would raise a TypeError.
         if on_cpu and devices != "auto" and not re.fullmatch(r"[1-9]\d*", str(devices)):
             raise InputError(
                 f"devices={devices!r} is no number of CPU processes: give 1 or more, or none"
@@ -144,27 +153,27 @@ def launcher_world(
 
 
 def _count(devices: list[int] | str | int, on_cpu: bool) -> int:
-    """How many processes Lightning makes of ``devices`` on a node."""
+    """The number of processes per node that Lightning derives from ``devices``."""
     if devices in ("auto", -1, "-1"):
         return 1 if on_cpu else max(1, torch.cuda.device_count())
     if isinstance(devices, list):
         return len(devices)
     numbers = str(devices).strip(",").split(",")  # as in "0,1"
-    if len(numbers) > 1 or not numbers[0].isdecimal():  # what is no number, Lightning refuses
+    if len(numbers) > 1 or not numbers[0].isdecimal():  # Lightning refuses other texts
         return len(numbers)
     return int(numbers[0])
 
 
 def _check_alone(planned: int) -> None:
-    """Looks whether this process is one of several, each of which would train on its own.
+    """Check that this process is not one of several that would each train on their own.
 
-    Lightning sets WORLD_SIZE and LOCAL_RANK, too, for the processes that it starts itself.
+    Lightning also sets WORLD_SIZE and LOCAL_RANK for the processes that it starts itself.
 
     Args:
-        planned: processes that Lightning knows of.
+        planned: the number of processes that Lightning knows of.
 
     Raises:
-        InputError: it is; with the variable that says so.
+        InputError: a variable, which the message names, says that there are more processes.
     """
     env = os.environ
     by_lightning = "LOCAL_RANK" in env and "RANK" not in env
@@ -185,12 +194,15 @@ def _check_alone(planned: int) -> None:
 
 
 def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
-    """Looks whether each process has a GPU and each GPU of a SLURM job a process.
+    """Check that each process has a GPU, and each GPU of a SLURM job has a process.
 
     Args:
         launcher: of the processes.
-        gpus: that this process sees.
-        given: whether the user has said how many are to be used.
+        gpus: the number of GPUs that this process sees.
+        given: whether the user has chosen the number of devices.
+
+    Raises:
+        InputError: there are too few GPUs or too few processes.
     """
     name, flag, local, _ = launcher
     if local > gpus:
@@ -207,16 +219,17 @@ def _check_gpus(launcher: Launcher, gpus: int, given: bool) -> None:
 
 
 class Launch(NamedTuple):
-    """What a user asked for once, and a launcher may start more than once.
+    """A step of srun or a call of torchrun, whose processes the launcher may restart.
 
     Attributes:
-        id: of srun's step, the same for every start of it, and for nothing else; of torchrun the
-            id that it was given, which another call may have been given too.
-        name: that its run's folder should have; None for the next free ``version_<n>``.
-        again: whether srun's step has been started before.
-        agent: the torchrun of this node; "" under srun. It lives through all starts of its
-            processes, of which it counts those only that it began itself.
-        worker: the process that torchrun started: this one, or a script around it; "" under srun.
+        id: of an srun step, unique and the same after a restart; under torchrun its run id, which
+            several calls may share.
+        name: the name for the run's folder; None for the next free ``version_<n>``.
+        again: whether the srun step has been restarted.
+        agent: the torchrun process of this node, or "" under srun. It stays the same over restarts
+            of its workers, but counts only those restarts that it has caused itself.
+        worker: the process that torchrun has started: this one, or a script that runs this one; ""
+            under srun.
     """
 
     id: str
@@ -227,7 +240,7 @@ class Launch(NamedTuple):
 
 
 def find_launch() -> Launch | None:
-    """The launch that this process belongs to; None if it was started by hand."""
+    """The launch of this process; None if it was started by hand."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         return Launch(f"torchrun-{env['TORCHELASTIC_RUN_ID']}", None, False, *_torchruns())
@@ -241,8 +254,11 @@ def find_launch() -> Launch | None:
 
 
 def _torchruns() -> tuple[str, str]:
-    """Names of torchrun's process on this node and of the one that it started: this one, or that of
-    a script around it. On systems without ``/proc`` scripts are not seen through."""
+    """The names of this node's torchrun process and of the process that it has started.
+
+    The latter is this process or a script that runs it. Without ``/proc``, a script hides torchrun,
+    and the names are those of the parent and of this process.
+    """
     child, parent = os.getpid(), os.getppid()
     while _is_torchruns(parent):
         child, parent = parent, int(_stat(parent)[1])
@@ -258,12 +274,14 @@ def _is_torchruns(process: int) -> bool:
 
 
 def _name_of(process: int) -> str:
-    """Name of a process on this node that no other has: with the time of its start, as containers
-    all have the same few numbers."""
+    """A unique name of a process on this node.
+
+    It includes the time of its start, because the process numbers in containers are often the same.
+    """
     ticks = _stat(process)[19] if Path(f"/proc/{process}/stat").exists() else ""
     return f"{platform.node()}-{process}-{ticks}"
 
 
 def _stat(process: int) -> list[str]:
-    """What Linux tells of a process, from its state on: then the parent, ..., the start."""
+    """The fields of ``/proc/<process>/stat`` from the third on: state, parent, ..., start time."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -1,8 +1,8 @@
-"""Which ranks have died or hang, when the others hear nothing from them any more.
+"""Find the ranks that have died or hang, after a collective has failed.
 
-The errors of gloo and NCCL name an address at best. Those that are left meet once more, and who
-does not come there is named, with its node. Where they cannot meet, each of them says what it
-knows: no error goes unsaid.
+The errors of gloo and NCCL name an address at best. So the remaining ranks meet once more, and the
+message names the ranks that do not come, with their nodes. If they cannot meet, each of them
+reports what it knows, so that no error is lost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch.distributed as dist
 from autotimm.distributed.rendezvous import Rendezvous, located
 
 PATIENCE = timedelta(seconds=15)
-"""How long those that are left wait for each other; torchrun gives them 30 seconds."""
+"""How long the remaining ranks wait for each other; torchrun gives them 30 seconds."""
 
-_SAID = 200  # characters of the error that led here
+_ERROR_CHARACTERS = 200  # of the original error in the message
 
 _GLOO = re.compile(
-    r"\[\S*gloo/transport/\S+\.cc:\d+\] "  # where it was raised, which gloo says first
-    r"|Application timeout caused pair closure"  # what it says of every collective after that
+    r"\[\S*gloo/transport/\S+\.cc:\d+\] "  # the source line, with which gloo's messages begin
+    r"|Application timeout caused pair closure"  # the message of every later collective
 )
 
 
@@ -30,18 +30,18 @@ class LostRanksError(RuntimeError):
     """Other ranks have ended or hang.
 
     Attributes:
-        tells: whether this rank has to say so: no other one surely does.
+        reports: whether this rank has to print the message, because no other rank surely does.
     """
 
-    def __init__(self, message: str, tells: bool) -> None:
+    def __init__(self, message: str, reports: bool) -> None:
         super().__init__(message)
-        self.tells = tells
+        self.reports = reports
 
 
 def is_of_another_rank(error: BaseException) -> bool:
-    """Whether an error is that of a collective, in which another rank was not to be reached.
+    """Whether an error comes from a collective in which another rank could not be reached.
 
-    Gloo raises a plain RuntimeError, as anybody may: it is told by its beginning.
+    Gloo raises plain RuntimeErrors, which are recognised by the start of the message.
     """
     if isinstance(error, dist.DistError):
         return True
@@ -51,35 +51,35 @@ def is_of_another_rank(error: BaseException) -> bool:
 def ranks_lost(
     rendezvous: Rendezvous, hosts: list[str], error: BaseException
 ) -> LostRanksError | None:
-    """What to raise in place of ``error`` on a rank that is left; None where no rank is missing.
+    """The error to raise instead of ``error`` on a remaining rank; None if no rank is missing.
 
     Args:
         rendezvous: of the job.
         hosts: the node of every rank.
-        error: that of a collective.
+        error: the error of a collective.
     """
 
     def compare(reports: list[Any]) -> list[int]:
-        # A rank that has failed hands in what it says of it (``setup_check.tell``).
+        # A rank with an error of its own sends a report instead (``setup.check.report_error``).
         return [rank for rank, report in enumerate(reports) if report != "here"]
 
     try:
         missing = rendezvous.exchange("here", compare, PATIENCE)
-        tells = rendezvous.rank == 0
-    except (OSError, RuntimeError):  # the first rank is not there, or its store went with it
-        missing, tells = [0], True  # nobody hears whether another one has said so
-    if not isinstance(missing, list):  # the first rank judges why it has failed itself
-        missing, tells = [0], True
+        reports_it = rendezvous.rank == 0
+    except (OSError, RuntimeError):  # the first rank does not answer, or its store is gone
+        missing, reports_it = [0], True  # no rank knows whether another one reports it
+    if not isinstance(missing, list):  # the first rank has an error of its own and compares reports
+        missing, reports_it = [0], True
     if not missing:
         return None
     hangs = re.search(r"time(d |)out", str(error), re.IGNORECASE)
     how = "do not answer within the timeout: they hang, or wait" if hangs else "have ended"
     if len(missing) == 1:
         how = "does not answer within the timeout: it hangs, or waits" if hangs else "has ended"
-    said = " ".join(str(error).split())[:_SAID]
+    cause = " ".join(str(error).split())[:_ERROR_CHARACTERS]
     return LostRanksError(
-        f"{located(missing, hosts)} {how}; see what was said there last. Started again, by hand "
+        f"{located(missing, hosts)} {how}; see the last messages there. Started again, by hand "
         f"with ckpt_path=last, the run goes on from its last checkpoint (rank {rendezvous.rank} on "
-        f"{hosts[rendezvous.rank]}: {said})",
-        tells,
+        f"{hosts[rendezvous.rank]}: {cause})",
+        reports_it,
     )

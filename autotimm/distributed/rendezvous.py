@@ -1,12 +1,12 @@
-"""Where the ranks of a job meet and hear the same verdict, whether or not they can train together.
+"""The rendezvous of a job's ranks, at which they exchange reports before they can train together.
 
-It needs nothing but a connection to the first rank, the same that ``torch.distributed`` will make:
-each rank leaves a report in the key-value store there, the first one judges them all and leaves a
-verdict. So a rank that fails before the process group exists does not leave the others waiting in
-it, and a line that concerns all of them is said once.
+It only needs a connection to the first rank, the same that ``torch.distributed`` will use. Each
+rank writes a report into the key-value store there, and the first rank compares them and writes a
+verdict, which all ranks read. So if a rank fails before the process group exists, the others do not
+wait for it in vain, and a message that concerns all of them is printed once.
 
-Invariants: every rank takes part in the same exchanges in the same order, or has failed; a wait
-ends at a known time; what is exchanged is JSON.
+Invariants: every rank that has not failed takes part in the same exchanges in the same order; every
+wait has a time limit; reports and verdicts are JSON.
 """
 
 from __future__ import annotations
@@ -33,82 +33,84 @@ from autotimm.structures import InputError
 Compare = Callable[[list[Any]], Any]
 
 PATIENCE = timedelta(minutes=30)
-"""How long the ranks wait for each other at an exchange: start-up on a slow disk is long."""
+"""How long the ranks wait for each other at an exchange, because starting from a slow disk takes
+long."""
 _PARTING = timedelta(seconds=5)
-_ATTEMPT = timedelta(seconds=5)  # to connect to a port that is perhaps no longer that of a store
-_WHERE = "autotimm/where"  # in torchrun's store: port and token of the first rank's own
-_SHORTEST, _LONGEST = 0.005, 0.5  # seconds between two looks
-_NAMED = 4  # nodes that a message lists
+_ATTEMPT = timedelta(seconds=5)  # to connect to a port whose store may have ended
+_WHERE = "autotimm/where"  # key in torchrun's store: port and token of the first rank's store
+_SHORTEST, _LONGEST = 0.005, 0.5  # seconds between two checks of the store
+_NAMED = 4  # the most nodes that a message lists
 
 
 class JointError(InputError):
-    """What all ranks raise alike, so that one of them need say it."""
+    """An error that all ranks raise alike, so that only one of them has to print it."""
 
 
 @dataclass
 class Rendezvous:
-    """The place where the ranks of a job meet.
+    """The meeting point of a job's ranks.
 
     Attributes:
-        store: that all ranks reach.
+        store: that all ranks can reach.
         rank: of this process.
-        size: number of ranks.
-        held: how many exchanges this rank has taken part in.
+        size: the number of ranks.
+        exchanges: the number of exchanges so far.
     """
 
     store: Store
     rank: int
     size: int
-    held: int = 0
-    _came: tuple[int, ...] = ()
+    exchanges: int = 0
+    _present: tuple[int, ...] = ()
 
     def exchange(self, report: Any, compare: Compare, patience: timedelta = PATIENCE) -> Any:
-        """Hands in this rank's report and returns the verdict, the same on every rank.
+        """Sends this rank's report and returns the verdict, which is the same on every rank.
 
         Args:
-            report: anything that JSON has.
-            compare: makes the verdict of the reports, by rank, of which that of a rank that did not
-                come is None; called on the first rank alone.
+            report: a JSON value.
+            compare: computes the verdict from the reports by rank, with None for ranks that did not
+                come. Only the first rank calls it.
             patience: how long to wait for the others.
 
         Raises:
-            TimeoutError: the first rank gave no verdict.
+            TimeoutError: the first rank did not send a verdict in time.
         """
-        number, self.held = self.held, self.held + 1
+        number, self.exchanges = self.exchanges, self.exchanges + 1
         keys = [f"{number}/{rank}" for rank in range(self.size)]
         verdict = f"{number}/verdict"
         self.store.set(keys[self.rank], orjson.dumps(report).decode())
         if self.rank == 0:
-            whole = self._wait(keys, patience)
-            came = [r for r, key in enumerate(keys) if whole or self.store.check([key])]
-            found = self.store.multi_get([keys[r] for r in came])
+            complete = self._wait(keys, patience)
+            present = [r for r, key in enumerate(keys) if complete or self.store.check([key])]
+            contents = self.store.multi_get([keys[r] for r in present])
             reports: list[Any] = [None] * self.size
-            for r, content in zip(came, found, strict=True):
+            for r, content in zip(present, contents, strict=True):
                 reports[r] = orjson.loads(content)
-            self._came = tuple(came)
+            self._present = tuple(present)
             self.store.set(verdict, orjson.dumps(compare(reports)).decode())
         elif not self._wait([verdict], patience + _PARTING):
-            raise TimeoutError(f"the first rank said nothing within {patience}")
+            raise TimeoutError(f"the first rank did not answer within {patience}")
         return orjson.loads(self.store.get(verdict))
 
     def part(self) -> None:
-        """Called by all ranks that ended with a verdict, by the first one when it has said so.
+        """Waits for the other ranks before this process exits with the error of a verdict.
 
-        A launcher ends the processes as soon as one of them has: nobody goes before that. Nor does
-        the first one, which may serve the others, go before they know.
+        All of them call it, and the first rank calls it after it has printed the error. A launcher
+        ends all processes as soon as one exits, so none exits before the error is printed. The
+        first rank may serve the store, so it exits after the others.
         """
-        with contextlib.suppress(DistError):  # somebody has gone
+        with contextlib.suppress(DistError):  # a rank has already exited
             if self.rank:
-                self._wait([f"{self.held}/said"], _PARTING)
-                self.store.set(f"{self.held}/{self.rank}/parted", "")
+                self._wait([f"{self.exchanges}/printed"], _PARTING)
+                self.store.set(f"{self.exchanges}/{self.rank}/parted", "")
             else:
-                self.store.set(f"{self.held}/said", "")
-                parted = [f"{self.held}/{rank}/parted" for rank in self._came if rank]
+                self.store.set(f"{self.exchanges}/printed", "")
+                parted = [f"{self.exchanges}/{rank}/parted" for rank in self._present if rank]
                 self._wait(parted, _PARTING)
 
     def _wait(self, keys: list[str], patience: timedelta) -> bool:
-        """Tells whether all keys were there in time."""
-        # The store's own wait would keep signals out, and says of every second that it waited.
+        """Waits for all keys; False if some are still missing after ``patience``."""
+        # Not store.wait, which blocks signals and logs a message every second.
         return poll(
             lambda: self.store.check(keys), patience.total_seconds(), _SHORTEST, longest=_LONGEST
         )
@@ -120,12 +122,12 @@ _made: dict[tuple[str, int], Rendezvous] = {}
 def rendezvous_at(
     address: str, port: int, rank: int, size: int, patience: timedelta = PATIENCE
 ) -> Rendezvous:
-    """The rendezvous of the job whose first rank is there; the same one at every call.
+    """The rendezvous of the job whose first rank has this address; the same one at every call.
 
-    The first rank serves it. ``torch.distributed`` takes it over.
+    The first rank serves the store, and ``torch.distributed`` will use it too.
 
     Raises:
-        InputError: the first rank is not to be reached.
+        InputError: the first rank cannot be reached.
     """
     if (address, port) in _made:
         return _made[address, port]
@@ -138,7 +140,7 @@ def rendezvous_at(
         store = (_apart_from_torchrun if served else _store)(address, port, rank, patience)
     except DistError as error:
         raise InputError(
-            f"the first rank is not to be reached at {address}:{port}: see whether it was "
+            f"the first rank cannot be reached at {address}:{port}: see whether it was "
             "started, and whether the nodes reach each other (MASTER_ADDR, MASTER_PORT)"
         ) from error
     rendezvous = Rendezvous(PrefixStore("autotimm", store), rank, size)
@@ -157,15 +159,16 @@ def _store(address: str, port: int, rank: int, patience: timedelta) -> TCPStore:
 
 
 def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta) -> TCPStore:
-    """A store of this start of the processes, for ``torch.distributed`` too.
+    """A new store for this start of the processes, which ``torch.distributed`` will use too.
 
-    That of torchrun outlives a start, and in it the next one would meet the last one's addresses.
-    Nothing tells the starts apart: each node counts its own failures only. So the first rank serves
-    another store, and says in torchrun's where. An earlier start's is known by not answering, or by
-    having met a process of this rank: its first rank may live for a while yet.
+    torchrun's store outlives a restart, and the restarted processes would find the old addresses in
+    it. No counter distinguishes the starts, because each node counts only its own failures. So the
+    first rank serves another store and writes its port into torchrun's. The other ranks recognise
+    the store of an earlier start because it does not answer, or because a process of their rank has
+    already been there: the old first rank may live on for a while.
 
     Raises:
-        DistError: the first rank is not to be reached.
+        DistError: the first rank cannot be reached.
     """
     board = TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
     if rank == 0:
@@ -173,18 +176,18 @@ def _apart_from_torchrun(address: str, port: int, rank: int, patience: timedelta
         store.set(token, "")
         board.set(_WHERE, orjson.dumps([store.port, token]).decode())
     else:
-        store = _told_of(board, address, rank, patience)
+        store = _announced_on(board, address, rank, patience)
     os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     return store
 
 
-def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPStore:
-    """The store of which the first rank says on ``board`` where it is."""
+def _announced_on(board: Store, address: str, rank: int, patience: timedelta) -> TCPStore:
+    """Connect to the store whose port the first rank has written to ``board``."""
 
     def look() -> TCPStore | None:
         if board.check([_WHERE]):
             port, token = orjson.loads(board.get(_WHERE))
-            with contextlib.suppress(OSError, DistError):  # an earlier start's, or not yet there
+            with contextlib.suppress(OSError, DistError):  # of an earlier start, or not ready yet
                 socket.create_connection((address, port), _ATTEMPT.total_seconds()).close()
                 store = _store(address, port, rank, _ATTEMPT)
                 if store.check([token]) and store.add(f"{token}/{rank}", 1) == 1:
@@ -194,11 +197,11 @@ def _told_of(board: Store, address: str, rank: int, patience: timedelta) -> TCPS
 
     if store := poll(look, patience.total_seconds(), _LONGEST):
         return store
-    raise DistNetworkError(f"the first rank did not say within {patience} where it is")
+    raise DistNetworkError(f"the first rank did not announce its port within {patience}")
 
 
 def launcher_rendezvous(patience: timedelta) -> Rendezvous | None:
-    """The rendezvous of the processes that torchrun or srun has started; None for one alone."""
+    """The rendezvous of the processes that torchrun or srun has started; None for a single one."""
     rank, size = rank_and_size()
     if size == 1:
         return None
@@ -211,12 +214,12 @@ def launcher_rendezvous(patience: timedelta) -> Rendezvous | None:
 
 
 def host_name() -> str:
-    """Name of this node."""
+    """The name of this node."""
     return platform.node()
 
 
 def located(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """Ranks and their nodes, as in "ranks 0-3, 8 on a, b".
+    """A text with ranks and their nodes, such as "ranks 0-3, 8 on a, b".
 
     Args:
         ranks: ascending.

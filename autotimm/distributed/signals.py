@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: they are noted, and acted upon where all ranks can act alike.
+"""Signals that stop a run: a handler records them, and the run acts where all ranks can act alike.
 
-Invariants: a handler sets a flag and nothing else, so that it may come at any instruction; the same
-signal once more ends the process at once; what comes too late is not lost; outside of a fit signals
-do what they did before.
+Invariants: the handler only sets a flag, so it may interrupt any instruction; the same signal a
+second time ends the process at once; a signal that comes too late is not lost; outside of a fit,
+signals have their previous effect.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from types import FrameType
 from typing import Any
 
 STOPS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-"""From schedulers and torchrun; from SLURM ahead of the time limit (slurm/train.sh); Ctrl-C."""
+"""Schedulers and torchrun send the first, SLURM the second before the time limit
+(slurm/train.sh), and Ctrl-C sends the third."""
 
 ECHO = 3.0
-"""Seconds within which the same signal is the same wish: a terminal signals torchrun and its
-processes alike, and torchrun passes on what it gets."""
+"""Seconds within which a repeated signal counts as the same one. A terminal signals torchrun and
+its processes, and torchrun forwards the signal to them once more."""
 
-_came: dict[int, float] = {}  # signal number -> when it first came
+_came: dict[int, float] = {}  # signal number -> the time at which it first came
 _before: dict[int, Any] = {}  # signal number -> the handler that ours replaced
 
 
 def received() -> int:
-    """Number of the signal that came first since they are caught; 0 if none did."""
+    """The number of the first signal that has been caught; 0 for none."""
     return next(iter(_came), 0)
 
 
 @contextmanager
 def caught(ends: bool = False) -> Iterator[None]:
-    """Within it, ``STOPS`` are noted. It may be nested; beside the main thread it does nothing.
+    """Record ``STOPS`` inside the block. It may be nested, and only works in the main thread.
 
-    What came too late to be acted upon takes its usual effect at the end, where a script may go on
-    for hours. An error comes first, and so does the ``SystemExit`` of who has acted upon it.
+    A signal that came too late to act upon takes its usual effect at the end of the block, because
+    the script may run for hours after it. If the block raises an error, or a ``SystemExit`` after
+    acting on the signal, this has priority.
 
     Args:
-        ends: whether the process ends here, so that there is nothing left to stop.
+        ends: whether the process ends after the block, so that late signals have nothing to stop.
     """
     if _before or threading.current_thread() is not threading.main_thread():
         yield
@@ -58,9 +60,9 @@ def caught(ends: bool = False) -> Iterator[None]:
 
 
 def release() -> None:
-    """Ends the catching, early where nothing is there to act upon the signals.
+    """Stop catching signals, also before the end of the block if no callback handles them.
 
-    What came meanwhile takes its usual effect now.
+    A signal that has come takes its usual effect now.
     """
     _restore()
     number = received()
@@ -70,7 +72,7 @@ def release() -> None:
 
 
 def ignore() -> None:
-    """Has ``STOPS`` have no effect any more, in a process that is about to end."""
+    """Ignore ``STOPS`` from now on, in a process that is about to end."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 

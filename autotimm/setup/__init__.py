@@ -1,1 +1,1 @@
-"""The check of a job before it begins: the same run on every rank, and what the machine has."""
+"""The check of a job before it begins: equal ranks, and enough resources on the machine."""

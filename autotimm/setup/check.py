@@ -1,8 +1,8 @@
-"""The check of a job's set-up before its processes join: is it the run that was meant, everywhere?
+"""The check of a job's set-up before its processes join: do all ranks have the same run?
 
-Every rank hands in a report of what it has (``setup_report.py``); the first one compares them, and
-all hear the same verdict. Invariants: no process group is needed, so what would hang its making is
-found before; a rank that fails alone ends all ranks with the message that names it; a line that
+Every rank sends a report (``setup/report.py``), the first rank compares the reports, and all get
+the same verdict. Invariants: the check needs no process group, so it finds problems that would make
+the creation of one hang; if one rank fails, all ranks end with a message that names it; a line that
 concerns all ranks is printed once.
 """
 
@@ -30,8 +30,8 @@ from autotimm.distributed.rendezvous import (
 from autotimm.setup.report import Report, check_shared_folders, make_report
 from autotimm.structures import InputError
 
-_ANSWER = timedelta(seconds=5)  # for ranks that fail at once to hear of each other
-_START = timedelta(minutes=1)  # the same before they have met
+_ANSWER = timedelta(seconds=5)  # to wait for the reports of ranks that fail at the same time
+_START = timedelta(minutes=1)  # the same before the first exchange
 _REMEDIES = {
     "packages": "install the same on every node",
     "settings": "give every process the same flags and config file",
@@ -41,12 +41,12 @@ _REMEDIES = {
 
 
 class Verdict(TypedDict):
-    """What all ranks are told.
+    """The result of the comparison, which all ranks get.
 
     Attributes:
-        problems: lines for which the run cannot begin.
-        warnings: lines to be told.
-        probes: files that every rank is to look for.
+        problems: lines that describe why the run cannot begin.
+        warnings: lines to print.
+        probes: files that every rank has to look for.
     """
 
     problems: list[str]
@@ -55,10 +55,10 @@ class Verdict(TypedDict):
 
 
 def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None) -> None:
-    """Ends the run on all ranks where the set-up of one is wrong. Called by all ranks at once.
+    """Check the set-up of all ranks, which call it together.
 
     Raises:
-        InputError: what is wrong; the same on all ranks, which it names.
+        InputError: on all ranks, with the same message, if the set-up of any rank is wrong.
     """
     with contextlib.ExitStack() as stack:
         report, error = make_report(trainer, model, ckpt_path, stack)
@@ -69,25 +69,27 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
         rendezvous = rendezvous_of(trainer)
         verdict = rendezvous.exchange(report, compare_reports)
         if verdict["probes"]:
-            told = rendezvous.exchange(
+            second = rendezvous.exchange(
                 check_shared_folders(trainer, verdict["probes"]), compare_reports
             )
-            told["warnings"] += verdict["warnings"]
-            verdict = told
+            second["warnings"] += verdict["warnings"]
+            verdict = second
     for warning in verdict["warnings"]:
         rank_zero_warn(warning)
     if error is not None and not isinstance(error, InputError | OSError):
-        raise error  # a fault of the program, which needs its traceback
+        raise error  # a bug, which needs its traceback
     if verdict["problems"]:
         raise JointError("; ".join(verdict["problems"])) from error
 
 
 def report_error(error: BaseException, message: str) -> None:
-    """Prints the line of an error that ends this rank: what all ranks have in common once, what is
-    one rank's own with its name.
+    """Print the line of an error that ends this rank.
+
+    If all ranks have the same error, only the first one prints it. The error of a single rank is
+    printed with its rank and node.
 
     Args:
-        error: what ends it.
+        error: the exception.
         message: the line.
     """
     rendezvous, line = _agreed(error, message)
@@ -98,34 +100,39 @@ def report_error(error: BaseException, message: str) -> None:
 
 
 def _agreed(error: BaseException, message: str) -> tuple[Rendezvous | None, str | None]:
-    """Where the ranks have agreed on what to say, and what this one has to say of it."""
+    """Let the ranks agree on the message of an error.
+
+    Returns:
+        The rendezvous, or None if they could not agree, and the line for this rank to print, or
+        None if another rank prints it.
+    """
     try:
         own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
-    except InputError:  # which this error tells
+    except InputError:  # the error itself reports the same problem
         return None, message
     try:
         rendezvous = launcher_rendezvous(_START)
         if rendezvous is None:
             return None, message
         if not isinstance(error, JointError):
-            patience = _ANSWER if rendezvous.held else _START
+            patience = _ANSWER if rendezvous.exchanges else _START
             verdict = rendezvous.exchange(
                 Report(host=host_name(), problem=message), compare_reports, patience
             )
-            if "problems" not in verdict:  # the others look for who is lost
+            if "problems" not in verdict:  # the others are looking for lost ranks
                 return None, own
             message = "; ".join(verdict["problems"])
         return rendezvous, None if rendezvous.rank else message
-    except (OSError, RuntimeError, InputError):  # nobody is there to agree with
+    except (OSError, RuntimeError, InputError):  # the other ranks cannot be reached
         return None, own
 
 
 def compare_reports(reports: Sequence[Report | None]) -> Verdict:
-    """What there is to say of the reports.
+    """Compare the reports of all ranks.
 
     Args:
-        reports: by rank; None for one that did not come. A rank that looks for who is lost
-            (``lost.py``) has none.
+        reports: by rank; None for a rank that did not come. A rank that is looking for lost ranks
+            (``distributed/lost_ranks.py``) sends a text, which counts as None.
     """
     reports = [report if isinstance(report, dict) else None for report in reports]
     hosts = [report["host"] if report else "an unknown node" for report in reports]
@@ -133,7 +140,7 @@ def compare_reports(reports: Sequence[Report | None]) -> Verdict:
     missing = [rank for rank, report in enumerate(reports) if report is None]
     problems = _lines({r: report.get("problem", "") for r, report in there.items()}, hosts)
     warnings = _lines({r: report.get("warning", "") for r, report in there.items()}, hosts)
-    # Who did not come is late, or has ended for the same reason, where there is one.
+    # A rank that did not come is late, or has ended because of a problem that another rank reports.
     if missing and not problems:
         problems = [
             f"{located(missing, hosts)} did not come within {PATIENCE}: see whether they were "
@@ -145,8 +152,8 @@ def compare_reports(reports: Sequence[Report | None]) -> Verdict:
     for kind, remedy in _REMEDIES.items():
         values = [report.get("same", {}).get(kind, {}) for report in given]
         for name in dict.fromkeys(name for value in values for name in value):
-            told = _told(_groups(value.get(name, "none") for value in values), hosts)
-            problems += [f"{name} differs: {told}: {remedy}"] if told else []
+            differing = _differing(_groups(value.get(name, "none") for value in values), hosts)
+            problems += [f"{name} differs: {differing}: {remedy}"] if differing else []
     used = _groups(report.get("gpu", "") for report in given)
     problems += [
         f"{located(ranks, hosts)} have the same GPU: let every process see all GPUs of its node "
@@ -154,14 +161,14 @@ def compare_reports(reports: Sequence[Report | None]) -> Verdict:
         for gpu, ranks in used.items()
         if gpu and len(ranks) > 1
     ]
-    kinds = _told(_groups(report.get("gpu_name", "") for report in given), hosts)
+    kinds = _differing(_groups(report.get("gpu_name", "") for report in given), hosts)
     warnings += [f"the GPUs differ, and the slowest sets the pace: {kinds}"] if kinds else []
     probes = given[0].get("probes", []) if len(set(hosts)) > 1 else []
     return Verdict(problems=problems, warnings=warnings, probes=[] if problems else probes)
 
 
 def _lines(texts: dict[int, str], hosts: Sequence[str]) -> list[str]:
-    """Each text with the ranks that have it, unless all have."""
+    """The texts, each with its ranks unless all ranks have it."""
     return [
         text if len(ranks) == len(hosts) else f"{located(ranks, hosts)}: {text}"
         for text, ranks in _groups(texts.values(), texts).items()
@@ -169,15 +176,20 @@ def _lines(texts: dict[int, str], hosts: Sequence[str]) -> list[str]:
     ]
 
 
-def _told(groups: dict[str, list[int]], hosts: Sequence[str]) -> str:
-    """The values that ranks have, where they have different ones; "" where they have not."""
+def _differing(groups: dict[str, list[int]], hosts: Sequence[str]) -> str:
+    """The values with their ranks; "" if all ranks have the same value."""
     if len(groups) == 1:
         return ""
     return ", ".join(f"{value} on {located(ranks, hosts)}" for value, ranks in groups.items())
 
 
 def _groups(values: Iterable[str], ranks: Iterable[int] | None = None) -> dict[str, list[int]]:
-    """The ranks that have each value, given by rank; all ranks where none are named."""
+    """The ranks that have each value.
+
+    Args:
+        values: by rank.
+        ranks: the rank of each value; by default 0, 1, 2, ...
+    """
     pairs = enumerate(values) if ranks is None else zip(ranks, values, strict=True)
     groups: dict[str, list[int]] = {}
     for rank, value in pairs:
@@ -186,7 +198,7 @@ def _groups(values: Iterable[str], ranks: Iterable[int] | None = None) -> dict[s
 
 
 def rendezvous_of(trainer: Trainer) -> Rendezvous:
-    """The rendezvous of a trainer's ranks, of which there are several."""
+    """The rendezvous of a trainer's ranks. There must be more than one."""
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
     address, port = environment.main_address, environment.main_port
     return rendezvous_at(address, port, trainer.global_rank, trainer.world_size)

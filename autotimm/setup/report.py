@@ -1,7 +1,7 @@
-"""What a rank has, for the check of the set-up: packages, settings, data, device, checkpoint.
+"""The report of a rank for the check of the set-up: packages, settings, data, device, checkpoint.
 
-Values that have to be the same on all ranks become short texts with names that a message can use.
-Whatever goes wrong in looking at them is part of the report: the other ranks wait to be told.
+Values that have to be the same on all ranks become short texts, with names for messages. Errors
+become part of the report too, because the other ranks wait for it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from autotimm.streaming.store import Source
 from autotimm.structures import InputError, World
 
 SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-"""Strategies of which every rank writes its part of a checkpoint."""
-_LONGEST = 60  # characters of a value in a message
+"""Strategies in which every rank writes a part of each checkpoint."""
+_LONGEST = 60  # the most characters of a value in a message
 _TRAINER = (
     "precision",
     "accumulate_grad_batches",
@@ -70,17 +70,17 @@ _DATA = (
 
 
 class Report(TypedDict, total=False):
-    """What a rank knows of itself; beside ``host``, all of it is there or only ``problem``.
+    """What a rank reports about itself. A report with a ``problem`` has only this and ``host``.
 
     Attributes:
-        host: its node.
-        agent: the torchrun that started it; "" for none.
-        problem: why it cannot go on.
-        warning: what it should be told.
-        same: what has to be the same on all ranks, by kind and name.
-        gpu: the device that it computes on, if that is a GPU: no other rank may.
-        gpu_name: its kind.
-        probes: files that the first rank has put where checkpoints will be.
+        host: the node.
+        agent: the torchrun process that has started the rank; "" for none.
+        problem: the reason why the rank cannot continue.
+        warning: a warning to print.
+        same: values that have to be the same on all ranks, by kind and name.
+        gpu: the identity of the rank's GPU, which no other rank may use; absent on a CPU.
+        gpu_name: the model of the GPU.
+        probes: files that the first rank has written into the folders for checkpoints.
     """
 
     host: str
@@ -96,16 +96,16 @@ class Report(TypedDict, total=False):
 def make_report(
     trainer: Trainer, model: LightningModule, ckpt_path: Any, stack: contextlib.ExitStack
 ) -> tuple[Report, Exception | None]:
-    """Looks at this rank.
+    """Make the report of this rank.
 
     Args:
-        trainer: about to begin.
-        model: that it is about to use.
-        ckpt_path: the checkpoint that it goes on from, if any.
-        stack: keeps the probe where it is until the others have seen it.
+        trainer: which is about to start.
+        model: of the run.
+        ckpt_path: the checkpoint to resume from, or None.
+        stack: keeps the probes in place until the other ranks have seen them.
 
     Returns:
-        The report, and the error that its problem is.
+        The report, and the error behind its problem or None.
     """
     report = Report(host=host_name())
     try:
@@ -134,7 +134,7 @@ def make_report(
 
 
 def check_shared_folders(trainer: Trainer, probes: Sequence[str]) -> Report:
-    """Whether this rank sees the files that the first one has put where checkpoints will be."""
+    """Check that this rank sees the probes that the first rank has written."""
     report = Report(host=host_name())
     unseen = [str(Path(probe).parent) for probe in probes if not Path(probe).exists()]
     if unseen:
@@ -149,7 +149,7 @@ def check_shared_folders(trainer: Trainer, probes: Sequence[str]) -> Report:
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Versions of what the ranks compute with; of this package also what its files hold."""
+    """Versions of the packages that compute, with a digest of this package's files."""
     files = sorted(Path(autotimm.__file__).parent.rglob("*.py"))
     content = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     own = f"{importlib.metadata.version('autotimm')} (files {content[:8]})"
@@ -159,7 +159,7 @@ def packages() -> dict[str, str]:
 
 
 def settings(trainer: Trainer, model: LightningModule) -> dict[str, str]:
-    """Of the trainer, the data module and the model, by the flags that set them."""
+    """The settings of the trainer, the data module and the model, by their flags."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     given: dict[str, Any] = {"the number of ranks": trainer.world_size}
     given["trainer.strategy"] = type(trainer.strategy).__name__
@@ -171,17 +171,17 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, str]:
 
 
 def shortened(text: str) -> str:
-    """A text to compare and to show: the beginning of a long one, and a digest."""
+    """A short text to compare and to show; of a long one, its beginning and a digest."""
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST - 20]}... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def data(trainer: Trainer, ckpt_path: Any) -> dict[str, str]:
-    """Opens the stage's splits and reads a first sample: the fingerprints.
+    """Open the splits of the stage, read a first sample, and return the fingerprints of the splits.
 
     Raises:
-        InputError: they cannot be used here, or there is no room for the loader.
+        InputError: this rank cannot use the data, or lacks resources for the loader.
     """
     datamodule: Any = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, InstanceSegmentationDataModule):
@@ -201,7 +201,7 @@ def data(trainer: Trainer, ckpt_path: Any) -> dict[str, str]:
             trainer.accumulate_grad_batches,
             trainer.world_size,
         )
-    # Elsewhere than on a disk a sample is read only where it is the first to be used.
+    # Remote data: only read the first sample if the run will use it.
     if not ckpt_path or datamodule.settings.location.folder is not None:
         world = World(trainer.global_rank, trainer.world_size)
         read_one(datamodule.source(splits[0]), world, datamodule, shuffle=stage == "fit")
@@ -211,7 +211,7 @@ def data(trainer: Trainer, ckpt_path: Any) -> dict[str, str]:
 
 
 def warn_of_repeats(datamodule: Any, split: str, ranks: int) -> None:
-    """Tells of a step that has to show an image more than once, as an epoch wraps."""
+    """Warn if a step has more images than the split, so that it repeats some of them."""
     images, step = int(datamodule.source(split).shard_sizes.sum()), datamodule.batch_size * ranks
     if step > images:
         rank_zero_warn(
@@ -222,10 +222,10 @@ def warn_of_repeats(datamodule: Any, split: str, ranks: int) -> None:
 
 
 def read_one(source: Source, world: World, datamodule: Any, shuffle: bool) -> None:
-    """Reads of this rank's first batch until a sample can be used.
+    """Read samples of this rank's first batch until one can be used.
 
     Raises:
-        InputError: none can: not one was damaged, but they are out of reach.
+        InputError: none of them can be read, so the data are probably out of reach.
     """
     order = EpochOrder(source.shard_sizes, datamodule.seed, 0, shuffle)
     positions = batch_positions(0, world, datamodule.batch_size)
@@ -240,10 +240,10 @@ def read_one(source: Source, world: World, datamodule: Any, shuffle: bool) -> No
 
 
 def checkpoint(path: Any) -> dict[str, str]:
-    """The file that the run goes on from, by its size.
+    """The size of the checkpoint that the run resumes from.
 
     Raises:
-        InputError: it is not here.
+        InputError: this rank does not see the file.
     """
     if not path or urls.kind(str(path)):
         return {}

@@ -1,7 +1,7 @@
-"""What a run needs of the machine that it is on: files, shared memory, GPUs, a folder to write to.
+"""The resources that a run needs: open files, shared memory, GPUs, folders to write to.
 
-Each function looks at one thing, on one rank, before anything is started, and raises InputError
-with the way out where it is too little.
+Each function checks one resource on one rank before the run starts, and raises InputError with the
+way out if it does not suffice.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from autotimm.files.units import byte_text
 from autotimm.structures import InputError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Linux has it there
-_FILES = 256  # what a process has open besides that of its workers
-_BF16 = (8, 0)  # compute capability of the first GPUs that have it
+_FILES = 256  # open files of a process besides those for its workers
+_BF16 = (8, 0)  # compute capability of the first GPUs with bfloat16
 
 
 def check_open_files(workers: int, prefetch: int) -> None:
-    """Raises the limit of open files to what the workers' batches need, where the system lets it.
+    """Increase the limit of open files to what the workers need, if the system allows it.
 
-    A batch on its way from a worker is an open file, and so are the ends of its queues.
+    Each batch that a worker sends is an open file, and so are the ends of its queues.
     """
     needed = _FILES + workers * (prefetch + 8)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -47,12 +47,12 @@ def check_open_files(workers: int, prefetch: int) -> None:
 
 
 def check_shared_memory(batch_bytes: int, workers: int, prefetch: int, processes: int) -> None:
-    """Looks whether the images of the batches that workers make ahead fit into shared memory.
+    """Check that the prefetched batches fit into shared memory.
 
     Args:
-        batch_bytes: of the images of one batch.
-        workers: on each rank.
-        prefetch: batches that each makes ahead.
+        batch_bytes: bytes of the images of one batch.
+        workers: per rank.
+        prefetch: batches that each worker prepares ahead.
         processes: ranks on this node.
     """
     if not workers or not SHARED_MEMORY.is_dir():
@@ -68,7 +68,7 @@ def check_shared_memory(batch_bytes: int, workers: int, prefetch: int, processes
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Looks whether the GPU computes in bfloat16, where that is asked for."""
+    """Check that the GPU supports bfloat16 if ``precision`` needs it."""
     if device.type != "cuda" or not precision.startswith("bf16"):
         return
     capability = torch.cuda.get_device_capability(device)
@@ -81,13 +81,13 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def check_batch(config: dict[str, Any], batch_size: int, accumulate: int, world: int) -> None:
-    """Looks whether DeepSpeed's configuration has the batch that the other settings make.
+    """Check that batch sizes in DeepSpeed's configuration match the other settings.
 
     Args:
         config: of DeepSpeed.
-        batch_size: images a step on each rank.
-        accumulate: batches of a step of the optimizer.
-        world: number of ranks.
+        batch_size: images per batch on each rank.
+        accumulate: batches per optimizer step.
+        world: the number of ranks.
     """
     for name, value, made in (
         ("train_micro_batch_size_per_gpu", batch_size, f"data.batch_size={batch_size}"),
@@ -110,12 +110,12 @@ def check_batch(config: dict[str, Any], batch_size: int, accumulate: int, world:
 
 
 def checkpoint_folders(trainer: Trainer) -> list[str]:
-    """Where the run will write its checkpoints, or the folders above; empty if it writes none."""
+    """The folders for the run's checkpoints, or folders above them; empty if it saves none."""
     writers = trainer.checkpoint_callbacks
     if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
     given = [writer.dirpath for writer in writers if isinstance(writer, ModelCheckpoint)]
-    # Without one of their own they write into the run's, and so does whoever else saves.
+    # Callbacks without a folder, and those of other classes, save into the run's folder.
     named = [str(folder) for folder in given if folder]
     own = [str(trainer.default_root_dir)] if len(named) < len(writers) else []
     return list(dict.fromkeys(own + named))
@@ -123,16 +123,16 @@ def checkpoint_folders(trainer: Trainer) -> list[str]:
 
 @contextlib.contextmanager
 def probe(folder: str, least: int) -> Iterator[str]:
-    """Writes a file where checkpoints will be, yields its path, and removes it again.
+    """Write a file into a folder for checkpoints, yield its path, and remove it.
 
-    Yields "" for a folder that is none of this machine's file systems.
+    For a URL, yield "".
 
     Args:
-        folder: which need not exist yet.
-        least: bytes that a checkpoint has at least.
+        folder: which need not exist yet; the file is then written into a folder above it.
+        least: the minimum size of a checkpoint in bytes.
 
     Raises:
-        InputError: the folder cannot be written to, or has no room for a single checkpoint.
+        InputError: the folder cannot be written to, or has no room for a checkpoint.
     """
     if urls.kind(folder):
         yield ""
@@ -161,5 +161,5 @@ def probe(folder: str, least: int) -> Iterator[str]:
 
 
 def weight_bytes(model: LightningModule) -> int:
-    """Bytes of the model's weights and buffers, which every checkpoint has."""
+    """The bytes of the model's weights and buffers, which every checkpoint contains."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

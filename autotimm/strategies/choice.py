@@ -1,7 +1,7 @@
-"""From the names of strategies and precisions to what Lightning takes.
+"""Make Lightning's strategies and precisions from the names that users give.
 
-Every strategy computes the same numbers: weights, gradients and losses are float32, mixed precision
-is autocast's, and each has an explicit timeout.
+All strategies compute the same numbers: weights, gradients and losses are float32, and mixed
+precision uses autocast. Each has an explicit timeout.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _DEEPSPEED = RequirementCache("deepspeed")
 
 
 class DDP(DDPStrategy):
-    """Lightning's, with a static graph where that holds: the same parameters get a gradient at
-    every step, so that none is searched for, and a backbone may have some that never do.
+    """Lightning's DDP with a static graph, except when accumulating gradients.
 
-    PyTorch's static graph breaks (an internal assertion, in 2.15) where the gradients of a step's
-    first batches are not reduced.
+    The same parameters get gradients at every step, so DDP need not search for unused ones, of
+    which a backbone may have some. In PyTorch 2.15, a static graph raises an internal assertion if
+    the gradients of a step's first batches are not reduced, as with accumulation.
     """
 
     def configure_ddp(self) -> None:
@@ -59,24 +59,24 @@ class DDP(DDPStrategy):
 
 
 def accelerators() -> list[str]:
-    """The names that Lightning knows."""
+    """The names of accelerators that Lightning knows."""
     return ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
 
 
 def strategy(
     given: str | Strategy, accelerator: str, one_device: bool, timeout: timedelta
 ) -> str | Strategy:
-    """The strategy of a name: DDP, one of ours, or "auto" for Lightning's on one device.
+    """The strategy with a name: one of this package's, or "auto" for Lightning's on one device.
 
     Args:
-        given: one of ``NAMES``, a DeepSpeed config (``<path>.json``), or a strategy as it is.
-        accelerator: as the user gave it.
+        given: one of ``NAMES``, a DeepSpeed config (``<path>.json``), or a Strategy, which is
+            returned unchanged.
+        accelerator: the user's argument.
         one_device: whether the run has a single process.
         timeout: how long a rank waits for the others in a collective operation.
 
     Raises:
-        InputError: there is none of that name, or DeepSpeed is not installed or its config cannot
-            be used.
+        InputError: the name is unknown, DeepSpeed is not installed, or its config is invalid.
     """
     if isinstance(given, Strategy) or (given == "auto" and one_device):
         return given
@@ -90,7 +90,7 @@ def strategy(
                 f"strategy={given} needs DeepSpeed: pip install deepspeed, or take ddp or fsdp"
             )
         if not _on_gpu(accelerator):
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # asked for when it is imported
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it when imported
         stage = STAGES.get(given)
         config = zero.stage_config(stage) if stage else deepspeed_config(given)
         return zero.ZeRO(config=config, timeout=timeout)
@@ -101,8 +101,10 @@ def strategy(
 
 
 def shards_weights(strategy: Strategy) -> bool:
-    """Whether each rank has a part of the weights alone, so that no forward pass, of an evaluation
-    either, goes without all ranks."""
+    """Whether each rank has only a part of the weights.
+
+    Every forward pass then needs all ranks, also in evaluation.
+    """
     if isinstance(strategy, DeepSpeedStrategy):
         return strategy.zero_stage_3
     return isinstance(strategy, FSDP | FSDPStrategy | ModelParallelStrategy)
@@ -112,7 +114,7 @@ def deepspeed_config(path: str | Path) -> dict[str, Any]:
     """The content of a DeepSpeed config.
 
     Raises:
-        InputError: it cannot be read, or sets what the trainer's flags do.
+        InputError: it cannot be read, or has settings that follow from the trainer's flags.
     """
     try:
         config = json.loads(Path(path).read_bytes())
@@ -132,17 +134,17 @@ def deepspeed_config(path: str | Path) -> dict[str, Any]:
 def precision(
     name: Any, accelerator: str, chosen: str | Strategy, plugins: list[Any]
 ) -> tuple[Any, list[Any]]:
-    """The precision that Lightning is told, and the plugins, which may have it in its place.
+    """The precision and plugins for Lightning's trainer. The precision may become a plugin.
 
     Args:
-        name: as the user gave it; None for 16-mixed on a GPU that is to be used, else 32-true.
-        accelerator: as the user gave it; where "auto" finds no GPU, 16-mixed becomes 32-true, so
-            that one script runs everywhere.
-        chosen: what :func:`strategy` gave.
-        plugins: the user's. One that is a precision stays.
+        name: the user's argument; None for 16-mixed if the run uses a GPU, else 32-true.
+        accelerator: the user's argument. With "auto" and without a GPU, 16-mixed becomes 32-true,
+            so that one script runs everywhere.
+        chosen: the result of :func:`strategy`.
+        plugins: the user's. If one of them is a precision, it stays.
 
     Raises:
-        InputError: the device or the strategy has no such precision.
+        InputError: the device or the strategy does not support the precision.
     """
     if any(isinstance(plugin, Precision) for plugin in plugins):
         return name, plugins
@@ -161,8 +163,9 @@ def precision(
         return None, [*plugins, zero.Autocast(name)]
     if isinstance(chosen, DeepSpeedStrategy):
         raise InputError(
-            f"precision={name}: Lightning's DeepSpeedStrategy makes the boxes {name.split('-')[0]} "
-            f"too: take strategy=deepspeed_stage_<n> or the path of a DeepSpeed config"
+            f"precision={name}: Lightning's DeepSpeedStrategy converts boxes to "
+            f"{name.split('-')[0]} too: take strategy=deepspeed_stage_<n> or the path of a "
+            f"DeepSpeed config"
         )
     plain = chosen == "auto" or isinstance(chosen, DDPStrategy | SingleDeviceStrategy)
     if on_gpu and plain:

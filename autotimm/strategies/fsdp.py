@@ -1,12 +1,12 @@
-"""Fully sharded training: each rank keeps its share of weights, gradients and optimizer state.
+"""Fully sharded training: each rank keeps a share of the weights, gradients and optimizer state.
 
-PyTorch's second FSDP (``fully_shard``), which shards each parameter by itself, in place of the one
-that Lightning's strategy wraps: parameter groups, clipping, the loss scaler, frozen parameters and
-names in the state dict stay what they are under DDP, and it runs on CPUs too.
+It uses PyTorch's FSDP2 (``fully_shard``), which shards each parameter separately, instead of the
+FSDP1 of Lightning's strategy. Parameter groups, clipping, the loss scaler, frozen parameters and
+names in the state dict are the same as under DDP, and it also runs on CPUs.
 
-Invariants: a checkpoint is the one file that a run with DDP would have written, so that it goes on
-with any number of ranks, under DDP as well; mixed precision is autocast's, with weights and
-gradients in float32, as in every other strategy.
+Invariants: a checkpoint is the single file that a run with DDP would write, so a run can resume
+with any number of ranks, and under DDP; mixed precision uses autocast with float32 weights and
+gradients, as in every other strategy.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
 
 LEAST_BLOCK = 1_000_000
-"""Parameters of a block that is gathered by itself; smaller messages cost more than they save."""
+"""The minimum number of parameters in a block that is gathered separately. The messages for smaller
+blocks cost more than they save."""
 
 
 class FSDP(DDPStrategy):
-    """Lightning's DDP strategy, but ``network`` of the model is sharded rather than wrapped.
+    """Lightning's DDP strategy, except that the model's ``network`` is sharded and not wrapped.
 
-    A compiled network is several graphs then, as a block is gathered between two of them.
-
-    An evaluation without training before it has nothing to shard: each rank holds the whole model.
+    A compiled network then has several graphs, because blocks are gathered between them. In an
+    evaluation without training, nothing is sharded and each rank holds the whole model.
     """
 
     strategy_name = "fsdp"
@@ -45,7 +45,8 @@ class FSDP(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING or not _is_sharded(self._network()):
             super().setup(trainer)
             return
-        # Evaluation after training: the ranks are equal already, and hold what cannot be broadcast.
+        # Evaluation after training: the ranks are already equal, and DDP's set-up would broadcast
+        # shards, which is impossible.
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         self.model_to_device()
@@ -65,19 +66,19 @@ class FSDP(DDPStrategy):
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
-        # What an error in a forward pass leaves gathered cannot be moved to the CPU at the end,
-        # which would hide that error behind another.
+        # An error in a forward pass leaves parameters gathered. Lightning cannot move those to the
+        # CPU afterwards, and the error of that would hide the first one.
         for module in self.lightning_module.modules() if self.lightning_module else ():
             if isinstance(module, FSDPModule):
                 module.set_reshard_after_forward(True, recurse=False)
                 module.reshard()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights, on the first rank's CPU. Every rank has to ask for them."""
+        """The whole weights on the first rank's CPU. All ranks call it."""
         return _whole(super().lightning_module_state_dict(), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As without shards, on the first rank's CPU. Every rank has to ask for it."""
+        """The whole state of the optimizer on the first rank's CPU. All ranks call it."""
         return _whole(super().optimizer_state(optimizer), self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
@@ -95,7 +96,7 @@ class FSDP(DDPStrategy):
             share = {
                 i: {key: _share_of(value, parameters[i]) for key, value in of_one.items()}
                 for i, of_one in state["state"].items()
-                if i < len(parameters)  # of another model: the optimizer says so
+                if i < len(parameters)  # load_state_dict reports other counts
             }
             optimizer.load_state_dict({**state, "state": share})
 
@@ -110,17 +111,17 @@ class FSDP(DDPStrategy):
 
 
 def shard(network: nn.Module, device: str, ranks: int) -> None:
-    """Shards the parameters of ``network`` in place over all ranks.
+    """Shard the parameters of ``network`` in place over all ranks.
 
     Args:
-        network: gathered block by block (:func:`blocks` of its ``backbone``), the rest at once.
-            Its mask head stays with the rest: in evaluation it runs as often as there is something
-            found, on one rank and not on another, which no gathering of its own survives.
-        device: "cuda" or "cpu", where the parameters are.
+        network: its backbone is gathered block by block (:func:`blocks`), the rest at once. The
+            mask head is not a block: in evaluation, ranks call it differently often, and gathering
+            it separately would hang.
+        device: of the parameters, "cuda" or "cpu".
         ranks: the world size.
 
     Raises:
-        InputError: a parameter that cannot be sharded.
+        InputError: a parameter cannot be sharded.
     """
     for name, parameter in network.named_parameters():
         if parameter.ndim == 0:
@@ -134,14 +135,15 @@ def shard(network: nn.Module, device: str, ranks: int) -> None:
     if device == "cpu":
         for module in network.modules():
             if isinstance(module, FSDPModule):
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no average
+                module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
 
 def blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The blocks of a backbone that are large enough to be gathered by themselves.
+    """The blocks of a backbone that are large enough to be gathered separately.
 
-    They are the innermost elements of its sequences (which are called, as hooks need it) that have
-    parts of their own and a million parameters: ResNet's bottlenecks, a transformer's layers.
+    They are the innermost elements of sequences that have submodules and a million parameters, such
+    as ResNet's bottlenecks or a transformer's layers. The elements of a sequence are called as
+    modules, which FSDP's hooks need.
     """
     return list(_blocks(backbone, in_sequence=False))
 
@@ -160,8 +162,11 @@ def _is_sharded(network: nn.Module) -> bool:
 
 
 def _whole(state: Any, keep: bool) -> Any:
-    """``state`` with its shards joined, one after the other; None in their place if not ``keep``:
-    a node has memory for one copy rather than for one a GPU."""
+    """``state`` with its shards gathered, one after the other.
+
+    Ranks with ``keep=False`` take part but get None for each, because a node may have memory for
+    one copy but not for one per GPU.
+    """
 
     def gather(value: Any) -> Any:
         if isinstance(value, DTensor):
@@ -173,7 +178,7 @@ def _whole(state: Any, keep: bool) -> Any:
 
 
 def _share_of(value: Any, like: Tensor) -> Any:
-    """This rank's share of ``value``, which all ranks have, where ``like`` is sharded."""
+    """This rank's shard of ``value`` if ``like`` is sharded, else ``value``. All ranks have it."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         whole = value.to(like.device)
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

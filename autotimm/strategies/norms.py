@@ -1,5 +1,5 @@
-"""Batch norm's running statistics, which DDP keeps alike on all ranks and sharding strategies do
-not."""
+"""Keep the running statistics of batch norms equal on all ranks, as DDP does and sharding
+strategies do not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def from_first_rank(module: nn.Module) -> None:
-    """Gives every rank the first one's buffers, so that all evaluate what a checkpoint holds."""
+    """Broadcast the first rank's buffers, so that all ranks evaluate what a checkpoint holds."""
     for buffer in module.buffers():
         if buffer.numel():
             dist.broadcast(buffer, 0)

@@ -1,19 +1,18 @@
-"""DeepSpeed's ZeRO, on GPUs and on CPUs, with the numbers of the other strategies.
+"""DeepSpeed's ZeRO on GPUs and CPUs, with the same numbers as the other strategies.
 
-What Lightning's strategy does otherwise, and why it is not left at that:
+It differs from Lightning's strategy:
 
-- Mixed precision there makes the weights and *every* input float16 or bfloat16, in which a box's
-  corner at 600 pixels moves by up to 2. Here it is autocast's, with float32 weights, and a loss
-  scaler of ours: DeepSpeed's own under autocast neither clips unscaled gradients nor gets away from
-  a scale that is too large.
-- Accumulated gradients are divided by the number of batches twice there, and the batches that an
-  epoch leaves over are never stepped on.
-- A checkpoint, which is a folder, is written beside its name and renamed; it holds tensors and
-  plain values and the scaler object of DeepSpeed's, which is looked at before DeepSpeed unpickles
-  it.
+- Lightning's converts the weights and *every* input to float16 or bfloat16, which moves a box's
+  corner at 600 pixels by up to 2. Here mixed precision uses autocast with float32 weights and a
+  loss scaler of this module. DeepSpeed's scaler under autocast neither clips unscaled gradients nor
+  recovers from a scale that is too large.
+- Lightning's divides accumulated gradients by the number of batches twice, and takes no step for
+  the last batches of an epoch if they do not fill a step.
+- A checkpoint, which is a folder, is written under a temporary name and renamed. It contains
+  tensors, plain values and DeepSpeed's scaler object, and is checked before DeepSpeed unpickles it.
 
-Invariants: no code from a checkpoint runs; a checkpoint goes on only with the number of ranks and
-the stage that wrote it, and says so otherwise.
+Invariants: no code from a checkpoint runs; a run resumes only with the number of ranks and the
+stage that wrote the checkpoint, and otherwise raises an error that says so.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
 
 OURS = ("gradient_accumulation_steps", "gradient_clipping", "fp16", "bf16", "torch_autocast")
-"""Settings of DeepSpeed's that follow from the trainer's."""
+"""DeepSpeed's settings that follow from those of the trainer."""
 
 _GROW_AFTER = 2000  # steps without overflow, as in torch
 
 
 def stage_config(stage: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a ZeRO stage of 1, 2 or 3; those of ``launch/deepspeed/``.
+    """DeepSpeed's settings for ZeRO stage 1, 2 or 3, the same as in ``launch/deepspeed/``.
 
-    Buckets are of 25 million elements (100 MB): the buffers are allocated whole, whatever the size
-    of the model.
+    Buckets have only 25 million elements (100 MB), because DeepSpeed allocates whole buffers for a
+    model of any size.
     """
     zero: dict[str, Any] = {
         "stage": stage,
@@ -67,19 +66,19 @@ def stage_config(stage: int) -> dict[str, Any]:
 
 
 class ZeRO(ConfiguredDeepSpeed):
-    """Lightning's DeepSpeed strategy with the differences above; CPUs talk over gloo."""
+    """Lightning's DeepSpeed strategy with the differences above. CPUs communicate over gloo."""
 
-    accumulates = False  # in this batch, after which no step is taken
+    accumulates = False  # whether no step follows this batch
 
     def setup_environment(self) -> None:
         if self.zero_stage_3 and _compiled(self.lightning_module):
             raise InputError(
-                "deepspeed_stage_3 takes the weights out of the modules between calls, which "
-                "torch.compile does not bear: give the model compile_model=False "
+                "deepspeed_stage_3 removes the weights from the modules between calls, which "
+                "torch.compile does not support: give the model compile_model=False "
                 "(--model.init_args.compile_model=false), or take fsdp or deepspeed_stage_2"
             )
         if isinstance(self.accelerator, CPUAccelerator):
-            # DeepSpeed wants an index on each device.
+            # DeepSpeed needs an index for each device.
             count = len(self.parallel_devices or [])
             self.parallel_devices = [torch.device("cpu", i) for i in range(count)]
             DDPStrategy.setup_environment(self)
@@ -107,15 +106,15 @@ class ZeRO(ConfiguredDeepSpeed):
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """No: Lightning steps where it says so, at the end of an epoch too, and DeepSpeed is told
-        (:meth:`backward`)."""
+        """False: Lightning decides when to step, also at the end of an epoch, and :meth:`backward`
+        passes this on to DeepSpeed."""
         return False
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         self.accumulates = True
         try:
-            yield  # the boundary has DeepSpeed reduce nothing
+            yield  # DeepSpeed does not reduce gradients until the boundary
         finally:
             self.accumulates = False
 
@@ -123,7 +122,7 @@ class ZeRO(ConfiguredDeepSpeed):
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         self.deepspeed_engine.set_gradient_accumulation_boundary(not self.accumulates)
-        # The loss is divided by the batches of a step already.
+        # Lightning has already divided the loss by the batches of a step.
         kwargs["scale_wrt_gas"] = False
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
@@ -134,7 +133,11 @@ class ZeRO(ConfiguredDeepSpeed):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Every rank has to call it. Raises InputError where it cannot be written."""
+        """Writes a checkpoint. All ranks call it.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if "://" in str(filepath):
             raise InputError(
                 f"{filepath}: DeepSpeed writes its checkpoints to local folders only: give a "
@@ -150,16 +153,20 @@ class ZeRO(ConfiguredDeepSpeed):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Raises InputError if there is no checkpoint of this stage and number of ranks."""
+        """Loads a checkpoint. All ranks call it.
+
+        Raises:
+            InputError: this is not a checkpoint of this stage and number of ranks.
+        """
         path = Path(self.broadcast(str(checkpoint_path)))
         fitting = self.lightning_module is not None and self.lightning_module.trainer.training
-        # To go on, DeepSpeed reads on each rank its own files alone, unless told otherwise.
+        # When resuming, each rank reads only its own files, unless the config says otherwise.
         alone = fitting and not self.deepspeed_engine.zero_elastic_checkpoint()
         ranks = check_on_all_ranks(path, self.global_rank if alone else None)
         stage = 3 if self.zero_stage_3 else 2
         # Without the optimizer, every rank can read the whole weights of stages 1 and 2.
-        alike = ranks == self.world_size or not (fitting or stage == 3)
-        if stage_of(path) != stage or not alike:
+        compatible = ranks == self.world_size or not (fitting or stage == 3)
+        if stage_of(path) != stage or not compatible:
             saved = "3" if stage_of(path) == 3 else "1 or 2"
             raise InputError(
                 f"{path} was written by {ranks} ranks with ZeRO stage {saved}, and goes on only "
@@ -167,18 +174,18 @@ class ZeRO(ConfiguredDeepSpeed):
                 f"give them, or begin from its weights (python -m autotimm.checkpoints.convert)"
             )
         checkpoint = super().load_checkpoint(path, weights_only)
-        # DeepSpeed has restored them; who looks for them finds nothing more to restore.
+        # DeepSpeed has restored both, so leave nothing for Lightning to restore.
         return {**checkpoint, "optimizer_states": [], "state_dict": {}}
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
-        # In evaluation the average of the weights takes the place of those that were trained.
+        # In evaluation, the average of the weights replaces the trained ones.
         if checkpoint["state_dict"]:
             assert self.lightning_module is not None
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
 class Autocast(DeepSpeedPrecision):
-    """Mixed precision of a DeepSpeed engine whose weights are float32.
+    """Mixed precision for a DeepSpeed engine with float32 weights.
 
     Args:
         precision: "16-mixed" or "bf16-mixed".
@@ -189,15 +196,16 @@ class Autocast(DeepSpeedPrecision):
         self.precision = precision  # type: ignore[assignment]
         self.dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
         self.scaler: dict[str, float] | None = None
-        """Scale of the loss, and steps since it was last changed; None for bfloat16."""
+        """The scale of the loss and the steps since its last change; None for bfloat16."""
         if precision == "16-mixed":
             self.scaler = {"scale": 65536.0, "steps": 0}
 
     def apply_to(self, engine: Any) -> None:
-        """Has ``engine`` run its module under autocast.
+        """Make ``engine`` run its module under autocast.
 
-        It is not its own setting, ``torch_autocast``, which reduces gradients in half precision and
-        brings the scaler that the module's text tells of; it would switch off one from outside.
+        This does not use DeepSpeed's setting ``torch_autocast``, which reduces gradients in half
+        precision and uses its own scaler. Without the setting, the engine would switch an outer
+        autocast off, so this replaces its methods.
         """
         engine.torch_autocast_enabled = lambda: True
         engine.torch_autocast_dtype = lambda: self.dtype
@@ -232,7 +240,10 @@ def _compiled(module: nn.Module | None) -> bool:
 
 
 def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
-    """As ``torch.amp.GradScaler``: half after an overflow, double after 2,000 steps without."""
+    """The next state of the scaler, as in ``torch.amp.GradScaler``.
+
+    The scale is halved after an overflow, and doubled after 2,000 steps without one.
+    """
     if overflow:
         return {"scale": scaler["scale"] / 2, "steps": 0}
     if scaler["steps"] + 1 == _GROW_AFTER:
@@ -242,11 +253,10 @@ def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
 
 @contextmanager
 def _errors_at_the_end(files: Any) -> Iterator[None]:
-    """Has a file that cannot be written be an error at the end of the block, in which ranks wait
-    for each other, rather than in it.
+    """Delay errors in writing files to the end of the block, in which ranks wait for each other.
 
     Args:
-        files: the engine's way of writing them.
+        files: the engine's object that writes files.
     """
     write = files.save
     failures: list[Exception] = []

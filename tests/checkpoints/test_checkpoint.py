@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not at all, found again, and nothing of them is run."""
+"""Checkpoints on the disk are whole or absent, can be found again, and do not run code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = PlainCheckpointIO()
 
 
 def save(path: Path, saved: float, value: float = 1.0) -> Path:
-    """What a run saves, as far as finding it again is concerned."""
+    """The parts of a checkpoint that ``newest`` needs."""
     content = {
         "pytorch-lightning_version": "2.6.0",
         "state_dict": {"a": torch.full((2000,), value)},
@@ -54,7 +54,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 def test_a_checkpoint_that_the_system_cuts_short_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "last.ckpt", 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for limit in (70, 50_000, 300_000):  # within the header, the tensor, and what is behind it
+    for limit in (70, 50_000, 300_000):  # within the header, the tensor, and the rest
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt: "):
@@ -104,7 +104,7 @@ for attempt in range(12):
 def test_killed_in_the_middle_of_a_save_the_last_good_one_is_there(
     kind: str, tmp_path: Path
 ) -> None:
-    """kill -9 at ever later moments of processes that save over and over."""
+    """Processes that save repeatedly are killed with kill -9, later and later."""
     saving = forked.run("-c", SAVES, tmp_path, kind)
     assert saving.returncode == 0, saving.stderr[-3000:]
     cut_off = 0
@@ -117,7 +117,7 @@ def test_killed_in_the_middle_of_a_save_the_last_good_one_is_there(
         assert content["global_step"] in (done, done + 1)
         assert (content["state_dict"]["a"] == content["global_step"]).all()
     assert attempt == 11
-    assert cut_off  # some of the kills did hit a save
+    assert cut_off  # some of the kills interrupted a save
 
 
 def test_the_newest_whole_one_is_found(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -126,12 +126,12 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, recwarn: pytest.WarningsR
     inside = tmp_path / "checkpoints"
     first = save(inside / "a.ckpt", saved=10)
     assert newest(tmp_path) == newest(inside) == first
-    # Not the time of the file counts, which a copy changes.
+    # The time in the checkpoint counts, because a copy changes that of the file.
     second = save(inside / "b.ckpt", saved=20)
     os.utime(second, (5, 5))
     (inside / "last.ckpt").symlink_to("b.ckpt")
     assert newest(tmp_path) == second
-    # Weights alone are nothing to go on from; what is hidden is somebody's work in progress.
+    # No run can resume from weights alone, and hidden files may not be complete.
     FILES.save_checkpoint({"state_dict": {}, "autotimm": {"saved": 99}}, inside / "weights.ckpt")
     save(inside / ".lr_find.ckpt", saved=99)
     (inside / "gone.ckpt").symlink_to("nothing.ckpt")
@@ -143,7 +143,7 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, recwarn: pytest.WarningsR
 def test_a_kill_between_the_renames_of_a_folder_loses_neither(
     renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same step saved again, as after its validation: killed at either rename."""
+    """The same step is saved again, as after its validation, and killed at either rename."""
     path = tmp_path / "checkpoints" / "step_7.ckpt"
     with whole_folder(path, step=7) as folder:
         (folder / "weights").write_bytes(b"old")
@@ -192,10 +192,10 @@ def test_a_folder_is_whole_when_all_of_it_is_there(tmp_path: Path) -> None:
         (folder / "part" / "0.pt").write_bytes(b"12345")
         assert newest(tmp_path) == old
     assert newest(tmp_path) == path
-    told = orjson.loads((path / COMPLETE).read_bytes())
-    assert told["files"] == {"part/0.pt": 5}
-    assert told["step"] == 7
-    assert abs(told["saved"] - time.time()) < 60
+    complete = orjson.loads((path / COMPLETE).read_bytes())
+    assert complete["files"] == {"part/0.pt": 5}
+    assert complete["step"] == 7
+    assert abs(complete["saved"] - time.time()) < 60
     # It takes the place of another, and leaves nothing beside it.
     with whole_folder(path, step=8) as folder:
         (folder / "0.pt").write_bytes(b"123")
@@ -227,7 +227,7 @@ def test_a_folder_is_whole_when_all_of_it_is_there(tmp_path: Path) -> None:
         {"pytorch-lightning_version": 7},
     ],
 )
-def test_what_lightning_would_stumble_over_is_said_to_be_damaged(
+def test_entries_of_a_wrong_type_are_reported_as_damage(
     tmp_path: Path, content: dict[str, Any]
 ) -> None:
     path = tmp_path / "a.ckpt"

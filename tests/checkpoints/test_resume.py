@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on, with the real model; runs over damaged data, on two ranks."""
+"""Stopped and resumed runs with the real model, and runs with damaged data, on two ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Record(Callback):
-    """Image ids, canvas and exact loss of every step."""
+    """Records image ids, canvas and exact loss of every step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[list[int], tuple[int, int], float]] = []
@@ -48,7 +48,7 @@ def fit(folder: Path, out: Path, **options: Any) -> Record:
         fpn_channels=16,
         head_convs=1,
         mask_size=12,
-        mask_rois=2,  # fewer than there are candidates: chance chooses
+        mask_rois=2,  # fewer than candidates, so the choice is random
         num_classes=4,
         compile_model=False,
     )
@@ -73,7 +73,7 @@ def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
     aspect_buckets: bool, stops: tuple[int, ...], mixed_shards: Path, tmp_path: Path
 ) -> None:
     options = {"aspect_buckets": aspect_buckets}
-    # At every save, batches that two workers made ahead are under way.
+    # At every save, two workers have prepared batches ahead.
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     truth = fit(mixed_shards, tmp_path, callbacks=[saving], **options).steps
     assert len(truth) == 14
@@ -88,14 +88,14 @@ def test_stopped_anywhere_the_losses_are_bit_for_bit_the_same(
 
 
 class Tell(Callback):
-    """Says the exact loss of each step."""
+    """Prints the exact loss of each step."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         print("step", trainer.global_step, outputs["loss"].item().hex(), flush=True)
 
 
 def process(folder: Path, root: Path, **options: Any) -> forked.Program:
-    """A process that trains and prints each step. It goes on from the newest whole checkpoint, in
+    """A process that trains and prints each step. It resumes from the newest whole checkpoint in
     the same folder."""
     found = newest(root / "run")
     options |= {"image_size": 64, "ckpt_path": str(found) if found else None}
@@ -108,8 +108,8 @@ def process(folder: Path, root: Path, **options: Any) -> forked.Program:
     )
 
 
-def told(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Number and loss of the steps that a process tells of."""
+def printed(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The numbers and losses of the steps that a process prints."""
     for line in lines:
         if line.startswith("step "):
             _, step, loss = line.split()
@@ -120,9 +120,9 @@ def told(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 def test_killed_at_any_moment_no_step_is_lost_or_changed(
     mixed_shards: Path, tmp_path: Path
 ) -> None:
-    """kill -9, with a save at every step: most of the time that a step takes goes into it."""
+    """With kill -9 and a save at every step, which takes most of a step's time."""
     whole = process(mixed_shards, tmp_path / "truth")
-    truth = dict(told(whole.lines()))
+    truth = dict(printed(whole.lines()))
     assert whole.wait().returncode == 0
     assert [*truth] == [*range(1, 15)]
     saving = {"save_every_n_steps": 1, "keep_last": 1, "ema_decay": 0.9}
@@ -130,13 +130,13 @@ def test_killed_at_any_moment_no_step_is_lost_or_changed(
     for kills in range(30):
         running = process(mixed_shards, tmp_path, **saving)
         steps: list[int] = []
-        for step, loss in told(running.lines()):
+        for step, loss in printed(running.lines()):
             assert truth[step] == loss
             steps.append(step)
             if len(steps) == 5:
                 time.sleep(0.03 * kills)
                 os.kill(running.pid, signal.SIGKILL)
-        # The checkpoint of a step that was told is being written; that of the one before is there.
+        # The checkpoint of a printed step is being written, and that of the step before is whole.
         assert next_step - 1 <= steps[0] <= next_step
         next_step = steps[-1] + 1
         if running.wait().returncode == 0:

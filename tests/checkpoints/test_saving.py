@@ -1,4 +1,4 @@
-"""When a run saves, what it keeps, and that no save harms it: against a list of what should be."""
+"""When a run saves, what it keeps, and that a failed save does not harm it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Measured(Line):
 
 
 def names(folder: Path) -> set[str]:
-    """The checkpoints of a run's folder, with what the links lead to."""
+    """The checkpoints in a run's folder, and the targets of its links."""
     checkpoints = folder / "checkpoints"
     return {
         f"{p.name} -> {p.readlink()}" if p.is_symlink() else p.name for p in checkpoints.iterdir()
@@ -62,7 +62,7 @@ SCORES = {"a": 0.1, "b": None, "c": 0.3, "d": float("nan"), "e": 0.3, "f": 0.2}
 
 
 @pytest.mark.parametrize(
-    ("last", "best", "mode", "wanted"),
+    ("last", "best", "mode", "expected"),
     [
         (1, 0, "max", "f"),
         (1, 1, "max", "cf"),
@@ -78,11 +78,11 @@ SCORES = {"a": 0.1, "b": None, "c": 0.3, "d": float("nan"), "e": 0.3, "f": 0.2}
         (9, 0, "max", "fedcba"),
     ],
 )
-def test_the_newest_and_the_best_are_kept(last: int, best: int, mode: str, wanted: str) -> None:
-    assert kept(SCORES, last, best, mode) == list(wanted)
+def test_the_newest_and_the_best_are_kept(last: int, best: int, mode: str, expected: str) -> None:
+    assert kept(SCORES, last, best, mode) == list(expected)
 
 
-def test_of_nothing_nothing_is_kept() -> None:
+def test_without_checkpoints_nothing_is_kept() -> None:
     assert kept({}, 2, 1, "max") == []
     assert kept({"a": None}, 0, 1, "max") == []
 
@@ -113,7 +113,7 @@ def test_of_nothing_nothing_is_kept() -> None:
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie between 0 and 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         AutoTrainer(accelerator="cpu", **options)
 
@@ -129,7 +129,7 @@ def test_after_every_epoch_and_the_last_two_are_kept(tmp_path: Path) -> None:
     assert isinstance(checkpoints, Checkpoints)
     assert checkpoints.last_model_path == checkpoints.best_model_path
     assert state(Path(checkpoints.last_model_path))["global_step"] == 12
-    # What loggers that upload checkpoints look for.
+    # Loggers that upload checkpoints read these.
     scanned = _scan_checkpoints(checkpoints, {})
     assert {Path(path).name for _, path, _, _ in scanned} == {"step_12.ckpt"}
 
@@ -219,9 +219,9 @@ def test_the_first_metric_on_the_progress_bar_is_the_default(tmp_path: Path) -> 
     assert "best.ckpt -> step_8.ckpt" in names(tmp_path / "version_0")
 
 
-@pytest.mark.parametrize(("name", "told"), [("val/box_50", 0), ("val/loss", 1), ("lr", 0)])
-def test_a_best_metric_that_is_none_of_the_models_is_told_at_once(
-    name: str, told: int, tmp_path: Path
+@pytest.mark.parametrize(("name", "count"), [("val/box_50", 0), ("val/loss", 1), ("lr", 0)])
+def test_a_best_metric_that_the_model_lacks_is_warned_of_at_once(
+    name: str, count: int, tmp_path: Path
 ) -> None:
     model = Measured(0.5, name=name)
     model.save_hyperparameters(
@@ -231,14 +231,14 @@ def test_a_best_metric_that_is_none_of_the_models_is_told_at_once(
         warnings.simplefilter("always")
         run(tmp_path, model, best_metric=name)
     said = f"best_metric={name!r} is none of the model's metrics, val/mask, val/box"
-    assert [str(one.message) for one in caught].count(said) == told
+    assert [str(one.message) for one in caught].count(said) == count
     assert "best.ckpt -> step_4.ckpt" in names(tmp_path / "version_0")
 
 
 METRICS = [("box", ["val"], False), ("late", ["test"], True), ("mask", ["val", "test"], True)]
 
 
-def test_a_metric_that_is_not_logged_is_told_before_the_training(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_logged_is_refused_before_the_training(tmp_path: Path) -> None:
     model = Measured(0.5, 0.5)
     with pytest.raises(InputError, match=r"best_metric='val/mAP' is not logged.*only val/AP"):
         run(tmp_path, model, best_metric="val/mAP", num_sanity_val_steps=1)
@@ -246,10 +246,10 @@ def test_a_metric_that_is_not_logged_is_told_before_the_training(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("interval", "step"), [(None, 8), (3, 3)])
-def test_where_it_is_told_late_the_training_before_it_is_saved(
+def test_without_a_sanity_check_the_training_before_the_error_is_saved(
     interval: int | None, step: int, tmp_path: Path
 ) -> None:
-    """Without a sanity check; what goes on from there goes on as if nothing had been."""
+    """A run that resumes from there equals an uninterrupted one."""
     options = {"val_check_interval": interval, "num_sanity_val_steps": 0, "save_every_n_epochs": 0}
     with pytest.raises(InputError, match=r"best_metric='val/mAP' is not logged"):
         run(tmp_path, Measured(0.5, 0.5), 8, best_metric="val/mAP", **options)
@@ -264,8 +264,8 @@ def test_where_it_is_told_late_the_training_before_it_is_saved(
 
 
 def test_a_best_one_in_mid_epoch_is_saved_after_its_validation(tmp_path: Path) -> None:
-    """Also where a save is due before it: that one would know nothing of the score, and a run that
-    goes on from it would leave the validation out."""
+    """Even if a save is due before it, which would not have the score, and from which a resumed run
+    would skip the validation."""
     saved: list[int] = []
 
     class Count(Callback):
@@ -324,21 +324,21 @@ def test_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {n for n in names(tmp_path / "version_0") if "->" not in n} == {
         *("step_60.ckpt", "step_120.ckpt", "step_180.ckpt", "step_200.ckpt")
     }
-    assert looks[0] < 40  # not one for each of the 200 steps
+    assert looks[0] < 40  # fewer than the 200 steps
 
 
 @pytest.mark.parametrize(
-    ("left", "pace", "wanted"), [(100, 1, 50), (1, 1, 1), (-5, 1, 1), (9, 0, 1)]
+    ("left", "pace", "expected"), [(100, 1, 50), (1, 1, 1), (-5, 1, 1), (9, 0, 1)]
 )
-def test_the_clock_is_looked_at_ever_more_often(left: float, pace: float, wanted: int) -> None:
+def test_the_clock_is_looked_at_ever_more_often(left: float, pace: float, expected: int) -> None:
     if pace:
-        assert steps_to_wait(left, pace) == wanted
+        assert steps_to_wait(left, pace) == expected
     else:
         assert steps_to_wait(left, pace) > 1000
 
 
 def resumed(folder: Path, root: Path, path: str, **options: Any) -> AutoTrainer:
-    """A fit that goes on from a checkpoint, in the folder of the run that saved it."""
+    """A fit that resumes from a checkpoint, in the folder of the run that saved it."""
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(root, name="", version=folder.name)
@@ -367,7 +367,7 @@ def test_a_run_that_goes_on_keeps_house_in_its_folder(tmp_path: Path) -> None:
     resumed(folder, tmp_path, "last.ckpt", max_epochs=4, best_metric="val/AP", keep_last=1)
     assert names(folder) == {
         "step_1.ckpt",
-        "step_4.ckpt",  # the best one, of the first part
+        "step_4.ckpt",  # the best one, from the first part
         "step_16.ckpt",
         "last.ckpt -> step_16.ckpt",
         "best.ckpt -> step_4.ckpt",
@@ -438,7 +438,7 @@ def test_where_links_cannot_be_made_a_folder_is_there_twice(tmp_path: Path) -> N
     assert damage_of(copy) is None
 
 
-def test_what_was_to_be_removed_is_so_once_links_can_be_set_again(
+def test_old_checkpoints_are_removed_once_links_can_be_set_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = callback.point
@@ -458,7 +458,7 @@ def test_what_was_to_be_removed_is_so_once_links_can_be_set_again(
     assert names(tmp_path / "version_1") == {"step_12.ckpt", "last.ckpt -> step_12.ckpt"}
 
 
-def test_what_cannot_be_removed_ends_no_run(
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
@@ -477,7 +477,7 @@ def test_what_cannot_be_removed_ends_no_run(
 
 
 class Big(Line):
-    """Grows, so that a later checkpoint does not fit any more."""
+    """A model that grows, so that a later checkpoint does not fit."""
 
     def __init__(self, grows_at: int) -> None:
         super().__init__()
@@ -489,7 +489,7 @@ class Big(Line):
 
 @pytest.fixture
 def small_files():
-    """No file may have more than 100,000 bytes."""
+    """Limits files to 100,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield
@@ -526,7 +526,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     try:
         with pytest.warns(UserWarning, match=r"step_8\.ckpt: No space left on device; the train"):
             run(disk, Bulky(), max_epochs=3, keep_last=1)
-        # 300 kB each: a second one does not fit beside the first.
+        # Each has 300 kB, so a second one does not fit.
         assert names(disk / "version_0") == {"step_4.ckpt", "last.ckpt -> step_4.ckpt"}
     except InputError as error:
         assert "step_12.ckpt: No space left" in str(error)
@@ -558,12 +558,12 @@ print(f"went on to step {trainer.global_step}", flush=True)  # whole, as the oth
 try:
     quiet(sys.argv[1], max_epochs=2, strategy="ddp").fit(Big(grows_at=8), loader(4))
 except InputError as error:
-    print(f"told: {error}", flush=True)
+    print(f"error: {error}", flush=True)
 """
 
 
 @pytest.mark.slow
-def test_what_the_first_rank_cannot_write_all_ranks_hear_of(tmp_path: Path) -> None:
+def test_all_ranks_raise_an_error_if_the_first_cannot_write(tmp_path: Path) -> None:
     done = on_ranks(RANKS, tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("went on to step 12") == 2

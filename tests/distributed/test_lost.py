@@ -1,4 +1,4 @@
-"""Who is named when ranks are gone, and which of those that are left says so."""
+"""The ranks that are named as lost, and the remaining rank that reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autotimm.setup.report import Report
 
 
 class Gone(HashStore):
-    """As when the process that serves the store has ended."""
+    """A store whose serving process has ended."""
 
     def set(self, *_: object) -> None:
         raise ConnectionError("Connection reset by peer")
@@ -45,15 +45,15 @@ def test_only_what_a_collective_raises_is_of_another_rank(error: Exception, coun
     assert is_of_another_rank(error) == counts
 
 
-def test_where_the_first_rank_is_lost_nobody_is_silent() -> None:
+def test_if_the_first_rank_is_lost_every_rank_reports_it() -> None:
     for rank in range(1, 6):
         error = ranks_lost(Rendezvous(Gone(), rank, 6), HOSTS, RuntimeError(CLOSED))
-        assert error is not None and error.tells
+        assert error is not None and error.reports
         assert str(error).startswith("rank 0 on a has ended")
         assert f"(rank {rank} on {HOSTS[rank]}: {CLOSED})" in str(error)
 
 
-def test_a_first_rank_that_failed_itself_is_not_waited_for() -> None:
+def test_nobody_waits_for_a_first_rank_with_an_error_of_its_own() -> None:
     store = HashStore()
     failed = Report(host="a", problem="no space left")
     with ThreadPoolExecutor(2) as pool:
@@ -61,7 +61,7 @@ def test_a_first_rank_that_failed_itself_is_not_waited_for() -> None:
         verdict = Rendezvous(store, 0, 2).exchange(failed, compare_reports)
         error = other.result()
     assert verdict["problems"] == ["rank 0 on a: no space left"]
-    assert error is not None and error.tells and str(error).startswith("rank 0 on a has ended")
+    assert error is not None and error.reports and str(error).startswith("rank 0 on a has ended")
 
 
 def test_the_first_rank_names_those_that_do_not_come(monkeypatch) -> None:
@@ -69,7 +69,7 @@ def test_the_first_rank_names_those_that_do_not_come(monkeypatch) -> None:
     store = HashStore()
     store.set("0/1", '"here"')
     error = ranks_lost(Rendezvous(store, 0, 3), HOSTS, RuntimeError("Timed out waiting 60000ms"))
-    assert error is not None and error.tells
+    assert error is not None and error.reports
     assert str(error).startswith("rank 2 on b does not answer within the timeout")
     store.set("0/2", '"here"')
     assert ranks_lost(Rendezvous(store, 0, 3), HOSTS, RuntimeError("Timed out")) is None

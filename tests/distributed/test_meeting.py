@@ -1,4 +1,4 @@
-"""Ranks that hear the same verdict, whoever comes."""
+"""All ranks get the same verdict, even if some do not come."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOON = timedelta(seconds=0.3)
 
 
 def together(size: int, act: Callable[[Rendezvous], Any], ranks: range | None = None) -> list[Any]:
-    """What ``act`` returns or raises on each of the ranks, which are threads."""
+    """The result or the exception of ``act`` on each rank. The ranks are threads."""
     store = HashStore()
     meetings = [Rendezvous(store, rank, size) for rank in ranks or range(size)]
 
@@ -33,7 +33,7 @@ def together(size: int, act: Callable[[Rendezvous], Any], ranks: range | None = 
         return list(pool.map(caught, meetings))
 
 
-def test_all_ranks_hear_what_the_first_makes_of_their_reports() -> None:
+def test_all_ranks_get_the_verdict_of_the_first() -> None:
     judged = []
 
     def compare(reports: list[Any]) -> str:
@@ -48,24 +48,24 @@ def test_all_ranks_hear_what_the_first_makes_of_their_reports() -> None:
     assert judged == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
 
 
-def test_who_does_not_come_is_waited_for_and_then_left_out() -> None:
-    told = together(3, lambda m: m.exchange(m.rank, lambda reports: reports, SOON), range(2))
-    assert told == [[0, 1, None]] * 2
+def test_the_report_of_a_missing_rank_is_none_after_a_wait() -> None:
+    verdicts = together(3, lambda m: m.exchange(m.rank, lambda reports: reports, SOON), range(2))
+    assert verdicts == [[0, 1, None]] * 2
 
 
-def test_a_silent_first_rank_is_not_waited_for_for_ever() -> None:
-    (told,) = together(3, lambda m: m.exchange(m.rank, len, SOON), range(2, 3))
-    assert isinstance(told, TimeoutError)
+def test_the_wait_for_a_missing_first_rank_ends() -> None:
+    (error,) = together(3, lambda m: m.exchange(m.rank, len, SOON), range(2, 3))
+    assert isinstance(error, TimeoutError)
 
 
-def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
+def test_no_rank_leaves_before_the_first_one_has_printed_the_error() -> None:
     left: list[int] = []
 
     def act(meeting: Rendezvous) -> None:
         meeting.exchange(0, len)
         if meeting.rank == 0:
             time.sleep(0.2)
-            left.append(0)  # says it
+            left.append(0)  # prints the error
         meeting.part()
         if meeting.rank:
             left.append(meeting.rank)
@@ -76,7 +76,7 @@ def test_nobody_leaves_before_the_first_rank_has_said_it() -> None:
 
 
 @pytest.mark.parametrize("left", ["gone", "another's", "alive"])
-def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
+def test_ranks_ignore_the_entries_of_an_earlier_start_in_torchruns_store(
     left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = "127.0.0.1"
@@ -85,13 +85,13 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
     port = other.port
     if left == "gone":
         del other
-    elif left == "alive":  # its first rank has not heard yet that the second one is dead
+    elif left == "alive":  # its first rank does not know yet that the second one is dead
         other.set("old", "")
         other.add("old/1", 1)
     board.set("autotimm/where", f'[{port},"old"]')
     for name, value in {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",  # which is no help: another node may count 1
+        "TORCHELASTIC_RESTART_COUNT": "0",  # not reliable, because another node may count 1
         "MASTER_ADDR": local,
         "MASTER_PORT": str(board.port),
     }.items():
@@ -100,7 +100,7 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
     alone = {"wait_for_workers": False, "timeout": SOON}
 
     def come(rank: int) -> TCPStore:
-        time.sleep(0 if rank else 0.3)  # the second rank has looked before the first one came
+        time.sleep(0 if rank else 0.3)  # the second rank looks before the first one comes
         return meeting._apart_from_torchrun(local, board.port, rank, timedelta(minutes=1))
 
     with ThreadPoolExecutor(2) as pool:
@@ -108,7 +108,7 @@ def test_what_an_earlier_start_left_in_torchruns_store_leads_nobody_astray(
     assert first.port == second.port not in (board.port, port)
     second.set("said", "yes")
     assert first.get("said") == b"yes"
-    # As torch.distributed asks for it; and so does the next meeting.
+    # torch.distributed and a second rendezvous use the same variables.
     assert os.environ["MASTER_PORT"] == str(first.port)
     assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(["said"])
     assert rendezvous_at(local, first.port, 0, 2).store.check(["said"]) is False

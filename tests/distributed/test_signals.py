@@ -1,4 +1,4 @@
-"""Signals are noted while they are caught, by the training process and its data workers."""
+"""Signals are recorded while they are caught, in the training process and its data workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autotimm.distributed.agreement import Agreement
 from autotimm.streaming.workers import shielded
 
 
-def test_the_first_signal_is_noted_and_all_is_as_it_was_afterwards() -> None:
+def test_the_first_signal_is_recorded_and_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in signals.STOPS]
     with signals.caught(ends=True):
         assert signals.received() == 0
@@ -36,19 +36,19 @@ def test_the_first_signal_is_noted_and_all_is_as_it_was_afterwards() -> None:
         assert signals.received() == 0
 
 
-def test_what_came_before_a_release_takes_its_usual_effect() -> None:
+def test_a_signal_before_a_release_takes_its_usual_effect() -> None:
     with signals.caught():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signals.release()
-        assert signals.received() == 0  # and at the end it has had it
+        assert signals.received() == 0  # the signal has had its effect
     with signals.caught():
         signals.release()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_nobody_acted_upon_takes_its_usual_effect_at_the_end() -> None:
+def test_an_unhandled_signal_takes_its_usual_effect_at_the_end() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), signals.caught():
         with signals.caught():  # a fit within
@@ -61,9 +61,7 @@ def test_what_nobody_acted_upon_takes_its_usual_effect_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("stage", ["on_train_end", "teardown"])
-def test_a_script_does_not_go_on_after_a_fit_that_heard_too_late(
-    stage: str, tmp_path: Path
-) -> None:
+def test_a_script_does_not_go_on_after_a_fit_with_a_late_signal(stage: str, tmp_path: Path) -> None:
     def late(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -98,7 +96,7 @@ def test_the_same_signal_once_more_ends_the_process_at_once() -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
+def test_only_its_parent_ends_a_worker(method: str) -> None:
     context = multiprocessing.get_context(method)
     ready = context.Event()
     worker = context.Process(target=work, args=(ready,), daemon=True)
@@ -114,7 +112,7 @@ def test_a_worker_ends_at_its_parents_word_alone(method: str) -> None:
     assert worker.exitcode == 0
 
 
-def test_who_hears_of_another_ranks_signal_without_waiting(
+def test_a_rank_learns_of_another_ranks_signal_without_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = HashStore()

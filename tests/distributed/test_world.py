@@ -1,4 +1,4 @@
-"""What torchrun or srun has started is what the trainer takes, and nothing that contradicts it."""
+"""The trainer uses the processes of torchrun or srun, and refuses arguments that contradict them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_nodes_with_unequal_tasks_are_refused(
     srun(monkeypatch, tasks, 2, each)
     with pytest.raises(InputError, match=rf"{tasks} tasks on 2 nodes.*\({each}\).*--ntasks-per"):
         find_launcher()
-    assert rank_and_size() == (1, tasks)  # who can tell each other
+    assert rank_and_size() == (1, tasks)  # sizes may differ here
 
 
 def test_nodes_with_unequal_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_nodes_with_unequal_processes_are_refused(monkeypatch: pytest.MonkeyPatc
         find_launcher()
 
 
-def test_a_job_of_several_tasks_is_not_waited_for_without_srun(
+def test_a_job_of_several_tasks_without_srun_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     srun(monkeypatch, tasks=2, nodes=2)
@@ -128,7 +128,7 @@ def test_one_of_several_that_no_known_launcher_started_is_refused(
     with pytest.raises(InputError, match=named):
         launcher_world("auto", 1, "cpu")
     assert launcher_world("auto", 1, "cpu", own_environment=True) == ("auto", 1)
-    torchrun(monkeypatch, local=1, world=1)  # by each process of mpirun, say
+    torchrun(monkeypatch, local=1, world=1)  # such as each process of mpirun
     assert launcher_world("auto", 1, "cpu") == (1, 1)
 
 
@@ -136,7 +136,7 @@ def test_one_of_several_that_no_known_launcher_started_is_refused(
     ("devices", "gpus", "size"),
     [(2, 0, 2), ("2", 0, 2), ([0, 1], 4, 2), ("0,1", 4, 2), ("auto", 4, 4), (-1, 4, 4)],
 )
-def test_a_process_that_lightning_itself_starts_is_none_of_these(
+def test_processes_that_lightning_starts_are_accepted(
     devices: list[int] | str | int, gpus: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
@@ -149,7 +149,7 @@ def test_a_process_that_lightning_itself_starts_is_none_of_these(
         launcher_world(devices, 1)
 
 
-def test_a_debugger_s_variables_for_one_process_are_none_either(
+def test_variables_for_a_single_process_are_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():

@@ -1,4 +1,4 @@
-"""What a machine lacks is said before a run begins, with the way out."""
+"""Missing resources of a machine are reported before a run begins, with the way out."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_probe_is_there_for_a_while_and_makes_no_folder(tmp_path: Path) -> Non
 
 
 def test_every_folder_for_checkpoints_is_probed(tmp_path: Path) -> None:
-    """The run's own, and those of callbacks that have one."""
+    """The run's folder, and those of callbacks with a folder."""
     own, other = str(tmp_path / "runs"), str(tmp_path / "other")
 
     def folders(*callbacks: ModelCheckpoint, **options: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The check before the first batch: processes that differ, and the verdict on their reports."""
+"""The check before the first batch: processes that differ, and the comparison of their reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.setup import report as setup_report
 
 folder, common = Path(sys.argv[1]), sys.argv[2:]
-told = {}
+results = {}
 
 
 def run(name, *flags, patch=None):
@@ -53,7 +53,7 @@ def run(name, *flags, patch=None):
         except ZeroDivisionError:
             code = "traceback"
     lines = [line for line in errors.getvalue().splitlines() if line.startswith("error: ")]
-    told[name] = [code, lines]
+    results[name] = [code, lines]
 
 
 def on_second(target, attribute, value):
@@ -76,7 +76,7 @@ run("no such flag", "--data.bathc_size=3")
 run("no folder", "--trainer.default_root_dir=/proc/runs")
 run("a bug", patch=on_second(InstanceSegmentationDataModule, "check", fail))
 run("right", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
-(folder / f"told-{rank}.json").write_text(json.dumps(told))
+(folder / f"results-{rank}.json").write_text(json.dumps(results))
 
 
 def stop(self, batch, batch_idx):
@@ -106,9 +106,9 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
         *(f"--trainer.default_root_dir={tmp_path / 'runs'}", "--trainer.max_epochs=1"),
     ]
     done = on_ranks(RANKS, tmp_path, coco, *flags)
-    told = [coco / f"told-{rank}.json" for rank in range(2)]
-    assert all(path.is_file() for path in told), done.stderr[-4000:]
-    first, second = (json.loads(path.read_text()) for path in told)
+    files = [coco / f"results-{rank}.json" for rank in range(2)]
+    assert all(path.is_file() for path in files), done.stderr[-4000:]
+    first, second = (json.loads(path.read_text()) for path in files)
     said = {
         "no data": r"rank 1 on b: data_dir: .*nowhere: no such folder",
         "other data": r"the data of split 'train' differs: \w+ on rank 0 on a, \w+ on rank 1 on b: "
@@ -129,7 +129,7 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
         assert second[name] == ["traceback" if name == "a bug" else 2, []], name
     assert first["right"] == second["right"] == [0, []]
     assert (tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt").is_file()
-    # What one rank alone meets with later is that rank's to say; torchrun ends the other.
+    # An error of one rank after the check is reported by that rank, and torchrun ends the other.
     assert done.returncode != 0
     assert "error: rank 1 on b: a trouble of its own" in done.stderr
 
@@ -161,7 +161,7 @@ def test_a_job_whose_second_task_differs_fails_with_one_line(
 
 
 def reports(**changes: dict[int, Any]) -> list[Report | None]:
-    """Of four ranks on two nodes; ``changes`` has by attribute and rank what differs."""
+    """The reports of four ranks on two nodes; ``changes`` has differences by attribute and rank."""
     made: list[Any] = [
         Report(host="ab"[rank // 2], same={"packages": {"torch": "2"}}) for rank in range(4)
     ]
@@ -171,12 +171,12 @@ def reports(**changes: dict[int, Any]) -> list[Report | None]:
     return made
 
 
-def test_what_data_are_made_of_is_compared() -> None:
-    """Every argument of the data module but those in which ranks may differ."""
+def test_the_arguments_of_the_data_are_compared() -> None:
+    """Every argument of the data module except those in which ranks may differ."""
     own = {"data_dir", "num_workers", "persistent_workers", "pin_memory", "prefetch_factor"}
     own |= {"cache_dir", "cache_limit"}
-    own |= {"num_classes"}  # compared as the model's
-    own |= {"custom_train_transforms", "self"}  # an object, whose text need not be equal
+    own |= {"num_classes"}  # compared as a setting of the model
+    own |= {"custom_train_transforms", "self"}  # an object, whose text may differ
     kept_as = {
         "aspect_buckets": "canvases",
         "multi_scale": "scales",
@@ -184,23 +184,23 @@ def test_what_data_are_made_of_is_compared() -> None:
         **dict.fromkeys(("mean", "std", "interpolation"), "preprocessing"),
     }
     given = inspect.signature(InstanceSegmentationDataModule.__init__).parameters
-    wanted = {kept_as.get(name, name) for name in given.keys() - own}
-    assert wanted <= set(setup_report._DATA)
+    expected = {kept_as.get(name, name) for name in given.keys() - own}
+    assert expected <= set(setup_report._DATA)
 
 
 def test_reports_that_agree_are_right() -> None:
     assert compare_reports(reports()) == {"problems": [], "warnings": [], "probes": []}
 
 
-def test_a_problem_is_told_with_its_ranks_and_before_what_differs() -> None:
-    told = compare_reports(
+def test_a_problem_is_reported_with_its_ranks_and_before_differences() -> None:
+    verdict = compare_reports(
         reports(problem={1: "x", 3: "x"}, same={0: {"packages": {"torch": "3"}}})
     )
-    assert told["problems"] == ["ranks 1, 3 on a, b: x"]
+    assert verdict["problems"] == ["ranks 1, 3 on a, b: x"]
     assert compare_reports(reports(problem=dict.fromkeys(range(4), "x")))["problems"] == ["x"]
 
 
-def test_what_differs_is_told_with_values_and_ranks() -> None:
+def test_differences_are_reported_with_values_and_ranks() -> None:
     (line,) = compare_reports(reports(same={3: {"packages": {"torch": "3"}}}))["problems"]
     assert line.startswith("torch differs: 2 on ranks 0-2 on a, b, 3 on rank 3 on b: install")
     (line,) = compare_reports(reports(same={0: {"packages": {"torch": "2"}, "data": {"d": "1"}}}))[
@@ -252,9 +252,9 @@ def test_a_run_on_one_process_is_checked_too(coco: Path, tmp_path: Path) -> None
         trainer.fit(small(num_classes=data.num_classes), datamodule=data)
 
 
-def test_a_batch_of_more_images_than_there_are_is_told(coco: Path, tmp_path: Path) -> None:
-    """Of five."""
-    for size, told in ((5, 0), (6, 1)):
+def test_a_batch_of_more_images_than_the_split_is_warned_of(coco: Path, tmp_path: Path) -> None:
+    """The split has five images."""
+    for size, count in ((5, 0), (6, 1)):
         trainer = AutoTrainer(
             accelerator="cpu", max_steps=1, default_root_dir=tmp_path, limit_val_batches=0
         )
@@ -266,7 +266,7 @@ def test_a_batch_of_more_images_than_there_are_is_told(coco: Path, tmp_path: Pat
             trainer.fit(small(num_classes=data.num_classes), datamodule=data)
         texts = [str(one.message) for one in caught]
         said = " images, and split 'train' has 5: each step shows some of them more than"
-        assert sum(said in text for text in texts) == told
+        assert sum(said in text for text in texts) == count
 
 
 def test_the_workers_of_all_ranks_share_a_nodes_memory(

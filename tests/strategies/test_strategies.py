@@ -1,4 +1,4 @@
-"""DDP, DeepSpeed and FSDP on two CPU processes: the numbers of one process, and what they leave."""
+"""DDP, DeepSpeed and FSDP on two CPU processes: the numbers of one process, and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ STRATEGIES = [
     # The optimizer of the second stage, which keeps whole gradients here.
     pytest.param("deepspeed_stage_1", marks=pytest.mark.release),
 ]
-SCALE = 2.0**18  # which the first steps overflow
+SCALE = 2.0**18  # the first steps overflow with it
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
-# What one process does with batches of four, two ranks do with batches of two.
+# One process has batches of four, and each of two ranks has batches of two.
 MAIN = {"save_at": 4, "limit_val_batches": 1}
 EPOCH = {"max_epochs": 1, "limit_train_batches": None, "save_at": 2}
 OTHERS = {
     "accumulated": {
         "max_epochs": 1,
-        "limit_train_batches": 3,  # a step of two batches, and one of the last
+        "limit_train_batches": 3,  # one step of two batches and one of the last batch
         "accumulate_grad_batches": 2,
     },
     "empty": {"max_epochs": 1, "empty": True},
@@ -74,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def one(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process gives for each fit, and the folder of its checkpoints."""
+    """The results of each fit in one process, and the folder of its checkpoints."""
     folder = tmp_path_factory.mktemp("one")
     gave: dict[str, Any] = {"folder": folder}
     gave["main"] = fit(shards, str(folder), batch_size=4, **MAIN)
@@ -117,8 +117,8 @@ def jobs(strategy: str, shards: str, folder: Path, one: dict[str, Any]) -> dict[
 
 
 def offloading(folder: Path) -> str:
-    """A DeepSpeed config that keeps the optimizer in the memory of the host, and gathers every
-    parameter where it is used."""
+    """A DeepSpeed config that keeps the optimizer in host memory and gathers every parameter when it
+    is used."""
     config = json.loads((ROOT / "launch" / "deepspeed" / "stage_3_offload.json").read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / "config.json"
@@ -133,7 +133,7 @@ def two(
     one: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """The same of two processes with a strategy."""
+    """The results of two processes with a strategy."""
     folder = tmp_path_factory.mktemp(request.param)
     named = jobs(request.param, shards, folder, one)
     gave = fit_on_ranks(2, list(named.values()), folder)
@@ -158,11 +158,11 @@ def test_losses_are_those_of_one_process_on_the_joined_batch(two, one) -> None:
 
 
 @pytest.mark.slow
-def test_the_fits_show_what_they_are_to_show(two, one) -> None:
-    """Clipping clips, training trains, the first steps of 16-mixed are skipped, others are not."""
+def test_the_fits_cover_clipping_training_and_skipped_steps(two, one) -> None:
+    """Clipping and training change the numbers, and 16-mixed skips only the first steps."""
     losses = one["main"]["losses"]
     assert losses[-1] < 0.97 * losses[0]
-    assert min(one["main"]["found"]) > 0  # and nothing on the second rank
+    assert min(one["main"]["found"]) > 0  # the second rank has no detections
     assert one["accumulated"]["steps"] == 2
     half = one["sixteen"]["losses"]
     assert half[-1] < 0.99 * half[0]
@@ -207,7 +207,7 @@ def test_a_checkpoint_becomes_one_file_that_loads(two, one, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("two", ["ddp", "fsdp"], indirect=True)
 def test_a_run_goes_on_with_another_number_of_ranks(two, one, shards: str, tmp_path: Path) -> None:
-    """With the optimizer's state, and with exactly the samples not yet seen in the epoch."""
+    """With the optimizer's state, and with exactly the unseen samples of the epoch."""
     truth = one["main"]["losses"][4:]
     assert two["of one"]["losses"] == pytest.approx(truth, rel=1e-5)
     back = fit(shards, str(tmp_path), batch_size=4, ckpt_path=str(two["folder"] / "step=4.ckpt"))
@@ -226,7 +226,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(two, one, shards: str, tmp_p
         left = [image for batch in after["images"] for image in batch]
         assert len(every) == 13
         assert set(left) >= every - set(seen)
-        # Others fill up the last batch alone, which is that of all ranks together.
+        # Only the last batch of all ranks together is filled up with repeated samples.
         sure = [image for batch in after["images"][:-1] for image in batch]
         assert not set(sure) & set(seen)
         assert len(sure) == len(set(sure)) > 0
@@ -260,12 +260,12 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
             return (Path.touch, (canary,))
 
     (victim, *_) = sorted((copy / "checkpoint").glob("*_optim_states.pt"))
-    content = torch.load(victim, weights_only=False)  # of our own making
+    content = torch.load(victim, weights_only=False)  # this test made it
     torch.save({**content, "more": Code()}, victim)
     with pytest.raises(InputError, match="carries code, which was not run"):
         zero_files.check_folder(copy)
     with pytest.raises(InputError, match="carries code, which was not run"):
-        zero_files.check_folder(copy, rank=0)  # whose it is
+        zero_files.check_folder(copy, rank=0)  # the file's rank
     assert len(zero_files.check_folder(copy, rank=1)) == 2
     with pytest.raises(SystemExit, match="2"):
         convert_command([str(copy), str(tmp_path / "out.safetensors")])
@@ -278,7 +278,7 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
         zero_files.check_folder(copy)
 
 
-def test_all_ranks_hear_of_the_file_that_one_cannot_use(
+def test_all_ranks_raise_the_error_of_a_file_that_one_cannot_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("deepspeed")
@@ -290,7 +290,7 @@ def test_all_ranks_hear_of_the_file_that_one_cannot_use(
     file.write_bytes(b"half of it")
 
     def gather(every: list[str], own: str) -> None:
-        assert own == ""  # it is not this rank's
+        assert own == ""  # the file belongs to another rank
         with pytest.raises(InputError) as found:
             zero_files.check_folder(tmp_path, 1)
         every[:] = [own, str(found.value)]
@@ -305,7 +305,7 @@ def test_all_ranks_hear_of_the_file_that_one_cannot_use(
 @pytest.mark.slow
 @pytest.mark.parametrize("two", ["deepspeed_stage_3"], indirect=True)
 def test_a_deepspeed_config_is_a_strategy(two, one) -> None:
-    """Also where the mask head has nothing to do on one of the ranks."""
+    """Even if one of the ranks has no detections for the mask head."""
     assert two["config"]["losses"] == pytest.approx(one["main"]["losses"], rel=1e-5)
     assert two["config"]["found"][0] > 0
 
@@ -322,7 +322,7 @@ def test_the_third_stage_of_deepspeed_does_not_compile(tmp_path: Path) -> None:
         max_epochs=1,
         default_root_dir=tmp_path,
     )
-    with pytest.raises(InputError, match="does not bear: give the model compile_model=False"):
+    with pytest.raises(InputError, match="does not support: give the model compile_model=False"):
         run.fit(small(compile_model=True), [random_batch([1])])
 
 
@@ -333,7 +333,7 @@ def test_the_third_stage_of_deepspeed_does_not_compile(tmp_path: Path) -> None:
 def test_compiled_networks_give_the_same_losses(
     backend: str, shards: str, one, tmp_path: Path
 ) -> None:
-    """DDP as one graph; FSDP in parts, between which blocks are gathered."""
+    """DDP has one graph. FSDP has several, and gathers blocks between them."""
     model = {"compile_model": True, "compile_kwargs": {"backend": backend}}
     compiled = {"shards": shards, "model": model}
     names = ["ddp", "fsdp"]
@@ -392,8 +392,8 @@ def test_a_bad_deepspeed_config_is_refused(content: str, said: str, tmp_path: Pa
 
 def test_precision_is_autocast_whatever_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(name, accelerator="auto", strategy="auto", plugins=()):
-        told, chosen = choice.precision(name, accelerator, strategy, list(plugins))
-        return told, [(type(p), p.precision) for p in chosen]
+        name_given, chosen = choice.precision(name, accelerator, strategy, list(plugins))
+        return name_given, [(type(p), p.precision) for p in chosen]
 
     assert chosen(None) == chosen("32") == chosen(32, strategy=FSDP()) == ("32-true", [])
     assert chosen("bf16") == ("bf16-mixed", [])
@@ -413,7 +413,7 @@ def test_precision_is_autocast_whatever_the_strategy(monkeypatch: pytest.MonkeyP
     deepspeed = made("deepspeed_stage_2")
     assert chosen("16-mixed", strategy=deepspeed) == (None, [(zero.Autocast, "16-mixed")])
     assert chosen("32-true", strategy=deepspeed) == ("32-true", [])
-    with pytest.raises(InputError, match="makes the boxes bf16 too"):
+    with pytest.raises(InputError, match="converts boxes to bf16 too"):
         chosen("bf16-mixed", strategy=DeepSpeedStrategy())
     assert chosen(None, accelerator="cpu") == ("32-true", [])
     assert chosen("bf16", accelerator="cpu") == ("bf16-mixed", [])
@@ -446,7 +446,7 @@ def test_blocks_that_are_gathered_by_themselves(name: str, count: int) -> None:
     assert not inside & {id(block) for block in found}
 
 
-def test_the_mask_head_runs_equally_often_whatever_is_found(monkeypatch) -> None:
+def test_the_mask_head_runs_equally_often_for_any_detections(monkeypatch) -> None:
     network = small().network.eval()
     monkeypatch.setattr(networks, "MASKS_AT_ONCE", 20)
     network.mask_head.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -122,7 +122,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["nowhere.ckpt", str(out)], "there is no checkpoint at nowhere.ckpt"),
         ([str(tmp_path / "last.ckpt"), "out.bin"], "has to end in .safetensors"),
         ([str(tmp_path / "bare.ckpt"), str(out)], "has no settings of a model"),
-        ([str(tmp_path / "empty"), str(out)], "is no checkpoint of DeepSpeed's"),
+        ([str(tmp_path / "empty"), str(out)], "is not a DeepSpeed checkpoint"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(given)

@@ -307,7 +307,7 @@ def test_a_rank_that_is_killed_is_named_and_torchrun_goes_on_from_the_last_check
         try:
             fit(folder, root / "runs", record, max_epochs=3)
         except LostRanksError as error:
-            print(f"lost: {error.tells} {error}", flush=True)
+            print(f"lost: {error.reports} {error}", flush=True)
             raise SystemExit(1)
         assert not first
         truth = Record()
@@ -341,7 +341,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_pa
         try:
             fit(folder, root / "runs", Hanging(), timeout_minutes=0.5)
         except LostRanksError as error:
-            print(f"lost: {error.tells} {error}", flush=True)
+            print(f"lost: {error.reports} {error}", flush=True)
             raise SystemExit(1)
         """
     )
