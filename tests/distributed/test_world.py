@@ -1,4 +1,4 @@
-"""The trainer uses the processes of torchrun or srun, and refuses arguments that contradict them."""
+"""The trainer uses the processes of torchrun or srun, and refuses contradicting arguments."""
 
 from __future__ import annotations
 
