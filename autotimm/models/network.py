@@ -188,7 +188,7 @@ class Network(nn.Module):
         image = image.contiguous(memory_format=torch.channels_last)
         outputs = self(image)
         shapes = _shapes(image)
-        found = decode(
+        detections = decode(
             outputs.head,
             locations(shapes, image.device),
             [h * w for h, w in shapes],
@@ -199,16 +199,16 @@ class Network(nn.Module):
         )
         if self.mask_head is not None:
             images = max(MASKS_AT_ONCE // max_detections, 1)
-            for i in range(0, len(found), images):
+            for i in range(0, len(detections), images):
                 some = slice(i, i + images)
                 own = [level[some] for level in outputs.levels]
                 calls = -(-max_detections * len(own[0]) // MASKS_AT_ONCE) if self.lockstep else 0
-                _add_masks(self.mask_head, own, self.finest, found[some], calls)
-        return found
+                _add_masks(self.mask_head, own, self.finest, detections[some], calls)
+        return detections
 
 
 def _add_masks(
-    head: MaskHead, levels: list[Tensor], finest: int, found: list[Detections], calls: int = 0
+    head: MaskHead, levels: list[Tensor], finest: int, detections: list[Detections], calls: int = 0
 ) -> None:
     """Add ``masks`` to the detections of a few images.
 
@@ -216,12 +216,12 @@ def _add_masks(
         head: computes ``MASKS_AT_ONCE`` masks per call.
         levels: of the pyramid, for these images.
         finest: n of the first level P<n>.
-        found: the detections of each image; changed in place.
+        detections: the detections of each image; changed in place.
         calls: the minimum number of calls of ``head``; extra ones get inputs of zeros.
     """
-    counts = [len(detections["labels"]) for detections in found]
-    boxes = torch.cat([detections["boxes"] for detections in found])
-    labels = torch.cat([detections["labels"] for detections in found])
+    counts = [len(one["labels"]) for one in detections]
+    boxes = torch.cat([one["boxes"] for one in detections])
+    labels = torch.cat([one["labels"] for one in detections])
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
     features = pool(levels, boxes, image.to(labels), head.size // 2, finest)
     parts = [boxes.new_zeros((0, head.size, head.size))]
@@ -233,8 +233,8 @@ def _add_masks(
             parts.append(head(some, of_class).float().sigmoid())
     for _ in range(len(parts) - 1, calls):
         head(features.new_zeros((2, *features.shape[1:])), labels.new_zeros(2))
-    for detections, masks in zip(found, torch.cat(parts).split(counts), strict=True):
-        detections["masks"] = masks
+    for one, masks in zip(detections, torch.cat(parts).split(counts), strict=True):
+        one["masks"] = masks
 
 
 def _shapes(image: Tensor) -> list[tuple[int, int]]:

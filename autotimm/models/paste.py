@@ -40,10 +40,10 @@ def encode(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> lis
     # Imported here, so that the models run without hotcoco.
     from autotimm.coco import masks as coded
 
-    found = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)
+    each = windows(probabilities.cpu(), boxes.cpu(), height, width, at_once=1)
     return [
         coded.encode_window(window.pixels[0].numpy(), window.top, window.left, height, width)
-        for window in found
+        for window in each
     ]
 
 

@@ -110,8 +110,8 @@ def _installed(name: str) -> bool:
 def run_ids(loggers: Sequence[Logger]) -> dict[str, str]:
     """The ids of the run at W&B and MLflow, by logger name, under which it can resume."""
     kinds = (("wandb", WandbLogger), ("mlflow", MLFlowLogger))
-    found = {n: one.version for n, kind in kinds for one in loggers if isinstance(one, kind)}
-    return {name: str(known) for name, known in found.items() if known}
+    ids = {n: one.version for n, kind in kinds for one in loggers if isinstance(one, kind)}
+    return {name: str(known) for name, known in ids.items() if known}
 
 
 def go_on(loggers: Sequence[Logger], step: int) -> None:
@@ -179,9 +179,9 @@ class Guard:
         return type(self._logger)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._logger, name)
-        guards = inspect.ismethod(found) and not name.startswith("_")
-        return functools.partial(self.attempt, found) if guards else found
+        attribute = getattr(self._logger, name)
+        guards = inspect.ismethod(attribute) and not name.startswith("_")
+        return functools.partial(self.attempt, attribute) if guards else attribute
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name in ("_logger", "_failures", "_warned")

@@ -66,12 +66,12 @@ class SavePictures(Callback):
             return
         datamodule: Any = getattr(trainer, "datamodule", None)
         names = datamodule.class_names if datamodule is not None else None
-        for i, found in real_images(batch, outputs):
+        for i, detections in real_images(batch, outputs):
             if len(self._pairs) >= self.count:
                 break
             try:
                 picture = _picture(batch, i, datamodule)
-                confident = _above(found, self.threshold)
+                confident = _above(detections, self.threshold)
                 pair = (_draw(picture, confident, names), _draw(picture, batch["target"][i], names))
             except Exception as error:
                 self._warn(f"the picture of image {batch['image_id'][i]} cannot be drawn", error)
@@ -114,15 +114,15 @@ class SavePictures(Callback):
 
 def real_images(batch: Batch, outputs: list[Detections]) -> Iterator[tuple[int, Detections]]:
     """The index and detections of each image, without those repeated to give all ranks as many."""
-    for i, (padding, found) in enumerate(zip(batch["padding"].tolist(), outputs, strict=True)):
+    for i, (padding, detections) in enumerate(zip(batch["padding"].tolist(), outputs, strict=True)):
         if not padding:
-            yield i, found
+            yield i, detections
 
 
-def _above(found: Detections, threshold: float) -> Detections:
+def _above(detections: Detections, threshold: float) -> Detections:
     """The detections with a score of at least ``threshold``, which come first."""
-    count = int((found["scores"] >= threshold).sum())
-    return {key: value[:count] for key, value in found.items()}  # type: ignore[return-value, index]
+    count = int((detections["scores"] >= threshold).sum())
+    return {key: value[:count] for key, value in detections.items()}  # type: ignore[return-value, index]
 
 
 def _picture(batch: Batch, index: int, datamodule: Any) -> tuple[np.ndarray, float]:

@@ -50,8 +50,8 @@ class SaveResults(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         ids, names = _categories(pl_module)
-        for i, found in real_images(batch, outputs):
-            self._results += coco_eval.to_results(found, int(batch["image_id"][i]), ids, names)
+        for i, detections in real_images(batch, outputs):
+            self._results += coco_eval.to_results(detections, int(batch["image_id"][i]), ids, names)
 
     on_predict_batch_end = on_test_batch_end
 

@@ -228,13 +228,13 @@ class ObjectDetector(Predictor):
         self._log_metrics("test")
 
     def _evaluate(self, batch: Batch, stage: str) -> list[Detections]:
-        found = self.predict_step(batch, 0)
+        detections = self.predict_step(batch, 0)
         real = [i for i, padding in enumerate(batch["padding"].tolist()) if not padding]
         targets, ids = batch["target"], batch["image_id"].tolist()
         self._metrics(stage).update(
-            [found[i] for i in real], [targets[i] for i in real], [ids[i] for i in real]
+            [detections[i] for i in real], [targets[i] for i in real], [ids[i] for i in real]
         )
-        return found
+        return detections
 
     def _log_metrics(self, stage: str) -> None:
         metrics = self._metrics(stage)

@@ -158,7 +158,7 @@ class Preemption(Checkpoint):
             The exception with which to end the run.
         """
         steps = 0 if trainer.sanity_checking else trainer.global_step - self._begun
-        said = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
+        message = f"stopped by {signal.Signals(number).name} at step {trainer.global_step}: "
         if steps:
             self._validates = validation
             savers: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -168,11 +168,11 @@ class Preemption(Checkpoint):
             # A requeued job finds its run, but a new process or a new call of torchrun does not.
             requeued = launch is not None and launch.name is not None
             how = "when the job is requeued" if requeued else "when started with it as ckpt_path"
-            said += f"saved {path}, from which it goes on {how}"
+            message += f"saved {path}, from which it goes on {how}"
         else:
-            said += "no step was taken since the start, so that there is nothing to save"
+            message += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:
-            print(said, file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
         self._stopped = Stopped(steps)
         return self._stopped
 
