@@ -270,11 +270,8 @@ def _tried(name: str, options: dict[str, Any], strides: tuple[int, ...], plain: 
 def _maps(
     twin: nn.Module, size: tuple[int, int], strides: Sequence[int]
 ) -> tuple[list[Tensor], bool]:
-    """The maps of two images of a size, and whether their channels come last.
-
-    Raises:
-        ValueError: the maps do not have the size that their strides promise.
-    """
+    """The maps of two images of a size, and whether their channels come last. Raises ValueError if
+    their sizes do not fit their strides."""
     maps = twin(torch.empty(2, 3, *size))
     grids = [tuple(side // stride for side in size) for stride in strides]
     if [tuple(m.shape[2:]) for m in maps] == grids:
@@ -286,11 +283,8 @@ def _maps(
 
 
 def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
-    """The parameters that the outputs depend on.
-
-    It walks the autograd graph, as DDP does to find unused parameters. A backward pass on the meta
-    device would double the time of the whole try.
-    """
+    """The parameters that the outputs depend on, from the autograd graph, as in DDP. A backward
+    pass on the meta device would double the time of the whole try."""
     ahead = [output.grad_fn for output in outputs]
     seen: set[Any] = set()
     while ahead:
