@@ -261,10 +261,10 @@ def test_a_validation_is_known_before_it_comes(options: dict[str, Any], tmp_path
     events: list[Any] = []
     trainer = plain(tmp_path, max_epochs=3, callbacks=[Watch()], **options)
     trainer.fit(Line(), loader(5), loader(1))
-    said = [one for one, then in zip(events, [*events[1:], None], strict=True) if one is True]
+    decisions = [one for one, then in zip(events, [*events[1:], None], strict=True) if one is True]
     came = [then for one, then in zip(events, [*events[1:], None], strict=True) if one is True]
-    assert came == ["validation"] * len(said)
-    assert events.count("validation") == len(said) and len(said) < events.count(False)
+    assert came == ["validation"] * len(decisions)
+    assert events.count("validation") == len(decisions) and len(decisions) < events.count(False)
 
 
 def test_validation_by_the_clock_has_no_batch_to_check(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_draw_refuses_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     save_png(broken, np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8))
     broken.write_bytes(broken.read_bytes()[:2000] + bytes(200))
-    for image, said in [
+    for image, message in [
         (tmp_path / "none.png", "none.png: No such file"),
         (tmp_path / "a.txt", "a.txt: not an image"),
         (torch.full((3, 120, 160), -2.0), "values outside of 0 to 1: give the photo"),
@@ -267,19 +267,19 @@ def test_draw_refuses_in_one_line(tmp_path: Path) -> None:
         (np.zeros((0, 160, 3), np.uint8), "image is 0 x 160 pixels"),
         (broken, "broken.png: not an image that can be read"),
     ]:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             visualize.draw(image, FOUND)
     with pytest.raises(InputError, match="no labels"):
         visualize.draw(GREY, {"boxes": []})
     short = FOUND["masks"][:1]
     no_size = [{"counts": "1"}] * 2
-    for found, said in [
+    for found, message in [
         (None, "found is a NoneType"),
         ({"boxes": np.zeros((4, 5)), "labels": [0] * 4}, "not \\[N, 4\\]"),
         ({**FOUND, "masks": short}, "2 boxes, but 1 masks"),
         ({**FOUND, "masks": no_size}, "does not fit an image"),
     ]:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             visualize.draw(GREY, found)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="colour"):
         visualize.draw(GREY, FOUND, colour="red")

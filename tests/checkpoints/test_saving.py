@@ -88,7 +88,7 @@ def test_without_checkpoints_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"save_every_n_steps": 0}, "save_every_n_steps=0 must be at least 1"),
         ({"save_every_n_epochs": -1}, "save_every_n_epochs=-1 must be 0 or more"),
@@ -113,8 +113,8 @@ def test_without_checkpoints_nothing_is_kept() -> None:
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie between 0 and 1"),
     ],
 )
-def test_invalid_settings_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         AutoTrainer(accelerator="cpu", **options)
 
 
@@ -230,8 +230,8 @@ def test_a_best_metric_that_the_model_lacks_is_warned_of_at_once(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run(tmp_path, model, best_metric=name)
-    said = f"best_metric={name!r} is none of the model's metrics, val/mask, val/box"
-    assert [str(one.message) for one in caught].count(said) == count
+    message = f"best_metric={name!r} is none of the model's metrics, val/mask, val/box"
+    assert [str(one.message) for one in caught].count(message) == count
     assert "best.ckpt -> step_4.ckpt" in names(tmp_path / "version_0")
 
 

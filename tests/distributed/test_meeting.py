@@ -106,12 +106,14 @@ def test_ranks_ignore_the_entries_of_an_earlier_start_in_torchruns_store(
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(come, range(2))
     assert first.port == second.port not in (board.port, port)
-    second.set("said", "yes")
-    assert first.get("said") == b"yes"
+    second.set("message", "yes")
+    assert first.get("message") == b"yes"
     # torch.distributed and a second rendezvous use the same variables.
     assert os.environ["MASTER_PORT"] == str(first.port)
-    assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(["said"])
-    assert rendezvous_at(local, first.port, 0, 2).store.check(["said"]) is False
+    assert TCPStore(local, first.port, is_master=True, multi_tenant=True, **alone).check(
+        ["message"]
+    )
+    assert rendezvous_at(local, first.port, 0, 2).store.check(["message"]) is False
     assert os.environ["MASTER_PORT"] == str(first.port)
 
 

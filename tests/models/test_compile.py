@@ -338,7 +338,7 @@ def test_a_copy_of_a_compiled_model_works_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"mode": "fastest"}, "fastest"),
         ({"mod": "default"}, "'mod'.*mode"),
@@ -347,8 +347,8 @@ def test_a_copy_of_a_compiled_model_works_by_itself() -> None:
         ({"mode": "default", "options": {"max_autotune": True}}, "mode or options"),
     ],
 )
-def test_arguments_that_the_compiler_does_not_take_are_refused(options, said) -> None:
-    with pytest.raises(InputError, match=f"compile_kwargs.*{said}") as caught:
+def test_arguments_that_the_compiler_does_not_take_are_refused(options, message) -> None:
+    with pytest.raises(InputError, match=f"compile_kwargs.*{message}") as caught:
         small(compile_kwargs=options)
     assert "\n" not in str(caught.value)
 

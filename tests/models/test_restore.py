@@ -97,7 +97,7 @@ from autotimm.models import restore
 how, H, W = sys.argv[1], 4000, 8000
 torch.manual_seed(0)
 picture = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)
-def said(field):
+def bytes_of(field):
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(rf"^{field}:\\s+(\\d+) kB", file.read(), re.M)[1])
 if how == "filling":  # every mask fills the image
@@ -117,7 +117,7 @@ else:
     (found,) = model.predict(small, (H, W), rles=how == "rles")
     if how == "dense":
         assert found["masks"].shape == (100, H, W)
-print(len(found["scores"]), said("VmHWM") - picture.nbytes)
+print(len(found["scores"]), bytes_of("VmHWM") - picture.nbytes)
 """
 
 

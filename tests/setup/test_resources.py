@@ -56,12 +56,12 @@ def test_the_batch_of_deepspeed_is_that_of_the_other_settings() -> None:
     resources.check_batch({}, 4, 2, 8)
     fits = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4}
     resources.check_batch({**fits, "gradient_accumulation_steps": "auto"}, 4, 2, 8)
-    for wrong, said in (
+    for wrong, message in (
         ({"train_batch_size": 32}, "train_batch_size=32, but data.batch_size=4 x 2 .* 8 .* 64"),
         ({"train_micro_batch_size_per_gpu": 8}, "=8, but data.batch_size=4 makes 4"),
         ({"gradient_accumulation_steps": 1}, "=1, but trainer.accumulate_grad_batches=2"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             resources.check_batch({**fits, **wrong}, 4, 2, 8)
 
 

@@ -109,7 +109,7 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
     files = [coco / f"results-{rank}.json" for rank in range(2)]
     assert all(path.is_file() for path in files), done.stderr[-4000:]
     first, second = (json.loads(path.read_text()) for path in files)
-    said = {
+    patterns = {
         "no data": r"rank 1 on b: data_dir: .*nowhere: no such folder",
         "other data": r"the data of split 'train' differs: \w+ on rank 0 on a, \w+ on rank 1 on b: "
         r"give every node the same shards",
@@ -121,7 +121,7 @@ def test_ranks_that_differ_end_together_with_one_line(coco: Path, tmp_path: Path
         "no folder": r"rank 0 on a: /proc/runs: checkpoints cannot be written there",
         "a bug": r"rank 1 on b: ZeroDivisionError: of a bug",
     }
-    for name, pattern in said.items():
+    for name, pattern in patterns.items():
         code, lines = first[name]
         assert code == 2, (name, first[name])
         assert len(lines) == 1, (name, lines)
@@ -153,9 +153,9 @@ def test_a_job_whose_second_task_differs_fails_with_one_line(
         env=cluster | {"AUTOTIMM_PYTHON": str(python)},
     )
     wait(cluster, job)
-    said = log.read_text()
-    assert said.count("error: the data of split 'train' differs: ") == 1, said
-    assert "Traceback" not in said
+    output = log.read_text()
+    assert output.count("error: the data of split 'train' differs: ") == 1, output
+    assert "Traceback" not in output
     assert command("squeue", "-h", "-o", "%T", "-t", "all", "-j", job, env=cluster) == "FAILED"
     assert not (tmp_path / "r").exists()
 
@@ -265,8 +265,8 @@ def test_a_batch_of_more_images_than_the_split_is_warned_of(coco: Path, tmp_path
             warnings.simplefilter("always")
             trainer.fit(small(num_classes=data.num_classes), datamodule=data)
         texts = [str(one.message) for one in caught]
-        said = " images, and split 'train' has 5: each step shows some of them more than"
-        assert sum(said in text for text in texts) == count
+        message = " images, and split 'train' has 5: each step shows some of them more than"
+        assert sum(message in text for text in texts) == count
 
 
 def test_the_workers_of_all_ranks_share_a_nodes_memory(

@@ -245,8 +245,8 @@ def test_a_deepspeed_checkpoint_goes_on_only_as_it_was_written(
     }
     job = {"shards": shards, "ckpt_path": str(two["folder"] / "step=4.ckpt")}
     jobs = [{**job, "folder": str(tmp_path / name), "strategy": name} for name in refused]
-    for said, gave in zip(refused.values(), fit_on_ranks(1, jobs, tmp_path), strict=True):
-        assert re.search(said, gave["error"]), gave
+    for message, gave in zip(refused.values(), fit_on_ranks(1, jobs, tmp_path), strict=True):
+        assert re.search(message, gave["error"]), gave
 
 
 @pytest.mark.slow
@@ -374,17 +374,17 @@ def test_the_configs_in_launch_are_those_of_the_names(stage: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "not a DeepSpeed config"),
         ("[]", "has a zero_optimization section"),
         ('{"zero_optimization": {"stage": 2}, "fp16": {}}', "fp16 follows from the trainer's"),
     ],
 )
-def test_a_bad_deepspeed_config_is_refused(content: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_deepspeed_config_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         AutoTrainer(strategy=str(path))
 
 

@@ -240,7 +240,7 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("categories", 5, "categories are not a list"),
         ("categories", [1], "categories are not a list"),
@@ -257,18 +257,18 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path) -> None:
         ("state_dict", {3: torch.ones(1)}, "weights do not fit"),
     ],
 )
-def test_a_checkpoint_with_invalid_values_is_refused(tmp_path, key, value, said) -> None:
+def test_a_checkpoint_with_invalid_values_is_refused(tmp_path, key, value, message) -> None:
     model = small()
     whole = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     if key == "hyper_parameters":
         value = {**whole[key], **value}
     torch.save({**whole, key: value}, tmp_path / "odd.ckpt")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         InstanceSegmentor.load_from_checkpoint(tmp_path / "odd.ckpt")
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("num_classes", 0, "num_classes=0"),
         ("score_thresh", 1.5, r"score_thresh=1\.5"),
@@ -284,8 +284,8 @@ def test_a_checkpoint_with_invalid_values_is_refused(tmp_path, key, value, said)
         ("milestones", [0.5], "milestones have no effect with scheduler=cosine"),
     ],
 )
-def test_invalid_settings_are_refused_by_name(option, value, said) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_settings_are_refused_by_name(option, value, message) -> None:
+    with pytest.raises(InputError, match=message):
         small(**{option: value})
 
 

@@ -55,7 +55,7 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be rising"),
         ({"milestones": []}, "milestones="),
@@ -69,9 +69,9 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
         ({"lr": float("nan")}, "lr=nan"),
     ],
 )
-def test_settings_that_are_invalid_or_without_effect_are_refused(changes, said) -> None:
+def test_settings_that_are_invalid_or_without_effect_are_refused(changes, message) -> None:
     settings()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         settings(**changes)
 
 

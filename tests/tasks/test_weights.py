@@ -118,7 +118,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.strip() == str(out)
     torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
     (tmp_path / "empty").mkdir()
-    for given, said in (
+    for given, message in (
         (["nowhere.ckpt", str(out)], "there is no checkpoint at nowhere.ckpt"),
         ([str(tmp_path / "last.ckpt"), "out.bin"], "has to end in .safetensors"),
         ([str(tmp_path / "bare.ckpt"), str(out)], "has no settings of a model"),
@@ -128,5 +128,5 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             main(given)
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1
-        assert said in lines[0]
+        assert message in lines[0]
     assert read_checkpoint(out)["categories"] == CATEGORIES

@@ -103,8 +103,10 @@ def test_the_run_stops_before_the_weights_change(
         moved = [a != b for a, b in zip(model.seen, model.seen[1:], strict=False)]
         assert [i for i, changed in enumerate(moved) if not changed] == [5, 13]
         return
-    said = "its gradients are not," if how == "gradient" else f"loss is {how}"
-    with pytest.raises(InputError, match=f"{said}.* at step 6 .images 0-5a.jpg, 0-5b.jpg") as error:
+    message = "its gradients are not," if how == "gradient" else f"loss is {how}"
+    with pytest.raises(
+        InputError, match=f"{message}.* at step 6 .images 0-5a.jpg, 0-5b.jpg"
+    ) as error:
         run.fit(model, loader())
     assert "\n" not in str(error.value)
     # Fused kernels skip the step, and the host learns of it one step later.
@@ -214,7 +216,7 @@ from pathlib import Path
 from test_check_loss import Line, loader, sixteen, trainer
 
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
-said = []
+results = []
 for how, fused, bits in json.loads(sys.argv[2]):
     model = Line({5: how}, fused, rank=1)
     if how == "own":  # each rank has its own gradient of these, as where they are sharded
@@ -223,8 +225,8 @@ for how, fused, bits in json.loads(sys.argv[2]):
     try:
         trainer(folder, devices="auto", **options).fit(model, loader(rank=rank))
     except ValueError as error:
-        said.append([model.weight.tolist() == model.seen[5], str(error)])
-(folder / f"{rank}.json").write_text(json.dumps(said))
+        results.append([model.weight.tolist() == model.seen[5], str(error)])
+(folder / f"{rank}.json").write_text(json.dumps(results))
 """
 
 

@@ -348,5 +348,5 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_pa
     done = on_torchrun(code, tmp_path, mixed_shards, tmp_path)
     assert done.returncode == 1, done.stderr[-6000:]
     assert "hangs" in done.stdout
-    said = f"lost: True rank 1 on {platform.node()} does not answer within the timeout"
-    assert said in done.stdout
+    message = f"lost: True rank 1 on {platform.node()} does not answer within the timeout"
+    assert message in done.stdout

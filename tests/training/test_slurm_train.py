@@ -40,7 +40,7 @@ def outside(tmp_path: Path, *flags: str, srun: str = "exit 0", **variables: str)
         "python": "",
     }
     for name, answer in answers.items():
-        text = f'#!/usr/bin/env bash\necho {name} "$@" >>"{tmp_path}/said"\n{answer}\n'
+        text = f'#!/usr/bin/env bash\necho {name} "$@" >>"{tmp_path}/calls"\n{answer}\n'
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
@@ -56,8 +56,8 @@ def outside(tmp_path: Path, *flags: str, srun: str = "exit 0", **variables: str)
     return done.returncode, done.stdout + done.stderr
 
 
-def said(tmp_path: Path, name: str) -> list[str]:
-    lines = (tmp_path / "said").read_text().splitlines()
+def calls(tmp_path: Path, name: str) -> list[str]:
+    lines = (tmp_path / "calls").read_text().splitlines()
     return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
 
 
@@ -75,7 +75,7 @@ def test_one_task_a_device_shares_out_the_cpus(
 ) -> None:
     code, output = outside(tmp_path, "--config", "a b.yaml", **variables)
     assert code == 0
-    (line,) = said(tmp_path, "srun")
+    (line,) = calls(tmp_path, "srun")
     assert line.startswith(
         f"--nodes=2 --ntasks={2 * tasks} --ntasks-per-node={tasks} --kill-on-bad-exit=1 {options} "
     )
@@ -86,7 +86,7 @@ def test_one_task_a_device_shares_out_the_cpus(
 
 def test_the_subcommand_may_come_first(tmp_path: Path) -> None:
     assert outside(tmp_path, "test", "--ckpt_path", "last")[0] == 0
-    assert said(tmp_path, "srun")[0].endswith("launch/train.py test --ckpt_path last")
+    assert calls(tmp_path, "srun")[0].endswith("launch/train.py test --ckpt_path last")
 
 
 def test_a_port_that_is_taken_is_not_used(tmp_path: Path) -> None:
@@ -108,24 +108,24 @@ STOPPED = 'echo {} >"$AUTOTIMM_STOPPED"'
 def test_a_run_that_was_stopped_is_requeued_and_nothing_else(tmp_path: Path) -> None:
     code, _ = outside(tmp_path, srun=STOPPED.format(3))
     assert code == 85
-    assert said(tmp_path, "scontrol")[-1] == "requeue 15007"
+    assert calls(tmp_path, "scontrol")[-1] == "requeue 15007"
     assert not list(tmp_path.glob(".slurm*"))
     # Neither is a job that a user has cancelled or that SLURM requeues itself.
     for state in ("CANCELLED", "PENDING"):
-        (tmp_path / "said").unlink()
+        (tmp_path / "calls").unlink()
         assert outside(tmp_path, srun=STOPPED.format(3), STATE=state)[0] == 85
-        assert "requeue 15007" not in said(tmp_path, "scontrol")
-    (tmp_path / "said").unlink()
+        assert "requeue 15007" not in calls(tmp_path, "scontrol")
+    (tmp_path / "calls").unlink()
     code, output = outside(tmp_path, srun="exit 137")
     assert code == 137 and "failed with 137; scontrol requeue 15007 has it go on" in output
-    assert "requeue 15007" not in said(tmp_path, "scontrol")
+    assert "requeue 15007" not in calls(tmp_path, "scontrol")
 
 
 def test_only_the_stopped_task_of_an_array_is_requeued(tmp_path: Path) -> None:
     # One of the tasks has the number of the array as its job id.
     array = {"SLURM_ARRAY_JOB_ID": "15007", "SLURM_ARRAY_TASK_ID": "4"}
     assert outside(tmp_path, srun=STOPPED.format(3), **array)[0] == 85
-    assert said(tmp_path, "scontrol")[-2:] == ["show job 15007_4", "requeue 15007_4"]
+    assert calls(tmp_path, "scontrol")[-2:] == ["show job 15007_4", "requeue 15007_4"]
     _, output = outside(tmp_path, srun="exit 137", **array)
     assert "scontrol requeue 15007_4 has it go on" in output
 
@@ -136,12 +136,12 @@ def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(tmp_path: Path) -> Non
 
     # Neither the first start, nor one after another that took steps, or that failed.
     assert [stopped(*start)[0] for start in [(1, 0), (2, 3), (3, 0), (4, 1), (5, 0)]] == [85] * 5
-    assert said(tmp_path, "scontrol").count("requeue 15007") == 5
+    assert calls(tmp_path, "scontrol").count("requeue 15007") == 5
     assert stopped(6, 0, "exit 137")[0] == 137
     assert stopped(7, 0)[0] == 85
     code, output = stopped(8, 0)
     assert code == 2 and "error: stopped twice in a row before a step was done" in output
-    assert said(tmp_path, "scontrol").count("requeue 15007") == 6
+    assert calls(tmp_path, "scontrol").count("requeue 15007") == 6
     assert not list(tmp_path.glob(".slurm*"))
     # Somebody gave it more time, and requeued it.
     assert stopped(9, 0)[0] == 85
@@ -237,13 +237,13 @@ def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
     command("scancel", "--signal=USR2", job, env=cluster)
     start_again(cluster, job)
     wait(cluster, job)
-    said = log.read_text()
-    assert state(cluster, job) == "COMPLETED", said
+    output = log.read_text()
+    assert state(cluster, job) == "COMPLETED", output
     assert losses(runs / f"job_{job}") == truth
     assert [path.name for path in runs.iterdir()] == [f"job_{job}"]
-    assert f"job {job}, start 1," in said and f"job {job}, start 2," in said
-    assert "stopped by SIGUSR2 at step " in said
-    assert f"started again (slurm-{job}.0): goes on from {runs}/job_{job}/checkpoints/" in said
+    assert f"job {job}, start 1," in output and f"job {job}, start 2," in output
+    assert "stopped by SIGUSR2 at step " in output
+    assert f"started again (slurm-{job}.0): goes on from {runs}/job_{job}/checkpoints/" in output
     record = json.loads((runs / f"job_{job}" / "run.json").read_text())
     assert record["status"] == "finished" and record["starts"] == 2
 

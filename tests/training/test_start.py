@@ -70,14 +70,14 @@ def test_torchrun_is_known_by_its_process_through_a_script(script: bool) -> None
     if script:
         words = ["bash", "-c", '"$@"; exit', "bash", sys.executable, "-c", code]
         child = subprocess.Popen(words, stdout=subprocess.PIPE, env=env, text=True)
-        parent, _, *said = child.communicate()[0].split()
+        parent, _, *fields = child.communicate()[0].split()
         assert parent == str(child.pid)
         torchrun, started = os.getpid(), child.pid
     else:
-        torchrun, started, *said = forked.run("-c", code, env=env).stdout.split()
-    assert said[:3] == ["torchrun-abc", "None", "False"]
-    assert said[3].startswith(f"{platform.node()}-{torchrun}-")
-    assert said[4].startswith(f"{platform.node()}-{started}-")
+        torchrun, started, *fields = forked.run("-c", code, env=env).stdout.split()
+    assert fields[:3] == ["torchrun-abc", "None", "False"]
+    assert fields[3].startswith(f"{platform.node()}-{torchrun}-")
+    assert fields[4].startswith(f"{platform.node()}-{started}-")
 
 
 def torchrun(agent: str, worker: str) -> Launch:
@@ -151,17 +151,17 @@ def run(
 def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
     assert starting_point(tmp_path, None) == (None, None)
     assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
-    path, said = starting_point(tmp_path, "last")
-    assert path is None and said is not None and "no checkpoint below" in said
+    path, message = starting_point(tmp_path, "last")
+    assert path is None and message is not None and "no checkpoint below" in message
 
     newer = run(tmp_path, "version_0", checkpoint, saved=20)
     own = run(tmp_path, "job_1", checkpoint, saved=10, launch_id="slurm-1.0")
     assert starting_point(tmp_path, "last") == (str(newer), f"ckpt_path=last: {newer}")
     assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
     assert starting_point(tmp_path, None) == (None, None)
-    for wanted in (None, "last", "a.ckpt"):
-        path, said = starting_point(tmp_path, wanted, tmp_path / "job_1")
-        assert path == str(own) and said == f"started again (slurm-1.0): goes on from {own}"
+    for requested in (None, "last", "a.ckpt"):
+        path, message = starting_point(tmp_path, requested, tmp_path / "job_1")
+        assert path == str(own) and message == f"started again (slurm-1.0): goes on from {own}"
     # The newest run's is cut off: the one before it is taken.
     newer.write_bytes(newer.read_bytes()[:-100])
     os.utime(newer, (20, 20))
@@ -169,12 +169,12 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
         assert starting_point(tmp_path, "last")[0] == str(own)
     # It died before it saved anything.
     own.unlink()
-    path, said = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
-    assert path == "a.ckpt" and said is not None and said.endswith("begins from a.ckpt")
+    path, message = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
+    assert path == "a.ckpt" and message is not None and message.endswith("begins from a.ckpt")
     older = run(tmp_path, "version_1", checkpoint, saved=5)
     with pytest.warns(UserWarning, match="damaged"):
-        path, said = starting_point(tmp_path, "last", tmp_path / "job_1")
-    assert (path, said) == (str(older), f"ckpt_path=last: {older}")
+        path, message = starting_point(tmp_path, "last", tmp_path / "job_1")
+    assert (path, message) == (str(older), f"ckpt_path=last: {older}")
 
 
 def test_a_job_that_is_started_again_evaluates_what_it_was_given(
@@ -184,9 +184,9 @@ def test_a_job_that_is_started_again_evaluates_what_it_was_given(
     given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
     own = run(tmp_path, "job_12", checkpoint, saved=10, launch_id="slurm-12.0")
     trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
-    for fn, wanted in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
+    for fn, expected in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
         trainer.state = SimpleNamespace(fn=fn)
-        assert begin(trainer, checkpoint).checkpoint == wanted  # type: ignore[arg-type]
+        assert begin(trainer, checkpoint).checkpoint == expected  # type: ignore[arg-type]
 
 
 def test_only_named_checkpoints_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_state_that_is_not_there_does_not_begin_anew(
     quiet(tmp_path, max_steps=2).fit(model, loader(), ckpt_path=path)
 
 
-@pytest.mark.parametrize(("given_path", "said"), [("", "is empty"), ("best", "there was none")])
-def test_a_checkpoint_that_no_path_names(tmp_path: Path, given_path: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"ckpt_path.*{said}"):
+@pytest.mark.parametrize(("given_path", "message"), [("", "is empty"), ("best", "earlier fit")])
+def test_a_checkpoint_that_no_path_names(tmp_path: Path, given_path: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"ckpt_path.*{message}"):
         quiet(tmp_path, max_steps=1).fit(Line(), loader(), ckpt_path=given_path)

@@ -114,10 +114,15 @@ def test_a_state_of_random_numbers_is_plain_and_comes_back(tmp_path: Path) -> No
     random.gauss(0, 1)  # also stores a second number
     np.random.normal()
     torch.save(random_state(CPU), tmp_path / "state.pt")
-    wanted = [random.gauss(0, 1), random.random(), np.random.normal(), torch.rand(1).item()]
+    expected = [random.gauss(0, 1), random.random(), np.random.normal(), torch.rand(1).item()]
     seed(6)
     set_random_state(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
-    assert [random.gauss(0, 1), random.random(), np.random.normal(), torch.rand(1).item()] == wanted
+    assert [
+        random.gauss(0, 1),
+        random.random(),
+        np.random.normal(),
+        torch.rand(1).item(),
+    ] == expected
 
 
 def test_a_checkpoint_says_what_it_came_from(tmp_path: Path) -> None:

@@ -245,10 +245,12 @@ def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
             os.killpg(process.pid, signal.SIGINT)
             break
     done = process.wait()
-    said = done.stdout + done.stderr
-    assert done.returncode == 85, said
-    assert "Traceback" not in said
-    (line,) = (line for line in said.splitlines() if line.startswith("stopped by SIGINT at step "))
+    output = done.stdout + done.stderr
+    assert done.returncode == 85, output
+    assert "Traceback" not in output
+    (line,) = (
+        line for line in output.splitlines() if line.startswith("stopped by SIGINT at step ")
+    )
     step = int(line.split()[5].rstrip(":"))
     how = "from which it goes on when started with it as ckpt_path"
     assert step >= 14 and f"checkpoints/step_{step}.ckpt, {how}" in line
@@ -309,7 +311,7 @@ def test_print_config_shows_every_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--data.data_dir=nowhere"], "nowhere"),
         (["--data.augmentation_preset=wild"], "'wild'.*light, default, strong"),
@@ -320,7 +322,7 @@ def test_print_config_shows_every_setting() -> None:
         (["--data.bathc_size=3"], r"--data.bathc_size=3 \(did you mean --data.batch_size\?\)"),
     ],
 )
-def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted: Path) -> None:
+def test_bad_settings_end_in_one_clear_line(flags: list[str], message: str, painted: Path) -> None:
     import re
 
     done = run(
@@ -332,7 +334,7 @@ def test_bad_settings_end_in_one_clear_line(flags: list[str], said: str, painted
     assert "usage:" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert re.search(said, last), last
+    assert re.search(message, last), last
 
 
 def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -> None:
@@ -439,15 +441,15 @@ def test_a_worker_may_be_killed_during_a_step(
     """The signal of its end may interrupt any code."""
 
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError(said)
+        raise RuntimeError(message)
 
     monkeypatch.setattr(cli, "TrainCLI", fail)
-    said = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    message = "DataLoader worker (pid 7) is killed by signal: Killed. "
     with pytest.raises(SystemExit, match="2"):
         cli.train([])
     assert capsys.readouterr().err.startswith("error: a data worker was killed (out of memory?)")
-    said = "of another kind"
-    with pytest.raises(RuntimeError, match=said):
+    message = "of another kind"
+    with pytest.raises(RuntimeError, match=message):
         cli.train([])
 
 

@@ -134,8 +134,8 @@ def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path)
             p.grad *= 0.5 / norm
         optimizer.step()
         optimizer.zero_grad()
-    for (name, found), wanted in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6), name
+    for (name, found), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.slow
