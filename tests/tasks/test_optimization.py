@@ -57,7 +57,7 @@ def test_the_milestones_of_detectron2s_long_schedule() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be rising"),
+        ({"milestones": [0.5, 0.4]}, r"milestones=\[0\.5, 0\.4\] must be increasing"),
         ({"milestones": []}, "milestones="),
         ({"milestones": 0.5}, r"milestones=0\.5 must be increasing shares"),
         ({"warmup_steps": 2.5}, r"warmup_steps=2\.5 must be a whole number"),
