@@ -69,7 +69,7 @@ class KeepState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._random is not None and not trainer.is_last_batch:
-            # In mid-epoch, the uninterrupted run made its loader long before.
+            # In mid-epoch, the uninterrupted run made its loader long before, so undo its draws.
             set_random_state(self._random, trainer.strategy.root_device)
         self._random = None
 

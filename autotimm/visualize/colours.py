@@ -11,8 +11,8 @@ def class_colour(label: int) -> Colour:
     """A vivid RGB colour for a class that differs from those of the other classes.
 
     Steps of the golden ratio around the colour wheel spread any number of hues evenly. Two hues are
-    closest if their labels differ by 13, 21, 34, 55 or another Fibonacci number. Shades repeat
-    every six labels, and none of these is a multiple of six, so such labels differ in shade.
+    closest if their labels differ by 13, 21, 34, 55 or 89. Shades repeat every six labels, and none
+    of these numbers is a multiple of six, so such labels differ in shade.
     """
     hue = (0.58 + label * 0.61803398875) % 1
     shades = ((0.85, 1.0), (0.55, 1.0), (0.95, 0.75), (0.7, 0.85), (0.4, 0.9), (0.8, 0.6))
