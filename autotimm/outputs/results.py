@@ -50,8 +50,10 @@ class SaveResults(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         ids, names = _categories(pl_module)
+        given = batch.get("given_id") or [None] * len(batch["image_id"])
         for i, detections in real_images(batch, outputs):
-            self._results += coco_eval.to_results(detections, int(batch["image_id"][i]), ids, names)
+            image_id = int(batch["image_id"][i]) if given[i] is None else given[i]
+            self._results += coco_eval.to_results(detections, image_id, ids, names)
 
     on_predict_batch_end = on_test_batch_end
 
@@ -77,4 +79,4 @@ def _categories(pl_module: LightningModule) -> tuple[list[int], list[str] | None
     categories = getattr(pl_module, "categories", None)
     if categories is None:
         raise InputError("results need the categories: give the trainer a data module")
-    return [one["id"] for one in categories], getattr(pl_module, "class_names", None)
+    return [one.get("given_id", one["id"]) for one in categories], getattr(pl_module, "class_names", None)
