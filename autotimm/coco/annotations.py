@@ -47,7 +47,7 @@ class AnnotationIndex:
 def index_annotations(
     text: Text,
     listed: Array,
-    slots: dict[Key, int],
+    slots: dict[Key | None, int],
     categories: CategoryIds,
     problems: Problems,
     rules: Rules,
@@ -72,8 +72,8 @@ def index_annotations(
     owners = array("q")  # of each object in the list: the position of its image, or LEFT_OUT
     used: set[int] = set()
     unnumbered: list[int] = []
-    trained: set[Key] = set()  # categories
-    others: set[Key] = set()
+    trained: set[Key | None] = set()  # categories
+    others: set[Key | None] = set()
     known = categories.ids
     ignored = 0
     position = -1

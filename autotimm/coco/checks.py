@@ -114,7 +114,7 @@ def untrained_and_ignored(untrained: Sequence[str], ignored: int) -> str:
 
 
 def as_id(value: Any) -> int | None:
-    """Returns an id as an integer, however it is written (7, 7.0, "7", "7.0"); None if it is none."""
+    """Returns an id as an integer, however it is written (7, 7.0, "7", "7.0"); else None."""
     if type(value) is int:  # not bool
         number = value
     elif (isinstance(value, float) and value.is_integer()) or (
@@ -158,6 +158,9 @@ class Rules:
     crowd: Literal["keep", "instance"] = "keep"
 
 
+RULES = Rules()
+
+
 def as_flag(value: Any) -> int | None:
     """Returns a flag as 0 or 1, however it is written (true, "1", 1.0); None if it is neither."""
     if isinstance(value, str):
@@ -179,7 +182,7 @@ def check_annotation(
     height: int,
     width: int,
     odd: Callable[[str], object],
-    rules: Rules = Rules(),  # noqa: B008 (frozen)
+    rules: Rules = RULES,
 ) -> Annotation | None:
     """Checks an annotation whose ``id`` and ``category_id`` are integers already.
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.annotations import AnnotationIndex, index_annotations
-from autotimm.coco.checks import Problems, Rules, as_id, check_annotation, is_text
+from autotimm.coco.checks import RULES, Problems, Rules, as_id, check_annotation, is_text
 from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import (
@@ -257,7 +257,7 @@ def names_of(ids: Iterable[int], categories: Sequence[Category]) -> list[str]:
     return [name for category, name in names if category.id in wanted]
 
 
-def load(annotation_file: Path, image_folder: Path, rules: Rules = Rules()) -> CocoIndex:  # noqa: B008
+def load(annotation_file: Path, image_folder: Path, rules: Rules = RULES) -> CocoIndex:
     """Reads a COCO annotation file and sees that its images are there.
 
     An image is opened only where the file lacks its size.
@@ -294,7 +294,9 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     if text.packed and not text.path.name.lower().endswith((".gz", ".zip")):
         problems.add(f"annotation file is packed by {text.packed} (unpacked)", text.path.name)
     lists = find_lists(text)
-    entries = {key: chain.from_iterable(one.values(text, exact=exact)) for key, one in lists.items()}
+    entries = {
+        key: chain.from_iterable(one.values(text, exact=exact)) for key, one in lists.items()
+    }
     categories = read_categories(entries["categories"], text.path, problems, exact)
     category_ids = CategoryIds.of(categories)
     images, slots = find_images(entries["images"], folder, problems, exact)

@@ -155,9 +155,7 @@ class Array:
     starts: np.ndarray
     lengths: np.ndarray
 
-    def values(
-        self, text: Text, piece: int = _PARSED, exact: bool = False
-    ) -> Iterator[list[Any]]:
+    def values(self, text: Text, piece: int = _PARSED, exact: bool = False) -> Iterator[list[Any]]:
         """Yields everything in the array in order, some at a time, parsed (see ``parse``).
 
         Raises:

@@ -46,13 +46,13 @@ class CategoryIds:
         names: its key by its name, where that is no other's, nor a key.
     """
 
-    ids: dict[Key, int]
-    names: dict[str, Key]
+    ids: dict[Key | None, int]
+    names: dict[str | Key | None, Key]
 
     @classmethod
     def of(cls, categories: Sequence[Category]) -> CategoryIds:
         """Of categories as ``read_categories`` returns them."""
-        ids: dict[Key, int] = {}
+        ids: dict[Key | None, int] = {}
         for one in categories:
             key = one.id if one.given_id is None else id_key(one.given_id, exact=True)
             assert key is not None  # it was read by its key
@@ -160,7 +160,7 @@ def read_categories(
 
 def find_images(
     entries: Iterable[Any], folder: Path, problems: Problems, exact: bool = False
-) -> tuple[ImageList, dict[Key, int]]:
+) -> tuple[ImageList, dict[Key | None, int]]:
     """Returns what can be used, and for each id's key its position in that, negative if left out.
 
     Raises:
@@ -171,7 +171,7 @@ def find_images(
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     given_ids: dict[int, str | float] = {}
-    slots: dict[Key, int] = {}
+    slots: dict[Key | None, int] = {}
     seen: set[str] = set()
     listing = inspect.ImageFolder(folder)
     for position, entry in enumerate(entries):

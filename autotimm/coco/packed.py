@@ -57,7 +57,9 @@ def unpacked(data: bytes, how: str, path: Path) -> bytes:
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: is {how}, but damaged: {error}") from None
     except (NotImplementedError, RuntimeError) as error:  # a method of its own, a password
-        raise InputError(f"{path}: is {how} that cannot be read: {error}: unpack it first") from None
+        raise InputError(
+            f"{path}: is {how} that cannot be read: {error}: unpack it first"
+        ) from None
     if len(content) > most:
         raise InputError(
             f"{path}: is {how} that unpacks to more than {most:,} bytes: unpack it first, if it is "

@@ -150,7 +150,8 @@ def _collect(value: Any, parts: _Parts, depth: int = 0) -> None:
         parts.polygons.append(value)
     elif (polygon := _polygon(value, parts)) is not None:
         if depth == 0:
-            parts.shapes["polygon without its outer list (read)"] = None
+            if isinstance(value[0], int | float | str):  # one of pairs is counted as that
+                parts.shapes["polygon without its outer list (read)"] = None
         elif depth > 1:
             parts.shapes["polygon in more lists than one (read)"] = None
         parts.polygons.append(polygon)

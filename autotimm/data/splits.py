@@ -14,7 +14,6 @@ from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
 
-
 _LOOKED_AT = 200  # images, for boxes that are far from their masks: a convention shows in a few
 
 

@@ -101,7 +101,7 @@ def prepared(
 
 
 def _with_numbers(results: list[Any], truth: dict[str, Any]) -> list[Any]:
-    """Results by the numbers that stand in the ground truth for ids that are none (``given_id``)."""
+    """Results by the numbers that the ground truth has for ids that are none (``given_id``)."""
     numbers = {
         key: {one["given_id"]: one["id"] for one in truth[of] if "given_id" in one}
         for key, of in (("image_id", "images"), ("category_id", "categories"))

@@ -74,9 +74,11 @@ class SaveResults(Callback):
     on_predict_epoch_end = on_test_epoch_end
 
 
-def _categories(pl_module: LightningModule) -> tuple[list[int], list[str] | None]:
-    """The dataset's category id of each label, and the names of the labels if known."""
+def _categories(pl_module: LightningModule) -> tuple[list[Any], list[str] | None]:
+    """The dataset's own category id of each label, and the names of the labels if known."""
     categories = getattr(pl_module, "categories", None)
     if categories is None:
         raise InputError("results need the categories: give the trainer a data module")
-    return [one.get("given_id", one["id"]) for one in categories], getattr(pl_module, "class_names", None)
+    return [one.get("given_id", one["id"]) for one in categories], getattr(
+        pl_module, "class_names", None
+    )

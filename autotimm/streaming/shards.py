@@ -23,7 +23,13 @@ from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
+from autotimm.format.manifest import (
+    MANIFEST,
+    Manifest,
+    SplitInfo,
+    read_manifest,
+    untrained_names,
+)
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
