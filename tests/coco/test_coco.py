@@ -172,8 +172,10 @@ def test_polygons_that_leave_the_image_are_clipped_and_counted(
     outside = [x, y, x + 20, y, x + 20, y + 20, x, y + 20]  # of 64 x 48 pixels
     shapes: list[Any] = [[outside], [outside, within], [[1, 2], outside], [within]]
     edge = [[0, 0, 64, 0, 64, 48, 0, 48]]  # leaves nothing
+    around = [min(x, 20), min(y, 20), max(x + 20, 30) - min(x, 20), max(y + 20, 28) - min(y, 20)]
+    given = [[x, y, 20, 20], around, [x, y, 20, 20]]
     annotations = [
-        annotation(id=n, segmentation=s, bbox=[x, y, 20, 20]) for n, s in enumerate(shapes[:3])
+        annotation(id=n, segmentation=shapes[n], bbox=bbox) for n, bbox in enumerate(given)
     ]
     annotations.append(annotation(id=3, segmentation=shapes[3]))
     annotations.append(annotation(id=4, segmentation=edge, bbox=[0, 0, 64, 48]))
@@ -558,7 +560,9 @@ def test_a_file_in_pieces_is_the_file(tmp_path: Path, seed: int) -> None:
         for n in range(30)
     ]
     annotations = [a if rng.random() < 0.95 else rng.choice([7, [a], None]) for a in annotations]
+    annotations.append(annotation(id=50, image_id=6))  # that some can be used, whatever came out
     images = [image(id=n, file_name=rng.choice("aab") + ".jpg", note="}],{") for n in range(6)]
+    images.append(image(id=6))
     write(tmp_path, images=images, annotations=annotations)
     file = tmp_path / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())

@@ -136,7 +136,7 @@ def test_a_polygon_that_is_closed_is_the_same() -> None:
         ([10, 8, 25, 20], "polygon with fewer than 3 points"),
         ([[10, 8], [30, 28]], "polygon with fewer than 3 points"),
         ([1, 2, 3, 4, 5, 6, 7], "polygon with an odd number of coordinates"),
-        ([[[[[[[[*POLYGON]]]]]]]], "polygon is not a list of numbers"),
+        ([[[[[[[[*POLYGON]]]]]]]], "polygon with fewer than 3 points"),
         ([["a", "b", "c", "d", "e", "f"]], "polygon is not a list of numbers"),
         ("no JSON", "segmentation is neither polygons nor RLE"),
         ("5", "segmentation is neither polygons nor RLE"),
