@@ -7,6 +7,7 @@ Invariants: what cannot be used is left out and counted by kind with examples; i
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,13 +54,15 @@ class CategoryIds:
     def of(cls, categories: Sequence[Category]) -> CategoryIds:
         """Of categories as ``read_categories`` returns them."""
         ids: dict[Key | None, int] = {}
+        names: dict[str | Key | None, Key] = {}
+        all_names = Counter(one.name.strip() for one in categories)
         for one in categories:
             key = one.id if one.given_id is None else id_key(one.given_id, exact=True)
             assert key is not None  # it was read by its key
             ids[key] = one.id
-        names = [one.name.strip() for one in categories]
-        named = zip(names, ids, strict=True)
-        return cls(ids, {n: key for n, key in named if names.count(n) == 1 and n not in ids})
+            if all_names[one.name.strip()] == 1:
+                names[one.name.strip()] = key
+        return cls(ids, {name: key for name, key in names.items() if name not in ids})
 
     def find(self, given: Any, exact: bool) -> tuple[Key | None, bool]:
         """Returns the key of a ``category_id``, and whether this is the category's name."""

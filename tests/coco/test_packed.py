@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from coco_folder import write
 
 from autotimm.coco import index as coco
+from autotimm.coco import packed
 from autotimm.structures import InputError
 
 FILE = "annotations/instances_train.json"
@@ -87,6 +89,24 @@ def test_what_cannot_be_unpacked_is_refused_in_a_line(tmp_path: Path, name: str)
     assert message in str(error.value)
     assert str(error.value).startswith(f"{tmp_path / FILE}: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zipped])
+def test_no_more_is_unpacked_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(packed, "_ALWAYS", 1000)
+    monkeypatch.setattr(packed, "_RATIO", 1)
+    data = pack(b" " * 10**8)
+    how = packed.kind(data[:8])
+    assert how is not None
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="unpacks to more than"):
+            packed.unpacked(data, how, Path("x.json"))
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_zip_with_a_password_is_refused_in_a_line(tmp_path: Path) -> None:
