@@ -59,6 +59,8 @@ def _split(where: DataFolder, split: str) -> Finding:
             problems.update_missing(source.odd_annotations(_IMAGES))
     except (InputError, OSError, DataError) as error:
         remedy = "autotimm shard --verify lists all damage"
+        if where.layout == "coco":
+            remedy = "autotimm shard --dry-run checks all of a COCO folder"
         return Finding("fail", name, urls.without_secrets(str(error)), remedy)
     text = f"{images:,} images, {len(source.categories)} categories"
     if lost:

@@ -193,6 +193,7 @@ def test_annotations_that_belong_to_nothing_are_refused(
     assert code == 2
     assert message in err
     assert message in finding(folder).text
+    assert "--dry-run" in finding(folder).remedy  # --verify is for shards
     with pytest.raises(InputError, match=r"instances_train\.json: "):
         fitted(folder)
 
