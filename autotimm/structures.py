@@ -96,6 +96,7 @@ class Annotation(TypedDict):
     iscrowd: int
     segmentation: RLE
     polygons: NotRequired[list[list[float]]]  # as in the source, if it has polygons
+    ignore: NotRequired[int]  # 1 if the source says so: not trained on, like a crowd region
 
 
 class Record(TypedDict):
@@ -106,6 +107,12 @@ class Record(TypedDict):
     width: int
     height: int
     annotations: list[Annotation]
+    given_id: NotRequired[str | float]  # the source's own id, where image_id is a number in place
+
+
+def is_trained_on(annotation: Annotation) -> bool:
+    """Tells whether a network learns an instance: it is neither a crowd nor to be ignored."""
+    return not (annotation["iscrowd"] or annotation.get("ignore"))
 
 
 class Target(TypedDict):
@@ -127,6 +134,7 @@ class Batch(TypedDict):
     image: Tensor  # [B, 3, H, W] uint8 from the worker; normalised float32 on the device
     image_id: Tensor  # [B] int64
     file_name: list[str]
+    given_id: NotRequired[list[str | float | None]]  # as of the records, where one has it
     original_size: Tensor  # [B, 2] int64, height and width
     scale: Tensor  # [B, 2] float32, of x and y
     offset: Tensor  # [B, 2] float32, of x and y

@@ -30,7 +30,7 @@ from autotimm.augmentation.transforms import (
     render,
 )
 from autotimm.coco import masks
-from autotimm.structures import MASK_CROP, Annotation, InputError, Record
+from autotimm.structures import MASK_CROP, Annotation, InputError, Record, is_trained_on
 
 Transforms = Callable[..., dict[str, Any]]
 _STEP = 64  # pixels by which a canvas grows: a compiled model is compiled for each size
@@ -72,7 +72,7 @@ def custom_sample(
     """
     placement = _before(record["width"], record["height"], canvas, resize, transforms)
     width, height = placement.place[2:]
-    annotations = [a for a in record["annotations"] if not a["iscrowd"]]
+    annotations = [a for a in record["annotations"] if is_trained_on(a)]
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     boxes, share = place_boxes(xywh, placement, record["width"], record["height"])
     annotations = [a for a, s in zip(annotations, share, strict=True) if s > 0]

@@ -23,7 +23,7 @@ from autotimm.augmentation.presets import Augmentation, recolor
 from autotimm.coco import masks
 from autotimm.images import buffers
 from autotimm.images.decode import DataError
-from autotimm.structures import RLE, Annotation, InputError, Record
+from autotimm.structures import RLE, Annotation, InputError, Record, is_trained_on
 
 RESIZES = ("letterbox", "stretch")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -224,7 +224,7 @@ def _with_instances(
     placement: Placement,
     with_masks: bool,
 ) -> Sample:
-    annotations = [a for a in record["annotations"] if not a["iscrowd"]]
+    annotations = [a for a in record["annotations"] if is_trained_on(a)]
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     boxes, left = place_boxes(xywh, placement, record["width"], record["height"])
     matrix = placement.matrix

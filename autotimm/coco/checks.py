@@ -7,11 +7,12 @@ Invariant: nothing odd passes uncounted. What can be mended without guessing is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeGuard
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
 
-from autotimm.coco import masks
-from autotimm.structures import RLE, Annotation
+from autotimm.coco import boxes, masks, segmentation
+from autotimm.structures import Annotation
 
 _EXAMPLES = 3
 _MAX_SIDE = 2**20
@@ -33,6 +34,18 @@ class Problems:
             # Names come from outside: no control characters, no pages of text.
             examples.append("".join(c if c.isprintable() else "?" for c in example[:100]))
 
+    def count(self, kind: str, count: int) -> None:
+        """Takes over how often a kind was counted elsewhere, without examples."""
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        self.examples.setdefault(kind, [])
+
+    def of_kind(self, start: str) -> Problems:
+        """Returns those whose kind begins with this text."""
+        found = Problems()
+        found.counts = {k: n for k, n in self.counts.items() if k.startswith(start)}
+        found.examples = {kind: self.examples[kind] for kind in found.counts}
+        return found
+
     def update(self, other: Problems) -> None:
         """Adds the problems that another part of the work met."""
         for kind, count in other.counts.items():
@@ -40,9 +53,19 @@ class Problems:
             examples = self.examples.get(kind, []) + other.examples[kind]
             self.examples[kind] = examples[:_EXAMPLES]
 
+    def update_missing(self, other: Problems) -> None:
+        """Adds the kinds that are not counted here yet."""
+        for kind in other.counts.keys() - self.counts.keys():
+            self.counts[kind], self.examples[kind] = other.counts[kind], other.examples[kind]
+
     def lines(self) -> list[str]:
         """Returns one line a kind: ``kind: count (first, second, third, ...)``."""
-        return [f"{kind}: {self.counts[kind]:,} ({self.named(kind)})" for kind in self.counts]
+        return [
+            f"{kind}: {count:,} ({self.named(kind)})"
+            if self.examples[kind]  # a manifest keeps none
+            else f"{kind}: {count:,}"
+            for kind, count in self.counts.items()
+        ]
 
     def named(self, kind: str) -> str:
         """Returns the examples of a kind on one line."""
@@ -50,14 +73,54 @@ class Problems:
         return ", ".join(self.examples[kind] + more)
 
 
+def untrained_remark(names: Sequence[str]) -> str:
+    """Says which categories no network learns, why that may be a mistake, and the way out."""
+    return (
+        f"every annotation of {', '.join(names)} is a crowd or to be ignored, so it is never "
+        "learnt; if these are ordinary instances (datumaro without is_crowd, and supervision where "
+        "a mask has parts or holes, write iscrowd: 1), autotimm shard --crowd instance takes them "
+        "as such"
+    )
+
+
+_INSTANCE_LEFT_OUT = "(instance left out)"
+
+
+def lost_instances(instances: int, problems: Problems) -> str:
+    """Says by kind why none of the instances can be used; nothing if one can, or there were none.
+
+    Args:
+        instances: how many can be used.
+        problems: of these and of the others.
+    """
+    lines = [line for line in problems.lines() if _INSTANCE_LEFT_OUT in line]
+    if instances or not lines:
+        return ""
+    return (
+        f"no instance can be used: {'; '.join(lines)}; masks come from 'segmentation' (polygons or "
+        "RLE), boxes alone do not give them"
+    )
+
+
+def ignored_remark(count: int) -> str:
+    """Says what becomes of annotations with ``ignore: 1``."""
+    return f"{count:,} annotations with ignore: 1 are not trained on, as crowds are not"
+
+
+def untrained_and_ignored(untrained: Sequence[str], ignored: int) -> str:
+    """Both remarks, as far as there is something to say; nothing for ordinary data."""
+    remarks = [untrained_remark(untrained)] if untrained else []
+    return "; ".join([*remarks, *([ignored_remark(ignored)] if ignored else [])])
+
+
 def as_id(value: Any) -> int | None:
-    """Returns an id as an integer, however it is written (7, 7.0, "7"); None if it is not one."""
+    """Returns an id as an integer, however it is written (7, 7.0, "7", "7.0"); else None."""
     if type(value) is int:  # not bool
         number = value
     elif (isinstance(value, float) and value.is_integer()) or (
-        isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value)
+        isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}(\.0*)?\s*", value)
     ):
-        number = int(value)
+        number = int(value.partition(".")[0] if isinstance(value, str) else value)
     else:
         return None
     return number if -(2**63) <= number < 2**63 else None
@@ -81,8 +144,45 @@ def is_text(value: Any) -> TypeGuard[str]:
         return False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """How annotations are taken where users may want it one way or another.
+
+    Attributes:
+        boxes: "given" keeps the boxes of the file, "mask" takes those of the masks.
+        crowd: "keep" keeps crowds, which are not trained on; "instance" takes them for ordinary
+            instances.
+    """
+
+    boxes: Literal["given", "mask"] = "given"
+    crowd: Literal["keep", "instance"] = "keep"
+
+
+RULES = Rules()
+
+
+def as_flag(value: Any) -> int | None:
+    """Returns a flag as 0 or 1, however it is written (true, "1", 1.0); None if it is neither."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+    return _FLAGS.get(value) if isinstance(value, str | int | float) else None
+
+
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
+
+
+def is_trained_on(raw: dict[str, Any], rules: Rules) -> bool:
+    """Tells whether an annotation, as the file has it, is neither a crowd nor to be ignored."""
+    crowd = rules.crowd == "keep" and as_flag(raw.get("iscrowd")) == 1
+    return not crowd and as_flag(raw.get("ignore")) != 1
+
+
 def check_annotation(
-    raw: dict[str, Any], height: int, width: int, odd: Callable[[str], object]
+    raw: dict[str, Any],
+    height: int,
+    width: int,
+    odd: Callable[[str], object],
+    rules: Rules = RULES,
 ) -> Annotation | None:
     """Checks an annotation whose ``id`` and ``category_id`` are integers already.
 
@@ -91,72 +191,66 @@ def check_annotation(
         height: of its image, in pixels.
         width: of its image, in pixels.
         odd: called with the kind of each problem.
+        rules: what to do with boxes and crowds.
 
     Returns:
         The annotation, its mask as a compressed RLE; None if it has to be left out.
     """
+    bbox = raw.get("bbox")
     try:
-        iscrowd = _crowd(raw.get("iscrowd"), odd)
-        rle, polygons = _mask(raw.get("segmentation"), height, width, odd)
-        inside = masks.area(rle)
+        iscrowd = _crowd(raw.get("iscrowd"), rules, odd)
+        mask = segmentation.read(raw.get("segmentation"), height, width, bbox, odd)
+        inside = masks.area(mask.rle)
         if not inside:
             raise ValueError("mask covers no pixel")
     except ValueError as error:
-        odd(f"{error} (instance left out)")
+        odd(f"{error} {_INSTANCE_LEFT_OUT}")
         return None
     annotation: Annotation = {
         "id": raw["id"],
         "category_id": raw["category_id"],
-        "bbox": _bbox(raw.get("bbox"), rle, odd),
+        "bbox": _bbox(bbox, mask, height, width, rules, odd),
         "area": _area(raw.get("area"), inside, odd),
         "iscrowd": iscrowd,
-        "segmentation": rle,
+        "segmentation": mask.rle,
     }
-    if polygons:
-        annotation["polygons"] = polygons
+    if mask.polygons:
+        annotation["polygons"] = mask.polygons
+    if "ignore" in raw and _is_ignored(raw["ignore"], odd):
+        annotation["ignore"] = 1
     return annotation
 
 
-def _crowd(value: Any, odd: Callable[[str], object]) -> int:
+def _crowd(value: Any, rules: Rules, odd: Callable[[str], object]) -> int:
     """Returns 0 or 1, however it is written; ValueError if it is neither."""
     if value is None:
         odd("iscrowd missing (0 taken)")
         return 0
-    if value in (0, 1, "0", "1"):  # False and 1.0 too
-        return int(value)
-    raise ValueError("iscrowd is neither 0 nor 1")
+    crowd = as_flag(value)
+    if crowd is None:
+        raise ValueError("iscrowd is neither 0 nor 1")
+    if crowd and rules.crowd == "instance":
+        odd("iscrowd is 1 (taken as an ordinary instance)")
+        return 0
+    return crowd
 
 
-def _mask(
-    segmentation: Any, height: int, width: int, odd: Callable[[str], object]
-) -> tuple[RLE, list[list[float]]]:
-    """Returns a mask and the polygons that it was made from, if it was; ValueError says why not."""
-    if segmentation is None or segmentation == [] or segmentation == {}:
-        raise ValueError("no segmentation")
-    if not isinstance(segmentation, list):
-        return masks.to_rle(segmentation, height, width), []
-    polygons: list[list[float]] = []
-    reasons: list[str] = []
-    leaves = False
-    for polygon in segmentation:
-        try:
-            x1, y1, x2, y2 = masks.check_polygon(polygon)
-        except ValueError as error:
-            reasons.append(str(error))
-            continue
-        polygons.append(polygon)
-        leaves = leaves or x1 < 0 or y1 < 0 or x2 > width or y2 > height
-    if not polygons:
-        raise ValueError(reasons[0])
-    if reasons:
-        odd(f"{reasons[0]} (part left out)")
-    if leaves:
-        odd("polygon leaves the image (mask clipped)")
-    return masks.from_polygons(polygons, height, width), polygons
+def _is_ignored(value: Any, odd: Callable[[str], object]) -> bool:
+    ignored = as_flag(value)
+    if ignored is None and value is not None:
+        odd("ignore is neither 0 nor 1 (0 taken)")
+    return ignored == 1
 
 
-def _bbox(value: Any, rle: RLE, odd: Callable[[str], object]) -> list[float]:
-    """Returns x, y, w, h: as given, where that is a box."""
+def _bbox(
+    value: Any,
+    mask: segmentation.Mask,
+    height: int,
+    width: int,
+    rules: Rules,
+    odd: Callable[[str], object],
+) -> list[float]:
+    """Returns x, y, w, h: as given, where that is a box and no rule says otherwise."""
     if value is None:
         odd("bbox missing (mask's taken)")
     elif not (type(value) is list and len(value) == 4 and all(map(_is_number, value))):
@@ -164,8 +258,18 @@ def _bbox(value: Any, rle: RLE, odd: Callable[[str], object]) -> list[float]:
     elif value[2] <= 0 or value[3] <= 0:
         odd("bbox without an area (mask's taken)")
     else:
-        return value
-    x1, y1, x2, y2 = masks.box(rle)
+        # The polygons' own box costs nothing; the mask's has to be asked for.
+        if mask.extent is None or not boxes.agrees(value, mask.extent):
+            tight = masks.box(mask.rle)
+            if not boxes.agrees(value, tight):
+                fault = boxes.fault(value, tight, height, width)
+                if fault:
+                    kept = rules.boxes == "given"
+                    done = "kept; --boxes mask takes the mask's" if kept else "mask's taken"
+                    odd(f"{fault} ({done})")
+        if rules.boxes == "given":
+            return value
+    x1, y1, x2, y2 = masks.box(mask.rle)
     return [x1, y1, x2 - x1, y2 - y1]
 
 

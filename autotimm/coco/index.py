@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from autotimm.coco.checks import Problems, as_id, check_annotation, is_text
+from autotimm.coco.annotations import AnnotationIndex, index_annotations
+from autotimm.coco.checks import RULES, Problems, Rules, as_id, check_annotation, is_text
+from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import (
     Category,
-    Dealt,
-    Found,
-    deal,
+    CategoryIds,
+    ImageList,
     find_images,
     find_lists,
     read_categories,
@@ -69,12 +70,15 @@ class CocoIndex:
     categories: list[Category]
     problems: Problems
     image_folder: str
-    _found: Found = field(repr=False)
-    _dealt: Dealt = field(repr=False)
+    _images: ImageList = field(repr=False)
+    _annotations: AnnotationIndex = field(repr=False)
+    _category_ids: CategoryIds = field(repr=False)
     _text: Text = field(repr=False)
+    _rules: Rules
+    _exact: bool  # see jsontext.parse
 
     def __len__(self) -> int:
-        return len(self._found.names)
+        return len(self._images.names)
 
     def image_path(self, i: int) -> Path:
         """Returns where image ``i`` lies; ``load`` saw that this is inside the image folder."""
@@ -82,24 +86,36 @@ class CocoIndex:
 
     def image_file(self, i: int) -> str:
         """Returns the same as text, for loops in which making a Path takes longer than the rest."""
-        return f"{self.image_folder}/{self._found.names[i]}"
+        return f"{self.image_folder}/{self._images.names[i]}"
 
     def file_name(self, i: int) -> str:
         """Returns the name of image ``i`` in the image folder: the annotation file's, mended."""
-        return self._found.names[i]
+        return self._images.names[i]
 
     def size(self, i: int) -> tuple[int, int]:
         """Returns width and height of image ``i`` in pixels, as its record has them."""
-        width, height = self._found.sizes[i].tolist()
+        width, height = self._images.sizes[i].tolist()
         return width, height
 
     def sizes(self) -> np.ndarray:
         """Returns width and height of all images, [n, 2] int64, pixels."""
-        return self._found.sizes
+        return self._images.sizes
 
     def image_id(self, i: int) -> int:
         """Returns the id of image ``i``."""
-        return int(self._found.ids[i])
+        return int(self._images.ids[i])
+
+    def untrained_ids(self) -> list[int]:
+        """Returns the categories that have annotations, all of them crowds or to be ignored."""
+        return self._annotations.untrained
+
+    def untrained(self) -> list[str]:
+        """Returns the names of the same."""
+        return names_of(self.untrained_ids(), self.categories)
+
+    def ignored(self) -> int:
+        """Returns how many annotations say ``ignore: 1``."""
+        return self._annotations.ignored
 
     def annotation_bytes(self, i: int) -> int:
         """Returns about how many bytes the record of image ``i`` takes as JSON.
@@ -107,8 +123,8 @@ class CocoIndex:
         An annotation is about as long there as in its file, without line ends and indents, and as
         the runs of its mask on top: some 250 bytes.
         """
-        first, last = self._dealt.first[i : i + 2].tolist()
-        text = self._dealt.dense * int(self._dealt.lengths[first:last].sum())
+        first, last = self._annotations.first[i : i + 2].tolist()
+        text = self._annotations.dense * int(self._annotations.lengths[first:last].sum())
         return 100 + 250 * (last - first) + int(text)
 
     def record(self, i: int, problems: Problems | None = None) -> Record:
@@ -123,38 +139,42 @@ class CocoIndex:
             InputError: the annotation file has changed since it was loaded, or is gone.
         """
         problems = Problems() if problems is None else problems
-        name, (width, height) = self._found.names[i], self.size(i)
+        name, (width, height) = self._images.names[i], self.size(i)
         annotations = []
-        for raw in self._annotations(i):
+        for raw in self._read(i):
             what = f"annotation {raw['id']} of {name}"
-            checked = check_annotation(raw, height, width, partial(problems.add, example=what))
+            odd = partial(problems.add, example=what)
+            checked = check_annotation(raw, height, width, odd, self._rules)
             if checked is not None:
                 annotations.append(checked)
-        return {
+        record: Record = {
             "image_id": self.image_id(i),
             "file_name": name,
             "width": width,
             "height": height,
             "annotations": annotations,
         }
+        if i in self._images.given_ids:
+            record["given_id"] = self._images.given_ids[i]
+        return record
 
-    def _annotations(self, i: int) -> list[dict[str, Any]]:
+    def _read(self, i: int) -> list[dict[str, Any]]:
         """Reads the annotations of an image, ``id`` (made unique) and ``category_id`` integers."""
-        dealt = self._dealt
-        first, last = dealt.first[i : i + 2].tolist()
+        places = self._annotations
+        first, last = places.first[i : i + 2].tolist()
         if first == last:
             return []
         pieces = self._text.read_all(
-            dealt.starts[first:last].tolist(), dealt.lengths[first:last].tolist()
+            places.starts[first:last].tolist(), places.lengths[first:last].tolist()
         )
         try:
-            raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]")
+            raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]", self._exact)
         except NotJSONError:
             raise self._text.fault() from None
         for place, raw in enumerate(raws, first):
-            new = dealt.renumbered.get(place)
+            new = places.renumbered.get(place)
             raw["id"] = as_id(raw["id"]) if new is None else new
-            raw["category_id"] = as_id(raw["category_id"])
+            raw["category_id"] = self._category_ids.number(raw["category_id"], self._exact)
         return raws
 
 
@@ -230,35 +250,70 @@ def shown_names(categories: Iterable[Category]) -> list[str]:
     ]
 
 
-def load(annotation_file: Path, image_folder: Path) -> CocoIndex:
+def names_of(ids: Iterable[int], categories: Sequence[Category]) -> list[str]:
+    """Returns what to call the categories of these ids."""
+    wanted = {*ids}
+    names = zip(categories, shown_names(categories), strict=True)
+    return [name for category, name in names if category.id in wanted]
+
+
+def load(annotation_file: Path, image_folder: Path, rules: Rules = RULES) -> CocoIndex:
     """Reads a COCO annotation file and sees that its images are there.
 
     An image is opened only where the file lacks its size.
 
+    Args:
+        annotation_file: JSON, plain or packed by gzip or zip.
+        image_folder: where the file's names are looked for.
+        rules: how boxes and crowds are taken.
+
     Raises:
         InputError: nothing can go on: a file or folder is missing or unreadable, it is not COCO, it
-            has no categories or some that share an id, or none of its images can be used.
+            has no categories or some that share an id, or none of its images or annotations can be
+            used.
     """
     if not Path(image_folder).is_dir():
         raise InputError(f"{image_folder}: no such folder, but {annotation_file} needs its images")
     text = Text(Path(annotation_file))
-    problems = Problems()
     collecting = gc.isenabled()
     gc.disable()  # millions of small objects, none of them garbage: collecting doubles the time
     try:
-        lists = find_lists(text)
-        categories = read_categories(
-            chain.from_iterable(lists["categories"].values(text)), text.path
-        )
-        entries = chain.from_iterable(lists["images"].values(text))
-        found, slots = find_images(entries, Path(image_folder), problems)
-        if not found.names:
-            why = "; ".join(problems.lines()) or "it lists none"
-            raise InputError(f"{annotation_file}: no image can be used: {why}")
-        dealt = deal(text, lists["annotations"], slots, {c.id for c in categories}, problems)
+        try:
+            return _load(text, Path(image_folder), rules, exact=False)
+        except InexactIdError:
+            return _load(text, Path(image_folder), rules, exact=True)
     except NotJSONError:
         raise text.fault() from None
     finally:
         if collecting:
             gc.enable()
-    return CocoIndex(categories, problems, os.path.realpath(image_folder), found, dealt, text)
+
+
+def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
+    problems = Problems()
+    if text.packed and not text.path.name.lower().endswith((".gz", ".zip")):
+        problems.add(f"annotation file is packed by {text.packed} (unpacked)", text.path.name)
+    lists = find_lists(text)
+    entries = {
+        key: chain.from_iterable(one.values(text, exact=exact)) for key, one in lists.items()
+    }
+    categories = read_categories(entries["categories"], text.path, problems, exact)
+    category_ids = CategoryIds.of(categories)
+    images, slots = find_images(entries["images"], folder, problems, exact)
+    if not images.names:
+        why = "; ".join(problems.lines()) or "it lists none"
+        raise InputError(f"{text.path}: no image can be used: {why}")
+    annotations = index_annotations(
+        text, lists["annotations"], slots, category_ids, problems, rules, exact
+    )
+    return CocoIndex(
+        categories=categories,
+        problems=problems,
+        image_folder=os.path.realpath(folder),
+        _images=images,
+        _annotations=annotations,
+        _category_ids=category_ids,
+        _text=text,
+        _rules=rules,
+        _exact=exact,
+    )

@@ -9,6 +9,7 @@ a memory map of a file that is cut short kills the process.)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from autotimm.coco import packed
 from autotimm.structures import InputError
 
 __all__ = ["Array", "NotJSONError", "Text", "parse", "scan"]
@@ -40,6 +42,10 @@ class Text:
         path: of the file.
         begin: offset of the text in bytes, behind a byte order mark.
         end: offset behind its last byte.
+        packed: "gzip" or "zip" where the file is packed; None where it is plain JSON.
+
+    Raises:
+        InputError: the file cannot be read, or is no text; names it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,14 +53,18 @@ class Text:
         self.begin, self.end = 0, 0
         self._stamp: tuple[int, int] | None = None  # size and time of the file
         self._fd: int | None = None
-        self._held: bytes | None = None  # the text itself, where the file has another encoding
+        # The text itself, where the file is packed or has another encoding.
+        self._held: bytes | None = None
         try:
             fd = self._open()
-            head = os.pread(fd, 4, 0)
-            encoding = json.detect_encoding(head)
+            head = os.pread(fd, 8, 0)
+            self.packed = packed.kind(head)
+            if self.packed:
+                self._held = packed.unpacked(_whole(fd), self.packed, self.path)
+                head = self._held[:4]
+            encoding = json.detect_encoding(head[:4])
             if encoding not in ("utf-8", "utf-8-sig"):  # Windows' tools
-                with open(fd, "rb", closefd=False) as file:
-                    data = file.read()
+                data = _whole(fd) if self._held is None else self._held
                 self._held = data.decode(encoding).encode("utf-8", "surrogatepass")
                 head = b""
         except OSError as error:
@@ -145,8 +155,8 @@ class Array:
     starts: np.ndarray
     lengths: np.ndarray
 
-    def values(self, text: Text, piece: int = _PARSED) -> Iterator[list[Any]]:
-        """Yields everything in the array in order, some at a time, parsed.
+    def values(self, text: Text, piece: int = _PARSED, exact: bool = False) -> Iterator[list[Any]]:
+        """Yields everything in the array in order, some at a time, parsed (see ``parse``).
 
         Raises:
             NotJSONError: it is not JSON.
@@ -158,24 +168,28 @@ class Array:
             end = int(ends[next_]) if next_ < len(ends) else self.end
             # All but the first piece begin with a comma, which wants something before it.
             opening = b"[" if at == self.begin else b"[null"
-            values = parse(opening + text.read(at, end - at) + b"]")
+            values = parse(opening + text.read(at, end - at) + b"]", exact)
             yield values[at > self.begin :]
             at = end
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes, exact: bool = False) -> Any:
     """Parses JSON, with the NaN that Python itself writes.
+
+    Args:
+        data: UTF-8.
+        exact: keep whole numbers of more than 64 bits, which otherwise become floats: slower.
 
     Raises:
         NotJSONError: it is not JSON.
     """
+    if not exact:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(data)
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            return json.loads(data)  # slower, and takes more
-        except (ValueError, RecursionError) as error:
-            raise NotJSONError(str(error)) from None
+        return json.loads(data)  # slower, and takes more
+    except (ValueError, RecursionError) as error:
+        raise NotJSONError(str(error)) from None
 
 
 def scan(text: Text, piece: int = _SCANNED) -> tuple[Any, list[Array]]:
@@ -247,6 +261,12 @@ def _take_turns(first: np.ndarray, second: np.ndarray) -> bool:
     if len(first) != len(second):
         return False
     return bool((np.diff(np.stack([first, second], axis=1).ravel()) > 0).all())
+
+
+def _whole(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read()
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:

@@ -1,57 +1,101 @@
-"""The three lists of a COCO file of instances: what of each can be used, and where in the file.
+"""The lists of a COCO file of instances: where they lie, and what of images and categories is used.
 
-Invariants: what cannot be used is left out and counted by kind with examples; ids are integers, an
-image's and an annotation's unique; every image file lies inside the image folder. The lists are
-read in pieces (``jsontext.py``), and what is kept of an annotation is its place in the file.
+Invariants: what cannot be used is left out and counted by kind with examples; ids are integers of
+64 bits, each once; every image file lies inside the image folder.
 """
 
 from __future__ import annotations
 
 import sys
-from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autotimm.coco.checks import Problems, as_id, as_size, is_text
+from autotimm.coco.checks import Problems, as_size, is_text
+from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.images import inspect
 from autotimm.structures import InputError
 
-_LEFT_OUT = -1
+LEFT_OUT = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A class of objects, under the dataset's own id."""
+    """A class of objects, under the dataset's own id, or under a number in its place.
+
+    Attributes:
+        given_id: the dataset's own id, where that is no whole number of 64 bits.
+    """
 
     id: int
     name: str
     supercategory: str = ""
+    given_id: str | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The images that can be used."""
+class CategoryIds:
+    """How annotations may name a category.
 
-    ids: np.ndarray  # [n] int64
+    Attributes:
+        ids: by the key of its id in the file.
+        names: its key by its name, where that is no other's, nor a key.
+    """
+
+    ids: dict[Key | None, int]
+    names: dict[str | Key | None, Key]
+
+    @classmethod
+    def of(cls, categories: Sequence[Category]) -> CategoryIds:
+        """Of categories as ``read_categories`` returns them."""
+        ids: dict[Key | None, int] = {}
+        names: dict[str | Key | None, Key] = {}
+        all_names = Counter(one.name.strip() for one in categories)
+        for one in categories:
+            key = one.id if one.given_id is None else id_key(one.given_id, exact=True)
+            assert key is not None  # it was read by its key
+            ids[key] = one.id
+            if all_names[one.name.strip()] == 1:
+                names[one.name.strip()] = key
+        return cls(ids, {name: key for name, key in names.items() if name not in ids})
+
+    def find(self, given: Any, exact: bool) -> tuple[Key | None, bool]:
+        """Returns the key of a ``category_id``, and whether this is the category's name."""
+        key = id_key(given, exact)
+        if key in self.ids or key not in self.names:
+            return key, False
+        return self.names[key], True
+
+    def number(self, given: Any, exact: bool) -> int:
+        """Returns the id of the category of an annotation that is known to have one."""
+        number = self.ids.get(given) if type(given) is int else None
+        if number is None:
+            key, _ = self.find(given, exact)
+            assert key is not None
+            number = self.ids[key]
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """The images that can be used.
+
+    Attributes:
+        ids: [n] int64.
+        names: of the files, in the image folder.
+        sizes: [n, 2] int64, width and height.
+        given_ids: position -> the dataset's own id, where that is no whole number of 64 bits.
+    """
+
+    ids: np.ndarray
     names: list[str]
-    sizes: np.ndarray  # [n, 2] int64, width and height
-
-
-@dataclass(frozen=True, slots=True)
-class Dealt:
-    """The annotations that can be used, image after image: those of i are first[i]:first[i + 1]."""
-
-    first: np.ndarray  # [n + 1] int64
-    starts: np.ndarray  # [annotations] int64, offsets in the file
-    lengths: np.ndarray  # [annotations] int64, bytes
-    renumbered: dict[int, int]  # place -> the id that it gets
-    dense: float  # share of the file's text that is no white space
+    sizes: np.ndarray
+    given_ids: dict[int, str | float]
 
 
 def find_lists(text: Text) -> dict[str, Array]:
@@ -78,59 +122,75 @@ def find_lists(text: Text) -> dict[str, Array]:
     return {key: arrays[number] for key, number in numbers.items()}
 
 
-def read_categories(entries: Iterable[Any], file: Path) -> list[Category]:
+def read_categories(
+    entries: Iterable[Any], file: Path, problems: Problems | None = None, exact: bool = True
+) -> list[Category]:
     """Returns the categories by id.
 
     Raises:
         InputError: there is none, or one cannot be told from the others.
+        InexactIdError: ``exact`` has to be True for this file.
     """
-    categories: dict[int, Category] = {}
+    found: dict[Key, Category] = {}
     for position, entry in enumerate(entries):
         where = f"{file}: categories[{position}]"
         if not isinstance(entry, dict):
             raise InputError(f"{where} is not an object")
-        id_, name = as_id(entry.get("id")), entry.get("name")
-        if id_ is None:
-            raise InputError(f"{where} has no whole number as 'id'")
+        key, name = id_key(entry.get("id"), exact), entry.get("name")
+        if key is None:
+            raise InputError(f"{where} has no 'id', a number or text")
         if not is_text(name):
-            raise InputError(f"{where} (id {id_}) has no 'name'")
-        if id_ in categories:
-            raise InputError(f"{where} '{name}' has id {id_}, which '{categories[id_].name}' has")
+            raise InputError(f"{where} (id {key}) has no 'name'")
+        if key in found:
+            raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
         supercategory = entry.get("supercategory")
-        categories[id_] = Category(id_, name, supercategory if is_text(supercategory) else "")
-    if not categories:
+        supercategory = supercategory if is_text(supercategory) else ""
+        if isinstance(key, int):
+            found[key] = Category(key, name, supercategory)
+        else:
+            if problems is not None:
+                kind = "category id is not a whole number (numbered anew)"
+                problems.add(kind, f"{name} (id {key})")
+            found[key] = Category(0, name, supercategory, given_id(entry["id"]))
+    if not found:
         raise InputError(f"{file}: 'categories' is empty: nothing to learn")
-    return [categories[id_] for id_ in sorted(categories)]
+    anew = [key for key in found if isinstance(key, str)]
+    used = {key for key in found if isinstance(key, int)}
+    for key, number in zip(anew, free_ids(used, len(anew)), strict=True):
+        found[key] = replace(found[key], id=number)
+    return sorted(found.values(), key=lambda one: one.id)
 
 
 def find_images(
-    entries: Iterable[Any], folder: Path, problems: Problems
-) -> tuple[Found, dict[int | None, int]]:
-    """Returns what can be used, and for each id its position in that, negative if left out.
+    entries: Iterable[Any], folder: Path, problems: Problems, exact: bool = False
+) -> tuple[ImageList, dict[Key | None, int]]:
+    """Returns what can be used, and for each id's key its position in that, negative if left out.
 
     Raises:
         InputError: the encoding of the locale lacks a character of a file's name.
+        InexactIdError: ``exact`` has to be True for this file.
     """
-    ids: list[int] = []
+    keys: list[Key] = []
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
-    slots: dict[int | None, int] = {}
+    given_ids: dict[int, str | float] = {}
+    slots: dict[Key | None, int] = {}
     seen: set[str] = set()
     listing = inspect.ImageFolder(folder)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             problems.add("image entry is not an object (left out)", f"images[{position}]")
             continue
-        id_ = as_id(entry.get("id"))
+        key = id_key(entry.get("id"), exact)
         given = (entry.get("file_name"), entry.get("coco_url"), f"images[{position}]")
         shown = next(name for name in given if isinstance(name, str))
-        if id_ is None:
-            problems.add("image id is not a whole number (image left out)", shown)
+        if key is None:
+            problems.add("image id is neither a number nor text (image left out)", shown)
             continue
-        if id_ in slots:
-            problems.add("image id occurs twice (later image left out)", f"{shown} (id {id_})")
+        if key in slots:
+            problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
             continue
-        slots[id_] = _LEFT_OUT
+        slots[key] = LEFT_OUT
         try:
             name, mended = _file_name(entry, listing)
         except UnicodeEncodeError as error:
@@ -146,13 +206,20 @@ def find_images(
             if mended:
                 problems.add(mended, shown)
             if name in seen:
-                problems.add("file_name occurs twice (both images kept)", f"{name} (id {id_})")
+                problems.add("file_name occurs twice (both images kept)", f"{name} (id {key})")
             seen.add(name)
-            slots[id_] = len(ids)
-            ids.append(id_)
+            slots[key] = len(keys)
+            if isinstance(key, str):
+                problems.add("image id is not a whole number (numbered anew)", f"{name} (id {key})")
+                given_ids[len(keys)] = given_id(entry["id"])
+            keys.append(key)
             names.append(name)
             sizes.append(size)
-    found = Found(np.array(ids, np.int64), names, np.array(sizes, np.int64).reshape(-1, 2))
+    new = iter(free_ids({key for key in slots if isinstance(key, int)}, len(given_ids)))
+    ids = [next(new) if isinstance(key, str) else key for key in keys]
+    found = ImageList(
+        np.array(ids, np.int64), names, np.array(sizes, np.int64).reshape(-1, 2), given_ids
+    )
     return found, slots
 
 
@@ -195,80 +262,3 @@ def _size(
     if size is None:
         problems.add("width or height is not a sane whole number (image left out)", name)
     return size
-
-
-def deal(
-    text: Text,
-    listed: Array,
-    slots: dict[int | None, int],
-    categories: set[int],
-    problems: Problems,
-) -> Dealt:
-    """Gives each annotation to its image, and a new id to those without one of their own.
-
-    Args:
-        text: the file.
-        listed: its annotations.
-        slots: from ``find_images``.
-        categories: their ids.
-        problems: where what is odd is counted.
-
-    Raises:
-        NotJSONError: the annotations are not JSON.
-    """
-    owners = array("q")  # of each object in the list: the position of its image, or _LEFT_OUT
-    used: set[int] = set()
-    unnumbered: list[int] = []
-    for position, raw in enumerate(chain.from_iterable(listed.values(text))):
-        if type(raw) is not dict:
-            problems.add("annotation is not an object (left out)", f"annotations[{position}]")
-            continue
-        id_, image_id, category_id = raw.get("id"), raw.get("image_id"), raw.get("category_id")
-        if not (type(id_) is type(image_id) is type(category_id) is int and abs(id_) < 2**63):
-            id_, image_id, category_id = as_id(id_), as_id(image_id), as_id(category_id)
-        slot = slots.get(image_id)
-        lost = None
-        if slot is None:
-            lost = "an unknown image"
-        elif category_id not in categories:
-            lost = "an unknown category"
-        elif slot == _LEFT_OUT:
-            lost = "an image that is left out"
-        elif id_ is None or id_ in used:
-            kind = "id missing or not a whole number" if id_ is None else "id occurs twice"
-            problems.add(f"annotation {kind} (numbered anew)", _shown(id_, image_id, position))
-            unnumbered.append(len(owners))
-        else:
-            used.add(id_)
-        if lost:
-            problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
-        owners.append(_LEFT_OUT if slot is None or lost else slot)
-    sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
-    owner = np.frombuffer(owners, np.int64)
-    order = np.argsort(owner, kind="stable")
-    order = order[np.count_nonzero(owner == _LEFT_OUT) :]
-    place = np.empty(len(owner), np.int64)
-    place[order] = np.arange(len(order))
-    free = _free_ids(used, len(unnumbered))
-    count = sum(slot != _LEFT_OUT for slot in slots.values())
-    first = np.searchsorted(owner[order], np.arange(count + 1))
-    return Dealt(
-        first=first,
-        starts=listed.starts[order],
-        lengths=listed.lengths[order],
-        renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
-        dense=len(b"".join(sample.split())) / max(len(sample), 1),
-    )
-
-
-def _free_ids(used: set[int], count: int) -> list[int]:
-    """Returns ids that are not used, of 64 bits: those above the largest, or else the first."""
-    above = max(used, default=0) + 1
-    if above + count <= 2**63:
-        return list(range(above, above + count))
-    return list(islice((id_ for id_ in range(1, 2**63) if id_ not in used), count))
-
-
-def _shown(id_: int | None, image_id: Any, position: int) -> str:
-    annotation = f"annotations[{position}]" if id_ is None else f"annotation {id_}"
-    return annotation if as_id(image_id) is None else f"{annotation} of image {image_id}"

@@ -70,6 +70,8 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         if sample.masks is not None:
             arrays["masks"][b, :n], arrays["masks"][b, n:] = sample.masks, 0
     batch = {"block": block, "file_name": [r["file_name"] for r in records]}
+    if any("given_id" in r for r in records):
+        batch["given_id"] = [r.get("given_id") for r in records]
     if samples[0].target is not None:
         batch["target"] = [s.target for s in samples]
     return batch

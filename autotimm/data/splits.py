@@ -6,12 +6,15 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from autotimm.coco import boxes
 from autotimm.coco.index import Category
 from autotimm.data.settings import DataSettings
 from autotimm.files.urls import Location
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
+
+_LOOKED_AT = 200  # images, for boxes that are far from their masks: a convention shows in a few
 
 
 class Splits:
@@ -54,8 +57,11 @@ class Splits:
             limit = self._cache_limit
             source = open_source(self._folder, split, self._cache_dir, cache_limit=limit)
             remarks = [source.remark] if source.remark else []
-            if source.problems.counts:
-                found = "; ".join(source.problems.lines())
+            problems = source.problems.lines()
+            if isinstance(source, FolderSource):
+                problems += source.odd_annotations(_LOOKED_AT).of_kind(boxes.FAR).lines()
+            if problems:
+                found = "; ".join(problems)
                 if isinstance(source, FolderSource):
                     found += ". autotimm-shard also counts problems in annotations"
                 remarks.append(found)
@@ -108,6 +114,10 @@ class Splits:
                     f"{self.location}: no split {split!r}, only {', '.join(self.names)}{hint}"
                 )
         if stage in ("fit", None):
+            for split in splits:
+                lost = self.source(split).lost_instances()
+                if lost:
+                    raise InputError(f"{self.source(split).where(0)}: split {split!r}: {lost}")
             check_instances(self.source(settings.train_split), settings.train_split)
         for split in splits:
             source, training = self.source(split), self.source(settings.train_split)
@@ -124,7 +134,7 @@ def check_instances(source: Source, split: str) -> None:
     if not source.has_instances():
         raise InputError(
             f"{source.where(0)}: the {split!r} split has no instance that is not a crowd: there is "
-            "nothing to train on"
+            "nothing to train on" + (f"; {source.remark}" if source.remark else "")
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from autotimm.coco.checks import Problems
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor.machine import Finding, read_speed
 from autotimm.files import urls
@@ -24,6 +25,7 @@ from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 
 _FILES = 500  # of a folder, read at most
+_IMAGES = 2_000  # of a split, evenly spread, whose annotations are looked through
 
 
 def data(location: str) -> list[Finding]:
@@ -50,14 +52,25 @@ def _split(where: DataFolder, split: str) -> Finding:
         images = int(source.shard_sizes.sum())
         if images and where.folder is not None:  # remote: it would download a whole shard
             source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
+        lost = source.lost_instances()
+        problems = Problems()
+        problems.update(source.problems)
+        if not lost:
+            problems.update_missing(source.odd_annotations(_IMAGES))
     except (InputError, OSError, DataError) as error:
         remedy = "autotimm shard --verify lists all damage"
+        if where.layout == "coco":
+            remedy = "autotimm shard --dry-run checks all of a COCO folder"
         return Finding("fail", name, urls.without_secrets(str(error)), remedy)
     text = f"{images:,} images, {len(source.categories)} categories"
+    if lost:
+        return Finding("fail", name, f"{text}; {lost}", source.remedy)
     if not images or not source.has_instances():
-        return Finding("fail", name, f"{text}, no instances", "there is nothing to train on")
-    if source.problems.counts:
-        return Finding("warn", name, f"{text}; {'; '.join(source.problems.lines())}", source.remedy)
+        remedy = source.remark or "there is nothing to train on"
+        return Finding("fail", name, f"{text}, no instances", remedy)
+    found = [*problems.lines(), *([source.remark] if source.remark else [])]
+    if found:
+        return Finding("warn", name, f"{text}; {'; '.join(found)}", source.remedy)
     return Finding("ok", name, text)
 
 

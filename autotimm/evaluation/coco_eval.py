@@ -50,8 +50,8 @@ ERRORS = {
 
 def to_results(
     detections: Detections,
-    image_id: int,
-    category_ids: Sequence[int],
+    image_id: int | str | float,
+    category_ids: Sequence[int | str | float],
     names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """One image's detections as entries of a COCO results file.
@@ -72,8 +72,8 @@ def to_results(
     labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
     for i, (x1, y1, x2, y2) in enumerate(detections["boxes"].tolist()):
         result: dict[str, Any] = {
-            "image_id": int(image_id),
-            "category_id": int(category_ids[labels[i]]),
+            "image_id": image_id,
+            "category_id": category_ids[labels[i]],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": scores[i],
         }
@@ -89,20 +89,22 @@ def ground_truth(records: Iterable[Record], categories: Iterable[Category]) -> d
     """A COCO annotation file's content from checked records (of a COCO folder or of its shards)."""
     images, annotations = [], []
     for record in records:
-        images.append(
-            {
-                "id": record["image_id"],
-                "file_name": record["file_name"],
-                "width": record["width"],
-                "height": record["height"],
-            }
-        )
+        image: dict[str, Any] = {
+            "id": record["image_id"],
+            "file_name": record["file_name"],
+            "width": record["width"],
+            "height": record["height"],
+        }
+        if "given_id" in record:
+            image["given_id"] = record["given_id"]
+        images.append(image)
         annotations += [{**one, "image_id": record["image_id"]} for one in record["annotations"]]
     return {
         "images": images,
         "annotations": annotations,
         "categories": [
             {"id": one.id, "name": one.name, "supercategory": one.supercategory}
+            | ({} if one.given_id is None else {"given_id": one.given_id})
             for one in categories
         ],
     }

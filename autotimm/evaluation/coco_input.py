@@ -77,6 +77,7 @@ def prepared(
             raise InputError(
                 f"{truth_name}: image {image!r}: height and width are {sides}, not whole pixels"
             )
+    found = _with_numbers(found, truth)
     # Their names may be anything; only ids count.
     frame = {
         "images": [
@@ -97,6 +98,29 @@ def prepared(
         for number, one in enumerate(found, 1)
     ]
     return {**frame, "annotations": truths}, {**frame, "annotations": detections}
+
+
+def _with_numbers(results: list[Any], truth: dict[str, Any]) -> list[Any]:
+    """Results by the numbers that the ground truth has for ids that are none (``given_id``)."""
+    numbers = {
+        key: {one["given_id"]: one["id"] for one in truth[of] if "given_id" in one}
+        for key, of in (("image_id", "images"), ("category_id", "categories"))
+    }
+    if not any(numbers.values()):
+        return results
+
+    def numbered(one: Any) -> Any:
+        if not isinstance(one, dict):
+            return one
+        given = {key: one.get(key) for key in numbers}
+        known = {
+            key: numbers[key][id_]
+            for key, id_ in given.items()
+            if isinstance(id_, str | float) and id_ in numbers[key]
+        }
+        return one | known
+
+    return [numbered(one) for one in results]
 
 
 def names_of(ground_truth: Source, results: Source) -> tuple[str, str]:

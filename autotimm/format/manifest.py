@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import orjson
 
 from autotimm import __version__
-from autotimm.coco.index import Category
+from autotimm.coco.index import Category, names_of
 from autotimm.files.atomic import read_file, whole_file
 from autotimm.structures import InputError
 
@@ -64,7 +64,9 @@ class Shard:
 class SplitInfo:
     """One split: its shards in order, what they hold, what was odd in the source (by kind).
 
-    ``instances`` counts those of a crowd too, ``crowd`` them alone.
+    ``instances`` counts those of a crowd too, ``crowd`` them alone; ``ignored`` those that say
+    ``ignore: 1`` and are no crowd. ``untrained`` has the ids of the categories of which the source
+    has such instances only.
     """
 
     images: int
@@ -72,6 +74,8 @@ class SplitInfo:
     crowd: int
     problems: dict[str, int]
     shards: list[Shard]
+    ignored: int = 0
+    untrained: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,12 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         if unknown:
             raise ValueError(f"{_brief(min(unknown))} is nothing that a manifest has")
         categories = [
-            Category(_whole(c["id"], None), _text(c["name"]), _text(c["supercategory"], empty=True))
+            Category(
+                _whole(c["id"], None),
+                _text(c["name"]),
+                _text(c["supercategory"], empty=True),
+                _given_id(c.get("given_id")),
+            )
             for c in (_kind(c, dict) for c in _kind(content["categories"], list, "categories"))
         ]
         if not categories or len({c.id for c in categories}) != len(categories):
@@ -164,6 +173,9 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             "images": split.images,
             "instances": split.instances,
             "crowd": split.crowd,
+            # What ordinary data have not is not there.
+            **({"ignored": split.ignored} if split.ignored else {}),
+            **({"untrained": split.untrained} if split.untrained else {}),
             "problems": split.problems,
             "shards": [shard_entry(shard) for shard in split.shards],
         }
@@ -172,7 +184,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     start = {"format": FORMAT, "version": VERSION}
     content = start | {
         "autotimm": manifest.autotimm,
-        "categories": [asdict(c) for c in manifest.categories],
+        "categories": [_category_entry(c) for c in manifest.categories],
         "splits": splits,
     }
     if manifest.source is not None:
@@ -180,6 +192,24 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     # Near the top, so that taking its line out leaves JSON.
     sealed = start | {"sha256": _digest(content)} | content
     return orjson.dumps(sealed, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _category_entry(category: Category) -> dict[str, Any]:
+    entry = asdict(category)
+    if category.given_id is None:
+        del entry["given_id"]
+    return entry
+
+
+def _given_id(value: Any) -> str | float | None:
+    if value is not None and not isinstance(value, str) and type(value) is not float:
+        raise ValueError(f"{_brief(value)} is no given_id")
+    return value
+
+
+def untrained_names(split: SplitInfo, categories: list[Category]) -> list[str]:
+    """Returns the names of the categories of which a split has crowds or the like only."""
+    return names_of(split.untrained, categories)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -228,8 +258,15 @@ def _split(content: dict[str, Any]) -> SplitInfo:
         raise ValueError("its shards do not add up to its images")
     counts = _kind(content["problems"], dict, "problems")
     problems = {_text(kind): _whole(count) for kind, count in counts.items()}
+    untrained = _kind(content.get("untrained", []), list, "untrained")
     return SplitInfo(
-        images, _whole(content["instances"]), _whole(content["crowd"]), problems, shards
+        images,
+        _whole(content["instances"]),
+        _whole(content["crowd"]),
+        problems,
+        shards,
+        _whole(content.get("ignored", 0)),
+        [_whole(id_, None) for id_ in untrained],
     )
 
 

@@ -27,11 +27,15 @@ def checked_record(text: bytes | memoryview, where: str) -> Record:
         _whole(record["image_id"])
         if not isinstance(record["file_name"], str):
             raise ValueError("file_name is not text")
+        if not isinstance(record.get("given_id", ""), str | float):
+            raise ValueError("given_id is neither text nor a fraction")
         for annotation in record["annotations"]:
             _whole(annotation["id"])
             _whole(annotation["category_id"])
             if annotation["iscrowd"] not in (0, 1):
                 raise ValueError("iscrowd is neither 0 nor 1")
+            if annotation.get("ignore", 0) not in (0, 1):
+                raise ValueError("ignore is neither 0 nor 1")
             x, y, w, h = annotation["bbox"]
             if not math.isfinite(x + y + w + h + annotation["area"]):
                 raise ValueError("a box or area is not finite")

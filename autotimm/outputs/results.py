@@ -50,8 +50,10 @@ class SaveResults(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         ids, names = _categories(pl_module)
+        given = batch.get("given_id") or [None] * len(batch["image_id"])
         for i, detections in real_images(batch, outputs):
-            self._results += coco_eval.to_results(detections, int(batch["image_id"][i]), ids, names)
+            image_id = int(batch["image_id"][i]) if given[i] is None else given[i]
+            self._results += coco_eval.to_results(detections, image_id, ids, names)
 
     on_predict_batch_end = on_test_batch_end
 
@@ -72,9 +74,11 @@ class SaveResults(Callback):
     on_predict_epoch_end = on_test_epoch_end
 
 
-def _categories(pl_module: LightningModule) -> tuple[list[int], list[str] | None]:
-    """The dataset's category id of each label, and the names of the labels if known."""
+def _categories(pl_module: LightningModule) -> tuple[list[Any], list[str] | None]:
+    """The dataset's own category id of each label, and the names of the labels if known."""
     categories = getattr(pl_module, "categories", None)
     if categories is None:
         raise InputError("results need the categories: give the trainer a data module")
-    return [one["id"] for one in categories], getattr(pl_module, "class_names", None)
+    return [one.get("given_id", one["id"]) for one in categories], getattr(
+        pl_module, "class_names", None
+    )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from autotimm import __version__
 from autotimm.files.units import byte_count
@@ -54,6 +54,8 @@ class Arguments:
     max_shard_size: int | None
     shuffle: int | None
     limit: int | None
+    boxes: Literal["given", "mask"] | None
+    crowd: Literal["keep", "instance"] | None
     workers: int | None
     part: Part | None
     overwrite: bool
@@ -172,6 +174,18 @@ def parser() -> argparse.ArgumentParser:
         type=_count,
         metavar="N",
         help="only the first N images of each split, of the shuffled ones with --shuffle",
+    )
+    add(
+        "--boxes",
+        choices=("given", "mask"),
+        help="given (the default): as SRC has them, those far from their mask counted; mask: the "
+        "masks' own",
+    )
+    add(
+        "--crowd",
+        choices=("keep", "instance"),
+        help="what iscrowd: 1 is: keep (the default): a crowd, which is not trained on; instance: "
+        "an ordinary instance, for masks whose exporter calls all of them crowds",
     )
     add(
         "--workers",

@@ -12,8 +12,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
+from autotimm.coco.checks import Rules
 from autotimm.coco.index import Split, find_splits, split_names
 from autotimm.files import urls
 from autotimm.format.manifest import Manifest, plain_name
@@ -58,6 +59,8 @@ def shard(
     strict: bool = False,
     limit: int | None = None,
     shuffle: int | None = None,
+    boxes: Literal["given", "mask"] = "given",
+    crowd: Literal["keep", "instance"] = "keep",
     workers: int = 1,
 ) -> Manifest:
     """Writes the shards of a COCO folder into another, or goes on with it, and prints a summary.
@@ -72,6 +75,8 @@ def shard(
         strict: anything odd in ``src`` is an error.
         limit: only so many images of each split.
         shuffle: seed of the order of the images; by default it is that of ``src``.
+        boxes: "mask" takes the boxes of the masks in place of those that ``src`` has.
+        crowd: "instance" takes crowds for ordinary instances.
         workers: processes that write.
 
     Raises:
@@ -82,6 +87,7 @@ def shard(
         max_shard_size=max_shard_size,
         limit=limit,
         shuffle=shuffle,
+        rules=Rules(boxes=boxes, crowd=crowd),
     )
     outcome = run(
         _of_folder(src, splits, dst),
@@ -115,6 +121,7 @@ def _main(args: Arguments) -> int:
             **{name: value for name, value in given.items() if value is not None},
             limit=args.limit,
             shuffle=args.shuffle,
+            rules=Rules(boxes=args.boxes or "given", crowd=args.crowd or "keep"),
         ),
         workers=args.workers,
         overwrite=args.overwrite,

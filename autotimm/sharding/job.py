@@ -12,14 +12,14 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autotimm import __version__
-from autotimm.coco.checks import Problems
+from autotimm.coco.checks import Problems, Rules, untrained_remark
 from autotimm.coco.index import Category, CocoIndex, Split, load
 from autotimm.format.manifest import FORMAT, VERSION
 from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
@@ -35,12 +35,21 @@ class Options:
         max_shard_size: the largest number of bytes in a shard, unless a single image has more.
         limit: write only this many images of each split, the first ones after shuffling.
         shuffle: seed of the order of the images; None for the source's order.
+        rules: how boxes and crowds are taken.
     """
 
     samples_per_shard: int = 1000
     max_shard_size: int = 512 * 2**20
     limit: int | None = None
     shuffle: int | None = None
+    rules: Rules = field(default_factory=Rules)
+
+    def content(self) -> dict[str, Any]:
+        """What a manifest and a journal say of them; of the rules what is not as by default, so
+        that shards and runs of versions without them stay what they are."""
+        content = asdict(self)
+        rules, usual = content.pop("rules"), asdict(Rules())
+        return content | {name: rules[name] for name in rules if rules[name] != usual[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +97,10 @@ def read_job(
     sources: dict[str, Any] = {}
     for split in splits:
         with waiting(f"reading {split.annotation_file.name}"):
-            index = load(split.annotation_file, split.image_folder)
+            index = load(split.annotation_file, split.image_folder, options.rules)
             if strict:
                 refuse_problems(split.name, index.problems)
+                refuse_untrained(split.name, index.untrained())
             positions = choose(len(index), split.name, options.limit, options.shuffle)
             sizes = sample_sizes(index, positions)
             # Keys are assigned in the file's order, so that shuffling does not rename samples.
@@ -114,7 +124,7 @@ def read_job(
         indices=indices,
         categories=_joined({split: indices[split.name] for split in splits}),
         plans=plans,
-        source={"options": asdict(options), "splits": sources},
+        source={"options": options.content(), "splits": sources},
     )
 
 
@@ -167,19 +177,20 @@ def differences(old: dict[str, Any], job: Job) -> list[str]:
     options, splits = old.get("options"), old.get("splits")
     if not isinstance(options, dict) or not isinstance(splits, dict):
         return [*found, "its source is not recorded"]
-    for name, value in new["options"].items():
-        if options.get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            found.append(f"{flag} was {_given(options.get(name))}, now {_given(value)}")
+    for name in {**new["options"], **options}:
+        then, now = options.get(name), new["options"].get(name)
+        if then != now:
+            flag = "--" + str(name).replace("_", "-")
+            found.append(f"{flag} was {_given(then)}, now {_given(now)}")
     if list(splits) != list(job.splits):
         found.append(f"the splits were {', '.join(splits)}, now {', '.join(job.splits)}")
     for name in job.splits:
-        then, now = splits.get(name), new["splits"][name]
-        if not isinstance(then, dict):
+        before, after = splits.get(name), new["splits"][name]
+        if not isinstance(before, dict):
             continue
-        if then.get("annotations") != now["annotations"]:
+        if before.get("annotations") != after["annotations"]:
             found.append(f"{job.splits[name].annotation_file} has changed since")
-        elif then.get("images") != now["images"] and not found:
+        elif before.get("images") != after["images"] and not found:
             found.append(f"images of split '{name}' were added, removed or changed in size since")
     return found
 
@@ -188,6 +199,12 @@ def refuse_problems(split: str, problems: Problems) -> None:
     """Raises an InputError if there are any problems, for --strict."""
     if problems.counts:
         raise InputError(f"--strict: split '{split}': {'; '.join(problems.lines())}")
+
+
+def refuse_untrained(split: str, names: Sequence[str]) -> None:
+    """Raises an InputError if there are categories of crowds only: --strict."""
+    if names:
+        raise InputError(f"--strict: split '{split}': {untrained_remark(names)}")
 
 
 def _given(value: Any) -> str:

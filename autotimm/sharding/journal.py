@@ -37,6 +37,7 @@ def entry_bytes(written: Written, stamp: str) -> bytes:
         "images": written.images,
         "instances": written.instances,
         "crowd": written.crowd,
+        "ignored": written.ignored,
         "bytes": written.bytes,
         "shards": [shard_entry(shard) for shard in written.shards],
         "problems": written.problems.counts,
@@ -49,8 +50,9 @@ def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
     """Reads a shard's entry: what was written, and the fingerprint; None if it is damaged."""
     try:
         entry = orjson.loads(content)
-        images, instances, crowd, size = counts = [
-            entry[key] for key in ("images", "instances", "crowd", "bytes")
+        images, instances, crowd, ignored, size = counts = [
+            entry.get(key, 0) if key == "ignored" else entry[key]  # versions without it wrote none
+            for key in ("images", "instances", "crowd", "ignored", "bytes")
         ]
         shards = [read_shard_entry(shard) for shard in entry["shards"]]
         problems = Problems()
@@ -60,7 +62,8 @@ def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
         sound = all(type(count) is int and count >= 0 for count in counts)
         if not sound or len(shards) > 1 or any(shard.name != name for shard in shards):
             return None
-        return Written(shards, images, instances, crowd, size, problems), str(entry["sources"])
+        written = Written(shards, images, instances, crowd, ignored, size, problems)
+        return written, str(entry["sources"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

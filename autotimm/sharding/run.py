@@ -15,10 +15,19 @@ from dataclasses import dataclass
 
 import orjson
 
+from autotimm.coco.checks import lost_instances
 from autotimm.coco.index import Split
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo
+from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, untrained_names
 from autotimm.sharding.destination import Destination
-from autotimm.sharding.job import Job, Options, differences, read_job, refuse_problems, stamp
+from autotimm.sharding.job import (
+    Job,
+    Options,
+    differences,
+    read_job,
+    refuse_problems,
+    refuse_untrained,
+    stamp,
+)
 from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
 from autotimm.sharding.outcome import Display, Outcome, Part, Terminated
 from autotimm.sharding.processes import Deal, Progress, crew
@@ -159,15 +168,20 @@ def _complete(dst: Destination, claim: Claim, manifest: Manifest, strict: bool) 
         if strict and split.problems:
             what = "; ".join(f"{kind}: {count:,}" for kind, count in split.problems.items())
             raise InputError(f"--strict: split '{name}': {what}")
+        untrained = untrained_names(split, manifest.categories)
+        if strict:
+            refuse_untrained(name, untrained)
         written = Written(
             split.shards,
             split.images,
             split.instances,
             split.crowd,
+            split.ignored,
             sum(shard.bytes for shard in split.shards),
+            untrained=untrained,
         )
-        written.problems.counts.update(split.problems)
-        written.problems.examples.update({kind: [] for kind in split.problems})
+        for kind, count in split.problems.items():
+            written.problems.count(kind, count)
         splits[name] = written
     if claim.alone and dst.job() is not None:
         dst.discard()  # an overwriting run of the same that was stopped
@@ -285,6 +299,7 @@ def _merged(job: Job, done: dict[int, Written]) -> dict[str, Written]:
     splits = {name: Written() for name in job.splits}
     for name, written in splits.items():
         written.problems.update(job.indices[name].problems)
+        written.untrained = job.indices[name].untrained()
     for k in sorted(done):
         splits[job.plans[k][0]].add(done[k])
     return splits
@@ -295,13 +310,24 @@ def _refuse_empty(job: Job, splits: dict[str, Written]) -> None:
         if not written.images:
             why = "; ".join(written.problems.lines())
             raise InputError(f"{job.splits[name].annotation_file}: no image can be used: {why}")
+        lost = lost_instances(written.instances, written.problems)
+        if lost:
+            raise InputError(f"{job.splits[name].annotation_file}: {lost}")
 
 
 def _manifest(job: Job, splits: dict[str, Written]) -> Manifest:
     return Manifest(
         job.categories,
         {
-            name: SplitInfo(w.images, w.instances, w.crowd, w.problems.counts, w.shards)
+            name: SplitInfo(
+                w.images,
+                w.instances,
+                w.crowd,
+                w.problems.counts,
+                w.shards,
+                w.ignored,
+                job.indices[name].untrained_ids(),
+            )
             for name, w in splits.items()
         },
         source=job.source,

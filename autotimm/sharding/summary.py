@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
+from autotimm.coco.checks import ignored_remark, untrained_remark
 from autotimm.format.manifest import MANIFEST
 from autotimm.sharding.outcome import Outcome, Part
 from autotimm.sharding.writer import Written
@@ -117,14 +118,8 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         table.add_row(*row)
     console.print(table)
     for name, w in outcome.splits.items():
-        for problem in _lines(w):
-            line(f"{name}: {problem}")
-        if w.images and w.instances == w.crowd:
-            which = "that is not a crowd " if w.crowd else ""
-            line(
-                f"{name}: no instance {which}has a mask, so this split cannot train masks; "
-                "masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
-            )
+        for remark in [*w.problems.lines(), *_remarks(w)]:
+            line(f"{name}: {remark}")
     if outcome.state == "complete":
         # The run has not read the images, so it cannot notice an edit that keeps a file's size.
         line(
@@ -180,13 +175,15 @@ def print_report(report: Report, folder: Path, json: bool) -> None:
     put("\n".join([*report.faults, last]), sys.stdout)
 
 
-def _lines(written: Written) -> list[str]:
-    """One line for each kind of problem, with examples if this run has found it."""
-    problems = written.problems
-    return [
-        line if problems.examples[kind] else f"{kind}: {problems.counts[kind]:,}"
-        for kind, line in zip(problems.counts, problems.lines(), strict=True)
-    ]
+def _remarks(written: Written) -> list[str]:
+    """What will not be learnt of a split, beside what cannot be used."""
+    remarks = [ignored_remark(written.ignored)] if written.ignored else []
+    if written.images and written.instances == written.crowd + written.ignored:
+        which = "but crowds" if written.instances else "at all"
+        remarks.append(f"there are no instances {which}, so this split trains nothing")
+    if written.untrained:
+        remarks.append(untrained_remark(written.untrained))
+    return remarks
 
 
 def _split(written: Written, dry: bool) -> dict[str, Any]:
@@ -196,6 +193,8 @@ def _split(written: Written, dry: bool) -> dict[str, Any]:
         "images": written.images,
         "instances": written.instances,
         "crowd": written.crowd,
+        "ignored": written.ignored,
+        "untrained": written.untrained,
         **made,
         "problems": {
             kind: {"count": count, "examples": problems.examples[kind]}

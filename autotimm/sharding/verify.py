@@ -110,7 +110,7 @@ def verify(
             if part.more:
                 faults.append(f"{shard.name}: and {part.more:,} more")
         if all(p.images == s.samples for p, s in zip(parts, split.shards, strict=True)):
-            for what in ("instances", "crowd"):
+            for what in ("instances", "crowd", "ignored"):
                 claimed, counted = getattr(split, what), sum(getattr(p, what) for p in parts)
                 if claimed != counted:
                     faults.append(
@@ -139,6 +139,7 @@ class _Found:
     images: int = 0
     instances: int = 0
     crowd: int = 0
+    ignored: int = 0
     bytes: int = 0
     image_ids: array[int] = field(default_factory=lambda: array("q"))
     annotation_ids: array[int] = field(default_factory=lambda: array("q"))
@@ -250,7 +251,9 @@ def _check_sample(
         found.fault(f"{where}: the index has the size or image id of another")
     found.images += 1
     found.instances += len(record["annotations"])
-    found.crowd += sum(int(annotation["iscrowd"]) for annotation in record["annotations"])
+    for annotation in record["annotations"]:
+        found.crowd += bool(annotation["iscrowd"])
+        found.ignored += bool(annotation.get("ignore") and not annotation["iscrowd"])
     try:
         found.image_ids.append(record["image_id"])
         found.annotation_ids.extend(annotation["id"] for annotation in record["annotations"])

@@ -51,14 +51,22 @@ class ShardPlan:
 
 @dataclass(slots=True)
 class Written:
-    """What was written (crowd is part of instances), and what was odd."""
+    """What was written, and what was odd.
+
+    Attributes:
+        crowd: part of the instances.
+        ignored: part of the instances too, none of it crowd.
+        untrained: the names of the split's categories that have such instances only.
+    """
 
     shards: list[Shard] = field(default_factory=list)
     images: int = 0
     instances: int = 0
     crowd: int = 0
+    ignored: int = 0
     bytes: int = 0
     problems: Problems = field(default_factory=Problems)
+    untrained: list[str] = field(default_factory=list)
 
     def add(self, other: Written) -> None:
         """Adds what another part of the work wrote."""
@@ -66,6 +74,7 @@ class Written:
         self.images += other.images
         self.instances += other.instances
         self.crowd += other.crowd
+        self.ignored += other.ignored
         self.bytes += other.bytes
         self.problems.update(other.problems)
 
@@ -276,6 +285,9 @@ def _write_samples(
                 written.problems.update(problems)
                 written.instances += len(record["annotations"])
                 written.crowd += sum(a["iscrowd"] for a in record["annotations"])
+                written.ignored += sum(
+                    "ignore" in a and not a["iscrowd"] for a in record["annotations"]
+                )
             progress(1)
     finally:
         if collecting:

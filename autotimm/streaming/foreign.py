@@ -27,7 +27,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm.coco.checks import Problems, as_id
+from autotimm.coco.checks import RULES, Problems, as_id, is_trained_on
 from autotimm.coco.index import Category
 from autotimm.files.atomic import whole_file
 from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes, read_index
@@ -257,7 +257,7 @@ def _row(
         else:
             scan.categories.add(category_id)
             scan.instances += 1
-            scan.crowd += entry.get("iscrowd") in (1, "1")
+            scan.crowd += not is_trained_on(entry, RULES)
     at = image_at, image_bytes, json_at, json_bytes
     return (*at, width, height, image_id, checksum(image), checksum(text))
 

@@ -18,11 +18,18 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from autotimm.coco.checks import Problems
+from autotimm.coco import boxes
+from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, read_manifest
+from autotimm.format.manifest import (
+    MANIFEST,
+    Manifest,
+    SplitInfo,
+    read_manifest,
+    untrained_names,
+)
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
@@ -77,9 +84,16 @@ class ShardSource:
         if split not in manifest.splits:
             raise InputError(f"{location}: no split {split!r}, only {', '.join(manifest.splits)}")
         info = manifest.splits[split]
-        self._instances = info.instances - info.crowd
-        self.problems = found.get(split, Problems())
-        self.remark = foreign.remark(info, manifest.categories) if found else ""
+        self._trained_on = info.instances - info.crowd - info.ignored
+        self._instances, self._counted = info.instances, Problems()
+        for kind, count in info.problems.items():
+            self._counted.count(kind, count)
+        self.problems = found.get(split) or self._counted.of_kind(boxes.FAR)
+        self.remark = untrained_and_ignored(
+            untrained_names(info, manifest.categories), info.ignored
+        )
+        if found:
+            self.remark = foreign.remark(info, manifest.categories)
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
@@ -98,7 +112,15 @@ class ShardSource:
 
     def has_instances(self) -> bool:
         """See ``Source``."""
-        return self._instances > 0
+        return self._trained_on > 0
+
+    def lost_instances(self) -> str:
+        """See ``Source``."""
+        return lost_instances(self._instances, self._counted)
+
+    def odd_annotations(self, images: int) -> Problems:
+        """See ``Source``."""
+        return self._counted
 
     def read(self, shard: int, index: int) -> tuple[memoryview, Record]:
         """See ``Source``."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.coco import index as coco
-from autotimm.coco.checks import Problems
+from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
 from autotimm.files import remote
 from autotimm.files.retry import Retry
@@ -24,7 +24,7 @@ from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.shards import ShardSource, manifest_of
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, Record, is_trained_on
 
 __all__ = ["FolderSource", "ShardSource", "Source", "open_source", "split_names"]
 
@@ -36,10 +36,11 @@ class Source(Protocol):
         categories: sorted by id.
         shard_sizes: [shards] int64, the number of samples of each.
         fingerprint: a hash that is equal only for the same samples in the same order.
-        problems: what opening the source has left out or repaired; empty for shards, because
-            autotimm-shard has reported it when it wrote them.
+        problems: what opening the source has left out or repaired; for shards only what misleads a
+            training, because autotimm-shard has reported the rest when it wrote them.
         remedy: what a user can do about samples that cannot be used.
-        remark: anything else to report to the user; mostly empty.
+        remark: anything else to report to the user, such as classes that no network learns; mostly
+            empty.
     """
 
     categories: list[Category]
@@ -50,7 +51,14 @@ class Source(Protocol):
     remark: str
 
     def has_instances(self) -> bool:
-        """Tells whether there is something to train on: an instance that is not a crowd."""
+        """Tells whether there is something to train on: neither a crowd nor to be ignored."""
+
+    def lost_instances(self) -> str:
+        """Says by kind why no instance can be used; empty where one can, or there were none."""
+
+    def odd_annotations(self, images: int) -> Problems:
+        """Counts what is odd in the annotations of up to this many images, evenly spread; for
+        shards, what autotimm-shard counted when it wrote them."""
 
     def image_sizes(self) -> NDArray[np.int64]:
         """Returns [samples, 2], width and height of every image, shard after shard."""
@@ -113,7 +121,8 @@ class FolderSource:
     def __init__(self, split: coco.Split) -> None:
         self._index = coco.load(split.annotation_file, split.image_folder)
         self._file = split.annotation_file
-        self.problems, self.remark = self._index.problems, ""
+        self.problems = self._index.problems
+        self.remark = untrained_and_ignored(self._index.untrained(), self._index.ignored())
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
@@ -123,7 +132,22 @@ class FolderSource:
     def has_instances(self) -> bool:
         """See ``Source``; stops at the first such instance."""
         records = (self._index.record(i) for i in range(len(self._index)))
-        return any(not a["iscrowd"] for record in records for a in record["annotations"])
+        return any(is_trained_on(a) for record in records for a in record["annotations"])
+
+    def lost_instances(self) -> str:
+        """See ``Source``; looks no further than the first one that can be used."""
+        problems = Problems()
+        for i in range(len(self._index)):
+            if self._index.record(i, problems)["annotations"]:
+                return ""
+        return lost_instances(0, problems)
+
+    def odd_annotations(self, images: int) -> Problems:
+        """See ``Source``."""
+        problems, count = Problems(), len(self._index)
+        for k in range(min(images, count)):
+            self._index.record(k * count // min(images, count), problems)
+        return problems
 
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``."""

@@ -28,7 +28,10 @@ def categories_of_data(datamodule: Any, num_classes: int) -> list[dict[str, Any]
             f"has {datamodule.num_classes} categories: give the model num_classes="
             f"{datamodule.num_classes}, or other data"
         )
-    return [{"id": c.id, "name": c.name} for c in datamodule.categories]
+    return [
+        {"id": c.id, "name": c.name} | ({} if c.given_id is None else {"given_id": c.given_id})
+        for c in datamodule.categories
+    ]
 
 
 def check_categories(

@@ -59,6 +59,7 @@ def scene() -> tuple[np.ndarray, Record]:
             }
         )
     annotations.append(annotations[0] | {"id": 9, "iscrowd": 1})
+    annotations.append(annotations[0] | {"id": 10, "ignore": 1})
     record: Any = {"image_id": 1, "file_name": "a.jpg", "width": 120, "height": 80}
     return image, record | {"annotations": annotations}
 

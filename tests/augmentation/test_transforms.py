@@ -426,6 +426,9 @@ def test_crowd_is_no_training_target_and_unknown_categories_are_named() -> None:
     assert crowd.boxes.shape == (0, 4)
     assert crowd.masks is not None
     assert crowd.masks.shape == (0, 112, 112)
+    record = shape_record(mask)
+    record["annotations"][0]["ignore"] = 1
+    assert evaluation_sample(image, record, LABELS, (32, 32), **options).boxes.shape == (0, 4)
     with pytest.raises(InputError, match="category id 9") as error:
         evaluation_sample(image, shape_record(mask, category=9), LABELS, (32, 32), **options)
     assert not isinstance(error.value, DataError)  # a DataError would be skipped

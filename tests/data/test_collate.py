@@ -74,7 +74,7 @@ def test_buckets(instances: int, slots: int) -> None:
 def test_a_batch_holds_its_samples() -> None:
     samples = [evaluated(7, 3), evaluated(8, 0), evaluated(9, 10)]
     batch = finish(collate(samples, [False, False, True]))
-    assert set(batch) == set(Batch.__annotations__)
+    assert set(batch) == set(Batch.__annotations__) - {"given_id"}
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in batch.items() if hasattr(v, "shape")}
     assert shapes == {
         "image": ((3, 3, 32, 64), torch.uint8),
@@ -106,7 +106,7 @@ def test_a_batch_holds_its_samples() -> None:
 
 def test_training_and_detection_leave_out_what_they_do_not_need() -> None:
     batch = finish(collate([sample(1, 2, with_masks=False)], [False]))
-    assert set(batch) == set(Batch.__annotations__) - {"masks", "target"}
+    assert set(batch) == set(Batch.__annotations__) - {"masks", "target", "given_id"}
 
 
 def test_a_worker_hands_over_one_block_without_dense_masks(

@@ -207,13 +207,15 @@ def test_problems_are_listed_with_examples(
         "train: no segmentation (instance left out): 5 "
         "(annotation 2 of a.jpg, annotation 3 of a.jpg, annotation 4 of a.jpg, ...)" in lines
     )
-    assert "cannot train masks" not in out
-    write(tmp_path / "coco", annotations=odd)
+    assert "trains nothing" not in out
+    write(tmp_path / "coco", annotations=[])
     _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
-    assert "train: no instance has a mask, so this split cannot train masks" in out
+    assert "train: there are no instances at all, so this split trains nothing" in out.splitlines()
     write(tmp_path / "coco", annotations=[annotation(iscrowd=1)])
     _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
-    assert "train: no instance that is not a crowd has a mask, so this split cannot" in out
+    assert (
+        "train: there are no instances but crowds, so this split trains nothing" in out.splitlines()
+    )
 
 
 @pytest.mark.parametrize(
@@ -509,6 +511,8 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "images": 1,
         "instances": 1,
         "crowd": 0,
+        "ignored": 0,
+        "untrained": [],
         "shards": 1,
         "bytes": (tmp_path / "out" / "val-000000.tar").stat().st_size,
         "problems": {},

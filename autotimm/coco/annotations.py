@@ -1,0 +1,152 @@
+"""The annotations of a COCO file: which image each belongs to, and where in the file it lies.
+
+Invariants: what belongs to no image or category is left out and counted by kind with examples; an
+annotation's id is an integer that no other has. The list is read in pieces (``jsontext.py``), and
+what is kept of an annotation is its place in the file.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from autotimm.coco.checks import Problems, Rules, as_flag, as_id, is_trained_on
+from autotimm.coco.ids import Key, free_ids, id_key
+from autotimm.coco.jsontext import Array, Text
+from autotimm.coco.lists import LEFT_OUT, CategoryIds
+from autotimm.structures import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationIndex:
+    """The annotations that can be used, image after image: those of i are first[i]:first[i + 1].
+
+    Attributes:
+        first: [images + 1] int64.
+        starts: [annotations] int64, offsets in the file.
+        lengths: [annotations] int64, in bytes.
+        renumbered: place -> the id that it gets.
+        dense: share of the file's text that is no white space.
+        untrained: ids of the categories that have annotations, none of which is trained on.
+        ignored: how many annotations say ``ignore: 1``.
+    """
+
+    first: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    renumbered: dict[int, int]
+    dense: float
+    untrained: list[int]
+    ignored: int
+
+
+def index_annotations(
+    text: Text,
+    listed: Array,
+    slots: dict[Key | None, int],
+    categories: CategoryIds,
+    problems: Problems,
+    rules: Rules,
+    exact: bool,
+) -> AnnotationIndex:
+    """Assigns each annotation to its image, and a new id to those without one of their own.
+
+    Args:
+        text: the file.
+        listed: its annotations.
+        slots: from ``lists.find_images``.
+        categories: from ``lists.read_categories``.
+        problems: where what is odd is counted.
+        rules: which annotations are trained on.
+        exact: see ``jsontext.parse``.
+
+    Raises:
+        InputError: there are annotations, but none that can be used; or they are of another kind.
+        InexactIdError: ``exact`` has to be True for this file.
+        NotJSONError: the annotations are not JSON.
+    """
+    owners = array("q")  # of each object in the list: the position of its image, or LEFT_OUT
+    used: set[int] = set()
+    unnumbered: list[int] = []
+    trained: set[Key | None] = set()  # categories
+    others: set[Key | None] = set()
+    known = categories.ids
+    ignored = 0
+    position = -1
+    for position, raw in enumerate(chain.from_iterable(listed.values(text, exact=exact))):
+        if type(raw) is not dict:
+            problems.add("annotation is not an object (left out)", f"annotations[{position}]")
+            continue
+        id_, image_id, category_id = raw.get("id"), raw.get("image_id"), raw.get("category_id")
+        if exact or not (
+            type(id_) is type(image_id) is type(category_id) is int and abs(id_) < 2**63
+        ):
+            id_, image_id = as_id(id_), id_key(image_id, exact)
+            category_id, by_name = categories.find(category_id, exact)
+            if by_name:
+                shown = _shown(id_, image_id, position)
+                problems.add("category_id is the category's name (its id taken)", shown)
+        slot = slots.get(image_id)
+        lost = None
+        if slot is None:
+            lost = "an unknown image"
+        elif category_id not in known:
+            lost = "an unknown category"
+        elif slot == LEFT_OUT:
+            lost = "an image that is left out"
+        elif id_ is None or id_ in used:
+            kind = "id missing or not a whole number" if id_ is None else "id occurs twice"
+            problems.add(f"annotation {kind} (numbered anew)", _shown(id_, image_id, position))
+            unnumbered.append(len(owners))
+        else:
+            used.add(id_)
+        if lost:
+            _refuse_panoptic(raw, text)
+            problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
+        else:
+            if category_id not in trained:
+                (trained if is_trained_on(raw, rules) else others).add(category_id)
+            if "ignore" in raw:
+                ignored += as_flag(raw["ignore"]) == 1
+        owners.append(LEFT_OUT if slot is None or lost else slot)
+    owner = np.frombuffer(owners, np.int64)
+    order = np.argsort(owner, kind="stable")
+    order = order[np.count_nonzero(owner == LEFT_OUT) :]
+    if position >= 0 and not len(order):
+        why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
+        raise InputError(
+            f"{text.path}: none of its {position + 1:,} annotations can be used: {why}"
+        )
+    place = np.empty(len(owner), np.int64)
+    place[order] = np.arange(len(order))
+    free = free_ids(used, len(unnumbered))
+    count = sum(slot != LEFT_OUT for slot in slots.values())
+    sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
+    return AnnotationIndex(
+        first=np.searchsorted(owner[order], np.arange(count + 1)),
+        starts=listed.starts[order],
+        lengths=listed.lengths[order],
+        renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
+        dense=len(b"".join(sample.split())) / max(len(sample), 1),
+        untrained=sorted(known[key] for key in others - trained),
+        ignored=ignored,
+    )
+
+
+def _refuse_panoptic(raw: dict[str, Any], text: Text) -> None:
+    """Refuses COCO's panoptic format, whose annotations are of whole images."""
+    if isinstance(raw.get("segments_info"), list):
+        raise InputError(
+            f"{text.path}: holds panoptic annotations ('segments_info', masks in PNG files), not "
+            "instances; converters/panoptic2detection_coco_format.py --things_only of panopticapi "
+            "(github.com/cocodataset/panopticapi) makes a file of instances of it"
+        )
+
+
+def _shown(id_: int | None, image_id: Key | None, position: int) -> str:
+    annotation = f"annotations[{position}]" if id_ is None else f"annotation {id_}"
+    return annotation if image_id is None else f"{annotation} of image {image_id}"

@@ -1,0 +1,113 @@
+"""Ids that are no whole numbers of 64 bits: numbered anew, the originals kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coco_folder import annotation, image, picture, write
+
+from autotimm.coco import index as coco
+from autotimm.coco.checks import as_id
+from autotimm.coco.ids import InexactIdError, free_ids, id_key
+
+UUIDS = ["7f9c-aa", "b1946ac9-2490-4c1d-a5cf-1e3d3a4c5b6e", "0x1F"]
+LARGE = [2**127 - 1, 2**127 - 2, 2**63]
+
+
+def load(root: Path, **content: Any) -> coco.CocoIndex:
+    write(root, **content)
+    return coco.load(root / "annotations/instances_train.json", root / "train")
+
+
+@pytest.mark.parametrize("ids", [UUIDS, LARGE, [0.5, 1.5, 2.5]])
+def test_ids_of_images_are_numbered_anew(tmp_path: Path, ids: list[Any]) -> None:
+    index = load(
+        tmp_path,
+        images=[image(id=id_, file_name=f"{n}.jpg") for n, id_ in enumerate(ids)],
+        annotations=[
+            annotation(id=10 * n + k, image_id=id_, category_id=(3, 7)[k])
+            for n, id_ in enumerate(ids)
+            for k in range(2)
+        ],
+        files={f"{n}.jpg": picture() for n in range(3)},
+    )
+    records = [index.record(i) for i in range(3)]
+    assert [r["image_id"] for r in records] == [1, 2, 3]
+    given = [str(id_) if isinstance(id_, int) else id_ for id_ in ids]
+    assert [r["given_id"] for r in records] == given
+    assert [[a["id"] for a in r["annotations"]] for r in records] == [[0, 1], [10, 11], [20, 21]]
+    assert index.problems.counts == {"image id is not a whole number (numbered anew)": 3}
+
+
+def test_whole_numbers_stay_beside_them(tmp_path: Path) -> None:
+    index = load(
+        tmp_path,
+        images=[image(id=id_, file_name=f"{n}.jpg") for n, id_ in enumerate(["x", 7, "5", 9.0])],
+        annotations=[annotation(id=n, image_id=id_) for n, id_ in enumerate(["x ", "7", 5, "9.0"])],
+        files={f"{n}.jpg": picture() for n in range(4)},
+    )
+    records = [index.record(i) for i in range(4)]
+    assert [r["image_id"] for r in records] == [10, 7, 5, 9]
+    assert [r.get("given_id") for r in records] == ["x", None, None, None]
+    assert [r["annotations"][0]["id"] for r in records] == [0, 1, 2, 3]
+
+
+def test_ids_of_categories_are_numbered_anew(tmp_path: Path) -> None:
+    index = load(
+        tmp_path,
+        categories=[
+            {"id": "d", "name": "disc"},
+            {"id": 4, "name": "star"},
+            {"id": 2**90, "name": "x"},
+        ],
+        annotations=[
+            annotation(id=n, category_id=id_) for n, id_ in enumerate(["d", 4, "4", 2**90, "disc"])
+        ],
+    )
+    assert [(c.id, c.name, c.given_id) for c in index.categories] == [
+        (4, "star", None),
+        (5, "disc", "d"),
+        (6, "x", str(2**90)),
+    ]
+    assert [a["category_id"] for a in index.record(0)["annotations"]] == [5, 4, 4, 6, 5]
+    assert index.problems.counts == {
+        "category id is not a whole number (numbered anew)": 2,
+        "category_id is the category's name (its id taken)": 1,
+    }
+
+
+def test_a_category_may_be_named_where_its_name_is_one_only(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "disc"}, {"id": 2, "name": "disc"}, {"id": 3, "name": "star"}]
+    given = ["star", "disc", "7"]
+    index = load(
+        tmp_path,
+        categories=categories,
+        annotations=[annotation(id=n, category_id=c) for n, c in enumerate(given)],
+    )
+    assert [a["category_id"] for a in index.record(0)["annotations"]] == [3]
+    assert index.problems.counts["annotation of an unknown category (left out)"] == 2
+
+
+def test_ids_that_are_none_are_left_out(tmp_path: Path) -> None:
+    index = load(
+        tmp_path,
+        images=[image(), *(image(id=id_) for id_ in (None, True, [1], {"a": 1}, " "))],
+    )
+    assert len(index) == 1
+    kind = "image id is neither a number nor text (image left out)"
+    assert index.problems.counts == {kind: 5}
+
+
+def test_keys() -> None:
+    for value in (7, 7.0, "7", " 7 ", "7.0", "007"):
+        assert id_key(value, exact=False) == 7
+    assert id_key(2**64, exact=True) == id_key(str(2**64), exact=True) == str(2**64)
+    assert id_key(float("nan"), exact=False) is None
+    with pytest.raises(InexactIdError):  # what the quick parser makes of 2**64
+        id_key(float(2**64), exact=False)
+    assert as_id("7.5") is None
+    assert free_ids({1, 5}, 2) == [6, 7]
+    assert free_ids({2**63 - 1, 1}, 2) == [2, 3]
+    assert free_ids(set(), 1) == [1]

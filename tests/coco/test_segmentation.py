@@ -1,0 +1,172 @@
+"""Masks in shapes that are not COCO's: read where they can mean one thing, and counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as pycoco
+
+from autotimm.coco import masks
+from autotimm.coco.checks import check_annotation
+
+HEIGHT, WIDTH = 48, 64
+POLYGON = [10.0, 8.0, 30.0, 8.0, 35.0, 28.0, 10.0, 20.0]
+OTHER = [40.0, 30.0, 60.0, 30.0, 50.0, 44.0]
+PAIRS = [[10.0, 8.0], [30.0, 8.0], [35.0, 28.0], [10.0, 20.0]]
+BOX = [10.0, 8.0, 25.0, 20.0]
+
+
+def dense(*polygons: list[float]) -> np.ndarray:
+    """pycocotools' mask of some polygons."""
+    return pycoco.decode(pycoco.merge(pycoco.frPyObjects(list(polygons), HEIGHT, WIDTH)))
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    rle = pycoco.encode(np.asfortranarray(mask))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def runs(flat: np.ndarray) -> list[int]:
+    """The run lengths of a mask that is laid out in a row already, zeros first."""
+    edges = np.flatnonzero(np.diff(flat.astype(int), prepend=0))
+    return np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
+
+
+def read(segmentation: Any, bbox: Any = BOX) -> tuple[np.ndarray | None, list[str], Any]:
+    """The mask that is read, the kinds of what was odd, and the polygons that are kept."""
+    raw = {"id": 1, "category_id": 1, "iscrowd": 0, "area": 9.0, "bbox": bbox}
+    kinds: list[str] = []
+    found = check_annotation(raw | {"segmentation": segmentation}, HEIGHT, WIDTH, kinds.append)
+    if found is None:
+        return None, kinds, None
+    return masks.decode(found["segmentation"]), kinds, found.get("polygons")
+
+
+ONE = dense(POLYGON)
+BOTH = dense(POLYGON, OTHER)
+COUNTS = runs(ONE.ravel(order="F"))
+READ = {
+    "flat": (POLYGON, ONE, "polygon without its outer list (read)"),
+    "of text": ([[str(v) for v in POLYGON]], ONE, "polygon of numbers in quotes (read)"),
+    "pairs": ([PAIRS], ONE, "polygon of pairs x, y (read)"),
+    "pairs alone": (PAIRS, ONE, "polygon of pairs x, y (read)"),
+    "points": ([[{"x": x, "y": y} for x, y in PAIRS]], ONE, "polygon of pairs x, y (read)"),
+    "too deep": ([[POLYGON], [OTHER]], BOTH, "polygon in more lists than one (read)"),
+    "JSON": (json.dumps([POLYGON, OTHER]), BOTH, "segmentation is JSON in quotes (read)"),
+    "one RLE": ([compressed(ONE)], ONE, "list of RLEs (their union taken)"),
+    "RLEs": ([compressed(ONE), compressed(dense(OTHER))], BOTH, "list of RLEs (their union taken)"),
+    "both": ([compressed(ONE), OTHER], BOTH, "list of RLEs (their union taken)"),
+    "float counts": (
+        {"size": [HEIGHT, WIDTH], "counts": [float(n) for n in COUNTS]},
+        ONE,
+        "RLE counts are floats or text (read)",
+    ),
+    "counts of text": (
+        {"size": [HEIGHT, WIDTH], "counts": [str(n) for n in COUNTS]},
+        ONE,
+        "RLE counts are floats or text (read)",
+    ),
+    "list in quotes": (
+        {"size": [HEIGHT, WIDTH], "counts": str(COUNTS)},
+        ONE,
+        "RLE counts are a list in quotes (read)",
+    ),
+    "bytes": (
+        {"size": [HEIGHT, WIDTH], "counts": str(pycoco.encode(np.asfortranarray(ONE))["counts"])},
+        ONE,
+        "RLE counts are Python's text of bytes (read)",
+    ),
+    "no size": (
+        {"counts": compressed(ONE)["counts"]},
+        ONE,
+        "RLE without a size (the image's taken)",
+    ),
+    "size of text": (
+        compressed(ONE) | {"size": ["48", "64"]},
+        ONE,
+        "RLE whose size is in quotes (read)",
+    ),
+    "size swapped": (
+        {"size": [WIDTH, HEIGHT], "counts": COUNTS},
+        ONE,
+        "RLE of size width, height (the reading taken that fits the bbox)",
+    ),
+    "mask turned": (
+        {"size": [WIDTH, HEIGHT], "counts": runs(ONE.ravel(order="C"))},
+        ONE,
+        "RLE of size width, height (the reading taken that fits the bbox)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_has_one_reading_is_read_and_counted(name: str) -> None:
+    segmentation, expected, kind = READ[name]
+    mask, kinds, polygons = read(segmentation, BOX if expected is ONE else [10, 8, 50, 36])
+    assert kinds == [kind]
+    assert mask is not None
+    np.testing.assert_array_equal(mask, expected)
+    # pycocotools reads what is kept of polygons to the same mask.
+    if polygons is not None:
+        np.testing.assert_array_equal(dense(*polygons), expected)
+
+
+def test_polygons_as_coco_has_them_are_kept_as_they_are() -> None:
+    mask, kinds, polygons = read([POLYGON, OTHER], [10, 8, 50, 36])
+    assert not kinds
+    assert polygons == [POLYGON, OTHER]
+    assert mask is not None
+    np.testing.assert_array_equal(mask, BOTH)
+
+
+def test_a_polygon_that_is_closed_is_the_same() -> None:
+    mask, kinds, _ = read([[*POLYGON, *POLYGON[:2], *POLYGON[:2]]])
+    assert not kinds
+    assert mask is not None
+    np.testing.assert_array_equal(mask, ONE)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[10, 8, 25, 20]], "polygon with fewer than 3 points"),  # a box to pycocotools, or a line
+        ([10, 8, 25, 20], "polygon with fewer than 3 points"),
+        ([[10, 8], [30, 28]], "polygon with fewer than 3 points"),
+        ([1, 2, 3, 4, 5, 6, 7], "polygon with an odd number of coordinates"),
+        ([[[[[[[[*POLYGON]]]]]]]], "polygon with fewer than 3 points"),
+        ([["a", "b", "c", "d", "e", "f"]], "polygon is not a list of numbers"),
+        ("no JSON", "segmentation is neither polygons nor RLE"),
+        ("5", "segmentation is neither polygons nor RLE"),
+        (5, "segmentation is neither polygons nor RLE"),
+        ("", "no segmentation"),
+        ({"size": [HEIGHT, WIDTH], "counts": [float("nan")]}, "RLE counts are broken"),
+        ({"size": [HEIGHT, WIDTH], "counts": [float("inf")]}, "RLE counts are broken"),
+        ({"size": [HEIGHT, WIDTH], "counts": [0.5, 3071.5]}, "RLE counts are broken"),
+        ({"size": [HEIGHT, WIDTH], "counts": "b'\\xff'"}, "RLE counts are broken"),
+        ({"size": [24, 32], "counts": [768]}, "RLE of another size than the image"),
+    ],
+)
+def test_what_has_none_or_several_is_left_out(segmentation: Any, reason: str) -> None:
+    mask, kinds, _ = read(segmentation)
+    assert mask is None
+    assert kinds == [f"{reason} (instance left out)"]
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 1, 3, 3], "text"])
+def test_a_size_that_is_swapped_wants_a_box_that_decides(bbox: Any) -> None:
+    mask, kinds, _ = read({"size": [WIDTH, HEIGHT], "counts": COUNTS}, bbox)
+    assert mask is None
+    assert kinds == ["RLE of another size than the image (instance left out)"]
+
+
+def test_parts_that_cannot_be_used_are_counted_beside_what_is_read() -> None:
+    mask, kinds, _ = read([compressed(ONE), {"size": [1, 1], "counts": [1]}])
+    assert mask is not None
+    np.testing.assert_array_equal(mask, ONE)
+    assert kinds == [
+        "list of RLEs (their union taken)",
+        "RLE of another size than the image (part left out)",
+    ]
