@@ -31,6 +31,8 @@ class AnnotationIndex:
         lengths: [annotations] int64, in bytes.
         renumbered: place -> the id that it gets.
         dense: share of the file's text that is no white space.
+        span: the smallest and the largest annotation id; 0 and -1 without any.
+        used: ids of the categories that have annotations.
         untrained: ids of the categories that have annotations, none of which is trained on.
         ignored: how many annotations say ``ignore: 1``.
     """
@@ -40,6 +42,8 @@ class AnnotationIndex:
     lengths: np.ndarray
     renumbered: dict[int, int]
     dense: float
+    span: tuple[int, int]
+    used: list[int]
     untrained: list[int]
     ignored: int
 
@@ -132,6 +136,8 @@ def index_annotations(
         lengths=listed.lengths[order],
         renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
         dense=len(b"".join(sample.split())) / max(len(sample), 1),
+        span=(min(chain(used, free), default=0), max(chain(used, free), default=-1)),
+        used=sorted(known[key] for key in others | trained),
         untrained=sorted(known[key] for key in others - trained),
         ignored=ignored,
     )

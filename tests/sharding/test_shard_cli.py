@@ -483,7 +483,7 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = tmp_path / "out"
     code, _, err = run(*given, *images, out, capsys=capsys)
     assert code == 2 and "would share the name '_annotations.coco'; --splits" in err
-    for names, message in (("a", "1 names for 2"), ("a,a", "'a' is no"), ("a,../b", "'../b' is")):
+    for names, message in (("a", "1 names for 2"), ("a,../b", "'../b' is")):
         code, _, err = run(*given, *images, out, "--splits", names, capsys=capsys)
         assert code == 2 and err.count("\n") == 1 and message in err
     three = [*images, "--images", folders[1]]
