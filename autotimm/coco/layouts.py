@@ -34,6 +34,7 @@ ROBOFLOW = "_annotations.coco.json"
 _GENERIC = {
     *(ROBOFLOW, "labels.json", "result.json", "instances_default.json", "instances.json"),
     *("annotations.json", "coco.json", "coco_annotations.json", "annotations_coco.json"),
+    "dataset.json",
 }
 """What tools call the annotation file of a folder."""
 _SAME = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
@@ -90,8 +91,8 @@ def find_splits(root: Path) -> dict[str, Split]:
 def same_split(wanted: str, names: Iterable[str]) -> str | None:
     """Returns which of the splits is meant; None if none or several can be.
 
-    ``val`` means ``valid`` or ``validation``, too, where there is no ``val``; likewise ``train`` and
-    ``training``, ``test`` and ``testing``; each in either direction.
+    ``val`` means ``valid`` or ``validation``, too, where there is no ``val``; likewise ``train``
+    and ``training``, ``test`` and ``testing``; each in either direction.
     """
     names = list(names)
     if wanted in names:
@@ -129,14 +130,15 @@ def _coco(root: Path) -> dict[str, Split]:
     else:
         return {}
     names = split_names([stem_of(file) for file in files])
-    if names == ["default"]:
+    if names in (["default"], ["annotations"]):  # of CVAT, and of Datumaro from CVAT's XML
         names = ["train"]
     splits = {}
     for file, name in zip(files, names, strict=True):
         long = stem_of(file).removeprefix("instances_")
         short = _short(long)
         places = [long, f"images/{long}", short, f"images/{short}", "images"]
-        there = next((root / place for place in places if (root / place).is_dir()), None)
+        folders = [root / place for place in places if root / place != folder]
+        there = next((path for path in folders if path.is_dir()), None)
         alone = len(files) == 1
         splits[name] = Split(name, file, there or _image_folder(file, root, root / long, alone))
     return splits
@@ -209,14 +211,20 @@ def _instances(folder: Path) -> list[Path]:
     if ROBOFLOW in (file.name for file in files):
         return [folder / ROBOFLOW]
     largest = sorted(files, key=lambda file: -file.stat().st_size)[:_MOST]
-    return [file for file in files if file in largest and peek(file).kind == "instances"]
+    likely = [file for file in files if file in largest or file.name in _GENERIC]
+    return [file for file in likely if peek(file).kind == "instances"]
 
 
 def _word(name: str) -> str | None:
     """Returns the split that a name tells, without digits: ``coco_train2017`` is of ``train``."""
-    words = [re.sub(r"\d+$", "", word) for word in re.split("[-_. ]", name.lower())]
-    found = [word for word in words if word in _WORDS]
+    found = [word for word in _words(name) if word in _WORDS]
     return found[0] if len(found) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    """Returns the words of a name that tell a split, with and without digits behind."""
+    pairs = [(word, re.sub(r"\d+$", "", word)) for word in re.split("[-_. ]", name.lower())]
+    return [w for long, short in pairs if short in _WORDS for w in dict.fromkeys((long, short))]
 
 
 def _image_folder(
@@ -236,21 +244,22 @@ def _image_folder(
     own = [*beside, *_own_folders(file, base)]
     shared = [file.parent, base, file.parent.parent] if base != file.parent else [base]
     places = [place for place in dict.fromkeys([*own, *shared]) if place.is_dir()]
+    exact = {place: sum(_is_file_in(place, name) for name in names) for place in places}
+    if any(exact.values()):
+        return max(exact, key=exact.__getitem__)  # the first of those with most
+    mended = {}
     for place in places:
-        if any(_is_file_in(place, name) for name in names):
-            return place
-    for place in places:
-        listing = ImageFolder(place)
-        if (alone or place in own) and any(_finds(listing, name) for name in names[:3]):
-            return place
-    return default
+        if alone or place in own:
+            listing = ImageFolder(place)
+            mended[place] = sum(_finds(listing, name) for name in names)
+    return max(mended, key=mended.__getitem__) if any(mended.values()) else default
 
 
 def _own_folders(file: Path, base: Path) -> Iterator[Path]:
     """Yields the folders that tools put the images of a file into, likeliest first."""
     stem = stem_of(file).removeprefix("instances_")
     sliced = re.sub("[-_.]?(coco|annotations?)$", "", stem) + "_images"
-    for name in (stem, _short(stem), *filter(None, [_word(stem)]), sliced):
+    for name in (stem, _short(stem), *_words(stem), sliced):
         for part in ("", "images", "data"):
             yield base / part / name
         yield base / name / "images"

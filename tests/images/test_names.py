@@ -140,7 +140,7 @@ def test_no_name_leads_outside(tmp_path: Path) -> None:
     for front in fronts:
         for middle in fronts:
             for name in ("secret.jpg", "SECRET.jpg", "out.jpg", "a1b2c3d4-out.jpg"):
-                with pytest.raises(ValueError, match="missing|leaves the image folder"):
+                with pytest.raises(ValueError, match=r"missing|leaves the image folder"):
                     listing.find(front + middle + name)
 
 
