@@ -187,6 +187,21 @@ def shown_names(categories: Iterable[Category]) -> list[str]:
     ]
 
 
+def group_category(categories: Sequence[Category], used: Iterable[int]) -> Category | None:
+    """Returns the category that Roboflow adds as the supercategory of the others, if there is one.
+
+    It is the only one whose supercategory is "none", and has no annotations. It remains a class:
+    without it every other class would have another label than in checkpoints trained before.
+
+    Args:
+        categories: of the file.
+        used: ids of those that have annotations.
+    """
+    tops = [one for one in categories if one.supercategory == "none"]
+    alone = len(tops) == 1 < len(categories) and tops[0].id not in used
+    return tops[0] if alone else None
+
+
 def names_of(ids: Iterable[int], categories: Sequence[Category]) -> list[str]:
     """Returns what to call the categories of these ids."""
     wanted = {*ids}
@@ -243,6 +258,10 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     annotations = index_annotations(
         text, lists["annotations"], slots, category_ids, problems, rules, exact
     )
+    group = group_category(categories, annotations.used)
+    if group is not None:
+        kind = "category without annotations that stands for the others' group (kept, as a class)"
+        problems.add(kind, f"{group.name} (id {group.id})")
     return CocoIndex(
         categories=categories,
         problems=problems,

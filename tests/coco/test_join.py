@@ -118,7 +118,7 @@ def test_classes_that_share_a_name_stay_apart(tmp_path: Path) -> None:
 def test_one_image_in_two_files_has_the_annotations_of_both(tmp_path: Path) -> None:
     a = put(tmp_path, "a", [image()], [annotation(category_id=1)], {1: "cat"})
     annotations = [
-        annotation(id=1, image_id=5, category_id=1, segmentation=OTHER),
+        annotation(id=1, image_id=5, category_id=1, segmentation=OTHER, bbox=[1, 1, 8, 8]),
         annotation(id=2, image_id=5, category_id=2),  # the same instance once more
     ]
     b = put(tmp_path, "b", [image(id=5)], annotations, {1: "dog", 2: "cat"})

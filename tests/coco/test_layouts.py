@@ -333,3 +333,39 @@ def test_text_and_settings_of_no_format(tmp_path: Path) -> None:
     (tmp_path / "pom.xml").write_text("<project/>")
     with pytest.raises(InputError, match=r"no annotations/instances_\*\.json in it"):
         find_splits(tmp_path)
+
+
+ROOF = {"id": 0, "name": "things", "supercategory": "none"}
+UNDER = [{"id": n, "name": f"c{n}", "supercategory": "things"} for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("categories", "used", "told"),
+    [
+        ([ROOF, *UNDER], {1, 2}, True),
+        ([ROOF, *CATEGORIES], {1}, True),  # the others need not name it
+        ([ROOF, *UNDER], {0, 1}, False),  # a class like the others
+        ([ROOF, {"id": 1, "name": "b", "supercategory": "none"}], {1}, False),  # no hierarchy
+        ([ROOF], set(), False),
+        (UNDER, {1}, False),
+    ],
+)
+def test_roboflows_class_of_all_others_is_told_and_kept(
+    tmp_path: Path, categories: list[dict], used: set[int], told: bool
+) -> None:
+    put(tmp_path, "train/_annotations.coco.json", "train", 2)
+    file = tmp_path / "train/_annotations.coco.json"
+    content = json.loads(file.read_text())
+    annotations = [annotation(id=n, category_id=n) for n in sorted(used)]
+    file.write_text(json.dumps(content | {"categories": categories, "annotations": annotations}))
+    index = load_split(find_splits(tmp_path)["train"])
+    assert [c.id for c in index.categories] == [c["id"] for c in categories]
+    lines = [line for line in index.problems.lines() if "stands for the others' group" in line]
+    assert (
+        lines
+        == [
+            "category without annotations that stands for the others' group (kept, as a class): 1 "
+            "(things (id 0))"
+        ]
+        * told
+    )
