@@ -229,7 +229,8 @@ def find_images(
     kept = [i for i, key in enumerate(keys) if slots[key] != LEFT_OUT]
     if len(kept) < len(keys):
         given_ids = {new: given_ids[old] for new, old in enumerate(kept) if old in given_ids}
-        keys, names, sizes = ([one[i] for i in kept] for one in (keys, names, sizes))
+        keys, names = [keys[i] for i in kept], [names[i] for i in kept]
+        sizes = [sizes[i] for i in kept]
         slots |= {key: i for i, key in enumerate(keys)}
     new = iter(free_ids({key for key in slots if isinstance(key, int)}, len(given_ids)))
     ids = [next(new) if isinstance(key, str) else key for key in keys]

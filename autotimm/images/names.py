@@ -54,6 +54,10 @@ class Match:
     doubt: str | None = None
 
 
+def _same(name: str) -> str:
+    return name
+
+
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
@@ -128,7 +132,8 @@ class ImageFolder:
                 raise ValueError(reason)  # its folder is there, and lacks it
         base = plain.rpartition("/")[2]
         elsewhere = _ELSEWHERE if plain.startswith("/") else _NO_FOLDERS
-        spellings = ((str, elsewhere, False), *_SPELLINGS, (_before_upload, _UPLOAD, False))
+        spellings: list[_Spelling] = [(_same, elsewhere, False), *_SPELLINGS]
+        spellings.append((_before_upload, _UPLOAD, False))
         for spelling, why, _ in spellings:
             file = tree.by_base(spelling, base)
             if file is not None:
