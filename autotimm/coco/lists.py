@@ -224,10 +224,10 @@ def find_images(
         keys.append(key)
         names.append(name)
         sizes.append(size)
-    for position in _refuted(doubtful, seen, problems):
-        slots[keys[position]] = LEFT_OUT
-    kept = [i for i, key in enumerate(keys) if slots[key] != LEFT_OUT]
-    if len(kept) < len(keys):
+    refuted = _refuted(doubtful, seen, problems)
+    if refuted:
+        slots |= {keys[position]: LEFT_OUT for position in refuted}
+        kept = [i for i, key in enumerate(keys) if slots[key] != LEFT_OUT]
         given_ids = {new: given_ids[old] for new, old in enumerate(kept) if old in given_ids}
         keys, names = [keys[i] for i in kept], [names[i] for i in kept]
         sizes = [sizes[i] for i in kept]

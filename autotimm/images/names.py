@@ -13,8 +13,8 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from autotimm.structures import InputError
@@ -38,8 +38,7 @@ _NO_FOLDERS = "file_name lacks its file's folder (the only file of that name tak
 _UPLOAD = "file_name or its file has what an upload adds to it (left off)"
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):  # made for every image: a dataclass takes three times as long
     """The file that a name means.
 
     Attributes:
