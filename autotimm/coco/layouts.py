@@ -117,8 +117,8 @@ def _short(name: str) -> str:
 
 
 def stem_of(file: Path) -> str:
-    """Returns a file's name without ``.json`` and ``.gz``."""
-    return file.name.removesuffix(".gz").removesuffix(".json")
+    """Returns a file's name without ``.json``, ``.gz`` and ``.zip``."""
+    return file.name.removesuffix(".gz").removesuffix(".zip").removesuffix(".json")
 
 
 def _coco(root: Path) -> dict[str, Split]:
@@ -284,7 +284,7 @@ def _jsons(folder: Path) -> list[Path]:
     """Returns the JSON files of a folder, sorted; InputError for one whose name is no text."""
     files = []
     for name in _names(folder):
-        if name.endswith((".json", ".json.gz")):
+        if name.endswith((".json", ".json.gz", ".json.zip")):
             if not is_text(name):
                 raise InputError(
                     f"{folder / name}: its name is no text in the locale's encoding, "

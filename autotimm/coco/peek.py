@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autotimm.coco import packed
 from autotimm.structures import InputError
 
 Kind = Literal[
@@ -39,10 +40,10 @@ class Peek:
 
 
 def peek(path: Path) -> Peek:
-    """Reads at most 4 MiB at either end of a JSON file, which may be compressed by gzip.
+    """Reads at most 4 MiB at either end of a JSON file, or what it is packed in.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is packed by something else than gzip or zip.
     """
     try:
         data = _ends(path)
@@ -64,10 +65,13 @@ def peek(path: Path) -> Peek:
 def _ends(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(_READ)
-        if data.startswith(b"\x1f\x8b"):
+        packed_by = packed.kind(data[:8])
+        if packed_by == "gzip":
             file.seek(0)
             with gzip.open(file) as unpacked:
                 data = unpacked.read(_READ)
+        elif packed_by is not None:
+            data = packed.unpacked(data + file.read(), packed_by, path)
         elif len(data) == _READ:
             at = max(file.seek(0, 2) - _READ, _READ)
             file.seek(at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,17 @@ def test_instances_behind_megabytes_of_others(tmp_path: Path) -> None:
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(b'{"name": "x"}'))
     (tmp_path / "c.json.gz").write_bytes(b"\x1f\x8bcut")
     assert counts(tmp_path) == {"train": 2}
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_packed_files(tmp_path: Path, suffix: str) -> None:
+    for split in ("train", "val"):
+        put(tmp_path, f"{split}.json", split)
+        data = (tmp_path / f"{split}.json").read_bytes()
+        (tmp_path / f"{split}.json").unlink()
+        with zipfile.ZipFile(tmp_path / f"{split}.json{suffix}", "w") as archive:
+            archive.writestr("labels.json", data)
+    assert counts(tmp_path) == {"train": 2, "val": 2}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
