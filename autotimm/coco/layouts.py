@@ -17,17 +17,24 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotimm.coco import other_formats
 from autotimm.coco.checks import is_text
 from autotimm.coco.peek import peek
+from autotimm.coco.split_names import (
+    short_name,
+    split_names,
+    split_word,
+    split_words,
+    stem_of,
+)
 from autotimm.images.names import ImageFolder
 from autotimm.structures import InputError
 
-__all__ = ["Split", "find_splits", "same_split", "split_names"]
+__all__ = ["Split", "find_splits"]
 
 ROBOFLOW = "_annotations.coco.json"
 
@@ -37,8 +44,6 @@ _GENERIC = {
     "dataset.json",
 }
 """What tools call the annotation file of a folder."""
-_SAME = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
-_WORDS = {word for words in _SAME for word in words} | {"trainval", "dev"}
 _OTHERS = re.compile("(person_keypoints|captions|panoptic|stuff|image_info)_")  # of COCO's files
 _IMAGES = ("images", "data", "img", "imgs", "image", "JPEGImages")
 _NO_SPLITS = {"annotations", "labels", *_IMAGES}  # folders of these names are parts of a layout
@@ -88,39 +93,6 @@ def find_splits(root: Path) -> dict[str, Split]:
     return splits
 
 
-def same_split(wanted: str, names: Iterable[str]) -> str | None:
-    """Returns which of the splits is meant; None if none or several can be.
-
-    ``val`` means ``valid`` or ``validation``, too, where there is no ``val``; likewise ``train``
-    and ``training``, ``test`` and ``testing``; each in either direction.
-    """
-    names = list(names)
-    if wanted in names:
-        return wanted
-    words = next((words for words in _SAME if wanted in words), ())
-    found = [name for name in names if name in words]
-    return found[0] if len(found) == 1 else None
-
-
-def split_names(stems: Sequence[str]) -> list[str]:
-    """Names the splits of annotation files by the files' names without their extension.
-
-    ``instances_train2017`` makes ``train``, unless two splits would then share a name.
-    """
-    full = [stem.removeprefix("instances_") for stem in stems]
-    short = [_short(name) for name in full]
-    return [s if short.count(s) == 1 else f for f, s in zip(full, short, strict=True)]
-
-
-def _short(name: str) -> str:
-    return re.sub(r"[-_]?\d+$", "", name) or name
-
-
-def stem_of(file: Path) -> str:
-    """Returns a file's name without ``.json``, ``.gz`` and ``.zip``."""
-    return file.name.removesuffix(".gz").removesuffix(".zip").removesuffix(".json")
-
-
 def _coco(root: Path) -> dict[str, Split]:
     """COCO's own layout; ``instances_default.json`` alone, as CVAT writes it, is ``train``."""
     for folder in (root / "annotations", root):
@@ -135,7 +107,7 @@ def _coco(root: Path) -> dict[str, Split]:
     splits = {}
     for file, name in zip(files, names, strict=True):
         long = stem_of(file).removeprefix("instances_")
-        short = _short(long)
+        short = short_name(long)
         places = [long, f"images/{long}", short, f"images/{short}", "images"]
         folders = [root / place for place in places if root / place != folder]
         there = next((path for path in folders if path.is_dir()), None)
@@ -147,7 +119,7 @@ def _coco(root: Path) -> dict[str, Split]:
 def _folders(root: Path) -> dict[str, Split]:
     """A folder a split, each with its own annotation file."""
     inside = [folder for folder in _subfolders(root) if folder.name not in _NO_SPLITS]
-    named = [folder for folder in inside if _word(folder.name)]
+    named = [folder for folder in inside if split_word(folder.name)]
     splits = {}
     for folder in named or inside:
         if named:
@@ -161,7 +133,7 @@ def _folders(root: Path) -> dict[str, Split]:
             splits[folder.name] = Split(folder.name, file, images)
     if not named and len(splits) == 1:
         return {}  # a data set inside of the folder, not a split of it
-    short = {name: _short(name) for name in splits}
+    short = {name: short_name(name) for name in splits}
     if len(set(short.values())) == len(splits):
         splits = {short[n]: Split(short[n], *s.sources[0]) for n, s in splits.items()}
     return splits
@@ -175,7 +147,7 @@ def _files(root: Path) -> dict[str, Split]:
             break
     else:
         return {}
-    words = {file: _word(stem_of(file)) for file in files}
+    words = {file: split_word(stem_of(file)) for file in files}
     if len(files) == 1:
         name = words[files[0]] or "train"
         return {name: Split(name, files[0], _image_folder(files[0], root, root, alone=True))}
@@ -215,18 +187,6 @@ def _instances(folder: Path) -> list[Path]:
     return [file for file in likely if peek(file).kind == "instances"]
 
 
-def _word(name: str) -> str | None:
-    """Returns the split that a name tells, without digits: ``coco_train2017`` is of ``train``."""
-    found = [word for word in _words(name) if word in _WORDS]
-    return found[0] if len(found) == 1 else None
-
-
-def _words(name: str) -> list[str]:
-    """Returns the words of a name that tell a split, with and without digits behind."""
-    pairs = [(word, re.sub(r"\d+$", "", word)) for word in re.split("[-_. ]", name.lower())]
-    return [w for long, short in pairs if short in _WORDS for w in dict.fromkeys((long, short))]
-
-
 def _image_folder(
     file: Path, base: Path, default: Path, alone: bool, beside: Sequence[Path] = ()
 ) -> Path:
@@ -259,7 +219,7 @@ def _own_folders(file: Path, base: Path) -> Iterator[Path]:
     """Yields the folders that tools put the images of a file into, likeliest first."""
     stem = stem_of(file).removeprefix("instances_")
     sliced = re.sub("[-_.]?(coco|annotations?)$", "", stem) + "_images"
-    for name in (stem, _short(stem), *_words(stem), sliced):
+    for name in (stem, short_name(stem), *split_words(stem), sliced):
         for part in ("", "images", "data"):
             yield base / part / name
         yield base / name / "images"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotimm.coco import boxes
 from autotimm.coco.index import Category
-from autotimm.coco.layouts import same_split
+from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
 from autotimm.files.urls import Location
 from autotimm.streaming.layout import DataFolder, detect_layout

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from autotimm.coco.checks import Rules
-from autotimm.coco.layouts import Split, find_splits, same_split, split_names, stem_of
+from autotimm.coco.layouts import Split, find_splits
+from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
 from autotimm.format.manifest import Manifest, plain_name
 from autotimm.sharding.arguments import Arguments, parse

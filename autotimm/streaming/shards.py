@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from autotimm.coco import boxes
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
-from autotimm.coco.layouts import same_split
+from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.format.manifest import (

@@ -18,6 +18,7 @@ from autotimm.coco import layouts
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
 from autotimm.coco.join import load_split
+from autotimm.coco.split_names import same_split
 from autotimm.files import remote
 from autotimm.files.retry import Retry
 from autotimm.format.manifest import MANIFEST
@@ -195,7 +196,7 @@ def _coco_splits(folder: Path) -> dict[str, layouts.Split]:
 
 def _coco_split(folder: Path, split: str) -> layouts.Split:
     splits = _coco_splits(folder)
-    named = layouts.same_split(split, splits)
+    named = same_split(split, splits)
     if named is None:
         raise InputError(f"{folder}: no split {split!r}, only {', '.join(splits)}")
     return splits[named]

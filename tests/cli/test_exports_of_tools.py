@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 from coco_folder import annotation, image, picture
 
-from autotimm.cli import preview
+from autotimm.cli import evaluate, preview
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor import run as doctor
 from autotimm.format.manifest import read_manifest
 from autotimm.sharding import cli
-from autotimm.streaming.store import open_source
 
 pytestmark = pytest.mark.usefixtures("one_worker")
 CATEGORIES = [{"id": 1, "name": "box"}, {"id": 2, "name": "disc"}]
@@ -102,7 +101,9 @@ def test_every_verb_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     with_val = "val" in expected or "valid" in expected
     for place in (root, out):
         if with_val:
-            assert int(open_source(place, "val").shard_sizes.sum()) == 2  # what evaluate opens
+            args = evaluate.parser().parse_args(["--results", "r.json", "--data", str(place)])
+            assert int(evaluate._open_source(args).shard_sizes.sum()) == 2
+            assert ("called 'valid' there" in capsys.readouterr().err) == ("valid" in expected)
         data = InstanceSegmentationDataModule(
             place, image_size=32, batch_size=1, num_workers=0, val_split="val" if with_val else None
         )

@@ -11,7 +11,8 @@ import pytest
 from coco_folder import annotation, image, picture
 
 from autotimm.coco.join import load_split
-from autotimm.coco.layouts import find_splits, same_split
+from autotimm.coco.layouts import find_splits
+from autotimm.coco.split_names import same_split
 from autotimm.structures import InputError
 
 CATEGORIES = [{"id": 1, "name": "box"}, {"id": 2, "name": "disc"}]
