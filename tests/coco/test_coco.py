@@ -513,6 +513,11 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
                 nameless.append(dealt[slot][-1])
     for new, raw in enumerate(nameless, max(used - {None}, default=0) + 1):
         raw["id"] = new
+    tops = [c for c in content["categories"] if c.get("supercategory") == "none"]
+    used = {raw["category_id"] for raws in dealt for raw in raws}
+    if len(tops) == 1 < len(content["categories"]) and as_id(tops[0]["id"]) not in used:
+        kind = "category without annotations that stands for the others' group (kept, as a class)"
+        problems.add(kind, f"{tops[0]['name']} (id {tops[0]['id']})")  # as Roboflow writes it
     return dealt, problems
 
 
