@@ -39,7 +39,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 
 from autotimm import InputError, InstanceSegmentationDataModule, InstanceSegmentor
-from autotimm.coco import index, masks
+from autotimm.coco import index, layouts, masks
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
 from autotimm.models import paste
@@ -107,7 +107,7 @@ def main() -> None:
 
 def bench(folder: Path, given: argparse.Namespace) -> None:
     """Trains and measures all contestants, seed by seed, and prints the table."""
-    splits = index.find_splits(folder)
+    splits = layouts.find_splits(folder)
     if given.val not in splits:
         raise InputError(f"{folder}: no split {given.val!r}, only {', '.join(splits)}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in given.only.split(",")}

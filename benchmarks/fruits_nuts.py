@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from autotimm.coco import index
+from autotimm.coco import layouts
 from autotimm.evaluation import coco_eval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def main() -> None:
 
 def bench(data: Path, out: Path, images_seen: int, processes: int) -> None:
     """Shard, train, test on both splits, print the table."""
-    splits = index.find_splits(data)
+    splits = layouts.find_splits(data)
     shards, run = out / "shards", out / "run"
     call(Path(sys.executable).parent / "autotimm-shard", data, shards, "--overwrite")
     batch = 4 // processes

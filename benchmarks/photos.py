@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from autotimm.coco import index
+from autotimm.coco import layouts
 from autotimm.structures import InputError
 
 WIDTH, HEIGHT = 640, 480
@@ -29,7 +29,7 @@ _POINTS = 22
 _CATEGORIES = 80
 
 
-def split_of(data: Path | None, name: str, work: Path, images: int, seed: int) -> index.Split:
+def split_of(data: Path | None, name: str, work: Path, images: int, seed: int) -> layouts.Split:
     """The split of a COCO folder; without one, that of synthetic photos made below ``work``.
 
     Exits with one line where there is no such split.
@@ -38,7 +38,7 @@ def split_of(data: Path | None, name: str, work: Path, images: int, seed: int) -
         data, name = work / "photos", "train"
         make(data, images, seed)
     try:
-        splits = index.find_splits(data)
+        splits = layouts.find_splits(data)
     except InputError as error:
         sys.exit(f"--data: {error}")
     if name not in splits:

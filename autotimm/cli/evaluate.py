@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,10 @@ def _open_source(args: argparse.Namespace) -> Any:
         return None
     from autotimm.streaming.store import open_source
 
-    return open_source(args.data, args.split)
+    source = open_source(args.data, args.split)
+    if source.remark:
+        print(f"{args.data}, split {args.split!r}: {source.remark}", file=sys.stderr)
+    return source
 
 
 def _detect(args: argparse.Namespace, path: Path) -> Any:

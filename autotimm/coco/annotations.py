@@ -8,6 +8,7 @@ what is kept of an annotation is its place in the file.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -31,6 +32,8 @@ class AnnotationIndex:
         lengths: [annotations] int64, in bytes.
         renumbered: place -> the id that it gets.
         dense: share of the file's text that is no white space.
+        span: the smallest and the largest annotation id; 0 and -1 without any.
+        used: ids of the categories that have annotations.
         untrained: ids of the categories that have annotations, none of which is trained on.
         ignored: how many annotations say ``ignore: 1``.
     """
@@ -40,6 +43,8 @@ class AnnotationIndex:
     lengths: np.ndarray
     renumbered: dict[int, int]
     dense: float
+    span: tuple[int, int]
+    used: list[int]
     untrained: list[int]
     ignored: int
 
@@ -132,9 +137,17 @@ def index_annotations(
         lengths=listed.lengths[order],
         renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
         dense=len(b"".join(sample.split())) / max(len(sample), 1),
+        span=_span(used, free),
+        used=sorted(known[key] for key in others | trained),
         untrained=sorted(known[key] for key in others - trained),
         ignored=ignored,
     )
+
+
+def _span(*ids: Collection[int]) -> tuple[int, int]:
+    """Returns the smallest and the largest of all ids; 0 and -1 without any."""
+    ends = [end(some) for some in ids if some for end in (min, max)]
+    return (min(ends), max(ends)) if ends else (0, -1)
 
 
 def _refuse_panoptic(raw: dict[str, Any], text: Text) -> None:

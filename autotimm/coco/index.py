@@ -1,4 +1,4 @@
-"""COCO folders: finding the splits, reading the annotations, one checked record an image.
+"""An annotation file and its images: read, checked, one record an image.
 
 Invariants: what cannot be used is left out and counted by kind with examples, never lost silently;
 every image file lies inside the image folder; ids are integers; masks are compressed RLEs of the
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.annotations import AnnotationIndex, index_annotations
-from autotimm.coco.checks import RULES, Problems, Rules, as_id, check_annotation, is_text
+from autotimm.coco.checks import RULES, Problems, Rules, as_id, check_annotation
 from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import (
@@ -39,21 +37,9 @@ from autotimm.structures import InputError, Record
 __all__ = [
     "Category",
     "CocoIndex",
-    "Split",
-    "find_splits",
     "label_of",
     "load",
-    "split_names",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One part of a COCO folder, such as ``train``; its image folder may be missing."""
-
-    name: str
-    annotation_file: Path
-    image_folder: Path
 
 
 @dataclass
@@ -104,6 +90,14 @@ class CocoIndex:
     def image_id(self, i: int) -> int:
         """Returns the id of image ``i``."""
         return int(self._images.ids[i])
+
+    def annotation_ids(self) -> tuple[int, int]:
+        """Returns the smallest and the largest annotation id; 0 and -1 where there is none."""
+        return self._annotations.span
+
+    def used_ids(self) -> list[int]:
+        """Returns the categories that have annotations."""
+        return self._annotations.used
 
     def untrained_ids(self) -> list[int]:
         """Returns the categories that have annotations, all of them crowds or to be ignored."""
@@ -178,63 +172,6 @@ class CocoIndex:
         return raws
 
 
-def find_splits(root: Path) -> dict[str, Split]:
-    """Finds the splits of a folder in COCO's layout, by name.
-
-    ``annotations/instances_train2017.json`` makes the split ``train`` (trailing digits go, unless
-    two splits would then share a name); its images are looked for in ``train2017/``,
-    ``images/train2017/``, ``train/``, ``images/train/`` and ``images/``.
-
-    Raises:
-        InputError: there is no such folder, or no annotation file in it, or one whose name is no
-            text.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    folder = root / "annotations"
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
-    files = [folder / name for name in names if re.fullmatch(r"instances_.*\.json", name)]
-    if not files:
-        raise InputError(
-            f"{root}: no annotations/instances_*.json in it; a COCO folder holds "
-            "annotations/instances_train.json and the images in train/, the same for val"
-        )
-    for file in files:
-        if not is_text(file.name):
-            raise InputError(
-                f"{file}: its name is no text in the locale's encoding, "
-                f"{sys.getfilesystemencoding()}; rename it, or set PYTHONUTF8=1"
-            )
-    splits = {}
-    for file, name in zip(files, split_names([file.stem for file in files]), strict=True):
-        long_name = file.stem.removeprefix("instances_")
-        short_name = _short(long_name)
-        places = [long_name, f"images/{long_name}", short_name, f"images/{short_name}", "images"]
-        image_folder = next((root / p for p in places if (root / p).is_dir()), root / long_name)
-        splits[name] = Split(name, file, image_folder)
-    return splits
-
-
-def split_names(stems: Sequence[str]) -> list[str]:
-    """Names the splits of annotation files by the files' names without their extension.
-
-    ``instances_train2017`` makes ``train``, unless two splits would then share a name.
-    """
-    full = [stem.removeprefix("instances_") for stem in stems]
-    short = [_short(name) for name in full]
-    return [s if short.count(s) == 1 else f for f, s in zip(full, short, strict=True)]
-
-
-def _short(name: str) -> str:
-    return re.sub(r"[-_]?\d+$", "", name) or name
-
-
 def label_of(categories: Iterable[Category]) -> dict[int, int]:
     """Maps category ids to contiguous labels from 0, by sorted id, used or not."""
     return {id_: label for label, id_ in enumerate(sorted(c.id for c in categories))}
@@ -248,6 +185,21 @@ def shown_names(categories: Iterable[Category]) -> list[str]:
         f"{one.name} ({one.id})" if names.count(one.name) > 1 or not one.name else one.name
         for one in categories
     ]
+
+
+def group_category(categories: Sequence[Category], used: Iterable[int]) -> Category | None:
+    """Returns the category that Roboflow adds as the supercategory of the others, if there is one.
+
+    It is the only one whose supercategory is "none", and has no annotations. It remains a class:
+    without it every other class would have another label than in checkpoints trained before.
+
+    Args:
+        categories: of the file.
+        used: ids of those that have annotations.
+    """
+    tops = [one for one in categories if one.supercategory == "none"]
+    alone = len(tops) == 1 < len(categories) and tops[0].id not in used
+    return tops[0] if alone else None
 
 
 def names_of(ids: Iterable[int], categories: Sequence[Category]) -> list[str]:
@@ -306,6 +258,10 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     annotations = index_annotations(
         text, lists["annotations"], slots, category_ids, problems, rules, exact
     )
+    group = group_category(categories, annotations.used)
+    if group is not None:
+        kind = "category without annotations that stands for the others' group (kept, as a class)"
+        problems.add(kind, f"{group.name} (id {group.id})")
     return CocoIndex(
         categories=categories,
         problems=problems,

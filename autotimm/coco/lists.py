@@ -6,6 +6,7 @@ Invariants: what cannot be used is left out and counted by kind with examples; i
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from autotimm.coco.checks import Problems, as_size, is_text
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.images import inspect
+from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
@@ -176,7 +178,8 @@ def find_images(
     given_ids: dict[int, str | float] = {}
     slots: dict[Key | None, int] = {}
     seen: set[str] = set()
-    listing = inspect.ImageFolder(folder)
+    doubtful: list[tuple[int, str, Match, str]] = []
+    listing = ImageFolder(folder)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             problems.add("image entry is not an object (left out)", f"images[{position}]")
@@ -192,7 +195,7 @@ def find_images(
             continue
         slots[key] = LEFT_OUT
         try:
-            name, mended = _file_name(entry, listing)
+            match = _file_name(entry, listing)
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{folder}: no file can be called {error.object!a} where the locale's encoding is "
@@ -201,20 +204,34 @@ def find_images(
         except ValueError as error:
             problems.add(f"{error} (image left out)", shown)
             continue
+        name = match.name
         size = _size(entry, folder, name, problems)
-        if size:
-            if mended:
-                problems.add(mended, shown)
-            if name in seen:
-                problems.add("file_name occurs twice (both images kept)", f"{name} (id {key})")
-            seen.add(name)
-            slots[key] = len(keys)
-            if isinstance(key, str):
-                problems.add("image id is not a whole number (numbered anew)", f"{name} (id {key})")
-                given_ids[len(keys)] = given_id(entry["id"])
-            keys.append(key)
-            names.append(name)
-            sizes.append(size)
+        if not size:
+            continue
+        file = os.path.normpath(name) if "/" in name else name
+        if match.doubt is not None:
+            doubtful.append((len(keys), file, match, shown))
+        else:
+            if match.mended:
+                problems.add(match.mended, shown)
+            if file in seen:
+                problems.add("file_name occurs twice (both images kept)", f"{file} (id {key})")
+            seen.add(file)
+        slots[key] = len(keys)
+        if isinstance(key, str):
+            problems.add("image id is not a whole number (numbered anew)", f"{name} (id {key})")
+            given_ids[len(keys)] = given_id(entry["id"])
+        keys.append(key)
+        names.append(name)
+        sizes.append(size)
+    refuted = _refuted(doubtful, seen, problems)
+    if refuted:
+        slots |= {keys[position]: LEFT_OUT for position in refuted}
+        kept = [i for i, key in enumerate(keys) if slots[key] != LEFT_OUT]
+        given_ids = {new: given_ids[old] for new, old in enumerate(kept) if old in given_ids}
+        keys, names = [keys[i] for i in kept], [names[i] for i in kept]
+        sizes = [sizes[i] for i in kept]
+        slots |= {key: i for i, key in enumerate(keys)}
     new = iter(free_ids({key for key in slots if isinstance(key, int)}, len(given_ids)))
     ids = [next(new) if isinstance(key, str) else key for key in keys]
     found = ImageList(
@@ -223,8 +240,29 @@ def find_images(
     return found, slots
 
 
-def _file_name(entry: dict[str, Any], listing: inspect.ImageFolder) -> tuple[str, str | None]:
-    """Returns the name of an image's file in its folder, and what had to be mended for it.
+def _refuted(
+    doubtful: list[tuple[int, str, Match, str]], seen: set[str], problems: Problems
+) -> list[int]:
+    """Returns the positions of images whose names may mean a file that another image has, too.
+
+    Args:
+        doubtful: position, file, match and shown name of images whose names may mean another file.
+        seen: the files of all other images.
+        problems: where these are counted, and the mended names of the others.
+    """
+    claims = Counter(file for _, file, _, _ in doubtful)
+    refuted = []
+    for position, file, match, shown in doubtful:
+        if file in seen or claims[file] > 1:
+            refuted.append(position)
+            problems.add(f"{match.doubt} (image left out)", shown)
+        elif match.mended:
+            problems.add(match.mended, shown)
+    return refuted
+
+
+def _file_name(entry: dict[str, Any], listing: ImageFolder) -> Match:
+    """Returns an image's file in its folder.
 
     LVIS has no file names but URLs that end in COCO's folder and file.
 
@@ -240,7 +278,7 @@ def _file_name(entry: dict[str, Any], listing: inspect.ImageFolder) -> tuple[str
     name = next((end for end in ends if listing.problem(end) is None), None)
     if name is None:
         raise ValueError("no file_name, and no file as its coco_url has it")
-    return name, "no file_name (coco_url's taken)"
+    return Match(name, "no file_name (coco_url's taken)")
 
 
 def _size(

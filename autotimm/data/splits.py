@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autotimm.coco import boxes
 from autotimm.coco.index import Category
+from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
 from autotimm.files.urls import Location
 from autotimm.streaming.layout import DataFolder, detect_layout
@@ -48,7 +49,7 @@ class Splits:
         return split_names(self._folder)
 
     def source(self, split: str) -> Source:
-        """The source of a split.
+        """The source of a split, which may have another usual name: ``valid`` for ``val``.
 
         Raises:
             InputError: there is no such split, or it is damaged.
@@ -79,7 +80,7 @@ class Splits:
         if stage == "test":
             if settings.test_split is not None:
                 return settings.test_split
-            if "test" in self.names:
+            if same_split("test", self.names):
                 return "test"
         if settings.val_split is None:
             raise InputError(
@@ -108,7 +109,7 @@ class Splits:
         if stage in ("test", "predict"):
             splits.append(self.evaluated("test", settings))
         for split in splits:
-            if split not in self.names:
+            if same_split(split, self.names) is None:
                 hint = "; val_split=None validates nothing" if split == settings.val_split else ""
                 raise InputError(
                     f"{self.location}: no split {split!r}, only {', '.join(self.names)}{hint}"

@@ -18,9 +18,11 @@ from autotimm.structures import InputError
 
 _EPILOG = """\
 SRC holds annotations/instances_<split>.json and the images in <split>/ or images/<split>/, <split>
-being train2017, val2017, train, ... DST gets <split>-000000.tar, ..., an index beside each, and
-manifest.json. What is odd in SRC is counted in the closing summary: an image or instance that
-cannot be used is left out, the rest goes on. An instance needs a mask: boxes alone train none.
+being train2017, val2017, train, ...; or what Roboflow, CVAT, Label Studio, FiftyOne and others
+export, as it is. DST gets <split>-000000.tar, ..., an index beside each, and manifest.json.
+
+What is odd in SRC is counted in the closing summary: an image or instance that cannot be used is
+left out, the rest goes on. An instance needs a mask: boxes alone train none.
 
 A run that was stopped in any way goes on when the same command is run again. The same source and
 options give the same bytes, whatever --workers and --part say and however often it was stopped.
@@ -147,8 +149,8 @@ def parser() -> argparse.ArgumentParser:
         "--annotations",
         action="append",
         metavar="FILE",
-        help="another layout: an annotation "
-        "file, instead of SRC; may be repeated, and --splits then names them",
+        help="an annotation file, instead of SRC; may be repeated, and --splits then names them: "
+        "files that get one name (train,train) are joined",
     )
     add(
         "--images",

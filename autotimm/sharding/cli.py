@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from autotimm.coco.checks import Rules
-from autotimm.coco.index import Split, find_splits, split_names
+from autotimm.coco.layouts import Split, find_splits
+from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
 from autotimm.format.manifest import Manifest, plain_name
 from autotimm.sharding.arguments import Arguments, parse
@@ -156,9 +157,13 @@ def _of_folder(src: Path, names: Sequence[str] | None, dst: Path | None) -> list
     except InputError as error:
         if not src.is_dir():
             raise
+        if "--annotations" in str(error) or "; " in str(error).partition(": holds ")[2]:
+            raise  # it tells the way out
         raise InputError(f"{error}; another layout takes --annotations and --images") from None
-    of_file = {s.annotation_file.stem.removeprefix("instances_"): s.name for s in found.values()}
-    names = names and [of_file.get(name, name) for name in names]  # train2017 is train
+    # train2017 is train, and so is CVAT's default; valid is val where that is not there
+    stems = {s.name: stem_of(s.annotation_file).removeprefix("instances_") for s in found.values()}
+    of_file = {stem: name for name, stem in stems.items()}
+    names = names and [same_split(name, found) or of_file.get(name, name) for name in names]
     missing = [name for name in names or () if name not in found]
     if missing:
         raise InputError(f"--splits: {src} has no '{missing[0]}', but {', '.join(found)}")
@@ -192,25 +197,29 @@ def _of_files(
         )
     folders = list(folders) * len(files) if len(folders) == 1 else folders
     if names is None:
-        names = split_names([Path(file).stem for file in files])
+        names = split_names([stem_of(Path(file)) for file in files])
         if len(set(names)) < len(names):
             raise InputError(
                 f"--annotations: {', '.join(files)} would share the name '{names[0]}'; --splits "
-                "names them, in the same order"
+                "names them, in the same order; files of one name are joined"
             )
     if len(names) != len(files):
         raise InputError(
             f"--splits: {len(names)} names for {len(files)} files of --annotations; give one for "
             "each, in the same order"
         )
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or names.count(name) > 1:
+    sources: dict[str, list[tuple[Path, Path]]] = {}
+    for name, file, folder in zip(names, files, folders, strict=True):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise InputError(
-                f"--splits: '{name}' is no name of its own for a split; give one for each of "
-                "--annotations, of letters and digits"
+                f"--splits: '{name}' is no name for a split; give one for each of --annotations, "
+                "of letters and digits"
             )
-    rows = zip(names, files, folders, strict=True)
-    return [Split(name, _folder("--annotations", f), _folder("--images", d)) for name, f, d in rows]
+        source = _folder("--annotations", file), _folder("--images", folder)
+        if source in sources.setdefault(name, []):
+            raise InputError(f"--annotations: {file} is given twice for the split '{name}'")
+        sources[name].append(source)
+    return [Split(name, *first, tuple(more)) for name, (first, *more) in sources.items()]
 
 
 def _folder(name: str, text: str) -> Path:

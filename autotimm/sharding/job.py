@@ -20,7 +20,9 @@ import numpy as np
 
 from autotimm import __version__
 from autotimm.coco.checks import Problems, Rules, untrained_remark
-from autotimm.coco.index import Category, CocoIndex, Split, load
+from autotimm.coco.index import Category
+from autotimm.coco.join import Index, load_split
+from autotimm.coco.layouts import Split
 from autotimm.format.manifest import FORMAT, VERSION
 from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
 from autotimm.structures import InputError
@@ -65,7 +67,7 @@ class Job:
     """
 
     splits: dict[str, Split]
-    indices: dict[str, CocoIndex]
+    indices: dict[str, Index]
     categories: list[Category]
     plans: list[tuple[str, ShardPlan]]
     source: dict[str, Any]
@@ -92,12 +94,12 @@ def read_job(
     Raises:
         InputError: the input cannot be used.
     """
-    indices: dict[str, CocoIndex] = {}
+    indices: dict[str, Index] = {}
     plans: list[tuple[str, ShardPlan]] = []
     sources: dict[str, Any] = {}
     for split in splits:
         with waiting(f"reading {split.annotation_file.name}"):
-            index = load(split.annotation_file, split.image_folder, options.rules)
+            index = load_split(split, options.rules)
             if strict:
                 refuse_problems(split.name, index.problems)
                 refuse_untrained(split.name, index.untrained())
@@ -113,7 +115,7 @@ def read_job(
                 plans.append((split.name, ShardPlan(plan.name, samples)))
             indices[split.name] = index
             sources[split.name] = {
-                "annotations": _sha256(split.annotation_file),
+                "annotations": _sha256([file for file, _ in split.sources]),
                 "images": _digest(
                     f"{index.file_name(i)}\0{size}\0"
                     for i, size in zip(positions, sizes, strict=True)
@@ -149,7 +151,7 @@ def choose(count: int, split: str, limit: int | None, shuffle: int | None) -> li
     return np.argsort(stream.random_raw(count), kind="stable")[:limit].tolist()
 
 
-def stamp(index: CocoIndex, plan: ShardPlan) -> str:
+def stamp(index: Index, plan: ShardPlan) -> str:
     """A hash of the sizes and modification times of a shard's image files."""
 
     def known(path: str) -> str:
@@ -211,7 +213,7 @@ def _given(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 
-def _joined(indices: dict[Split, CocoIndex]) -> list[Category]:
+def _joined(indices: dict[Split, Index]) -> list[Category]:
     categories: dict[int, Category] = {}
     for split, index in indices.items():
         for category in index.categories:
@@ -224,9 +226,13 @@ def _joined(indices: dict[Split, CocoIndex]) -> list[Category]:
     return [categories[id_] for id_ in sorted(categories)]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(paths: Sequence[Path]) -> str:
+    """Returns the checksum of a file, or of the checksums of several."""
+    sums = []
+    for path in paths:
+        with path.open("rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return sums[0] if len(sums) == 1 else _digest(sums)
 
 
 def _digest(words: Any) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import orjson
 
 from autotimm.coco.checks import lost_instances
-from autotimm.coco.index import Split
+from autotimm.coco.layouts import Split
 from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, untrained_names
 from autotimm.sharding.destination import Destination
 from autotimm.sharding.job import (

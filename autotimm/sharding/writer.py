@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from autotimm.coco.checks import Problems
-from autotimm.coco.index import CocoIndex
+from autotimm.coco.join import Index
 from autotimm.files.atomic import whole_file
 from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.format.manifest import BLOCK, Shard
@@ -132,7 +132,7 @@ def plan_shards(
     ]
 
 
-def sample_sizes(index: CocoIndex, positions: Iterable[int]) -> list[int]:
+def sample_sizes(index: Index, positions: Iterable[int]) -> list[int]:
     """Returns about how many bytes each of these samples takes in a tar."""
     return [
         _image_size(index.image_file(i)) + index.annotation_bytes(i) + 4 * BLOCK for i in positions
@@ -142,7 +142,7 @@ def sample_sizes(index: CocoIndex, positions: Iterable[int]) -> list[int]:
 def write_shard(
     folder: Path | None,
     plan: ShardPlan,
-    index: CocoIndex,
+    index: Index,
     progress: Callable[[int], object] = lambda _: None,
     thread: bool = False,
 ) -> Written:
@@ -264,7 +264,7 @@ class _Tar:
 def _write_samples(
     tar: _Tar,
     plan: ShardPlan,
-    index: CocoIndex,
+    index: Index,
     progress: Callable[[int], object],
     written: Written,
 ) -> list[tuple[int, ...]]:

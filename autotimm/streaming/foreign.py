@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from autotimm.coco.checks import RULES, Problems, as_id, is_trained_on
 from autotimm.coco.index import Category
+from autotimm.coco.layouts import ROBOFLOW
 from autotimm.files.atomic import whole_file
 from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes, read_index
 from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo
@@ -70,7 +71,8 @@ def are_tars(folder: Path) -> bool:
     manifest = folder / MANIFEST
     if manifest.is_file():
         return False
-    coco = next(folder.glob("annotations/instances_*.json"), None) is not None
+    patterns = ("annotations/instances_*.json", f"*/{ROBOFLOW}")
+    coco = any(next(folder.glob(pattern), None) is not None for pattern in patterns)
     if os.path.lexists(manifest) or (not coco and next(folder.glob("*.idx.npy"), None) is not None):
         raise InputError(
             f"{folder}: shards of autotimm-shard whose {MANIFEST} is missing (or not a file): copy "

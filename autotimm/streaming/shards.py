@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from autotimm.coco import boxes
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
+from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.format.manifest import (
@@ -81,19 +82,22 @@ class ShardSource:
             self.remedy = "repair these samples, or remove them from the tars"
         else:
             manifest = manifest_of(location, cache.retry)
-        if split not in manifest.splits:
+        named = same_split(split, manifest.splits)
+        if named is None:
             raise InputError(f"{location}: no split {split!r}, only {', '.join(manifest.splits)}")
-        info = manifest.splits[split]
+        info = manifest.splits[named]
         self._trained_on = info.instances - info.crowd - info.ignored
         self._instances, self._counted = info.instances, Problems()
         for kind, count in info.problems.items():
             self._counted.count(kind, count)
-        self.problems = found.get(split) or self._counted.of_kind(boxes.FAR)
+        self.problems = found.get(named) or self._counted.of_kind(boxes.FAR)
         self.remark = untrained_and_ignored(
             untrained_names(info, manifest.categories), info.ignored
         )
         if found:
             self.remark = foreign.remark(info, manifest.categories)
+        if named != split:
+            self.remark = "; ".join(filter(None, [f"it is called {named!r} there", self.remark]))
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)

@@ -14,9 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autotimm.coco import index as coco
+from autotimm.coco import layouts
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
+from autotimm.coco.join import load_split
+from autotimm.coco.split_names import same_split
 from autotimm.files import remote
 from autotimm.files.retry import Retry
 from autotimm.format.manifest import MANIFEST
@@ -87,7 +89,7 @@ def open_source(
 
     Args:
         data_dir: the folder or URL, or the result of ``layout.detect_layout``.
-        split: such as "train".
+        split: such as "train"; "val" means "valid" or "validation", too, where there is no "val".
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         verify: check the sha256 of all shards first, which reads them all.
         cache_limit: bytes that the cache may take; None for no limit.
@@ -98,7 +100,7 @@ def open_source(
     data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
         return ShardSource(data, split, cache_dir, verify, cache_limit=cache_limit)
-    return FolderSource(_coco_split(data.folder, split))
+    return FolderSource(_coco_split(data.folder, split), data.folder, split)
 
 
 def split_names(data_dir: str | Path | DataFolder) -> list[str]:
@@ -116,18 +118,28 @@ def split_names(data_dir: str | Path | DataFolder) -> list[str]:
 
 
 class FolderSource:
-    """A split of a COCO folder, as one shard; ``read`` makes each record on demand."""
+    """A split of a COCO folder, as one shard; ``read`` makes each record on demand.
 
-    def __init__(self, split: coco.Split) -> None:
-        self._index = coco.load(split.annotation_file, split.image_folder)
+    Args:
+        split: what is read.
+        folder: that it was found in.
+        asked: the name that it was asked for by.
+    """
+
+    def __init__(self, split: layouts.Split, folder: Path, asked: str) -> None:
+        self._index = load_split(split)
         self._file = split.annotation_file
         self.problems = self._index.problems
         self.remark = untrained_and_ignored(self._index.untrained(), self._index.ignored())
+        if split.name != asked:
+            self.remark = "; ".join(
+                filter(None, [f"it is called {split.name!r} there", self.remark])
+            )
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
-        folder = shlex.quote(str(split.annotation_file.parent.parent))
-        self.remedy = f"repair them (autotimm-shard {folder} --dry-run checks them all)"
+        where = shlex.quote(str(folder))
+        self.remedy = f"repair them (autotimm-shard {where} --dry-run checks them all)"
 
     def has_instances(self) -> bool:
         """See ``Source``; stops at the first such instance."""
@@ -173,17 +185,18 @@ class FolderSource:
         return str(self._file)
 
 
-def _coco_splits(folder: Path) -> dict[str, coco.Split]:
+def _coco_splits(folder: Path) -> dict[str, layouts.Split]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     try:
-        return coco.find_splits(folder)
+        return layouts.find_splits(folder)
     except InputError as error:
         raise InputError(f"{error}; a folder of shards holds {MANIFEST}") from None
 
 
-def _coco_split(folder: Path, split: str) -> coco.Split:
+def _coco_split(folder: Path, split: str) -> layouts.Split:
     splits = _coco_splits(folder)
-    if split not in splits:
+    named = same_split(split, splits)
+    if named is None:
         raise InputError(f"{folder}: no split {split!r}, only {', '.join(splits)}")
-    return splits[split]
+    return splits[named]

@@ -20,7 +20,7 @@ from coco_folder import SQUARE, annotation, image, picture, write
 from pycocotools.coco import COCO
 
 from autotimm.coco import index as coco
-from autotimm.coco import jsontext, lists, masks
+from autotimm.coco import jsontext, layouts, lists, masks
 from autotimm.coco.checks import Problems, as_id, check_annotation
 from autotimm.coco.ids import id_key
 from autotimm.structures import Annotation, InputError, Record
@@ -52,7 +52,7 @@ def refused(root: Path, **content: Any) -> str:
 
 @pytest.mark.parametrize("name", ["coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"])
 def test_real_records_equal_pycocotools(shared_data: Path, name: str) -> None:
-    for split in coco.find_splits(shared_data / name).values():
+    for split in layouts.find_splits(shared_data / name).values():
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(split.annotation_file))
         index = coco.load(split.annotation_file, split.image_folder)
@@ -349,7 +349,7 @@ def test_file_names_of_other_machines(tmp_path: Path, changes: dict, found: str,
         ("linked\\secret.jpg", "link leaves the image folder"),
         ("link.JPG", "link leaves the image folder"),
         ("train/link.jpg", "link leaves the image folder"),
-        ("two.jpg", "image file missing"),
+        ("two.jpg", "file_name fits several files"),
         ("A.jpg", "image file missing"),
         ("train/x.jpg", "image file missing"),
         ("file:///a.jpg", "image file missing"),
@@ -513,6 +513,11 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
                 nameless.append(dealt[slot][-1])
     for new, raw in enumerate(nameless, max(used - {None}, default=0) + 1):
         raw["id"] = new
+    tops = [c for c in content["categories"] if c.get("supercategory") == "none"]
+    used = {raw["category_id"] for raws in dealt for raw in raws}
+    if len(tops) == 1 < len(content["categories"]) and as_id(tops[0]["id"]) not in used:
+        kind = "category without annotations that stands for the others' group (kept, as a class)"
+        problems.add(kind, f"{tops[0]['name']} (id {tops[0]['id']})")  # as Roboflow writes it
     return dealt, problems
 
 
@@ -584,7 +589,7 @@ def test_a_file_in_pieces_is_the_file(tmp_path: Path, seed: int) -> None:
     ],
 )
 def test_real_files_in_pieces_are_the_files(shared_data: Path, name: str) -> None:
-    for split in coco.find_splits(shared_data / name).values():
+    for split in layouts.find_splits(shared_data / name).values():
         assert_read_in_pieces(split.annotation_file, split.image_folder)
 
 
@@ -628,7 +633,7 @@ def test_an_index_is_small(tmp_path: Path) -> None:
 
 def test_annotation_bytes_are_about_the_records(shared_data: Path) -> None:
     for name in ("coco_mini", "fruits_nuts", "balloon", "microscopy_flakes"):
-        for split in coco.find_splits(shared_data / name).values():
+        for split in layouts.find_splits(shared_data / name).values():
             index = coco.load(split.annotation_file, split.image_folder)
             expected = sum(index.annotation_bytes(i) for i in range(len(index)))
             real = sum(len(json.dumps(index.record(i))) for i in range(len(index)))
@@ -704,7 +709,7 @@ def test_splits_are_found_under_any_of_the_usual_names(tmp_path: Path) -> None:
     # What another tool has left under the short name is not what the file is of.
     for folder in (*there, "train", "images/train"):
         (tmp_path / folder).mkdir(parents=True)
-    splits = coco.find_splits(tmp_path)
+    splits = layouts.find_splits(tmp_path)
     assert {
         name: s.image_folder.relative_to(tmp_path).as_posix() for name, s in splits.items()
     } == {
@@ -740,9 +745,9 @@ def test_garbage_is_collected_again_once_a_file_is_read(tmp_path: Path) -> None:
 
 def test_folders_without_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        coco.find_splits(tmp_path / "gone")
+        layouts.find_splits(tmp_path / "gone")
     with pytest.raises(InputError, match="annotations/instances_"):
-        coco.find_splits(tmp_path)
+        layouts.find_splits(tmp_path)
 
 
 def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
@@ -756,7 +761,7 @@ def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
 
         monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
-        coco.find_splits(tmp_path)
+        layouts.find_splits(tmp_path)
 
 
 @pytest.mark.parametrize("number", range(17))

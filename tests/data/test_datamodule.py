@@ -431,8 +431,8 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     for run in ("validate", "test"):
         with pytest.raises(InputError, match="there is nothing to evaluate on: val_split is None"):
             getattr(trainer(tmp_path), run)(model, datamodule=data)
-    with pytest.raises(InputError, match="no split 'valid', only train, val; val_split=None"):
-        module(folder, val_split="valid").setup("fit")
+    with pytest.raises(InputError, match="no split 'other', only train, val; val_split=None"):
+        module(folder, val_split="other").setup("fit")
 
     annotations = folder / "annotations"
     for name in ("instances_test2017.json", "instances_odd.json"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from coco_folder import annotation, image, write
 
-from autotimm.coco import index
+from autotimm.coco import index, layouts
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
 
@@ -18,7 +18,7 @@ from autotimm.images.decode import DataError
 def record(tmp_path: Path) -> dict[str, Any]:
     """A valid record with one instance, which has polygons."""
     write(tmp_path, [image()], [annotation()])
-    split = index.find_splits(tmp_path)["train"]
+    split = layouts.find_splits(tmp_path)["train"]
     return dict(index.load(split.annotation_file, split.image_folder).record(0))
 
 

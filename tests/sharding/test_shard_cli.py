@@ -483,7 +483,7 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = tmp_path / "out"
     code, _, err = run(*given, *images, out, capsys=capsys)
     assert code == 2 and "would share the name '_annotations.coco'; --splits" in err
-    for names, message in (("a", "1 names for 2"), ("a,a", "'a' is no"), ("a,../b", "'../b' is")):
+    for names, message in (("a", "1 names for 2"), ("a,../b", "'../b' is")):
         code, _, err = run(*given, *images, out, "--splits", names, capsys=capsys)
         assert code == 2 and err.count("\n") == 1 and message in err
     three = [*images, "--images", folders[1]]
@@ -491,6 +491,13 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert code == 2 and "--images: 3 folders for 2 files" in err and not out.exists()
     assert run(*given, *images, out, "--splits", "a,b", capsys=capsys)[0] == 0
     assert list(read_manifest(out).splits) == ["a", "b"]
+    joined, twice = tmp_path / "joined", [*given[:2], *given[:2]]
+    code, shown, _ = run(*given, *images, joined, "--splits", "a,a", capsys=capsys)
+    assert code == 0 and "image id is in several annotation files (numbered anew): 1" in shown
+    assert {n: s.images for n, s in read_manifest(joined).splits.items()} == {"a": 2}
+    assert run(*given, *images, joined, "--splits", "a,a", capsys=capsys)[0] == 0, "as before"
+    code, _, err = run(*twice, *images[:2], out, "--splits", "a,a", capsys=capsys)
+    assert code == 2 and "is given twice for the split 'a'" in err and err.count("\n") == 1
     files[0].rename(tmp_path / "instances_fruit2017.json")
     one = ["--annotations", tmp_path / "instances_fruit2017.json", "--images", folders[0]]
     assert run(*one, tmp_path / "single", capsys=capsys)[0] == 0

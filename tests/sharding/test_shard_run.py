@@ -23,7 +23,7 @@ import pytest
 from coco_folder import annotation, image, picture, write
 from servers import wait_until
 
-from autotimm.coco.index import find_splits
+from autotimm.coco.layouts import find_splits
 from autotimm.format.manifest import read_manifest
 from autotimm.sharding import cli, job, run, staging
 

@@ -27,6 +27,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autotimm.coco import index as coco
+from autotimm.coco import layouts
 from autotimm.format.index import build_index, read_index
 from autotimm.format.manifest import read_manifest
 from autotimm.sharding import cli, run, writer
@@ -57,7 +58,7 @@ def test_real_shards_hold_every_byte_and_every_mask(
     source = shared_data / name
     manifest = cli.shard(source, tmp_path / "out", samples_per_shard=33)
     assert read_manifest(tmp_path / "out") == manifest
-    for split in coco.find_splits(source).values():
+    for split in layouts.find_splits(source).values():
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(split.annotation_file))
         info = manifest.splits[split.name]

@@ -1,0 +1,244 @@
+"""A split of several annotation files: read as one.
+
+Invariants: image and annotation ids are unique in the whole; ids that clash are numbered anew, the
+first file's never; classes are matched by their names; an image file that several annotation files
+describe is one image with the annotations of all. What is changed is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from autotimm.coco.checks import RULES, Problems, Rules
+from autotimm.coco.index import Category, CocoIndex, load, names_of
+from autotimm.coco.layouts import Split
+from autotimm.structures import InputError, Record
+
+__all__ = ["Index", "JoinedIndex", "load_split"]
+
+
+class JoinedIndex:
+    """The images of several annotation files, with the methods of ``CocoIndex``.
+
+    Args:
+        parts: the annotation files' indices, at least one.
+        files: their names, for examples of problems.
+
+    Attributes:
+        categories: of all files, sorted by id.
+        problems: of all files, and what joining them changed.
+
+    Raises:
+        InputError: annotation ids clash and are too large to be numbered anew.
+    """
+
+    def __init__(self, parts: Sequence[CocoIndex], files: Sequence[Path]) -> None:
+        self.problems = Problems()
+        for part in parts:
+            self.problems.update(part.problems)
+        self._parts = list(parts)
+        self.categories, self._category_ids = _join_categories(parts, files, self.problems)
+        self._shifts = _shifts(parts, files, self.problems)
+        # Of each image: (part, position in it), more than one where several files describe it.
+        self._places: list[list[tuple[int, int]]] = []
+        self._ids = self._join_images(files)
+        self._sizes = np.array(
+            [self._parts[k].size(i) for (k, i), *_ in self._places], np.int64
+        ).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def image_path(self, i: int) -> Path:
+        """See ``CocoIndex``."""
+        return Path(self.image_file(i))
+
+    def image_file(self, i: int) -> str:
+        """See ``CocoIndex``."""
+        part, position = self._places[i][0]
+        return self._parts[part].image_file(position)
+
+    def file_name(self, i: int) -> str:
+        """See ``CocoIndex``; the name is in the image folder of the image's own annotation file."""
+        part, position = self._places[i][0]
+        return self._parts[part].file_name(position)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """See ``CocoIndex``."""
+        width, height = self._sizes[i].tolist()
+        return width, height
+
+    def sizes(self) -> np.ndarray:
+        """See ``CocoIndex``."""
+        return self._sizes
+
+    def image_id(self, i: int) -> int:
+        """See ``CocoIndex``."""
+        return self._ids[i]
+
+    def used_ids(self) -> list[int]:
+        """See ``CocoIndex``."""
+        parts = zip(self._parts, self._category_ids, strict=True)
+        return sorted({ids[id_] for part, ids in parts for id_ in part.used_ids()})
+
+    def untrained_ids(self) -> list[int]:
+        """See ``CocoIndex``."""
+        trained = set()
+        for part, ids in zip(self._parts, self._category_ids, strict=True):
+            trained |= {ids[id_] for id_ in {*part.used_ids()} - {*part.untrained_ids()}}
+        return [id_ for id_ in self.used_ids() if id_ not in trained]
+
+    def untrained(self) -> list[str]:
+        """See ``CocoIndex``."""
+        return names_of(self.untrained_ids(), self.categories)
+
+    def ignored(self) -> int:
+        """See ``CocoIndex``."""
+        return sum(part.ignored() for part in self._parts)
+
+    def annotation_bytes(self, i: int) -> int:
+        """See ``CocoIndex``."""
+        return sum(self._parts[part].annotation_bytes(at) for part, at in self._places[i])
+
+    def record(self, i: int, problems: Problems | None = None) -> Record:
+        """See ``CocoIndex``; an instance that two files have alike is there once, and counted."""
+        part, position = self._places[i][0]
+        record = self._parts[part].record(position, problems)
+        record["image_id"] = self._ids[i]
+        annotations = record["annotations"]
+        record["annotations"] = []
+        seen = set()
+        for part, position in self._places[i]:
+            if (part, position) != self._places[i][0]:
+                annotations = self._parts[part].record(position, problems)["annotations"]
+            here = set()
+            for annotation in annotations:
+                annotation["category_id"] = self._category_ids[part][annotation["category_id"]]
+                annotation["id"] += self._shifts[part]
+                shape = annotation["category_id"], annotation["segmentation"]["counts"]
+                if shape not in seen:
+                    record["annotations"].append(annotation)
+                elif problems is not None:
+                    what = f"annotation {annotation['id']} of {record['file_name']}"
+                    problems.add("instance is in several annotation files (taken once)", what)
+                here.add(shape)
+            seen |= here
+        return record
+
+    def _join_images(self, files: Sequence[Path]) -> list[int]:
+        """Fills ``_places``, and returns the images' ids."""
+        ids: dict[int, None] = {}  # ordered
+        own = {part.image_id(i) for part in self._parts for i in range(len(part))}
+        free = (id_ for id_ in count(max(own) + 1) if id_ not in own)
+        if max(own) + len(own) >= 2**63:
+            free = (id_ for id_ in count(1) if id_ not in own)
+        slots: dict[str, int] = {}
+        for k, part in enumerate(self._parts):
+            for i in range(len(part)):
+                name, file = part.file_name(i), os.path.normpath(part.image_file(i))
+                shown = f"{name} of {files[k].name}"
+                slot = slots.get(file)
+                if slot is not None and self._places[slot][0][0] != k:
+                    at, first = self._places[slot][0]
+                    if self._parts[at].size(first) == part.size(i):
+                        self._places[slot].append((k, i))
+                        kind = "image is in several annotation files (annotations joined)"
+                    else:
+                        kind = "image has another size in another annotation file (left out)"
+                    self.problems.add(kind, shown)
+                    continue
+                id_ = part.image_id(i)
+                if id_ in ids:
+                    self.problems.add(
+                        "image id is in several annotation files (numbered anew)",
+                        f"{shown} (id {id_})",
+                    )
+                    id_ = next(free)
+                ids[id_] = None
+                slots.setdefault(file, len(self._places))
+                self._places.append([(k, i)])
+        return list(ids)
+
+
+Index = CocoIndex | JoinedIndex
+
+
+def load_split(split: Split, rules: Rules = RULES) -> Index:
+    """Reads the annotation files of a split and sees that its images are there.
+
+    Args:
+        split: what to read.
+        rules: how boxes and crowds are taken.
+
+    Raises:
+        InputError: as from ``load``, or the files cannot be joined.
+    """
+    indices = [load(file, folder, rules) for file, folder in split.sources]
+    if len(indices) == 1:
+        return indices[0]
+    return JoinedIndex(indices, [file for file, _ in split.sources])
+
+
+def _join_categories(
+    parts: Sequence[CocoIndex], files: Sequence[Path], problems: Problems
+) -> tuple[list[Category], list[dict[int, int]]]:
+    """Returns the classes of all files, and for each file what its category ids become."""
+    joined: dict[int, Category] = {}
+    maps: list[dict[int, int]] = []
+    for part, file in zip(parts, files, strict=True):
+        ids: dict[int, int] = {}
+        for category in part.categories:  # those of equal id and name first
+            if category.id in joined and joined[category.id].name == category.name:
+                ids[category.id] = category.id
+        taken = set(ids.values())
+        for category in part.categories:
+            if category.id in ids:
+                continue
+            same = (id_ for id_, c in joined.items() if c.name == category.name)
+            new = next((id_ for id_ in same if id_ not in taken), None)
+            if new is not None:
+                problems.add(
+                    "category has another id in another annotation file (matched by name)",
+                    f"'{category.name}' of {file.name} (id {category.id}, now {new})",
+                )
+            elif category.id not in joined:
+                new = category.id
+            else:
+                new = max(max(joined), *(c.id for p in parts for c in p.categories)) + 1
+                problems.add(
+                    "category id is of another class in another annotation file (numbered anew)",
+                    f"'{category.name}' of {file.name} (id {category.id}, now {new})",
+                )
+            joined.setdefault(new, Category(new, category.name, category.supercategory))
+            ids[category.id] = new
+            taken.add(new)
+        maps.append(ids)
+    return [joined[id_] for id_ in sorted(joined)], maps
+
+
+def _shifts(parts: Sequence[CocoIndex], files: Sequence[Path], problems: Problems) -> list[int]:
+    """Returns what is added to the annotation ids of each file, so that none occurs twice."""
+    spans: list[tuple[int, int]] = []
+    shifts = []
+    for part, file in zip(parts, files, strict=True):
+        low, high = part.annotation_ids()
+        shift = 0
+        if low <= high:
+            if any(low <= top and bottom <= high for bottom, top in spans):
+                above = max(top for _, top in spans) + 1 - low
+                below = min(bottom for bottom, _ in spans) - 1 - high
+                shift = above if above + high < 2**63 else below
+                if low + shift < -(2**63):
+                    raise InputError(
+                        f"{file}: its annotation ids clash with those of {files[0].name}, and are "
+                        "too large to be numbered anew: number them from 1"
+                    )
+                problems.add("annotation ids clash between annotation files (shifted)", file.name)
+            spans.append((low + shift, high + shift))
+        shifts.append(shift)
+    return shifts

@@ -1,0 +1,282 @@
+"""Data sets as annotation tools lay them out: which annotation files there are, and which images
+belong to each.
+
+Names decide where they can; of files that no name tells apart, both ends are looked at (``peek``).
+Where two readings are left, neither is taken: the refusal names both and the way out.
+
+Layouts, the first that fits being taken:
+
+1. ``annotations/instances_<split>.json``: COCO, CVAT, Datumaro.
+2. ``<split>/`` with an annotation file of its own: Roboflow, FiftyOne with splits.
+3. ``annotations/<split>.json``, or ``<split>.json`` beside the images or their folder; one file of
+   any name is the split ``train``: Label Studio, FiftyOne, labelme2coco, SAHI and others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotimm.coco import other_formats
+from autotimm.coco.checks import is_text
+from autotimm.coco.peek import peek
+from autotimm.coco.split_names import (
+    short_name,
+    split_names,
+    split_word,
+    split_words,
+    stem_of,
+)
+from autotimm.images.names import ImageFolder
+from autotimm.structures import InputError
+
+__all__ = ["Split", "find_splits"]
+
+ROBOFLOW = "_annotations.coco.json"
+
+_GENERIC = {
+    *(ROBOFLOW, "labels.json", "result.json", "instances_default.json", "instances.json"),
+    *("annotations.json", "coco.json", "coco_annotations.json", "annotations_coco.json"),
+    "dataset.json",
+}
+"""What tools call the annotation file of a folder."""
+_OTHERS = re.compile("(person_keypoints|captions|panoptic|stuff|image_info)_")  # of COCO's files
+_IMAGES = ("images", "data", "img", "imgs", "image", "JPEGImages")
+_NO_SPLITS = {"annotations", "labels", *_IMAGES}  # folders of these names are parts of a layout
+_MOST = 20  # files of a folder that are looked into, the largest first
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One part of a data set, such as ``train``.
+
+    Attributes:
+        name: of the split.
+        annotation_file: in COCO's format.
+        image_folder: of its images; may be missing.
+        further: annotation files that are joined to it, each with its image folder.
+    """
+
+    name: str
+    annotation_file: Path
+    image_folder: Path
+    further: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def sources(self) -> list[tuple[Path, Path]]:
+        """All annotation files with their image folders."""
+        return [(self.annotation_file, self.image_folder), *self.further]
+
+
+def find_splits(root: Path) -> dict[str, Split]:
+    """Finds the splits of a folder, by name.
+
+    ``annotations/instances_train2017.json`` makes the split ``train`` (trailing digits go, unless
+    two splits would then share a name); its images are looked for in ``train2017/``,
+    ``images/train2017/``, ``train/``, ``images/train/`` and ``images/``, and if none of these is
+    there wherever the first images are found. The module tells the other layouts.
+
+    Raises:
+        InputError: there is no such folder, or no annotation file in it, or several that no name
+            tells apart, or it is of another format.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    splits = _coco(root) or _folders(root) or _files(root)
+    if not splits:
+        raise InputError(_refusal(root))
+    return splits
+
+
+def _coco(root: Path) -> dict[str, Split]:
+    """COCO's own layout; ``instances_default.json`` alone, as CVAT writes it, is ``train``."""
+    for folder in (root / "annotations", root):
+        files = [f for f in _jsons(folder) if f.name.startswith("instances_")]
+        if files:
+            break
+    else:
+        return {}
+    names = split_names([stem_of(file) for file in files])
+    if names in (["default"], ["annotations"]):  # of CVAT, and of Datumaro from CVAT's XML
+        names = ["train"]
+    splits = {}
+    for file, name in zip(files, names, strict=True):
+        long = stem_of(file).removeprefix("instances_")
+        short = short_name(long)
+        places = [long, f"images/{long}", short, f"images/{short}", "images"]
+        folders = [root / place for place in places if root / place != folder]
+        there = next((path for path in folders if path.is_dir()), None)
+        alone = len(files) == 1
+        splits[name] = Split(name, file, there or _image_folder(file, root, root / long, alone))
+    return splits
+
+
+def _folders(root: Path) -> dict[str, Split]:
+    """A folder a split, each with its own annotation file."""
+    inside = [folder for folder in _subfolders(root) if folder.name not in _NO_SPLITS]
+    named = [folder for folder in inside if split_word(folder.name)]
+    splits = {}
+    for folder in named or inside:
+        if named:
+            file = _one_of(folder) or _one_of(folder / "annotations")
+        else:
+            files = _instances(folder)
+            file = files[0] if len(files) == 1 else None  # several: a data set of its own
+        if file is not None:
+            beside = [root / "images" / folder.name, root / "data" / folder.name]
+            images = _image_folder(file, folder, folder, alone=True, beside=beside)
+            splits[folder.name] = Split(folder.name, file, images)
+    if not named and len(splits) == 1:
+        return {}  # a data set inside of the folder, not a split of it
+    short = {name: short_name(name) for name in splits}
+    if len(set(short.values())) == len(splits):
+        splits = {short[n]: Split(short[n], *s.sources[0]) for n, s in splits.items()}
+    return splits
+
+
+def _files(root: Path) -> dict[str, Split]:
+    """The annotation files of all splits in one folder."""
+    for folder in (root / "annotations", root, root / "labels", *(root / i for i in _IMAGES)):
+        files = _instances(folder)
+        if files:
+            break
+    else:
+        return {}
+    words = {file: split_word(stem_of(file)) for file in files}
+    if len(files) == 1:
+        name = words[files[0]] or "train"
+        return {name: Split(name, files[0], _image_folder(files[0], root, root, alone=True))}
+    splits: dict[str, Split] = {}
+    for file, word in words.items():
+        if word is None or word in splits:
+            other = next(f for f in files if f != file and (word is None or words[f] == word))
+            raise _ambiguous(other, file)
+        splits[word] = Split(word, file, _image_folder(file, root, root / word, alone=False))
+    return splits
+
+
+def _one_of(folder: Path) -> Path | None:
+    """Returns the annotation file of a split's folder; InputError if several could be it."""
+    files = _instances(folder)
+    usual = [file for file in files if file.name in _GENERIC]
+    chosen = usual if len(usual) == 1 else files
+    if len(chosen) > 1:
+        raise _ambiguous(*chosen[:2])
+    return chosen[0] if chosen else None
+
+
+def _ambiguous(one: Path, other: Path) -> InputError:
+    return InputError(
+        f"{one} and {other.name}: either could hold the annotations; name the one that does, or "
+        "both, by autotimm shard --annotations FILE --images FOLDER --splits NAME"
+    )
+
+
+def _instances(folder: Path) -> list[Path]:
+    """Returns the files of a folder that look like COCO's files of instances."""
+    files = [f for f in _jsons(folder) if f.is_file() and not _OTHERS.match(f.name)]
+    if ROBOFLOW in (file.name for file in files):
+        return [folder / ROBOFLOW]
+    largest = sorted(files, key=lambda file: -file.stat().st_size)[:_MOST]
+    likely = [file for file in files if file in largest or file.name in _GENERIC]
+    return [file for file in likely if peek(file).kind == "instances"]
+
+
+def _image_folder(
+    file: Path, base: Path, default: Path, alone: bool, beside: Sequence[Path] = ()
+) -> Path:
+    """Returns the folder in which the images of an annotation file are.
+
+    Args:
+        file: the annotation file.
+        base: folder of the data set, or of its split.
+        default: what to return if they are nowhere.
+        alone: whether all images in ``base`` belong to this file; without that, its names are not
+            looked for in folders of other splits, which may have images of the same names.
+        beside: folders to look into first.
+    """
+    names = peek(file).names if file.is_file() else ()
+    own = [*beside, *_own_folders(file, base)]
+    shared = [file.parent, base, file.parent.parent] if base != file.parent else [base]
+    places = [place for place in dict.fromkeys([*own, *shared]) if place.is_dir()]
+    exact = {place: sum(_is_file_in(place, name) for name in names) for place in places}
+    if any(exact.values()):
+        return max(exact, key=exact.__getitem__)  # the first of those with most
+    mended = {}
+    for place in places:
+        if alone or place in own:
+            listing = ImageFolder(place)
+            mended[place] = sum(_finds(listing, name) for name in names)
+    return max(mended, key=mended.__getitem__) if any(mended.values()) else default
+
+
+def _own_folders(file: Path, base: Path) -> Iterator[Path]:
+    """Yields the folders that tools put the images of a file into, likeliest first."""
+    stem = stem_of(file).removeprefix("instances_")
+    sliced = re.sub("[-_.]?(coco|annotations?)$", "", stem) + "_images"
+    for name in (stem, short_name(stem), *split_words(stem), sliced):
+        for part in ("", "images", "data"):
+            yield base / part / name
+        yield base / name / "images"
+    for name in _IMAGES:
+        yield base / name
+
+
+def _is_file_in(folder: Path, name: str) -> bool:
+    inside = bool(name) and not name.startswith("/") and ".." not in name and "\0" not in name
+    return inside and is_text(name) and (folder / name).is_file()
+
+
+def _finds(listing: ImageFolder, name: str) -> bool:
+    try:
+        listing.find(name)
+    except ValueError:  # UnicodeEncodeError is one
+        return False
+    return True
+
+
+def _jsons(folder: Path) -> list[Path]:
+    """Returns the JSON files of a folder, sorted; InputError for one whose name is no text."""
+    files = []
+    for name in _names(folder):
+        if name.endswith((".json", ".json.gz", ".json.zip")):
+            if not is_text(name):
+                raise InputError(
+                    f"{folder / name}: its name is no text in the locale's encoding, "
+                    f"{sys.getfilesystemencoding()}; rename it, or set PYTHONUTF8=1"
+                )
+            files.append(folder / name)
+    return files
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    inside = (folder / name for name in _names(folder) if not name.startswith("."))
+    return [path for path in inside if path.is_dir()]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _refusal(root: Path) -> str:
+    other = other_formats.recognise(root)
+    if other is not None:
+        return f"{root}: {other}"
+    for folder in _subfolders(root):
+        if _coco(folder) or _folders(folder) or _files(folder):
+            return f"{root}: no annotation file in it, but {folder} has some: give that folder"
+    return (
+        f"{root}: no annotations/instances_*.json in it, nor any other annotation file of COCO's "
+        "format that belongs to all of it or to a folder train/, val/; a COCO folder holds "
+        "annotations/instances_train.json and the images in train/, the same for val"
+    )

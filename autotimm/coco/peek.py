@@ -1,0 +1,101 @@
+"""What a JSON file is, from its first and last bytes: enough to choose among files, no more.
+
+Nothing here is relied on where annotations are read; ``lists.py`` checks all of a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autotimm.coco import packed
+from autotimm.structures import InputError
+
+Kind = Literal[
+    "instances", "panoptic", "captions", "results", "labelme", "label studio", "datumaro", "other"
+]
+
+_READ = 2**22  # bytes at either end
+_NAMES = 10
+_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What the ends of a JSON file show.
+
+    Attributes:
+        kind: "instances" for a COCO file that may have some.
+        names: the first few values of ``file_name``.
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+
+
+def peek(path: Path) -> Peek:
+    """Reads at most 4 MiB at either end of a JSON file, or what it is packed in.
+
+    Raises:
+        InputError: it cannot be read, or is packed by something else than gzip or zip.
+    """
+    try:
+        data = _ends(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error):
+        return Peek("other", ())
+    names = []
+    for match in _NAME.finditer(data):
+        try:
+            names.append(json.loads(match[1]))
+        except ValueError:
+            continue  # text that was cut, or is not UTF-8: the file is refused when it is read
+        if len(names) == _NAMES:
+            break
+    return Peek(_kind(data), tuple(names))
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_READ)
+        packed_by = packed.kind(data[:8])
+        if packed_by == "gzip":
+            file.seek(0)
+            with gzip.open(file) as unpacked:
+                data = unpacked.read(_READ)
+        elif packed_by is not None:
+            data = packed.unpacked(data + file.read(), packed_by, path)
+        elif len(data) == _READ:
+            at = max(file.seek(0, 2) - _READ, _READ)
+            file.seek(at)
+            data += b"\n" + file.read()
+    encoding = json.detect_encoding(data[:4])
+    if encoding not in ("utf-8", "utf-8-sig"):  # Windows' tools
+        return data.decode(encoding, "replace").encode("utf-8", "replace")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _kind(data: bytes) -> Kind:
+    if data.lstrip().startswith(b"["):
+        if b'"category_id"' in data and b'"score"' in data:
+            return "results"
+        tasks = b'"annotations"' in data and b'"data"' in data
+        return "label studio" if tasks else "other"
+    if len({match[1] for match in _LIST.finditer(data)}) > 1:
+        if b'"segments_info"' in data:
+            return "panoptic"
+        if b'"caption"' in data and b'"category_id"' not in data:
+            return "captions"
+        return "instances"
+    if b'"shapes"' in data and b'"imagePath"' in data:
+        return "labelme"
+    if b'"items"' in data and b'"categories"' in data and b'"infos"' in data:
+        return "datumaro"
+    return "other"

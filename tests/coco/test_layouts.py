@@ -1,0 +1,384 @@
+"""Data sets as tools lay them out: every image is found, and its split named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from coco_folder import annotation, image, picture
+
+from autotimm.coco.join import load_split
+from autotimm.coco.layouts import find_splits
+from autotimm.coco.split_names import same_split
+from autotimm.structures import InputError
+
+CATEGORIES = [{"id": 1, "name": "box"}, {"id": 2, "name": "disc"}]
+
+
+def put(root: Path, file: str, images: str, count: int = 2, name: str = "{}.jpg") -> None:
+    """An annotation file whose ``count`` images lie in a folder, named by ``name``."""
+    entries, annotations = [], []
+    for n in range(1, count + 1):
+        path = root / images / f"{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture())
+        entries.append(image(id=n, file_name=name.format(n)))
+        annotations.append(annotation(id=n, image_id=n, category_id=1 + n % 2))
+    content = {"images": entries, "annotations": annotations, "categories": CATEGORIES}
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(content))
+
+
+def counts(root: Path) -> dict[str, int]:
+    """The images of each split; none may be lost, nor an instance of it."""
+    found = {}
+    for name, split in find_splits(root).items():
+        index = load_split(split)
+        left_out = {kind for kind in index.problems.counts if "left out" in kind}
+        assert name == split.name and not left_out
+        assert all(index.image_path(i).is_file() for i in range(len(index)))
+        assert all(len(index.record(i)["annotations"]) == 1 for i in range(len(index)))
+        found[name] = len(index)
+    return found
+
+
+# Annotation file, folder of the images, how many, how they are named: by the splits' names.
+Row = tuple[str, str, int, str]
+LAYOUTS: dict[str, tuple[list[Row], dict[str, int]]] = {
+    "COCO": (
+        [
+            ("annotations/instances_train2017.json", "train2017", 3, "{}.jpg"),
+            ("annotations/instances_val2017.json", "val2017", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "COCO beside its folders": (
+        [
+            ("instances_train2017.json", "train2017", 3, "{}.jpg"),
+            ("instances_val2017.json", "val2017", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "Roboflow": (
+        [
+            (f"{split}/_annotations.coco.json", split, count, "{}.jpg")
+            for split, count in (("train", 3), ("valid", 2), ("test", 1))
+        ],
+        {"train": 3, "valid": 2, "test": 1},
+    ),
+    "CVAT": (
+        [("annotations/instances_default.json", "images/default", 3, "{}.jpg")],
+        {"train": 3},
+    ),
+    "CVAT, older": ([("annotations/instances_default.json", "images", 3, "{}.jpg")], {"train": 3}),
+    "CVAT, subsets": (
+        [
+            ("annotations/instances_train.json", "images/train", 3, "{}.jpg"),
+            ("annotations/instances_default.json", "images/default", 2, "{}.jpg"),
+        ],
+        {"train": 3, "default": 2},
+    ),
+    "Label Studio": ([("result.json", "images", 3, "images/{}.jpg")], {"train": 3}),
+    "Label Studio, older": ([("result_coco.json", "images", 3, "{}.jpg")], {"train": 3}),
+    "FiftyOne": ([("labels.json", "data", 3, "{}.jpg")], {"train": 3}),
+    "FiftyOne with splits": (
+        [
+            ("train/labels.json", "train/data", 3, "{}.jpg"),
+            ("validation/labels.json", "validation/data", 2, "{}.jpg"),
+        ],
+        {"train": 3, "validation": 2},
+    ),
+    "one file beside its images": ([("whatever I like.json", "", 3, "{}.jpg")], {"train": 3}),
+    "one file, images in a folder of any name": (
+        [("export.json", "photos/2024", 3, "{}.jpg")],
+        {"train": 3},
+    ),
+    "names with folders": ([("export.json", "photos/a", 3, "photos/a/{}.jpg")], {"train": 3}),
+    "names with absolute paths": (
+        [("dataset.json", "photos", 3, "/home/me/x/photos/{}.jpg")],
+        {"train": 3},
+    ),
+    "Datumaro": (
+        [
+            ("annotations/instances_train.json", "images/train", 3, "{}.jpg"),
+            ("annotations/instances_val.json", "images/val", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "supervision": (
+        [
+            ("train/annotations.json", "train/images", 3, "{}.jpg"),
+            ("val/annotations.json", "val/images", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "a folder of annotations in each split": (
+        [
+            ("train/annotations/instances.json", "train/images", 3, "{}.jpg"),
+            ("test/annotations/instances.json", "test/images", 2, "{}.jpg"),
+        ],
+        {"train": 3, "test": 2},
+    ),
+    "annotations by split": (
+        [
+            ("annotations/train.json", "images/train", 3, "{}.jpg"),
+            ("annotations/val.json", "images/val", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "files by split, folders by split": (
+        [("train.json", "train", 3, "{}.jpg"), ("val.json", "val", 2, "{}.jpg")],
+        {"train": 3, "val": 2},
+    ),
+    "labels beside data": (
+        [
+            ("labels/train.json", "data/train", 3, "{}.jpg"),
+            ("labels/val.json", "data/val", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "SAHI": ([("flakes_coco.json", "flakes_images", 3, "{}.jpg")], {"train": 3}),
+    "words in the names": (
+        [
+            ("annotations/coco_train2024.json", "images/train2024", 3, "{}.jpg"),
+            ("annotations/coco_val2024.json", "images/val2024", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "batches": (
+        [("monday/a.json", "monday", 3, "{}.jpg"), ("tuesday/b.json", "tuesday", 2, "{}.jpg")],
+        {"monday": 3, "tuesday": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path: Path, name: str) -> None:
+    rows, expected = LAYOUTS[name]
+    for row in rows:
+        put(tmp_path, *row)
+    assert counts(tmp_path) == expected
+
+
+def test_one_folder_of_images_for_all_splits(tmp_path: Path) -> None:
+    put(tmp_path, "train.json", "images", 4)
+    put(tmp_path, "val.json", "images", 2)
+    assert counts(tmp_path) == {"train": 4, "val": 2}
+
+
+def test_cocos_other_files_are_not_taken_for_instances(tmp_path: Path) -> None:
+    put(tmp_path, "annotations/instances_train2017.json", "train2017")
+    for other in ("person_keypoints", "captions", "panoptic", "stuff"):
+        (tmp_path / f"annotations/{other}_train2017.json").write_text("{}")
+    assert counts(tmp_path) == {"train": 2}
+    (tmp_path / "annotations/instances_train2017.json").rename(tmp_path / "annotations/train.json")
+    assert counts(tmp_path) == {"train": 2}
+
+
+def test_what_lies_beside_is_left_alone(tmp_path: Path) -> None:
+    """Files of programs, results, captions: only what may hold instances is taken."""
+    put(tmp_path, "data.json", "images")
+    row = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    captions = {"images": [image()], "annotations": [{"image_id": 1, "caption": "a"}]}
+    for other, content in (("info", {"name": "x"}), ("results", [row]), ("words", captions)):
+        (tmp_path / f"{other}.json").write_text(json.dumps(content))
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "folder.json").mkdir()
+    assert counts(tmp_path) == {"train": 2}
+
+
+def test_instances_behind_megabytes_of_others(tmp_path: Path) -> None:
+    """Lists and names at the end of a large file are found, and so is a gzipped file's kind."""
+    put(tmp_path, "a.json", "images")
+    content = json.loads((tmp_path / "a.json").read_text())
+    padding = {"info": {"notes": "x" * 9_000_000}}
+    (tmp_path / "a.json").write_text(json.dumps({**padding, **content}))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b'{"name": "x"}'))
+    (tmp_path / "c.json.gz").write_bytes(b"\x1f\x8bcut")
+    assert counts(tmp_path) == {"train": 2}
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_packed_files(tmp_path: Path, suffix: str) -> None:
+    for split in ("train", "val"):
+        put(tmp_path, f"{split}.json", split)
+        data = (tmp_path / f"{split}.json").read_bytes()
+        (tmp_path / f"{split}.json").unlink()
+        with zipfile.ZipFile(tmp_path / f"{split}.json{suffix}", "w") as archive:
+            archive.writestr("labels.json", data)
+    assert counts(tmp_path) == {"train": 2, "val": 2}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_tools(tmp_path: Path, encoding: str) -> None:
+    put(tmp_path, "a.json", "images")
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text(), encoding=encoding)
+    (tmp_path / "b.json").write_text("{}", encoding=encoding)
+    assert counts(tmp_path) == {"train": 2}
+
+
+AMBIGUOUS: dict[str, tuple[list[str], tuple[str, str]]] = {
+    "two of any name": (["a.json", "b.json"], ("a.json", "b.json")),
+    "one of a split, one of all": (
+        ["annotations/train.json", "annotations/all.json"],
+        ("train", "all"),
+    ),
+    "two of one split": (["train_a.json", "train_b.json"], ("train_a.json", "train_b.json")),
+    "two in a split's folder": (["train/a.json", "train/b.json"], ("a.json", "b.json")),
+    "two usual names": (["labels.json", "result.json"], ("labels.json", "result.json")),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_two_readings_are_refused(tmp_path: Path, name: str) -> None:
+    files, shown = AMBIGUOUS[name]
+    for file in files:
+        put(tmp_path, file, "images")
+    with pytest.raises(InputError) as error:
+        find_splits(tmp_path)
+    message = str(error.value)
+    assert all(part in message for part in shown) and "\n" not in message
+    assert "--annotations FILE --images FOLDER" in message
+
+
+def test_a_split_without_images_takes_none_of_another(tmp_path: Path) -> None:
+    """The validation images are missing, and those of training have the same names."""
+    put(tmp_path, "annotations/instances_train.json", "train")
+    put(tmp_path, "annotations/instances_val.json", "elsewhere/val")
+    (tmp_path / "elsewhere").rename(tmp_path.parent / f"{tmp_path.name}-gone")
+    splits = find_splits(tmp_path)
+    assert splits["val"].image_folder == tmp_path / "val"
+    for split in ("train", "val"):
+        (tmp_path / f"annotations/instances_{split}.json").rename(tmp_path / f"{split}.json")
+    splits = find_splits(tmp_path)
+    assert splits["train"].image_folder == tmp_path / "train"
+    assert splits["val"].image_folder == tmp_path / "val"
+
+
+def test_the_folder_inside_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "My data-3/train/_annotations.coco.json", "My data-3/train")
+    with pytest.raises(InputError, match="My data-3 has some: give that folder"):
+        find_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "meant"),
+    [
+        ("val", ["train", "valid"], "valid"),
+        ("val", ["train", "validation"], "validation"),
+        ("valid", ["train", "val"], "val"),
+        ("val", ["val", "valid"], "val"),
+        ("val", ["valid", "validation"], None),
+        ("train", ["training"], "training"),
+        ("test", ["train", "val"], None),
+        ("extra", ["train"], None),
+    ],
+)
+def test_usual_names_of_one_split(wanted: str, names: list[str], meant: str | None) -> None:
+    assert same_split(wanted, names) == meant
+
+
+LINE = "0 0.1 0.1 0.5 0.1 0.5 0.6\n1 0.2 0.2 0.5 0.2 0.5 0.7\n"
+VOC = "<annotation><filename>1.jpg</filename><object><name>a</name></object></annotation>"
+CVAT = "<?xml version='1.0'?>\n<annotations><version>1.1</version></annotations>"
+LABELME = {"version": "5.4", "shapes": [], "imagePath": "1.jpg", "imageData": None}
+SEGMENT = {"id": 7, "category_id": 1, "area": 9, "bbox": [1, 1, 3, 3], "iscrowd": 0}
+PANOPTIC = {
+    "images": [image()],
+    "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": [SEGMENT]}],
+    "categories": CATEGORIES,
+}
+TASK = [{"id": 1, "data": {"image": "/data/upload/1.jpg"}, "annotations": [{"result": []}]}]
+OTHERS: dict[str, tuple[dict[str, str], str]] = {
+    "YOLO": (
+        {"data.yaml": "names: [a, b]\n", "labels/train/1.txt": LINE, "images/train/1.jpg": ""},
+        "supervision.DetectionDataset.from_yolo('{root}/images/train', '{root}/labels/train', "
+        "'{root}/data.yaml')",
+    ),
+    "YOLO without its settings": ({"train/labels/1.txt": LINE}, "'{root}/train/images'"),
+    "YOLO's settings alone": ({"coco8.yaml": "nc: 1\nnames:\n  0: a\n"}, "from_yolo"),
+    "YOLO's boxes": ({"labels/1.txt": "0 0.5 0.5 0.2 0.2\n"}, "no mask to train on"),
+    "Pascal VOC": (
+        {"Annotations/1.xml": VOC, "SegmentationObject/1.png": ""},
+        "datum convert -if voc -i {root} -f coco_instances",
+    ),
+    "Pascal VOC's boxes": ({"Annotations/1.xml": VOC}, "no mask to train on"),
+    "CVAT's XML": ({"annotations.xml": CVAT}, "datum convert -if cvat -i {root}"),
+    "labelme": (
+        {"1.json": json.dumps(LABELME), "2.json": json.dumps(LABELME)},
+        "labelme2coco {root} --export_dir {root}",
+    ),
+    "labelme by split": ({"train/1.json": json.dumps(LABELME)}, "labelme2coco"),
+    "panoptic": (
+        {"annotations/panoptic_train2017.json": json.dumps(PANOPTIC)},
+        "datum convert -if coco_panoptic",
+    ),
+    "panoptic of another name": ({"train.json": json.dumps(PANOPTIC)}, "-if coco_panoptic"),
+    "Label Studio's JSON": ({"project-1.json": json.dumps(TASK)}, "as COCO with images"),
+    "Datumaro": (
+        {"annotations/train.json": json.dumps({"infos": {}, "categories": {}, "items": []})},
+        "datum convert -if datumaro",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_refused_with_what_converts_them(tmp_path: Path, name: str) -> None:
+    files, command = OTHERS[name]
+    root = tmp_path / "data"
+    for file, text in files.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text)
+    with pytest.raises(InputError) as error:
+        find_splits(root)
+    assert command.format(root=root) in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{root}: holds ")
+    put(root, "instances_train.json", "train")
+    assert counts(root) == {"train": 2}, "what is there in COCO's format is taken"
+
+
+def test_text_and_settings_of_no_format(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("1 2 3 go")
+    (tmp_path / "compose.yaml").write_text("services: {}\n")
+    (tmp_path / "pom.xml").write_text("<project/>")
+    with pytest.raises(InputError, match=r"no annotations/instances_\*\.json in it"):
+        find_splits(tmp_path)
+
+
+ROOF = {"id": 0, "name": "things", "supercategory": "none"}
+UNDER = [{"id": n, "name": f"c{n}", "supercategory": "things"} for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("categories", "used", "told"),
+    [
+        ([ROOF, *UNDER], {1, 2}, True),
+        ([ROOF, *CATEGORIES], {1}, True),  # the others need not name it
+        ([ROOF, *UNDER], {0, 1}, False),  # a class like the others
+        ([ROOF, {"id": 1, "name": "b", "supercategory": "none"}], {1}, False),  # no hierarchy
+        ([ROOF], set(), False),
+        (UNDER, {1}, False),
+    ],
+)
+def test_roboflows_class_of_all_others_is_told_and_kept(
+    tmp_path: Path, categories: list[dict], used: set[int], told: bool
+) -> None:
+    put(tmp_path, "train/_annotations.coco.json", "train", 2)
+    file = tmp_path / "train/_annotations.coco.json"
+    content = json.loads(file.read_text())
+    annotations = [annotation(id=n, category_id=n) for n in sorted(used)]
+    file.write_text(json.dumps(content | {"categories": categories, "annotations": annotations}))
+    index = load_split(find_splits(tmp_path)["train"])
+    assert [c.id for c in index.categories] == [c["id"] for c in categories]
+    lines = [line for line in index.problems.lines() if "stands for the others' group" in line]
+    assert (
+        lines
+        == [
+            "category without annotations that stands for the others' group (kept, as a class): 1 "
+            "(things (id 0))"
+        ]
+        * told
+    )
