@@ -97,6 +97,20 @@ class Annotation(TypedDict):
     segmentation: RLE
     polygons: NotRequired[list[list[float]]]  # as in the source, if it has polygons
     ignore: NotRequired[int]  # 1 if the source says so: not trained on, like a crowd region
+    # The file's own, which evaluation takes, where they have no size and training the mask's:
+    given_bbox: NotRequired[list[float]]
+    given_area: NotRequired[float]
+
+
+class Unmasked(TypedDict):
+    """One instance without a mask that can be used: evaluation counts it, training does not."""
+
+    id: int
+    category_id: int  # the dataset's own
+    bbox: list[float]  # x, y, w, h
+    area: float
+    iscrowd: int
+    ignore: NotRequired[int]  # 1 where the file says so
 
 
 class Record(TypedDict):
@@ -108,6 +122,10 @@ class Record(TypedDict):
     height: int
     annotations: list[Annotation]
     given_id: NotRequired[str | float]  # the source's own id, where image_id is a number in place
+    unmasked: NotRequired[list[Unmasked]]  # where there are any
+    # LVIS' lists of an image: categories that are not in it, and those of which some may be missed.
+    neg_category_ids: NotRequired[list[int]]
+    not_exhaustive_category_ids: NotRequired[list[int]]
 
 
 def is_trained_on(annotation: Annotation) -> bool:
@@ -118,11 +136,11 @@ def is_trained_on(annotation: Annotation) -> bool:
 class Target(TypedDict):
     """Ground truth of one image for evaluation, in original pixels, with crowd regions."""
 
-    boxes: Tensor  # [N, 4] float32
+    boxes: Tensor  # [N, 4] float64
     labels: Tensor  # [N] int64
     iscrowd: Tensor  # [N] int64, 0 or 1
-    area: Tensor  # [N] float32
-    rles: list[RLE]
+    area: Tensor  # [N] float64
+    rles: list[RLE]  # empty where the file has no mask
 
 
 class Batch(TypedDict):

@@ -8,14 +8,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import add_image_size, make_parser, reject_unused
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from autotimm.evaluation.ground_truth import GroundTruth
     from autotimm.evaluation.report import Report
     from autotimm.evaluation.truth import Truth
+    from autotimm.streaming.store import Source
 
-_OF_MODEL = ("image_size", "batch_size", "num_workers", "accelerator", "precision")
+_OF_MODEL = (
+    *("image_size", "batch_size", "num_workers", "accelerator", "precision"),
+    *("tile", "overlap", "flip", "score_thresh"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
         torchrun --nproc-per-node 8 -m autotimm evaluate --checkpoint best.ckpt --data shards/
         """,
         """\
-        OUT gets results.json (COCO's format, with --checkpoint), metrics.json,
-        precision_recall.png, confusion.png and worst.png.
+        OUT gets metrics.json, precision_recall.png, confusion.png and worst.png; with --checkpoint
+        also results.json (COCO's format) and images.json (the images and categories that its ids
+        mean). An images.json beside --results is used: its files are matched by name.
 
         Exit codes: 0 done, 2 the input cannot be used.
         """,
@@ -48,9 +57,23 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--boxes-only", action="store_true", help="compare no masks, even if results have some"
     )
+    source.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="so many of a class in an image count, and are looked for; default: 100, as COCO has "
+        "it; of LVIS' files 300 of all classes",
+    )
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
+    add_looking(model)
+    model.add_argument(
+        "--score-thresh",
+        type=float,
+        metavar="SHARE",
+        help="least class probability of a detection; default: the checkpoint's",
+    )
     model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
     model.add_argument("--num-workers", type=int, default=2, metavar="N", help="that decode")
     model.add_argument(
@@ -88,26 +111,63 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
 
-    from autotimm.evaluation import report
+    from autotimm.evaluation import coco_input, matching, report
 
-    results: Any = args.results
     if args.checkpoint:
         results = out / "results.json"
         source = _detect(args, results)
         if source is None:
             return 0  # not the first rank
     else:
+        results = Path(args.results)
         source = _open_source(args)
-    truth: Any = args.annotations
-    drawn: Truth | None = None
-    if source is not None:
-        from autotimm.evaluation.truth import Truth
-
-        drawn = Truth(source)
-        truth = drawn.content
-    measured = report.measure(truth, results, args.min_score, boxes_only=args.boxes_only)
+    entries = coco_input.entries_of(results)
+    truth, drawn = _truth(args, source, entries)
+    # With a checkpoint, the data module has said it.
+    remarks = [source.lacking] if source and source.lacking and args.results else []
+    if args.checkpoint:
+        _write_images(out, truth)
+    else:
+        entries, lines = matching.fitted(entries, results, truth)
+        remarks += lines
+    measured = report.measure(
+        truth,
+        entries,
+        args.min_score,
+        boxes_only=args.boxes_only,
+        max_detections=args.max_detections,
+        name=str(results),
+    )
+    measured.remarks[:0] = remarks
     _write(measured, drawn, out, args.worst)
     return 0
+
+
+def _truth(
+    args: argparse.Namespace, source: Source | None, entries: list[Any]
+) -> tuple[GroundTruth, Truth | None]:
+    """What is to be found, and with ``--data`` where its images are."""
+    if source is None:
+        from autotimm.evaluation import coco_input, ground_truth
+
+        return ground_truth.of_source(args.annotations, coco_input.sizes_of(entries)), None
+    from autotimm.evaluation.truth import Truth
+
+    drawn = Truth(source)
+    return drawn.truth, drawn
+
+
+def _write_images(out: Path, truth: GroundTruth) -> None:
+    """Says what file each id of the results is, as ``predict`` does: an ``images.json`` that an
+    earlier prediction left would say something else."""
+    import orjson
+
+    from autotimm.evaluation.matching import IMAGES
+    from autotimm.files.atomic import whole_file
+
+    content = truth.content() | {"annotations": []}
+    with whole_file(out / IMAGES) as file:
+        file.write(orjson.dumps(content))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -123,17 +183,22 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
+    if args.max_detections is not None and args.max_detections < 10:
+        raise InputError(f"--max-detections {args.max_detections} must be at least 10")
+    if args.score_thresh is not None and not 0 <= args.score_thresh <= 1:
+        raise InputError(f"--score-thresh {args.score_thresh:g} must be 0 to 1")
     if args.results:
         reject_unused(
             parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs"
         )
+    check_looking(parser(), args)
     if args.annotations:
         reject_unused(
             parser(), args, ("split", "worst"), "is for --data: leave it out, or give that"
         )
 
 
-def _open_source(args: argparse.Namespace) -> Any:
+def _open_source(args: argparse.Namespace) -> Source | None:
     if args.annotations:
         return None
     from autotimm.streaming.store import open_source
@@ -144,7 +209,7 @@ def _open_source(args: argparse.Namespace) -> Any:
     return source
 
 
-def _detect(args: argparse.Namespace, path: Path) -> Any:
+def _detect(args: argparse.Namespace, path: Path) -> Source | None:
     """Runs the checkpoint's model on the data and writes what it finds to ``path``.
 
     Returns:
@@ -153,6 +218,7 @@ def _detect(args: argparse.Namespace, path: Path) -> Any:
     import torch
 
     from autotimm.data.datamodule import InstanceSegmentationDataModule
+    from autotimm.data.whole import WholeImages
     from autotimm.tasks.load import load
     from autotimm.training.evaluate import find_all
 
@@ -166,7 +232,14 @@ def _detect(args: argparse.Namespace, path: Path) -> Any:
         raise InputError(
             f"{args.checkpoint} does not say at what image size it was trained: give --image-size"
         )
-    data = InstanceSegmentationDataModule(
+    limit = model.settings.max_detections_per_image
+    changes: dict[str, Any] = {"max_detections_per_image": max(limit, args.max_detections or 0)}
+    if args.score_thresh is not None:
+        changes["score_thresh"] = args.score_thresh
+    model.hparams.update(changes)
+    look = _look(args, model)
+    module = WholeImages if look else InstanceSegmentationDataModule
+    data = module(
         args.data,
         image_size=size,
         batch_size=args.batch_size,
@@ -177,8 +250,26 @@ def _detect(args: argparse.Namespace, path: Path) -> Any:
         test_split=args.split,
         max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
     )
-    first = find_all(model, data, path, accelerator=args.accelerator, precision=args.precision)
+    machine = {"accelerator": args.accelerator, "precision": args.precision}
+    first = find_all(model, data, path, **machine, look=look)
     return data.source(args.split) if first else None
+
+
+def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:
+    """What looks at batches of whole images, in tiles or mirrored; None where that is not asked."""
+    if args.tile is None and not args.flip:
+        return None
+    from autotimm.inference.predict import Options, looker
+
+    options = Options(
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        tile=args.tile,
+        overlap=args.overlap,
+        flip=args.flip,
+    )
+    look = looker(model, options)
+    return lambda batch: look(batch["pixels"])
 
 
 def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
@@ -214,5 +305,5 @@ def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None
             written.append("worst.png")
     # Printed last: a closed stdout does not cost the files.
     console.print(report.tables(measured))
-    for line in (*not_drawn, f"{out}: {', '.join(written)}"):
+    for line in (*measured.remarks, *not_drawn, f"{out}: {', '.join(written)}"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

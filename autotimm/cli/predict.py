@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import add_image_size, make_parser, reject_unused
 from autotimm.structures import InputError
 
@@ -51,11 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how = flags.add_argument_group("how images are looked at")
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
-    how.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
-    how.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: objects stay cut"
-    )
-    how.add_argument("--flip", action="store_true", help="also look at the mirror image")
+    add_looking(how)
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -78,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
     for flag, value in (("--min-score", args.min_score), ("--draw-score", args.draw_score)):
         if value is not None and not 0 <= value <= 1:
             raise InputError(f"{flag} {value:g} must be 0 to 1")
-    if args.tile is None:
-        reject_unused(parser(), args, ("overlap",), "is for tiles: give --tile too")
+    check_looking(parser(), args)
     if args.format == "json":
         reject_unused(parser(), args, ("draw_score",), "is for pictures: --format json writes none")
 

@@ -13,7 +13,6 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.annotations import AnnotationIndex, index_annotations
-from autotimm.coco.checks import RULES, Problems, Rules, as_id, check_annotation
+from autotimm.coco.checks import RULES, Problems, Rules, as_id
 from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import (
@@ -32,6 +31,7 @@ from autotimm.coco.lists import (
     find_lists,
     read_categories,
 )
+from autotimm.coco.truths import checked_annotations
 from autotimm.structures import InputError, Record
 
 __all__ = [
@@ -134,13 +134,12 @@ class CocoIndex:
         """
         problems = Problems() if problems is None else problems
         name, (width, height) = self._images.names[i], self.size(i)
-        annotations = []
-        for raw in self._read(i):
-            what = f"annotation {raw['id']} of {name}"
-            odd = partial(problems.add, example=what)
-            checked = check_annotation(raw, height, width, odd, self._rules)
-            if checked is not None:
-                annotations.append(checked)
+
+        def odd(raw: dict[str, Any], kind: str) -> None:
+            problems.add(kind, f"annotation {raw['id']} of {name}")
+
+        raws = self._read(i)
+        annotations, unmasked = checked_annotations(raws, height, width, odd, self._rules)
         record: Record = {
             "image_id": self.image_id(i),
             "file_name": name,
@@ -150,6 +149,9 @@ class CocoIndex:
         }
         if i in self._images.given_ids:
             record["given_id"] = self._images.given_ids[i]
+        if unmasked:
+            record["unmasked"] = unmasked
+        record.update(self._images.federated.get(i, {}))  # type: ignore[typeddict-item]
         return record
 
     def _read(self, i: int) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from autotimm.coco.checks import Problems, as_size, is_text
+from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.images import inspect
@@ -25,6 +25,13 @@ from autotimm.structures import InputError
 
 LEFT_OUT = -1
 
+FEDERATED: tuple[Literal["neg_category_ids"], Literal["not_exhaustive_category_ids"]] = (
+    "neg_category_ids",
+    "not_exhaustive_category_ids",
+)
+"""LVIS' lists of an image, under its names: what was looked for and is not in it, and categories of
+which not every instance is annotated (Gupta et al., 2019, arXiv:1908.03195)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Category:
@@ -32,12 +39,14 @@ class Category:
 
     Attributes:
         given_id: the dataset's own id, where that is no whole number of 64 bits.
+        frequency: LVIS' letter r, c or f.
     """
 
     id: int
     name: str
     supercategory: str = ""
     given_id: str | float | None = None
+    frequency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +101,14 @@ class ImageList:
         names: of the files, in the image folder.
         sizes: [n, 2] int64, width and height.
         given_ids: position -> the dataset's own id, where that is no whole number of 64 bits.
+        federated: position -> LVIS' lists, where it has them.
     """
 
     ids: np.ndarray
     names: list[str]
     sizes: np.ndarray
     given_ids: dict[int, str | float]
+    federated: dict[int, dict[str, list[int]]]
 
 
 def find_lists(text: Text) -> dict[str, Array]:
@@ -145,15 +156,16 @@ def read_categories(
             raise InputError(f"{where} (id {key}) has no 'name'")
         if key in found:
             raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
-        supercategory = entry.get("supercategory")
-        supercategory = supercategory if is_text(supercategory) else ""
+        supercategory, frequency = (
+            one if is_text(one) else "" for one in map(entry.get, ("supercategory", "frequency"))
+        )
         if isinstance(key, int):
-            found[key] = Category(key, name, supercategory)
+            found[key] = Category(key, name, supercategory, None, frequency)
         else:
             if problems is not None:
                 kind = "category id is not a whole number (numbered anew)"
                 problems.add(kind, f"{name} (id {key})")
-            found[key] = Category(0, name, supercategory, given_id(entry["id"]))
+            found[key] = Category(0, name, supercategory, given_id(entry["id"]), frequency)
     if not found:
         raise InputError(f"{file}: 'categories' is empty: nothing to learn")
     anew = [key for key in found if isinstance(key, str)]
@@ -176,6 +188,7 @@ def find_images(
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     given_ids: dict[int, str | float] = {}
+    federated: dict[int, dict[str, list[int]]] = {}
     slots: dict[Key | None, int] = {}
     seen: set[str] = set()
     doubtful: list[tuple[int, str, Match, str]] = []
@@ -221,6 +234,8 @@ def find_images(
         if isinstance(key, str):
             problems.add("image id is not a whole number (numbered anew)", f"{name} (id {key})")
             given_ids[len(keys)] = given_id(entry["id"])
+        if "neg_category_ids" in entry:
+            federated[len(keys)] = federated_lists(entry)
         keys.append(key)
         names.append(name)
         sizes.append(size)
@@ -229,15 +244,23 @@ def find_images(
         slots |= {keys[position]: LEFT_OUT for position in refuted}
         kept = [i for i, key in enumerate(keys) if slots[key] != LEFT_OUT]
         given_ids = {new: given_ids[old] for new, old in enumerate(kept) if old in given_ids}
+        federated = {new: federated[old] for new, old in enumerate(kept) if old in federated}
         keys, names = [keys[i] for i in kept], [names[i] for i in kept]
         sizes = [sizes[i] for i in kept]
         slots |= {key: i for i, key in enumerate(keys)}
     new = iter(free_ids({key for key in slots if isinstance(key, int)}, len(given_ids)))
     ids = [next(new) if isinstance(key, str) else key for key in keys]
-    found = ImageList(
-        np.array(ids, np.int64), names, np.array(sizes, np.int64).reshape(-1, 2), given_ids
-    )
-    return found, slots
+    in_pixels = np.array(sizes, np.int64).reshape(-1, 2)
+    return ImageList(np.array(ids, np.int64), names, in_pixels, given_ids, federated), slots
+
+
+def federated_lists(entry: dict[str, Any]) -> dict[str, list[int]]:
+    """LVIS' lists of an image, of those that it has, with what is an id in them."""
+    return {
+        key: [id_ for id_ in map(as_id, entry[key]) if id_ is not None]
+        for key in FEDERATED
+        if isinstance(entry.get(key), list)
+    }
 
 
 def _refuted(

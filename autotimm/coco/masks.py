@@ -87,6 +87,11 @@ def check_polygon(polygon: Any) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
+def empty(height: int, width: int) -> RLE:
+    """The mask of no pixel."""
+    return _compressed(np.array([height * width]), height, width)
+
+
 def encode(mask: np.ndarray) -> RLE:
     """Encodes a dense mask [h, w] of uint8 or bool, non-zero inside, as a compressed RLE."""
     if mask.ndim != 2:

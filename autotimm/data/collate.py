@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from autotimm.augmentation.transforms import Sample, checked_rle, label_of
+from autotimm.coco.truths import truths
 from autotimm.data.block import Block
 from autotimm.structures import MASK_CROP, Record
 
@@ -89,19 +90,20 @@ def finish(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def target(record: Record, labels: dict[int, int]) -> dict[str, Any]:
-    """The ground truth of an image, crowds included: a ``structures.Target`` with NumPy arrays.
+    """The ground truth of an image as evaluation takes it, crowds and truths without a mask
+    included: a ``structures.Target`` with NumPy arrays.
 
     Raises:
         DataError: an annotation cannot be used.
     """
-    annotations = record["annotations"]
-    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
-    rles = [checked_rle(a, record) for a in annotations]
-    classes = [label_of(a["category_id"], labels) for a in annotations]
+    for one in record["annotations"]:
+        checked_rle(one, record)
+    found = truths(record)
+    xywh = np.array([one["bbox"] for one in found], dtype=np.float64).reshape(-1, 4)
     return {
         "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        "labels": np.array(classes, np.int64),
-        "iscrowd": np.array([a["iscrowd"] for a in annotations], np.int64),
-        "area": np.array([a["area"] for a in annotations], np.float32),
-        "rles": rles,
+        "labels": np.array([label_of(one["category_id"], labels) for one in found], np.int64),
+        "iscrowd": np.array([one["iscrowd"] for one in found], np.int64),
+        "area": np.array([one["area"] for one in found], np.float64),
+        "rles": [one["segmentation"] for one in found],
     }

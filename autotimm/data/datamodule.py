@@ -333,7 +333,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
         split, run = self._opened().evaluated(stage, self.settings), self._run(train=False)
-        categories, source = self.categories, self.source(split)
+        categories, source = self.categories, self._opened().measured(split)
         loader = evaluation_loader(self.settings, categories, source, self.preprocessing, run)
         self._keep(role, loader)
         return loader

@@ -38,6 +38,7 @@ class Splits:
         self.location = location
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
         self._sources: dict[str, Source] = {}
+        self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
 
     @cached_property
     def _folder(self) -> DataFolder:
@@ -70,6 +71,14 @@ class Splits:
                 self._warn(f"{self.location}, split {split!r}: {'; '.join(remarks)}")
             self._sources[split] = source
         return self._sources[split]
+
+    def measured(self, split: str) -> Source:
+        """The same, to evaluate on: warns, once, of what these data lack for it."""
+        source = self.source(split)
+        if source.lacking and split not in self._told:
+            self._told.add(split)
+            self._warn(f"{self.location}, split {split!r}: {source.lacking}")
+        return source
 
     def evaluated(self, stage: str, settings: DataSettings) -> str:
         """The name of the split that "validate" or "test" evaluates on.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from autotimm.coco import masks
-from autotimm.evaluation.coco_eval import measured
+from autotimm.evaluation.coco_eval import MAX_DETECTIONS, measured
 from autotimm.evaluation.coco_input import IouType
 from autotimm.structures import Detections, Target
 
@@ -21,11 +21,15 @@ SUFFIXES = (
     *("", "_50", "_75", "_small", "_medium", "_large"),
     *("_mar_1", "_mar_10", "_mar_100", "_mar_small", "_mar_medium", "_mar_large"),
 )
-"""Of the values' names, in the order of ``coco_eval.STATS``."""
+"""Of the values' names, in the order of ``coco_eval.STATS``; with another limit N of detections
+``_mar_N`` for ``_mar_100``."""
 
 
 def values(
-    images: Sequence[tuple[Detections, Target]], kinds: Sequence[IouType], by_class: bool
+    images: Sequence[tuple[Detections, Target]],
+    kinds: Sequence[IouType],
+    by_class: bool,
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, Tensor]:
     """COCO's twelve numbers by the suffixes of their names, which are those of torchmetrics.
 
@@ -33,16 +37,21 @@ def values(
         images: what was found and what is there, of each.
         kinds: compare boxes, masks, or both; of both, the boxes' numbers begin with ``_bbox``.
         by_class: also AP and AR of each label that occurs.
+        max_detections: how many of a class count in an image.
     """
     every: dict[str, float] = {}
     for kind in kinds:
         head = "_bbox" if kind == "bbox" and len(kinds) > 1 else ""
-        every |= {f"{head}{tail}": value for tail, value in _of_kind(images, kind, by_class)}
+        named = _of_kind(images, kind, by_class, max_detections)
+        every |= {f"{head}{tail}": value for tail, value in named}
     return {name: torch.tensor(value) for name, value in every.items()}
 
 
 def _of_kind(
-    images: Sequence[tuple[Detections, Target]], kind: IouType, by_class: bool
+    images: Sequence[tuple[Detections, Target]],
+    kind: IouType,
+    by_class: bool,
+    max_detections: int,
 ) -> Iterator[tuple[str, float]]:
     labels = sorted({label for pair in images for one in pair for label in one["labels"].tolist()})
     frame = {
@@ -56,11 +65,14 @@ def _of_kind(
     for entries in (found, truth):
         for number, one in enumerate(entries, 1):  # COCOeval takes a match with 0 for none
             one["id"] = number
-    result = measured({**frame, "annotations": truth}, {**frame, "annotations": found}, kind)
-    yield from zip(SUFFIXES, result.stats.values(), strict=True)
+    contents = {**frame, "annotations": truth}, {**frame, "annotations": found}
+    result = measured(*contents, kind, (1, 10, max_detections))
+    mar = f"_mar_{max_detections}"
+    names = [mar if name == "_mar_100" else name for name in SUFFIXES]
+    yield from zip(names, result.stats.values(), strict=True)
     for of_class in result.classes if by_class else ():
         yield f"_class_{of_class.id}", of_class.ap
-        yield f"_mar_100_class_{of_class.id}", of_class.ar100
+        yield f"{mar}_class_{of_class.id}", of_class.ar
 
 
 def _size(pair: tuple[Detections, Target]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert
 
 from autotimm.structures import RLE, Detections, Target
 
+_TINY, _OF_NO_SIZE = 1e-9, 1e12  # pixels; the largest size class ends at 1e10
 _NOTHING = {
     "boxes": torch.zeros(0, 4),
     "scores": torch.zeros(0),
@@ -50,7 +51,7 @@ def _fill(metric: Any, found: Detections, target: Target) -> None:
     metric.groundtruth_box.append(_xywh(target["boxes"]))
     metric.groundtruth_labels.append(target["labels"])
     metric.groundtruth_crowds.append(target["iscrowd"])
-    metric.groundtruth_area.append(target["area"])
+    metric.groundtruth_area.append(_areas(target["area"]))
     if "segm" in metric.iou_type:
         metric.detection_mask.append(_state(found["rles"]))
         metric.groundtruth_mask.append(_state(target["rles"]))
@@ -84,7 +85,13 @@ def _update(metric: Metric, found: Detections, target: Target) -> None:
 
 
 def _xywh(boxes: Tensor) -> Tensor:
-    return box_convert(boxes.float(), "xyxy", "xywh")
+    return box_convert(boxes.double(), "xyxy", "xywh")
+
+
+def _areas(areas: Tensor) -> Tensor:
+    """Areas that say what COCO's evaluation makes of them, as torchmetrics keeps positive ones
+    alone and takes the mask's for the others: 0 is of the smallest size, less of none."""
+    return torch.where(areas == 0, _TINY, torch.where(areas < 0, _OF_NO_SIZE, areas.double()))
 
 
 def _state(rles: Sequence[RLE]) -> tuple[tuple[tuple[int, ...], bytes], ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
-from autotimm.evaluation.coco_input import IouType, Source, prepared
-from autotimm.structures import Detections, Record
+from autotimm.evaluation.coco_input import IouType, Results, entries_of, name_of, prepared, sizes_of
+from autotimm.evaluation.ground_truth import GroundTruth, Source, of_records, of_source
+from autotimm.structures import Detections, InputError, Record
 
 if TYPE_CHECKING:
     from autotimm.coco.index import Category
@@ -35,7 +37,20 @@ STATS = (
     "AR_medium",
     "AR_large",
 )
-"""Names of pycocotools' statistics, in its order."""
+"""Names of pycocotools' statistics, in its order; with another limit N of detections ARN for AR100
+(``stats_names``)."""
+
+LVIS_STATS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AP_rare", "AP_common", "AP_frequent"),
+    *("AR300", "AR_small", "AR_medium", "AR_large"),
+)
+"""Those of the ``lvis`` package, in its order, where N is 300."""
+
+MAX_DETECTIONS = 100
+"""COCO's: so many detections of a class in an image count, the best ones."""
+LVIS_MAX_DETECTIONS = 300
+"""LVIS': so many detections of an image count, of all its classes together."""
 
 ERRORS = {
     "Cls": "wrong class",
@@ -87,27 +102,31 @@ def to_results(
 
 def ground_truth(records: Iterable[Record], categories: Iterable[Category]) -> dict[str, Any]:
     """A COCO annotation file's content from checked records (of a COCO folder or of its shards)."""
-    images, annotations = [], []
-    for record in records:
-        image: dict[str, Any] = {
-            "id": record["image_id"],
-            "file_name": record["file_name"],
-            "width": record["width"],
-            "height": record["height"],
-        }
-        if "given_id" in record:
-            image["given_id"] = record["given_id"]
-        images.append(image)
-        annotations += [{**one, "image_id": record["image_id"]} for one in record["annotations"]]
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": one.id, "name": one.name, "supercategory": one.supercategory}
-            | ({} if one.given_id is None else {"given_id": one.given_id})
-            for one in categories
-        ],
-    }
+    return of_records(records, categories).content()
+
+
+def limits(truth: GroundTruth, max_detections: int | None) -> tuple[int, int, int] | tuple[int]:
+    """pycocotools' ``maxDets``: for LVIS' files the one limit of an image.
+
+    Args:
+        truth: what is to be found.
+        max_detections: how many detections count; None for what the benchmark says.
+
+    Raises:
+        InputError: the limit is below 10.
+    """
+    if max_detections is not None and max_detections < 10:
+        raise InputError(f"max_detections {max_detections} must be at least 10")
+    if truth.federated:
+        return (max_detections or LVIS_MAX_DETECTIONS,)
+    return 1, 10, max_detections or MAX_DETECTIONS
+
+
+def stats_names(max_dets: Sequence[int]) -> list[str]:
+    """Names of the statistics with these limits."""
+    of_lvis = len(max_dets) == 1
+    default, names = ("AR300", LVIS_STATS) if of_lvis else ("AR100", STATS)
+    return [f"AR{max_dets[-1]}" if name == default else name for name in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +137,7 @@ class ClassResult:
         id: the category's.
         instances: to be found, without crowds.
         ap: as ``AP`` of ``STATS``, of this category alone; ``ap50`` and ``ap75`` likewise.
-        ar100: as ``AR100``.
+        ar: average recall with the most detections that count: ``AR100``.
     """
 
     id: int
@@ -126,7 +145,7 @@ class ClassResult:
     ap: float
     ap50: float
     ap75: float
-    ar100: float
+    ar: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +153,7 @@ class Evaluation:
     """What COCO's evaluation says of one kind of extent, boxes or masks.
 
     Attributes:
-        stats: the twelve ``STATS``; -1 where nothing could be counted.
+        stats: by the names of ``stats_names``; -1 where nothing could be counted.
         classes: of every category, by id.
         precision: [10, 101, K], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1; -1 where a
             category has no instance.
@@ -166,35 +185,60 @@ class Errors:
     label_errors: list[dict[str, Any]]
 
 
-def evaluate(ground_truth: Source, results: Source, iou_type: IouType) -> dict[str, float]:
+def evaluate(
+    ground_truth: Source,
+    results: Results,
+    iou_type: IouType,
+    max_detections: int | None = None,
+) -> dict[str, float]:
     """The ``stats`` of :func:`compare`."""
-    return compare(ground_truth, results, iou_type).stats
+    return compare(ground_truth, results, iou_type, max_detections).stats
 
 
-def compare(ground_truth: Source, results: Source, iou_type: IouType) -> Evaluation:
+def compare(
+    ground_truth: Source | GroundTruth,
+    results: Results,
+    iou_type: IouType,
+    max_detections: int | None = None,
+) -> Evaluation:
     """Average precision and recall over all images of the ground truth.
+
+    A ground truth that says what was looked for in its images is LVIS', and measured by its rule.
 
     Args:
         ground_truth: content of a COCO annotation file, or the file.
         results: entries of a COCO results file, or the file. For ``segm`` each needs a
             ``segmentation``; for ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
         iou_type: compare boxes or masks.
+        max_detections: how many of an image count, the best ones of each class (of LVIS' files the
+            best ones of all classes): N of pycocotools' ``maxDets = [1, 10, N]``. Its
+            ``summarize()`` has no AP where N is not 100 (-1); here it is the mean of the precision
+            that ``accumulate()`` finds at N. None for 100, of LVIS' files 300.
 
     Raises:
         InputError: a file cannot be read, or does not fit; names it and the first odd entry.
     """
-    return measured(*prepared(ground_truth, results, iou_type), iou_type)
+    found = entries_of(results)
+    truth = of_source(ground_truth, sizes_of(found))
+    both = prepared(truth, found, iou_type, name_of(results))
+    return measured(*both, iou_type, limits(truth, max_detections))
 
 
-def measured(truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType) -> Evaluation:
+def measured(
+    truths: dict[str, Any],
+    detections: dict[str, Any],
+    iou_type: IouType,
+    max_dets: Sequence[int] = (1, 10, MAX_DETECTIONS),
+) -> Evaluation:
     """As :func:`compare`, of two annotation files' contents as ``coco_input.prepared`` has them:
-    ids from 1, and every detection with its score and area."""
-    run = _run(truths, detections, iou_type)
+    ids from 1, and every detection with its score and area. ``max_dets`` is of ``limits``."""
+    run = _run(truths, detections, iou_type, max_dets)
     run.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
-        run.summarize()
-    # All areas, 100 detections.
-    precision, recall = run.eval["precision"][..., 0, 2], run.eval["recall"][..., 0, 2]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of limits that are not COCO's
+        run.summarize()  # it prints its table
+    # All areas, the most detections.
+    precision, recall = run.eval["precision"][..., 0, -1], run.eval["recall"][..., 0, -1]
     ids = list(run.params.cat_ids)
     counts = dict.fromkeys(ids, 0)
     for one in truths["annotations"]:
@@ -206,32 +250,43 @@ def measured(truths: dict[str, Any], detections: dict[str, Any], iou_type: IouTy
             ap=_mean(precision[..., k]),
             ap50=_mean(precision[0, :, k]),
             ap75=_mean(precision[5, :, k]),
-            ar100=_mean(recall[:, k]),
+            ar=_mean(recall[:, k]),
         )
         for k, number in enumerate(ids)
     ]
-    stats = {name: float(value) for name, value in zip(STATS, run.stats, strict=True)}
+    stats = dict(zip(stats_names(max_dets), map(float, run.stats), strict=True))
     told = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
     lost = {name: float(told[short]) for short, name in ERRORS.items()}
     return Evaluation(stats, classes, precision, lost)
 
 
 def errors(
-    ground_truth: Source, results: Source, iou_type: IouType, least_score: float = 0.5
+    ground_truth: Source | GroundTruth,
+    results: Results,
+    iou_type: IouType,
+    least_score: float = 0.5,
+    max_detections: int | None = None,
 ) -> Errors:
     """Counts what is confused, missed and invented by detections that score ``least_score``.
 
     Args and errors are those of :func:`compare`.
     """
-    return mistakes(*prepared(ground_truth, results, iou_type), iou_type, least_score)
+    found = entries_of(results)
+    truth = of_source(ground_truth, sizes_of(found))
+    both = prepared(truth, found, iou_type, name_of(results))
+    return mistakes(*both, iou_type, least_score, limits(truth, max_detections))
 
 
 def mistakes(
-    truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType, least_score: float
+    truths: dict[str, Any],
+    detections: dict[str, Any],
+    iou_type: IouType,
+    least_score: float,
+    max_dets: Sequence[int] = (1, 10, MAX_DETECTIONS),
 ) -> Errors:
     """As :func:`errors`, of what ``coco_input.prepared`` gives."""
     kept = [one for one in detections["annotations"] if one["score"] >= least_score]
-    run = _run(truths, {**detections, "annotations": kept}, iou_type)
+    run = _run(truths, {**detections, "annotations": kept}, iou_type, max_dets)
     told = run.image_diagnostics(iou_thr=0.5, score_thr=least_score)
     images = {
         image: (one["tp"], one["fp"], one["fn"])
@@ -253,13 +308,24 @@ def mistakes(
     # What lies in a crowd is neither right nor wrong; the matrix would take it for wrong.
     status = told["dt_status"]
     counted = [one for one in kept if status.get(one["id"]) in ("tp", "fp")]
-    run = _run(truths, {**detections, "annotations": counted}, iou_type)
-    matrix = run.confusion_matrix(iou_thr=0.5, max_det=100)["matrix"]
+    run = _run(truths, {**detections, "annotations": counted}, iou_type, max_dets)
+    matrix = run.confusion_matrix(iou_thr=0.5, max_det=max_dets[-1])["matrix"]
     return Errors(matrix, images, suspects)
 
 
-def _run(truths: dict[str, Any], detections: dict[str, Any], iou_type: IouType) -> Any:
-    run = COCOeval(COCO(truths), COCO(detections), iou_type)
+def _run(
+    truths: dict[str, Any],
+    detections: dict[str, Any],
+    iou_type: IouType,
+    max_dets: Sequence[int],
+) -> Any:
+    found, of_lvis = COCO(detections), len(max_dets) == 1
+    if of_lvis:
+        found = found.cap_detections_per_image(max_dets[0])
+    run = COCOeval(COCO(truths), found, iou_type, lvis_style=of_lvis)
+    params = run.params
+    params.max_dets = list(max_dets)
+    run.params = params
     run.evaluate()
     return run
 

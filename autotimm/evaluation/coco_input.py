@@ -7,219 +7,142 @@ truth is refused in one line, never evaluated in part.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from autotimm.coco import masks
+from autotimm.coco.lists import CategoryIds
+from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
 from autotimm.structures import InputError
 
 IouType = Literal["bbox", "segm"]
-Source = dict[str, Any] | list[dict[str, Any]] | str | Path
+OF_NO_SIZE = 1e12
+"""An area in pixels above the largest size class, which ends at 1e10: such a truth is ignored."""
+Results = list[dict[str, Any]] | str | Path
+
+
+def entries_of(results: Results) -> list[Any]:
+    """The entries of a COCO results file, or those that are handed in.
+
+    Raises:
+        InputError: the file cannot be read, or is none; names it.
+    """
+    entries: Any = read_json(results) if isinstance(results, str | Path) else results
+    if not isinstance(entries, list):
+        raise InputError(f"{name_of(results)} is no COCO results file: it must hold a list")
+    return entries
+
+
+def name_of(results: Results) -> str:
+    """What messages call them."""
+    return str(results) if isinstance(results, str | Path) else "results"
+
+
+def sizes_of(results: list[Any]) -> dict[Any, tuple[int, int]]:
+    """Height and width of images by id, as the masks of results have them."""
+    sizes: dict[Any, tuple[int, int]] = {}
+    for one in results:
+        mask = one.get("segmentation") if isinstance(one, dict) else None
+        size = mask.get("size") if isinstance(mask, dict) else None
+        if isinstance(size, list) and len(size) == 2 and isinstance(one.get("image_id"), int | str):
+            sizes.setdefault(one["image_id"], (size[0], size[1]))
+    return sizes
 
 
 def prepared(
-    ground_truth: Source,
-    results: Source,
-    iou_type: IouType,
-    names: tuple[str, str] | None = None,
+    truth: GroundTruth, results: list[Any], iou_type: IouType, name: str = "results"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ground truth and detections as two annotation files' contents, with equal images.
 
     Args:
-        ground_truth: content of a COCO annotation file, or the file.
-        results: entries of a COCO results file, or the file. For ``segm`` each needs a
-            ``segmentation``; for ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
+        truth: what is to be found.
+        results: entries of a COCO results file. For ``segm`` each needs a ``segmentation``; for
+            ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
         iou_type: compare boxes or masks.
-        names: what to call both in messages; by default the files.
+        name: what messages call the results.
 
     Returns:
         Both with ids from 1; ``given_id`` of an annotation is the one that it had.
 
     Raises:
-        InputError: a file cannot be read, or does not fit; names it and the first odd entry.
+        InputError: the results do not fit; names the first odd entry.
     """
     if iou_type not in ("bbox", "segm"):
         raise InputError(f"iou_type is {iou_type!r}: choose bbox or segm")
-    truth_name, result_name = names or names_of(ground_truth, results)
-    truth, found = content(ground_truth), content(results)
-    if not isinstance(truth, dict) or not all(
-        isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
+    for kind, ids in (
+        ("image", (one["id"] for one in truth.images)),
+        ("category", (one.id for one in truth.categories)),
     ):
-        raise InputError(
-            f"{truth_name} is no COCO annotation file: images, annotations, categories are missing"
-        )
-    if not isinstance(found, list):
-        raise InputError(f"{result_name} is no COCO results file: it must hold a list")
-
-    try:
-        sizes = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
-        category_ids = {one["id"] for one in truth["categories"]}
-    except KeyError as error:
-        raise InputError(f"{truth_name}: an image or category lacks {error}") from error
-    except TypeError as error:
-        raise InputError(f"{truth_name}: an image or category is no object with an id") from error
-    for one in truth["images"]:
-        if not _is_whole(one["id"], 0, 2**63):
-            raise InputError(f"{truth_name}: image id {one['id']!r} is not a whole number from 0")
-    if len(sizes) < len(truth["images"]):
-        [(twice, _)] = Counter(one["id"] for one in truth["images"]).most_common(1)
-        raise InputError(f"{truth_name}: two images have the id {twice}")
-    for number in category_ids:
-        if not _is_whole(number, 0):
-            raise InputError(f"{truth_name}: category id {number!r} is not a whole number from 0")
-    if len(category_ids) < len(truth["categories"]):
-        raise InputError(f"{truth_name}: two categories have the same id")
-    for image, sides in sizes.items():
-        if not all(_is_whole(side, 1) for side in sides):
-            raise InputError(
-                f"{truth_name}: image {image!r}: height and width are {sides}, not whole pixels"
-            )
-    found = _with_numbers(found, truth)
-    # Their names may be anything; only ids count.
-    frame = {
-        "images": [
-            {"id": one, "file_name": "", "height": h, "width": w} for one, (h, w) in sizes.items()
-        ],
-        "categories": [{"id": one, "name": str(one)} for one in sorted(category_ids)],
-    }
-    # Numbered anew from 1: COCOeval takes a match with annotation 0 for no match.
-    truths = [
-        _truth(one, number, sizes, iou_type, truth_name)
-        for number, one in enumerate(truth["annotations"], 1)
-        # pycocotools, too, leaves out what belongs to no image or no category.
-        if _image_id(one, f"{truth_name}: annotation number {number}") in sizes
-        and _category_id(one, f"{truth_name}: annotation number {number}") in category_ids
-    ]
+        least = min(ids, default=0)
+        if least < 0:
+            raise InputError(f"{truth.name}: {kind} id {least} is below 0: number them from 0 on")
+    sizes = {one["id"]: (one["height"], one["width"]) for one in truth.images}
+    categories = CategoryIds.of(truth.categories)
     detections = [
-        _detection(one, number, sizes, category_ids, iou_type, result_name)
-        for number, one in enumerate(found, 1)
+        _detection(one, number, sizes, truth.numbers, categories, iou_type, name)
+        for number, one in enumerate(results, 1)
     ]
-    return {**frame, "annotations": truths}, {**frame, "annotations": detections}
+    if truth.federated:  # as of truths
+        detections = [one for one in detections if one["area"] > 0]
+    frame = truth.frame()
+    wanted = [*_truths(truth, iou_type)]
+    return {**frame, "annotations": wanted}, {**frame, "annotations": detections}
 
 
-def _with_numbers(results: list[Any], truth: dict[str, Any]) -> list[Any]:
-    """Results by the numbers that the ground truth has for ids that are none (``given_id``)."""
-    numbers = {
-        key: {one["given_id"]: one["id"] for one in truth[of] if "given_id" in one}
-        for key, of in (("image_id", "images"), ("category_id", "categories"))
-    }
-    if not any(numbers.values()):
-        return results
-
-    def numbered(one: Any) -> Any:
-        if not isinstance(one, dict):
-            return one
-        given = {key: one.get(key) for key in numbers}
-        known = {
-            key: numbers[key][id_]
-            for key, id_ in given.items()
-            if isinstance(id_, str | float) and id_ in numbers[key]
-        }
-        return one | known
-
-    return [numbered(one) for one in results]
-
-
-def names_of(ground_truth: Source, results: Source) -> tuple[str, str]:
-    """What to call them in messages."""
-    pairs = ((ground_truth, "ground truth"), (results, "results"))
-    truth, found = (str(one) if isinstance(one, str | Path) else role for one, role in pairs)
-    return truth, found
-
-
-def content(source: Any) -> Any:
-    """What a JSON file holds; anything but a path is handed through."""
-    if not isinstance(source, str | Path):
-        return source
-    try:
-        return orjson.loads(Path(source).read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{source} is not JSON: {error}") from error
-
-
-def _truth(
-    source: dict[str, Any],
-    number: int,
-    sizes: dict[int, tuple[int, int]],
-    iou_type: str,
-    file: str,
-) -> dict[str, Any]:
-    """An annotation with everything that pycocotools will ask for."""
-    where = f"{file}: annotation {source.get('id', f'number {number}')}"
-    one = {
-        "id": number,
-        "given_id": source.get("id"),
-        "image_id": source["image_id"],
-        "category_id": source.get("category_id"),
-        "iscrowd": _crowd(source, where),
-        **_extent(source, sizes, iou_type, where),
-    }
-    if source.get("area") is not None:
-        if not _is_number(source["area"]):
-            raise InputError(f"{where}: area is {source['area']!r}, not a number")
-        one["area"] = source["area"]
-    return one
+def _truths(truth: GroundTruth, iou_type: IouType) -> Iterator[dict[str, Any]]:
+    """The annotations with what the evaluation looks at, and nothing that it should not."""
+    keys = ["id", "given_id", "image_id", "category_id", "iscrowd", "bbox", "area"]
+    keys += ["segmentation"] * (iou_type == "segm")
+    for one in truth.annotations:
+        entry = {key: one[key] for key in keys}
+        if truth.federated:  # LVIS knows no crowds, and goes by the flag ignore
+            if one["area"] <= 0:
+                continue  # as the lvis package's get_ann_ids does
+            entry["iscrowd"] = 0
+            if one["ignore"]:
+                entry["area"] = OF_NO_SIZE  # which hotcoco ignores as the lvis package does
+        yield entry
 
 
 def _detection(
     source: Any,
     number: int,
-    sizes: dict[int, tuple[int, int]],
-    category_ids: set[int],
+    sizes: Mapping[int, tuple[int, int]],
+    numbers: Mapping[Any, int],
+    categories: CategoryIds,
     iou_type: str,
     file: str,
 ) -> dict[str, Any]:
     """A results entry, checked, with everything that pycocotools will ask for."""
     where = f"{file}: result {number}"
-    if _image_id(source, where) not in sizes:
-        raise InputError(f"{where}: image_id {source['image_id']} is not in the ground truth")
+    image_id = number_of(source.get("image_id"), numbers) if isinstance(source, dict) else None
+    if image_id is None:
+        raise InputError(f"{where} is not an object with an image_id that is a whole number")
+    if image_id not in sizes:
+        raise InputError(
+            f"{where}: image_id {source['image_id']} is not in the ground truth (of results of "
+            "'autotimm predict', whose ids are its own, keep the images.json beside them)"
+        )
     for key in ("category_id", "score"):
         if key not in source:
             raise InputError(f"{where} has no {key!r}")
-    category_id, score = source["category_id"], source["score"]
-    if type(category_id) is not int or category_id not in category_ids:
+    (category, _), score = categories.find(source["category_id"], exact=True), source["score"]
+    if category not in categories.ids:
         raise InputError(
-            f"{where}: category_id {category_id!r} is not in the ground truth"
+            f"{where}: category_id {source['category_id']!r} is not in the ground truth"
             " (results hold the dataset's own ids, not the model's labels)"
         )
     if not _is_number(score):
         raise InputError(f"{where}: score is {score!r}, not a number")
     return {
         "id": number,
-        "image_id": source["image_id"],
-        "category_id": category_id,
+        "image_id": image_id,
+        "category_id": categories.ids[category],
         "iscrowd": 0,
         "score": score,
-        **_extent(source, sizes, iou_type, where),
+        **_extent(source, sizes[image_id], iou_type, where),
     }
-
-
-def _image_id(source: Any, where: str) -> int:
-    if not isinstance(source, dict) or type(source.get("image_id")) is not int:
-        raise InputError(f"{where} is not an object with an image_id that is a whole number")
-    return source["image_id"]
-
-
-def _category_id(source: dict[str, Any], where: str) -> int:
-    if type(source.get("category_id")) is not int:
-        raise InputError(f"{where}: category_id is {source.get('category_id')!r}, no whole number")
-    return source["category_id"]
-
-
-def _crowd(source: dict[str, Any], where: str) -> int:
-    given = source.get("iscrowd") or 0
-    if given not in (0, 1):  # the text "0" would count as a crowd
-        raise InputError(f"{where}: iscrowd is {given!r}, not 0 or 1")
-    return int(given)
-
-
-def _is_whole(value: Any, least: int, end: int = 2**31) -> bool:
-    return type(value) is int and least <= value < end
 
 
 def _is_number(value: Any) -> bool:
@@ -227,7 +150,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _extent(
-    source: dict[str, Any], sizes: dict[int, tuple[int, int]], iou_type: str, where: str
+    source: dict[str, Any], size: tuple[int, int], iou_type: str, where: str
 ) -> dict[str, Any]:
     """What is compared, mask or box, and its area, which decides on the size class.
 
@@ -244,7 +167,7 @@ def _extent(
             f"{where} has no segmentation: compare boxes alone (--boxes-only, iou_type bbox)"
         )
     try:
-        rle = masks.to_rle(segmentation, *sizes[source["image_id"]])
+        rle = masks.to_rle(segmentation, *size)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     x1, y1, x2, y2 = masks.box(rle)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, detection
 
 from autotimm.evaluation import by_hotcoco, by_torchmetrics
+from autotimm.evaluation.coco_eval import MAX_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
 from autotimm.structures import Detections, InputError, Target
 
@@ -58,6 +59,9 @@ class MetricConfig:
         params: arguments of that class. Boxes are handed to it in whatever ``box_format`` says.
         stages: when to compute it; some of ``STAGES``.
         prog_bar: show the main value in the progress bar.
+        max_detections: how many detections of a class count in an image, the best ones: N of
+            pycocotools' ``maxDets = [1, 10, N]``; of ``backend: hotcoco``. The model must find as
+            many: its ``max_detections_per_image`` limits those of all classes.
 
     Raises:
         InputError: a value is none of the choices, which the message names.
@@ -69,6 +73,7 @@ class MetricConfig:
     params: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     prog_bar: bool = False
+    max_detections: int = MAX_DETECTIONS
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -85,6 +90,13 @@ class MetricConfig:
             _choose(f"{where}: metric_class of hotcoco", self.metric_class, METRIC_CLASSES[:1])
             for key in self.params:
                 _choose(f"{where}: parameter of hotcoco", key, OF_HOTCOCO)
+        if self.max_detections < 10:
+            raise InputError(f"{where}: max_detections {self.max_detections} must be at least 10")
+        if self.max_detections != MAX_DETECTIONS and self.backend != "hotcoco":
+            raise InputError(
+                f"{where}: max_detections {self.max_detections} is for backend hotcoco, which has "
+                "the same AP: take that (torchmetrics knows AP at 100 detections alone)"
+            )
         if self.params.get("extended_summary"):
             raise InputError(f"{where}: extended_summary gives tables, which cannot be logged")
         needed = self.params.get("backend")
@@ -237,7 +249,8 @@ def _values(config: MetricConfig, images: Sequence[tuple[Detections, Target]]) -
     if config.backend == "torchmetrics":
         return by_torchmetrics.values(metric, images)
     kinds: Any = _iou_types(metric)
-    return by_hotcoco.values(images, kinds, bool(config.params.get("class_metrics")))
+    by_class = bool(config.params.get("class_metrics"))
+    return by_hotcoco.values(images, kinds, by_class, config.max_detections)
 
 
 def _steps(first: float, last: float, step: float) -> list[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE
@@ -12,8 +13,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotimm.coco.index import Category, shown_names
-from autotimm.evaluation.coco_eval import ERRORS, STATS, Errors, Evaluation, measured, mistakes
-from autotimm.evaluation.coco_input import IouType, Source, content, names_of, prepared
+from autotimm.evaluation.coco_eval import (
+    ERRORS,
+    MAX_DETECTIONS,
+    ClassResult,
+    Errors,
+    Evaluation,
+    limits,
+    measured,
+    mistakes,
+)
+from autotimm.evaluation.coco_input import (
+    IouType,
+    Results,
+    entries_of,
+    name_of,
+    prepared,
+    sizes_of,
+)
+from autotimm.evaluation.ground_truth import GroundTruth, Source, of_source
+from autotimm.evaluation.matching import refuse_numbered
 
 KINDS: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 """What COCO compares, and what it is called here."""
@@ -30,6 +49,8 @@ class Report:
         least_score: of these.
         detections: all, as ``coco_input.prepared`` has them: boxes, masks as RLE.
         files: name of each image, by id.
+        max_detections: how many of an image count.
+        remarks: what to know of the numbers, a line each.
     """
 
     categories: list[Category]
@@ -38,6 +59,8 @@ class Report:
     least_score: float
     detections: list[dict[str, Any]]
     files: dict[int, str]
+    max_detections: int = MAX_DETECTIONS
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -46,7 +69,13 @@ class Report:
 
 
 def measure(
-    ground_truth: Source, results: Source, least_score: float = 0.5, *, boxes_only: bool = False
+    ground_truth: Source | GroundTruth,
+    results: Results,
+    least_score: float = 0.5,
+    *,
+    boxes_only: bool = False,
+    max_detections: int | None = None,
+    name: str | None = None,
 ) -> Report:
     """Measures boxes, and masks where the results have them.
 
@@ -55,30 +84,91 @@ def measure(
         results: entries of a COCO results file, or the file.
         least_score: what a detection must score to be counted among the errors.
         boxes_only: leave the masks of the results, or of some of them, out.
+        max_detections: as of ``coco_eval.compare``.
+        name: what messages call the results; by default their file.
 
     Raises:
         InputError: a file cannot be read, or does not fit.
     """
-    truth, found = content(ground_truth), content(results)
-    # Of a results file that is none, prepared() tells what is wrong with it.
-    entries = found if isinstance(found, list) else []
+    entries, name = entries_of(results), name or name_of(results)
+    truth = of_source(ground_truth, sizes_of(entries))
     # Where nothing was found, the ground truth alone can tell what was to be found.
-    told_by = entries or (truth.get("annotations", []) if isinstance(truth, dict) else [])
-    with_masks = not boxes_only and any(
-        isinstance(one, dict) and one.get("segmentation") for one in told_by
+    with_masks = not boxes_only and (
+        any(isinstance(one, dict) and one.get("segmentation") for one in entries)
+        if entries
+        else any(one["masked"] for one in truth.annotations)
     )
     kinds: list[IouType] = ["bbox", "segm"] if with_masks else ["bbox"]
-    names = names_of(ground_truth, results)
-    parts = {kind: prepared(truth, found, kind, names) for kind in kinds}
-    evaluations = {kind: measured(*both, kind) for kind, both in parts.items()}
-    told = mistakes(*parts[kinds[-1]], kinds[-1], least_score)
-    categories = [
-        Category(one["id"], str(one.get("name", "")))
-        for one in sorted(truth["categories"], key=lambda one: one["id"])
-    ]
-    detections = parts[kinds[-1]][1]["annotations"]
-    files = {one["id"]: str(one.get("file_name", "")) for one in truth["images"]}
-    return Report(categories, evaluations, told, least_score, detections, files)
+    max_dets = limits(truth, max_detections)
+    parts = {kind: prepared(truth, entries, kind, name) for kind in kinds}
+    evaluations = {kind: measured(*both, kind, max_dets) for kind, both in parts.items()}
+    _refuse_numbered(truth, entries, name, evaluations["bbox"].stats["AP50"])
+    told = mistakes(*parts[kinds[-1]], kinds[-1], least_score, max_dets)
+    return Report(
+        categories=truth.categories,
+        evaluations=evaluations,
+        errors=told,
+        least_score=least_score,
+        detections=parts[kinds[-1]][1]["annotations"],
+        files={one["id"]: one["file_name"] for one in truth.images},
+        max_detections=max_dets[-1],
+        remarks=remarks(truth, evaluations, max_dets[-1], len(entries)),
+    )
+
+
+def _refuse_numbered(truth: GroundTruth, entries: list[Any], name: str, ap50: float) -> None:
+    def measure_again(others: list[Any]) -> float:
+        both = prepared(truth, others, "bbox", name)
+        return measured(*both, "bbox", limits(truth, None)).stats["AP50"]
+
+    if entries:
+        refuse_numbered(entries, name, truth, ap50, measure_again)
+
+
+def remarks(
+    truth: GroundTruth,
+    evaluations: Mapping[IouType, Evaluation],
+    most: int,
+    found: int,
+) -> list[str]:
+    """What to know of the numbers: what was odd in the truths, and what limits the AP."""
+    lines = truth.problems.lines()
+    unmasked = sum(not one["masked"] for one in truth.annotations)
+    if unmasked:
+        lines.append(
+            f"truths without a mask that covers a pixel: {unmasked:,}; box AP counts them by their "
+            "box" + ("; mask AP counts them as missed" if "segm" in evaluations else "")
+        )
+    ignored = sum(bool(one["ignore"]) for one in truth.annotations)
+    if ignored:
+        rule = "LVIS' rule leaves them out" if truth.federated else "COCO's rule counts them"
+        lines.append(f"truths that the file marks with ignore: {ignored:,}; {rule}")
+    if truth.federated:
+        lines.append(
+            "the images say which categories were looked for: measured by LVIS' rule, with at most "
+            f"{most} detections an image"
+        )
+    key = (lambda one: one["image_id"]) if truth.federated else _image_and_class
+    counts = Counter(key(one) for one in truth.annotations if not one["iscrowd"])
+    over = [count for count in counts.values() if count > most]
+    if over:
+        of = "" if truth.federated else " of one class"
+        lines.append(
+            f"images with more than {most} truths{of}: {len(over):,}, up to {max(over):,}; AP "
+            f"counts the best {most} detections{of} in an image: --max-detections {max(over)} "
+            "counts more"
+        )
+    best = max(evaluation.stats["AP50"] for evaluation in evaluations.values())
+    if best == 0 and found:
+        lines.append(
+            "no detection fits any truth (IoU 0.5): are the image ids, the categories and the "
+            "pixels those of the ground truth?"
+        )
+    return lines
+
+
+def _image_and_class(one: Mapping[str, Any]) -> tuple[int, int]:
+    return one["image_id"], one["category_id"]
 
 
 def as_json(report: Report, count: int = 12) -> dict[str, Any]:
@@ -92,12 +182,14 @@ def as_json(report: Report, count: int = 12) -> dict[str, Any]:
                 **one.stats,
                 "AP50_lost_to": one.lost,
                 "classes": [
-                    {"name": name, **asdict(of_class)}
+                    {"name": name, **_class_entry(of_class, report.max_detections)}
                     for name, of_class in zip(names, one.classes, strict=True)
                 ],
             }
             for kind, one in report.evaluations.items()
         },
+        "max_detections": report.max_detections,
+        "remarks": report.remarks,
         "confusion": {
             "least_score": report.least_score,
             "iou": 0.5,
@@ -113,12 +205,17 @@ def as_json(report: Report, count: int = 12) -> dict[str, Any]:
     }
 
 
+def _class_entry(one: ClassResult, most: int) -> dict[str, Any]:
+    entry = asdict(one)
+    return entry | {f"ar{most}": entry.pop("ar")}
+
+
 def tables(report: Report) -> Group:
-    """What to print, in percent: AP class by class, what the errors cost, the twelve numbers."""
+    """What to print, in percent: AP class by class, what the errors cost, all numbers."""
     overall = Table(
         "", *(KINDS[kind] for kind in report.evaluations), title="all classes, in %", box=SIMPLE
     )
-    for name in STATS:
+    for name in next(iter(report.evaluations.values())).stats:
         overall.add_row(name, *_percents(e.stats[name] for e in report.evaluations.values()))
     columns = [f"{KINDS[kind]} {what}" for kind in report.evaluations for what in ("AP", "AP50")]
     by_class = Table("class", "id", "instances", *columns, title="class by class, in %", box=SIMPLE)

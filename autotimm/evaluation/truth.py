@@ -10,8 +10,10 @@ import numpy as np
 
 from autotimm import visualize
 from autotimm.coco import masks
+from autotimm.coco.checks import Problems
 from autotimm.coco.index import shown_names
-from autotimm.evaluation import coco_eval
+from autotimm.coco.truths import truths
+from autotimm.evaluation.ground_truth import of_records
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
 
@@ -19,10 +21,10 @@ _SIDE = 640  # pixels: the longest of a picture
 
 
 class Truth:
-    """A split's annotations as a COCO file would hold them, and where its images are.
+    """A split's ground truth, and where its images are.
 
     Attributes:
-        content: of the annotation file.
+        truth: what is to be found.
     """
 
     def __init__(self, source: Source) -> None:
@@ -31,11 +33,18 @@ class Truth:
             for shard, size in enumerate(source.shard_sizes.tolist())
             for index in range(size)
         ]
-        records = [source.record(*place) for place in places]
-        self.content = coco_eval.ground_truth(records, source.categories)
+        problems = Problems()
+        problems.update(source.odd)
+        records = [source.record(*place, problems) for place in places]
+        self.truth = of_records(records, source.categories, source.where(0), problems)
         self._source = source
         self._names = shown_names(source.categories)
         self._places = {r["image_id"]: p for r, p in zip(records, places, strict=True)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Of a COCO annotation file that says the same."""
+        return self.truth.content()
 
     def pair(
         self, image_id: int, found: Sequence[dict[str, Any]]
@@ -58,7 +67,7 @@ class Truth:
         size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-        return self._drawn(image, scale, found), self._drawn(image, scale, record["annotations"])
+        return self._drawn(image, scale, found), self._drawn(image, scale, truths(record))
 
     def _drawn(
         self, image: visualize.Picture, scale: float, instances: Sequence[Any]

@@ -22,6 +22,7 @@ import orjson
 
 from autotimm import __version__
 from autotimm.coco.index import Category, names_of
+from autotimm.coco.truths import mended, unlearnt
 from autotimm.files.atomic import read_file, whole_file
 from autotimm.structures import InputError
 
@@ -29,7 +30,12 @@ _T = TypeVar("_T")
 
 MANIFEST = "manifest.json"
 FORMAT = "autotimm-shards"
-VERSION = 2
+VERSION = 3
+READ = (2, VERSION)
+"""Versions that are read."""
+WITH_TRUTHS = 3
+"""The first version whose records hold what evaluation counts beside what training learns from:
+truths without a mask, and boxes and areas without a size as the file has them."""
 _KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "source"}
 
 
@@ -84,12 +90,14 @@ class Manifest:
 
     ``autotimm`` is the version that wrote it; ``source`` what it was made from: options, and
     checksums of the source, of which a reader needs nothing (None where an older version wrote it).
+    ``version`` is that of the format, one of ``READ``.
     """
 
     categories: list[Category]
     splits: dict[str, SplitInfo]
     autotimm: str = field(default=__version__)
     source: dict[str, Any] | None = None
+    version: int = VERSION
 
 
 def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest:
@@ -117,10 +125,11 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         digest = content.pop("sha256", None)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
-        if content["version"] != VERSION:
+        if content["version"] not in READ:
             raise InputError(
                 f"{where}: not a manifest of shards: its version is {_brief(content['version'])}, "
-                f"this autotimm reads {VERSION}: update autotimm or run autotimm-shard again"
+                f"this autotimm reads {READ[0]} to {VERSION}: update autotimm or run "
+                "autotimm-shard again"
             )
         if digest is not None and digest != _digest(content):
             raise InputError(
@@ -132,13 +141,7 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         if unknown:
             raise ValueError(f"{_brief(min(unknown))} is nothing that a manifest has")
         categories = [
-            Category(
-                _whole(c["id"], None),
-                _text(c["name"]),
-                _text(c["supercategory"], empty=True),
-                _given_id(c.get("given_id")),
-            )
-            for c in (_kind(c, dict) for c in _kind(content["categories"], list, "categories"))
+            _category(_kind(c, dict)) for c in _kind(content["categories"], list, "categories")
         ]
         if not categories or len({c.id for c in categories}) != len(categories):
             raise ValueError("its categories are empty or share an id")
@@ -152,7 +155,8 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         made_from = content.get("source")
         if made_from is not None:
             _kind(made_from, dict, "source")
-        return Manifest(categories, splits, _text(content["autotimm"]), made_from)
+        written_by = _text(content["autotimm"])
+        return Manifest(categories, splits, written_by, made_from, content["version"])
     except InputError:
         raise
     except orjson.JSONDecodeError:
@@ -181,7 +185,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         }
         for name, split in manifest.splits.items()
     }
-    start = {"format": FORMAT, "version": VERSION}
+    start = {"format": FORMAT, "version": manifest.version}
     content = start | {
         "autotimm": manifest.autotimm,
         "categories": [_category_entry(c) for c in manifest.categories],
@@ -198,6 +202,8 @@ def _category_entry(category: Category) -> dict[str, Any]:
     entry = asdict(category)
     if category.given_id is None:
         del entry["given_id"]
+    if not category.frequency:  # of LVIS alone
+        del entry["frequency"]
     return entry
 
 
@@ -216,6 +222,25 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Writes a manifest, whole or not at all."""
     with whole_file(path) as file:
         file.write(manifest_bytes(manifest))
+
+
+def lacking(manifest: Manifest, split: str) -> str:
+    """What evaluation would count and the shards of a split do not hold: those of an older version
+    have only what training learns from."""
+    if manifest.version >= WITH_TRUTHS:
+        return ""
+    kinds = manifest.splits[split].problems
+    counts = {
+        "instances without a mask": unlearnt(kinds),
+        "boxes or areas without a size": mended(kinds),
+    }
+    lost = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if not lost:
+        return ""
+    return (
+        f"these shards are of an older version and lack {' and '.join(lost)} that pycocotools "
+        "counts: run autotimm-shard again for its AP"
+    )
 
 
 def shard_entry(shard: Shard) -> dict[str, Any]:
@@ -242,6 +267,16 @@ def read_shard_entry(entry: Any) -> Shard:
     if not 0 < samples * _SAMPLE <= size:
         raise ValueError(f"{names[0]} of {size:,} bytes cannot hold {samples:,} samples")
     return Shard(names[0], samples, size, hashes[0], names[1], hashes[1])
+
+
+def _category(entry: dict[str, Any]) -> Category:
+    return Category(
+        _whole(entry["id"], None),
+        _text(entry["name"]),
+        _text(entry["supercategory"], empty=True),
+        _given_id(entry.get("given_id")),
+        _text(entry.get("frequency", ""), empty=True),
+    )
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 import orjson
 
 from autotimm.coco import masks
-from autotimm.coco.checks import as_id, as_size, check_annotation, is_text
+from autotimm.coco.checks import as_id, as_size, is_text
+from autotimm.coco.lists import FEDERATED, federated_lists
+from autotimm.coco.truths import checked_annotations
 from autotimm.images.decode import DataError
-from autotimm.structures import Record
+from autotimm.structures import Annotation, Record, Unmasked
 
 
 def checked_record(text: bytes | memoryview, where: str) -> Record:
@@ -36,14 +38,24 @@ def checked_record(text: bytes | memoryview, where: str) -> Record:
                 raise ValueError("iscrowd is neither 0 nor 1")
             if annotation.get("ignore", 0) not in (0, 1):
                 raise ValueError("ignore is neither 0 nor 1")
-            x, y, w, h = annotation["bbox"]
-            if not math.isfinite(x + y + w + h + annotation["area"]):
-                raise ValueError("a box or area is not finite")
+            _check_extent(annotation["bbox"], annotation["area"])
+            if "given_bbox" in annotation or "given_area" in annotation:
+                given = annotation.get("given_bbox", (0.0,) * 4), annotation.get("given_area", 0.0)
+                _check_extent(*given)
             rle = annotation["segmentation"]
             if rle["size"] != size or not isinstance(rle["counts"], str):
                 raise ValueError("a segmentation is no compressed RLE of the image's size")
             for polygon in annotation.get("polygons", []):
                 masks.check_polygon(polygon)
+        for truth in record.get("unmasked", ()):
+            _whole(truth["id"])
+            _whole(truth["category_id"])
+            if truth["iscrowd"] not in (0, 1):
+                raise ValueError("iscrowd is neither 0 nor 1")
+            _check_extent(truth["bbox"], truth["area"])
+        for key in FEDERATED:
+            for category_id in record.get(key, ()):
+                _whole(category_id)
     except KeyError as error:
         raise DataError(f"{where}: its record lacks {error}") from error
     except (ValueError, TypeError) as error:
@@ -63,7 +75,8 @@ def foreign_record(text: bytes | memoryview, where: str) -> Record:
         image_id, width, height = facts(raw)
     except ValueError as error:
         raise DataError(f"{where}: its record is damaged: {error}") from error
-    annotations = []
+    annotations: list[Annotation] = []
+    unmasked: list[Unmasked] = []
     for number, entry in enumerate(entries(raw)):
         id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
         if category_id is None:
@@ -74,20 +87,30 @@ def foreign_record(text: bytes | memoryview, where: str) -> Record:
             "category_id": category_id,
             "segmentation": entry.get("segmentation") or polygons,
         }
-        annotation = check_annotation(whole, height, width, lambda _: None)
-        if annotation is None:
-            continue
-        if "polygons" not in annotation and polygons and _are_polygons(polygons):
-            annotation["polygons"] = polygons
-        annotations.append(annotation)
+        learnt, without = checked_annotations([whole], height, width, lambda *_: None)
+        for annotation in learnt:
+            if "polygons" not in annotation and polygons and _are_polygons(polygons):
+                annotation["polygons"] = polygons
+        annotations += learnt
+        unmasked += without
     name = raw.get("file_name")
-    return {
+    record: Record = {
         "image_id": image_id,
         "file_name": name if is_text(name) else "",
         "width": width,
         "height": height,
         "annotations": annotations,
     }
+    if unmasked:
+        record["unmasked"] = unmasked
+    record.update(federated_lists(raw))  # type: ignore[typeddict-item]
+    return record
+
+
+def _check_extent(box: Any, area: Any) -> None:
+    x, y, w, h = box
+    if not math.isfinite(x + y + w + h + area):
+        raise ValueError("a box or area is not finite")
 
 
 def facts(raw: Any) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ only with ``half``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,19 @@ def predictions(
             yield from predictor.detect(waiting)
             waiting, count = [], 0
     yield from predictor.detect(waiting)
+
+
+def looker(
+    model: ObjectDetector, options: Options
+) -> Callable[[Sequence[np.ndarray]], list[Detections]]:
+    """What finds the objects in decoded images [H, W, 3] uint8, best first, with these options."""
+    predictor = _Predictor(model, options)
+
+    def look(images: Sequence[np.ndarray]) -> list[Detections]:
+        waiting = [(pixels, predictor.views(pixels)) for pixels in images]
+        return [found for _, found in predictor.detect(waiting)]
+
+    return look
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import orjson
 
 from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, untrained_names
+from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, lacking, untrained_names
 from autotimm.sharding.destination import Destination
 from autotimm.sharding.job import (
     Job,
@@ -114,6 +114,9 @@ def _run(
         with crew(_Work(job, dst, spare), outcome.workers) as deal:
             manifest = dst.manifest()
             if manifest and manifest.source == job.source and not overwrite:
+                for name in manifest.splits:
+                    if lost := lacking(manifest, name):
+                        display.say(f"{dst}: split '{name}': {lost} (--overwrite)")
                 return _complete(dst, claim, manifest, strict)
             _begin(job, dst, claim, overwrite, display)
             if part:

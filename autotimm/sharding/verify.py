@@ -256,7 +256,8 @@ def _check_sample(
         found.ignored += bool(annotation.get("ignore") and not annotation["iscrowd"])
     try:
         found.image_ids.append(record["image_id"])
-        found.annotation_ids.extend(annotation["id"] for annotation in record["annotations"])
+        every = (*record["annotations"], *record.get("unmasked", ()))
+        found.annotation_ids.extend(one["id"] for one in every)
     except OverflowError:
         found.fault(f"{where}: an id takes more than 64 bits")
     for fault in _mask_faults(record, categories):
@@ -272,10 +273,11 @@ def _check_sample(
 
 def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:
     height, width = record["height"], record["width"]
+    for one in (*record["annotations"], *record.get("unmasked", ())):
+        if one["category_id"] not in categories:
+            yield f"annotation {one['id']}: {MANIFEST} has no category {one['category_id']}"
     for annotation in record["annotations"]:
         which = f"annotation {annotation['id']}"
-        if annotation["category_id"] not in categories:
-            yield f"{which}: {MANIFEST} has no category {annotation['category_id']}"
         try:
             rle = masks.to_rle(annotation["segmentation"], height, width)
         except ValueError as error:

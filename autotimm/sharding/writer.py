@@ -279,8 +279,11 @@ def _write_samples(
             try:
                 rows.append(_append_sample(tar, index.image_file(position), key, record))
             except (_ReadError, ValueError) as error:
-                # Whatever is odd about its annotations is no loss.
-                written.problems.add(f"{error} (image left out)", index.file_name(position))
+                # Whatever is odd about its annotations is no loss, but that they are gone is.
+                name = index.file_name(position)
+                written.problems.add(f"{error} (image left out)", name)
+                for _ in (*record["annotations"], *record.get("unmasked", ())):
+                    written.problems.add("annotation of an image that is left out (left out)", name)
             else:
                 written.problems.update(problems)
                 written.instances += len(record["annotations"])

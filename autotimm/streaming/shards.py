@@ -28,6 +28,7 @@ from autotimm.format.manifest import (
     MANIFEST,
     Manifest,
     SplitInfo,
+    lacking,
     read_manifest,
     untrained_names,
 )
@@ -91,6 +92,8 @@ class ShardSource:
         for kind, count in info.problems.items():
             self._counted.count(kind, count)
         self.problems = found.get(named) or self._counted.of_kind(boxes.FAR)
+        self.odd = found.get(named) or self._counted
+        self.lacking = "" if found else lacking(manifest, named)
         self.remark = untrained_and_ignored(
             untrained_names(info, manifest.categories), info.ignored
         )
@@ -131,7 +134,7 @@ class ShardSource:
         image, text = self.raw(shard, index)
         return image, self._parse(text, f"sample {index} of {self.where(shard)}")
 
-    def record(self, shard: int, index: int) -> Record:
+    def record(self, shard: int, index: int, problems: Problems | None = None) -> Record:
         """See ``Source``."""
         try:
             text = self._opened(shard).record(index)

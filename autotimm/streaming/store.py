@@ -40,6 +40,9 @@ class Source(Protocol):
         fingerprint: a hash that is equal only for the same samples in the same order.
         problems: what opening the source has left out or repaired; for shards only what misleads a
             training, because autotimm-shard has reported the rest when it wrote them.
+        odd: everything odd that is known of the data: of a COCO folder ``problems``, of shards what
+            their manifest says of the source.
+        lacking: what evaluation would count and these data do not hold; mostly empty.
         remedy: what a user can do about samples that cannot be used.
         remark: anything else to report to the user, such as classes that no network learns; mostly
             empty.
@@ -49,6 +52,8 @@ class Source(Protocol):
     shard_sizes: NDArray[np.int64]
     fingerprint: str
     problems: Problems
+    odd: Problems
+    lacking: str
     remedy: str
     remark: str
 
@@ -68,8 +73,11 @@ class Source(Protocol):
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
         """Returns the image file's bytes and the record of a sample; DataError if damaged."""
 
-    def record(self, shard: int, index: int) -> Record:
-        """Returns the record alone, also of a damaged image; DataError if it is damaged itself."""
+    def record(self, shard: int, index: int, problems: Problems | None = None) -> Record:
+        """Returns the record alone, also of a damaged image; DataError if it is damaged itself.
+
+        ``problems`` gets what is odd in its annotations, where ``odd`` does not know that already.
+        """
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Prepares for reading these shards next; may start downloads in the background."""
@@ -130,6 +138,7 @@ class FolderSource:
         self._index = load_split(split)
         self._file = split.annotation_file
         self.problems = self._index.problems
+        self.odd, self.lacking = self.problems, ""
         self.remark = untrained_and_ignored(self._index.untrained(), self._index.ignored())
         if split.name != asked:
             self.remark = "; ".join(
@@ -173,9 +182,9 @@ class FolderSource:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def record(self, shard: int, index: int) -> Record:
+    def record(self, shard: int, index: int, problems: Problems | None = None) -> Record:
         """See ``Source``."""
-        return self._index.record(index)
+        return self._index.record(index, problems)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """See ``Source``."""

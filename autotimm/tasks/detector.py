@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from autotimm.evaluation.coco_eval import MAX_DETECTIONS
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled
 from autotimm.models.network import Network
@@ -122,6 +123,7 @@ class ObjectDetector(Predictor):
             compile_kwargs=compile_kwargs,
         )
         configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
+        _check_limits(configs, max_detections_per_image)
         # As a dict: otherwise Lightning would also save the arguments of its command line.
         self.save_hyperparameters({**by_name(settings), "metrics": [asdict(m) for m in configs]})
         self.network = Network(
@@ -249,6 +251,16 @@ class ObjectDetector(Predictor):
         metrics = self.stage_metrics[f"{stage}_metrics"]
         assert isinstance(metrics, StageMetrics)
         return metrics
+
+
+def _check_limits(configs: list[MetricConfig], found: int) -> None:
+    """InputError where a metric counts more detections than the model finds."""
+    for config in configs:
+        if config.max_detections > max(found, MAX_DETECTIONS):
+            raise InputError(
+                f"metric {config.name!r}: max_detections {config.max_detections} has no effect "
+                f"with max_detections_per_image={found}: set that to it or more"
+            )
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from autotimm.distributed.agreement import settle_at_exit
 from autotimm.distributed.launcher import launcher_world
 from autotimm.outputs.results import SaveResults
 from autotimm.strategies import choice
+from autotimm.structures import Detections
 from autotimm.training.progress import ProgressBar
 from autotimm.training.quiet import quiet_libraries
 
@@ -25,6 +27,7 @@ def find_all(
     *,
     accelerator: str = "auto",
     precision: Any = None,
+    look: Callable[[Any], list[Detections]] | None = None,
 ) -> bool:
     """Write the detections of ``model`` in the test split of ``data``.
 
@@ -37,6 +40,7 @@ def find_all(
         path: of the results file, which the first rank writes whole or not at all.
         accelerator: "cpu", "gpu", or "auto".
         precision: as in AutoTrainer.
+        look: finds the objects of a batch in place of the model's own ``predict_step``.
 
     Returns:
         True on the first rank, which wrote the file.
@@ -67,5 +71,8 @@ def find_all(
     )
     if trainer.world_size > 1:
         settle_at_exit()
+    if look is not None:
+        # Lightning hands over what the names of the parameters ask for.
+        model.predict_step = lambda batch, batch_idx: look(batch)  # type: ignore[method-assign] # noqa: ARG005
     trainer.predict(model, datamodule=data, return_predictions=False)
     return trainer.is_global_zero

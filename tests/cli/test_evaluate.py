@@ -75,7 +75,12 @@ def test_numbers_are_those_of_pycocotools_over_the_results_file(evaluated: Path)
 
 
 def test_pictures_are_written(evaluated: Path) -> None:
-    assert {path.name for path in evaluated.iterdir()} == {*ARTEFACTS, "results.json", "worst.png"}
+    assert {path.name for path in evaluated.iterdir()} == {
+        *ARTEFACTS,
+        "results.json",
+        "images.json",
+        "worst.png",
+    }
     for path in evaluated.glob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 200
@@ -92,6 +97,24 @@ def test_a_results_file_alone_gives_the_same(evaluated: Path, tmp_path: Path) ->
     assert (tmp_path / "b" / "worst.png").exists()
     for out in (tmp_path / "a", tmp_path / "b"):
         assert (out / "metrics.json").read_bytes() == (evaluated / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize("how", [{"flip": True}, {"tile": 64}])
+def test_tiles_and_the_mirror_image_find_what_predict_finds(
+    checkpoint: Path, tmp_path: Path, photos: Path, how: dict[str, Any]
+) -> None:
+    words = ("--checkpoint", checkpoint, "--data", SAMPLE, "--split", "train", "--num-workers", 0)
+    flags = [str(v) for k, value in how.items() for v in (f"--{k}", value) if v is not True]
+    assert run(*words, "--out", tmp_path, "--score-thresh", 0.1, *flags) == 0
+    model = autotimm.load(checkpoint, metrics=None)
+    model.hparams.update(score_thresh=0.1)
+    found = json.loads((tmp_path / "results.json").read_text())
+    images = json.loads((tmp_path / "images.json").read_text())["images"]
+    by_name = {path.stem: path for path in photos.iterdir()}
+    for entry in images[:3]:
+        [wanted] = autotimm.predict(model, [by_name[Path(entry["file_name"]).stem]], **how)
+        scores = [one["score"] for one in found if one["image_id"] == entry["id"]]
+        assert scores == pytest.approx(wanted["scores"].tolist(), abs=1e-4)
 
 
 def test_an_image_that_cannot_be_read_is_told_and_the_others_are_drawn(
@@ -305,11 +328,16 @@ def test_what_is_printed_may_fail_when_all_is_written(
         (("--checkpoint", "a.ckpt"), "--data, or --annotations"),
         (("--checkpoint", "a.ckpt", "--annotations", "b.json"), "--annotations has no images"),
         (("--checkpoint", "missing.ckpt", "--data", SAMPLE), "no checkpoint at missing.ckpt"),
-        (("--results", "missing.json", "--data", SAMPLE), "cannot read missing.json"),
+        (("--results", "missing.json", "--data", SAMPLE), "missing.json: cannot be read"),
         (("--results", "r.json", "--data", SAMPLE, "--min-score", 2), "--min-score 2"),
         (("--results", "r.json", "--data", SAMPLE, "--worst", -1), "--worst -1"),
         (("--results", "r.json", "--data", SAMPLE, "--split", "no"), "no split 'no'"),
         (("--results", "r.json", "--data", SAMPLE, "--image-size", 64), "--image-size is for"),
+        (("--results", "r.json", "--data", SAMPLE, "--flip"), "--flip is for --checkpoint"),
+        (("--results", "r.json", "--data", SAMPLE, "--score-thresh", 0.1), "--score-thresh is for"),
+        (("--checkpoint", "a", "--data", SAMPLE, "--overlap", 0.5), "--overlap is for tiles"),
+        (("--checkpoint", "a", "--data", SAMPLE, "--score-thresh", 2), "--score-thresh 2"),
+        (("--results", "r.json", "--data", SAMPLE, "--max-detections", 5), "at least 10"),
         (("--results", "r.json", "--data", SAMPLE, "--batch-size", 1), "--batch-size is for"),
         (("--results", "r.json", "--data", SAMPLE, "--num-workers", 0), "--num-workers is for"),
         (("--results", "r.json", "--data", SAMPLE, "--accelerator", "cpu"), "--accelerator is for"),
@@ -337,7 +365,7 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "autotimm evaluate: cannot read none.json: No such file or directory"
+        "autotimm evaluate: none.json: cannot be read: No such file or directory"
     ]
     assert done.stdout == ""
 

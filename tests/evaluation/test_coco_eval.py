@@ -223,12 +223,32 @@ def test_results_that_do_not_fit_are_refused_in_one_line(results: Any, message: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [-3, 1.5, "7", None, 2**64, True, 0.0])
-def test_image_ids_are_whole_numbers(number: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (-3, "image id -3 is below 0"),
+        (None, "image id None is neither"),
+        ([1], r"image id \[1\] is neither a number nor text"),
+        (True, "image id True is neither"),
+    ],
+)
+def test_image_ids_are_numbers_or_text(number: Any, message: str) -> None:
     truth = small_truth()
     truth["images"][1]["id"] = number
-    with pytest.raises(InputError, match=r"ground truth: image id .* is not a whole number from 0"):
+    with pytest.raises(InputError, match=f"ground truth: {message}"):
         evaluate(truth, [], "bbox")
+
+
+@pytest.mark.parametrize(
+    ("given", "other"), [("7f9c-a", "a2"), ("7", "9"), (7.0, 9.0), (2**64, 0.5)]
+)
+def test_ids_may_be_text_floats_or_large(given: Any, other: Any) -> None:
+    truth = small_truth()
+    for image, new in zip(truth["images"], (given, other), strict=True):
+        image["id"] = new
+    for one in truth["annotations"]:
+        one["image_id"] = given
+    assert evaluate(truth, [result(image_id=given)], "segm")["AP"] == pytest.approx(1)
 
 
 def test_two_images_with_one_id_are_refused() -> None:
@@ -247,22 +267,14 @@ def test_bad_boxes_are_refused(box: Any) -> None:
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(InputError, match=r"text\.json is not JSON"):
+    with pytest.raises(InputError, match=r"text\.json: not a JSON file"):
         evaluate(small_truth(), tmp_path / "text.json", "bbox")
-    with pytest.raises(InputError, match=r"missing\.json: No such file"):
+    with pytest.raises(InputError, match=r"missing\.json: cannot be read: No such file"):
         evaluate(small_truth(), tmp_path / "missing.json", "bbox")
     with pytest.raises(InputError, match=r"list\.json is no COCO annotation file"):
         evaluate(tmp_path / "list.json", [], "bbox")
     with pytest.raises(InputError, match="choose bbox or segm"):
         evaluate(small_truth(), [], "keypoints")  # type: ignore[arg-type]
-    truth = small_truth()
-    del truth["images"][0]["width"]
-    with pytest.raises(InputError, match="lacks 'width'"):
-        evaluate(truth, [], "segm")
-    truth = small_truth()
-    truth["annotations"][0]["segmentation"] = []
-    with pytest.raises(InputError, match="annotation 0 has no segmentation"):
-        evaluate(truth, [], "segm")
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -315,7 +327,7 @@ def test_random_cases_and_each_class_equal_pycocotools(iou_type: Any, seed: int)
     assert measured.stats == pytest.approx(official(*both, iou_type), abs=1e-9)
     for one in measured.classes:
         expected = official(*both, iou_type, one.id)
-        got = {"AP": one.ap, "AP50": one.ap50, "AP75": one.ap75, "AR100": one.ar100}
+        got = {"AP": one.ap, "AP50": one.ap50, "AP75": one.ap75, "AR100": one.ar}
         assert got == pytest.approx({name: expected[name] for name in got}, abs=1e-9)
         singles = [a for a in truth["annotations"] if not a["iscrowd"]]
         assert one.instances == sum(a["category_id"] == one.id for a in singles)
@@ -402,16 +414,10 @@ def test_what_an_error_costs_is_what_its_mending_gains(kind: str, wrong: Any, me
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("categories", {"id": "a"}, "category id 'a' is not a whole number"),
-        ("categories", {"id": -1}, "category id -1 is not"),
-        ("categories", {"id": 3}, "two categories have the same id"),
-        ("images", {"width": "30"}, "image 7: height and width are"),
-        ("images", {"height": 10**30}, "image 7: height and width are"),
-        ("images", {"id": []}, "no object with an id"),
-        ("annotations", {"category_id": None}, "category_id is None"),
-        ("annotations", {"area": "big"}, "area is 'big', not a number"),
-        ("annotations", {"iscrowd": "0"}, "iscrowd is '0', not 0 or 1"),
-        ("annotations", {"image_id": True}, "image_id that is a whole number"),
+        ("categories", {"id": None}, "categories[0] has no 'id', a number or text"),
+        ("categories", {"id": -1}, "category id -1 is below 0"),
+        ("categories", {"id": 3}, "has id 3, which 'none' has"),
+        ("images", {"id": []}, "image id [] is neither a number nor text"),
     ],
 )
 def test_odd_ground_truth_is_refused_in_one_line(part: str, changes: Any, message: str) -> None:

@@ -1,0 +1,171 @@
+"""What evaluation counts of an image: every instance of the file, as pycocotools takes it.
+
+Training learns from instances with a mask; COCO's evaluation also counts those that have a box
+alone, or a mask that covers no pixel centre, and it takes a box or an area as the file has it, be
+it without a size. ``checked_annotations`` keeps both apart: what training learns from, mended, and
+beside it, only where the two differ, what the file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypedDict
+
+from autotimm.coco import masks
+from autotimm.coco.checks import RULES, Problems, Rules, as_flag, check_annotation
+from autotimm.structures import RLE, Annotation, Record, Unmasked
+
+# How kinds of problems begin: what training takes otherwise, and what pycocotools takes alike.
+_MENDED = ("bbox without an area", "area is not a positive number")
+_ALIKE = ("polygon leaves the image", "iscrowd missing")
+_LARGEST = 1e15  # pixels: larger areas, infinite ones too, are of no size class anyway
+
+
+class Truth(TypedDict):
+    """An instance as evaluation takes it, in the pixels of the original image."""
+
+    id: int
+    category_id: int  # the dataset's own
+    bbox: list[float]  # x, y, w, h
+    area: float
+    iscrowd: int
+    ignore: int  # the file's flag: LVIS' rule goes by it, COCO's does not
+    segmentation: RLE  # empty where there is no mask
+    masked: bool  # whether the file has a mask that covers a pixel
+
+
+def checked_annotations(
+    raws: Iterable[dict[str, Any]],
+    height: int,
+    width: int,
+    odd: Callable[[dict[str, Any], str], object],
+    rules: Rules = RULES,
+) -> tuple[list[Annotation], list[Unmasked]]:
+    """Checks the annotations of an image, of which ``id`` and ``category_id`` are integers already.
+
+    Args:
+        raws: as the COCO file has them.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        odd: called with an annotation and the kind of each of its problems.
+        rules: what to do with boxes and crowds.
+
+    Returns:
+        Those that training learns from, and those without a mask that evaluation counts besides.
+    """
+    annotations: list[Annotation] = []
+    unmasked: list[Unmasked] = []
+    for raw in raws:
+        checked = check_annotation(raw, height, width, lambda kind, raw=raw: odd(raw, kind), rules)  # type: ignore[misc]
+        if checked is None:
+            truth = _unmasked(raw, rules)
+            if truth is not None:
+                unmasked.append(truth)
+            continue
+        if checked["bbox"] is not raw.get("bbox") or checked["area"] is not raw.get("area"):
+            _keep_given(raw, checked)
+        annotations.append(checked)
+    return annotations, unmasked
+
+
+def truths(record: Record) -> list[Truth]:
+    """All that evaluation counts of an image."""
+    size = record["height"], record["width"]
+    found = [
+        Truth(
+            id=one["id"],
+            category_id=one["category_id"],
+            bbox=one.get("given_bbox", one["bbox"]),
+            area=one.get("given_area", one["area"]),
+            iscrowd=one["iscrowd"],
+            ignore=one.get("ignore", 0),
+            segmentation=one["segmentation"],
+            masked=True,
+        )
+        for one in record["annotations"]
+    ]
+    return found + [
+        Truth(
+            id=one["id"],
+            category_id=one["category_id"],
+            bbox=one["bbox"],
+            area=one["area"],
+            iscrowd=one["iscrowd"],
+            ignore=one.get("ignore", 0),
+            segmentation=masks.empty(*size),
+            masked=False,
+        )
+        for one in record.get("unmasked", ())
+    ]
+
+
+def unlearnt(kinds: Mapping[str, int]) -> int:
+    """How many instances ``check_annotation`` left out that may be truths without a mask."""
+    return sum(count for kind, count in kinds.items() if _is_unlearnt(kind))
+
+
+def mended(kinds: Mapping[str, int]) -> int:
+    """How many boxes and areas it mended that evaluation takes as the file has them."""
+    return sum(count for kind, count in kinds.items() if kind.startswith(_MENDED))
+
+
+def of_evaluation(problems: Problems) -> Problems:
+    """Those that make a difference to what evaluation counts, or to what pycocotools would."""
+    kept = Problems()
+    for kind, count in problems.counts.items():
+        if not (_is_unlearnt(kind) or kind.startswith((*_MENDED, *_ALIKE))):
+            kept.counts[kind], kept.examples[kind] = count, problems.examples[kind]
+    return kept
+
+
+def _is_unlearnt(kind: str) -> bool:
+    return kind.endswith("(instance left out)") and not kind.startswith("iscrowd")
+
+
+def _keep_given(raw: dict[str, Any], annotation: Annotation) -> None:
+    """Adds the file's own box and area, where training takes the mask's because they have no size.
+
+    A box that is given another value on purpose is not the file's any more.
+    """
+    box, area = _box(raw.get("bbox")), _number(raw.get("area"))
+    if box is not None and min(box[2:]) <= 0:
+        annotation["given_bbox"] = box
+    if area is not None and not 0 < area < _LARGEST:
+        annotation["given_area"] = area
+
+
+def _unmasked(raw: dict[str, Any], rules: Rules) -> Unmasked | None:
+    """A truth whose mask cannot be used; None if it has no box either."""
+    box, area, crowd = (
+        _box(raw.get("bbox")),
+        _number(raw.get("area")),
+        as_flag(raw.get("iscrowd") or 0),
+    )
+    if box is None and raw.get("segmentation"):
+        box = [0.0, 0.0, 0.0, 0.0]  # a mask of no pixel: there to be missed
+    if box is None or crowd is None:
+        return None
+    truth: Unmasked = {
+        "id": raw["id"],
+        "category_id": raw["category_id"],
+        "bbox": box,
+        "area": max(box[2], 0) * max(box[3], 0) if area is None else area,
+        "iscrowd": crowd if rules.crowd == "keep" else 0,
+    }
+    if as_flag(raw.get("ignore")):
+        truth["ignore"] = 1
+    return truth
+
+
+def _box(value: Any) -> list[float] | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    sides = [_number(side) for side in value]
+    return None if None in sides else sides  # type: ignore[return-value]
+
+
+def _number(value: Any) -> float | None:
+    """A number that is not NaN, within limits; None if it is none."""
+    if type(value) not in (int, float) or value != value:
+        return None
+    return value if -_LARGEST < value < _LARGEST else (_LARGEST if value > 0 else -_LARGEST)

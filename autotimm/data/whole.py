@@ -1,0 +1,64 @@
+"""Images as they are, for a model that looks at each in its own way: in tiles, or mirrored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.images.decode import decode_image
+from autotimm.streaming.dataset import SampleStream
+from autotimm.streaming.loader import StreamLoader
+from autotimm.structures import Record
+
+
+class WholeImages(InstanceSegmentationDataModule):
+    """A data module whose batches for prediction hold images in their own pixels.
+
+    A batch is a dict: ``pixels``, B arrays [H, W, 3] uint8; ``image_id`` [B]; ``padding`` [B].
+    """
+
+    def predict_dataloader(self) -> StreamLoader:
+        """The images of ``test_split`` in the natural order."""
+        split, run = self._opened().evaluated("test", self.settings), self._run(train=False)
+        stream = SampleStream(
+            self._opened().measured(split),
+            _decoded,
+            _together,
+            world=run.world,
+            batch_size=self.settings.val_batch_size,
+            seed=self.settings.seed,
+            pad=True,
+            max_corrupt=self.settings.max_corrupt,
+            threads=torch.get_num_threads(),
+        )
+        loader = StreamLoader(
+            stream,
+            finish=lambda batch: batch,
+            num_workers=self.settings.num_workers,
+            prefetch_factor=self.settings.prefetch_factor,
+            persistent_workers=False,
+            pin_memory=False,
+        )
+        self._keep("predict", loader)
+        return loader
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Leaves the images as they are: who looks at them normalises what is cut out."""
+        return batch
+
+
+def _decoded(
+    data: bytes | memoryview, record: Record, _: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    return decode_image(data, record["width"], record["height"]), record["image_id"]
+
+
+def _together(samples: list[tuple[np.ndarray, int]], padding: list[bool]) -> dict[str, Any]:
+    return {
+        "pixels": [pixels for pixels, _ in samples],
+        "image_id": torch.tensor([image_id for _, image_id in samples]),
+        "padding": torch.tensor(padding),
+    }
