@@ -72,7 +72,10 @@ def find_all(
     if trainer.world_size > 1:
         settle_at_exit()
     if look is not None:
-        # Lightning hands over what the names of the parameters ask for.
-        model.predict_step = lambda batch, batch_idx: look(batch)  # type: ignore[method-assign] # noqa: ARG005
+
+        def step(batch: Any, batch_idx: int) -> list[Detections]:  # noqa: ARG001 (Lightning's name)
+            return look(batch)
+
+        model.predict_step = step  # type: ignore[method-assign]
     trainer.predict(model, datamodule=data, return_predictions=False)
     return trainer.is_global_zero
