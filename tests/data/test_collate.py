@@ -144,7 +144,7 @@ def test_targets_are_the_annotations_crowd_included() -> None:
     truth = finish(collate([evaluated(1, 3)], [False]))["target"][0]
     assert set(truth) == set(Target.__annotations__)
     assert truth["boxes"].tolist() == [[n, 2, n + 5, 9] for n in range(3)]
-    assert truth["boxes"].dtype == torch.float32
+    assert truth["boxes"].dtype == truth["area"].dtype == torch.float64
     assert truth["labels"].tolist() == [0, 1, 0]
     assert truth["iscrowd"].tolist() == [1, 0, 0]
     assert truth["area"].tolist() == [35] * 3

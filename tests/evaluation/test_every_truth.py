@@ -16,7 +16,7 @@ from official import coco_of, official
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from autotimm.coco import index
+from autotimm.coco import index, layouts
 from autotimm.data import collate
 from autotimm.evaluation import coco_eval, report
 from autotimm.evaluation.metrics import BACKENDS, MetricConfig, StageMetrics
@@ -153,6 +153,39 @@ def test_two_hundred_files_give_what_pycocotools_gives(tmp_path: Path) -> None:
         for kind in ("bbox", "segm"):
             got = coco_eval.evaluate(file, results, kind)  # type: ignore[arg-type]
             assert got == pytest.approx(expected(truth, results, kind), abs=1e-6), (seed, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["balloon", "coco_mini", "fruits_nuts", "microscopy_flakes"])
+def test_real_files_give_what_pycocotools_gives(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    [split, *_] = layouts.find_splits(shared_data / name).values()
+    truth = json.loads(split.annotation_file.read_text())
+    rng = np.random.default_rng(5)
+    results = []
+    for one in truth["annotations"]:
+        x, y, w, h = one["bbox"]
+        moved = [x + rng.normal(0, 0.05 * w), y + rng.normal(0, 0.05 * h), w, h]
+        entry = {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": moved}
+        results.append(entry | {"score": round(float(rng.random()), 4)})
+    found = [
+        one | {"id": k, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]}
+        for k, one in enumerate(copy.deepcopy(results), 1)
+    ]
+    given = copy.deepcopy(truth)
+    for k, one in enumerate(given["annotations"], 1):
+        one["id"] = k  # pycocotools takes a match with annotation 0 for none
+    wanted = official(coco_of(given), coco_of({**given, "annotations": found}), "bbox")
+    shard(shared_data / name, tmp_path / "shards", workers=1)
+    sources: list[Any] = [split.annotation_file]
+    sources += [
+        Truth(open_source(data, split.name)).truth
+        for data in (shared_data / name, tmp_path / "shards")
+    ]
+    for source in sources:
+        got = coco_eval.evaluate(source, results, "bbox")
+        assert got == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -340,6 +340,7 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (shard.bytes, shard.sha256)
     assert len(tar) > 3 * 1200 * 900 * 3 and shard.samples == 27
     assert sorted(problems) == [
+        "annotation of an image that is left out (left out): 6 (3.png, 3.png, 12.png, ...)",
         "bbox missing (mask's taken): 1 (annotation 11 of 5.png)",
         "image cannot be opened (image left out): 1 (3.png)",
         "image cut off or broken (image left out): 1 (13.png)",
