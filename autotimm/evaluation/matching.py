@@ -66,12 +66,13 @@ def refuse_numbered(
         InputError: with these ids as numbers the AP is more than twice as high.
     """
     by_name = sorted(truth.images, key=lambda one: one["file_name"])
-    ids = {number_of(one.get("image_id"), truth.numbers) for one in entries}
+    ids = [number_of(one["image_id"], truth.numbers) for one in entries]
     for first in (1, 0):
-        numbered = {k: one["id"] for k, one in enumerate(by_name, first)}
-        if not ids <= numbered.keys() or all(k == id_ for k, id_ in numbered.items()):
+        numbered: dict[int | None, int] = {k: one["id"] for k, one in enumerate(by_name, first)}
+        if not {*ids} <= numbered.keys() or all(k == id_ for k, id_ in numbered.items()):
             continue
-        other = measure([{**one, "image_id": numbered[as_id(one["image_id"])]} for one in entries])  # type: ignore[index]
+        pairs = zip(entries, ids, strict=True)
+        other = measure([{**one, "image_id": numbered[id_]} for one, id_ in pairs])
         if other > 2 * ap50 + 0.01:
             raise InputError(
                 f"{name}: its image ids are not those of {truth.name}: AP50 of boxes is "
