@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotimm.cli.parser import add_image_size, make_parser, reject_unused
+from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
     from autotimm.evaluation.report import Report
     from autotimm.evaluation.truth import Truth
+    from autotimm.structures import PixelRange
 
 _OF_MODEL = ("image_size", "batch_size", "num_workers", "accelerator", "precision")
 
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--boxes-only", action="store_true", help="compare no masks, even if results have some"
     )
+    add_pixel_range(source, "default: the checkpoint's, else that of the data")
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
@@ -91,11 +93,13 @@ def run(args: argparse.Namespace) -> int:
     from autotimm.evaluation import report
 
     results: Any = args.results
+    pixel_range: PixelRange = args.pixel_range
     if args.checkpoint:
         results = out / "results.json"
-        source = _detect(args, results)
-        if source is None:
+        found = _detect(args, results)
+        if found is None:
             return 0  # not the first rank
+        source, pixel_range = found
     else:
         source = _open_source(args)
     truth: Any = args.annotations
@@ -103,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if source is not None:
         from autotimm.evaluation.truth import Truth
 
-        drawn = Truth(source)
+        drawn = Truth(source, pixel_range)
         truth = drawn.content
     measured = report.measure(truth, results, args.min_score, boxes_only=args.boxes_only)
     _write(measured, drawn, out, args.worst)
@@ -128,9 +132,8 @@ def _check(args: argparse.Namespace) -> None:
             parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs"
         )
     if args.annotations:
-        reject_unused(
-            parser(), args, ("split", "worst"), "is for --data: leave it out, or give that"
-        )
+        names = ("split", "worst", "pixel_range")
+        reject_unused(parser(), args, names, "is for --data: leave it out, or give that")
 
 
 def _open_source(args: argparse.Namespace) -> Any:
@@ -148,7 +151,8 @@ def _detect(args: argparse.Namespace, path: Path) -> Any:
     """Runs the checkpoint's model on the data and writes what it finds to ``path``.
 
     Returns:
-        The source of the data on the first rank, which alone has all results; else None.
+        The source of the data and the pixel range of its images on the first rank, which alone has
+        all results; else None.
     """
     import torch
 
@@ -176,9 +180,10 @@ def _detect(args: argparse.Namespace, path: Path) -> Any:
         val_split=None,
         test_split=args.split,
         max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
+        pixel_range=args.pixel_range,  # else the model's
     )
     first = find_all(model, data, path, accelerator=args.accelerator, precision=args.precision)
-    return data.source(args.split) if first else None
+    return (data.source(args.split), data.preprocessing.pixel_range) if first else None
 
 
 def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:

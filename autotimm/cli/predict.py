@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.parser import add_image_size, make_parser, reject_unused
+from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
 from autotimm.structures import InputError
 
 _COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: objects stay cut"
     )
     how.add_argument("--flip", action="store_true", help="also look at the mirror image")
+    add_pixel_range(how, "default: those of the training, else each image's own")
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         flip=args.flip,
         half=args.half,
         min_score=args.min_score,
+        pixel_range=args.pixel_range,
     )
     out = Path(args.out)
     # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.

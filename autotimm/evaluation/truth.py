@@ -14,6 +14,7 @@ from autotimm.coco.index import shown_names
 from autotimm.evaluation import coco_eval
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
+from autotimm.structures import PixelRange
 
 _SIDE = 640  # pixels: the longest of a picture
 
@@ -21,11 +22,16 @@ _SIDE = 640  # pixels: the longest of a picture
 class Truth:
     """A split's annotations as a COCO file would hold them, and where its images are.
 
+    Args:
+        source: the split.
+        pixel_range: what becomes black and white in images of more than 8 bits a channel, where
+            they are drawn; None for the source's own.
+
     Attributes:
         content: of the annotation file.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, pixel_range: PixelRange = None) -> None:
         places = [
             (shard, index)
             for shard, size in enumerate(source.shard_sizes.tolist())
@@ -34,6 +40,7 @@ class Truth:
         records = [source.record(*place) for place in places]
         self.content = coco_eval.ground_truth(records, source.categories)
         self._source = source
+        self._pixel_range = pixel_range
         self._names = shown_names(source.categories)
         self._places = {r["image_id"]: p for r, p in zip(records, places, strict=True)}
 
@@ -51,7 +58,9 @@ class Truth:
         """
         data, record = self._source.read(*self._places[image_id])
         try:
-            image = decode_image(data, record["width"], record["height"])
+            if self._pixel_range is None:
+                self._pixel_range = self._source.pixel_range()
+            image = decode_image(data, record["width"], record["height"], self._pixel_range)
         except DataError as error:
             raise DataError(f"{record['file_name']}: {error}") from error
         scale = _SIDE / max(image.shape[:2])

@@ -23,14 +23,24 @@ import orjson
 from autotimm import __version__
 from autotimm.coco.index import Category, names_of
 from autotimm.files.atomic import read_file, whole_file
-from autotimm.structures import InputError
+from autotimm.images.depth import checked_range
+from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
 _T = TypeVar("_T")
 
 MANIFEST = "manifest.json"
 FORMAT = "autotimm-shards"
 VERSION = 2
-_KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "source"}
+_KNOWN = {
+    "format",
+    "version",
+    "sha256",
+    "autotimm",
+    "categories",
+    "splits",
+    "source",
+    "pixel_range",
+}
 
 
 BLOCK = 512  # bytes: the tar format's unit
@@ -84,12 +94,15 @@ class Manifest:
 
     ``autotimm`` is the version that wrote it; ``source`` what it was made from: options, and
     checksums of the source, of which a reader needs nothing (None where an older version wrote it).
+    ``pixel_range`` is what becomes black and white in images of more than 8 bits a channel that do
+    not declare their bits; None where there are none.
     """
 
     categories: list[Category]
     splits: dict[str, SplitInfo]
     autotimm: str = field(default=__version__)
     source: dict[str, Any] | None = None
+    pixel_range: PixelRange = None
 
 
 def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest:
@@ -152,7 +165,12 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         made_from = content.get("source")
         if made_from is not None:
             _kind(made_from, dict, "source")
-        return Manifest(categories, splits, _text(content["autotimm"]), made_from)
+        pixel_range = content.get("pixel_range", UPPER_BITS)
+        if isinstance(pixel_range, list):
+            pixel_range = checked_range("its pixel_range", pixel_range)
+        elif pixel_range not in (None, UPPER_BITS):
+            raise ValueError(f"its pixel_range is {_brief(pixel_range)}")
+        return Manifest(categories, splits, _text(content["autotimm"]), made_from, pixel_range)
     except InputError:
         raise
     except orjson.JSONDecodeError:
@@ -189,6 +207,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     }
     if manifest.source is not None:
         content["source"] = manifest.source
+    if manifest.pixel_range != UPPER_BITS:  # what one without it means, as older versions wrote it
+        content["pixel_range"] = manifest.pixel_range
     # Near the top, so that taking its line out leaves JSON.
     sealed = start | {"sha256": _digest(content)} | content
     return orjson.dumps(sealed, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
