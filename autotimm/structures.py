@@ -15,7 +15,7 @@ contiguous; only ``coco/`` and ``evaluation/`` use the category ids of a dataset
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,14 @@ MASK_CROP = 112
 The crop covers the mask's box. A cell of the default 28 x 28 mask target has four samples per side,
 and a cell of a 56 x 56 one has two, for an object of any size.
 """
+
+UPPER_BITS: Final = "upper bits"
+"""The pixel range of models and shards of older versions: 16-bit images keep their upper 8 bits,
+unless the whole image fits into the lower 8."""
+
+PixelRange = tuple[float, float] | Literal["upper bits"] | None
+"""Which values of images of more than 8 bits a channel become black and white; None leaves that to
+each image. ``images/depth.py`` has the rule."""
 
 
 class InputError(ValueError):
@@ -47,6 +55,7 @@ class Preprocessing:
             shrink a lot are averaged over areas in either case.
         image_size: height and width of the canvas in training; None for an untrained model.
         resize: how images are fitted to the canvas, "letterbox" or "stretch".
+        pixel_range: the values that become black and white in images of more than 8 bits a channel.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # both are ImageNet's
@@ -54,6 +63,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     image_size: tuple[int, int] | None = None
     resize: str = "letterbox"
+    pixel_range: PixelRange = None
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -260,12 +260,12 @@ def test_draw_refuses_in_one_line(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:2000] + bytes(200))
     for image, message in [
         (tmp_path / "none.png", "none.png: No such file"),
-        (tmp_path / "a.txt", "a.txt: not an image"),
+        (tmp_path / "a.txt", r"a.txt: .*not an image of a known format"),
         (torch.full((3, 120, 160), -2.0), "values outside of 0 to 1: give the photo"),
         (np.zeros((50, 50, 3), np.uint8), "does not fit an image"),
         (np.zeros((4, 120, 160), np.uint8), "not uint8"),
         (np.zeros((0, 160, 3), np.uint8), "image is 0 x 160 pixels"),
-        (broken, "broken.png: not an image that can be read"),
+        (broken, r"broken.png: the image cannot be decoded \(image file is truncated"),
     ]:
         with pytest.raises(InputError, match=message):
             visualize.draw(image, FOUND)

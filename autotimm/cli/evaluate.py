@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, make_parser, reject_unused
+from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autotimm.evaluation.report import Report
     from autotimm.evaluation.truth import Truth
     from autotimm.streaming.store import Source
+    from autotimm.structures import PixelRange
 
 _OF_MODEL = (
     *("image_size", "batch_size", "num_workers", "accelerator", "precision"),
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help="so many of a class in an image count, and are looked for; default: 100, as COCO has "
         "it; of LVIS' files 300 of all classes",
     )
+    add_pixel_range(source, "default: the checkpoint's, else that of the data")
     source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
     model = flags.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
@@ -113,16 +115,18 @@ def run(args: argparse.Namespace) -> int:
 
     from autotimm.evaluation import coco_input, matching, report
 
+    pixel_range: PixelRange = args.pixel_range
     if args.checkpoint:
         results = out / "results.json"
-        source = _detect(args, results)
-        if source is None:
+        found = _detect(args, results)
+        if found is None:
             return 0  # not the first rank
+        source, pixel_range = found
     else:
         results = Path(args.results)
         source = _open_source(args)
     entries = coco_input.entries_of(results)
-    truth, drawn = _truth(args, source, entries)
+    truth, drawn = _truth(args, source, entries, pixel_range)
     # With a checkpoint, the data module has said it.
     remarks = [source.lacking] if source and source.lacking and args.results else []
     if args.checkpoint:
@@ -144,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _truth(
-    args: argparse.Namespace, source: Source | None, entries: list[Any]
+    args: argparse.Namespace, source: Source | None, entries: list[Any], pixel_range: PixelRange
 ) -> tuple[GroundTruth, Truth | None]:
     """What is to be found, and with ``--data`` where its images are."""
     if source is None:
@@ -153,7 +157,7 @@ def _truth(
         return ground_truth.of_source(args.annotations, coco_input.sizes_of(entries)), None
     from autotimm.evaluation.truth import Truth
 
-    drawn = Truth(source)
+    drawn = Truth(source, pixel_range)
     return drawn.truth, drawn
 
 
@@ -193,9 +197,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     check_looking(parser(), args)
     if args.annotations:
-        reject_unused(
-            parser(), args, ("split", "worst"), "is for --data: leave it out, or give that"
-        )
+        names = ("split", "worst", "pixel_range")
+        reject_unused(parser(), args, names, "is for --data: leave it out, or give that")
 
 
 def _open_source(args: argparse.Namespace) -> Source | None:
@@ -213,7 +216,8 @@ def _detect(args: argparse.Namespace, path: Path) -> Source | None:
     """Runs the checkpoint's model on the data and writes what it finds to ``path``.
 
     Returns:
-        The source of the data on the first rank, which alone has all results; else None.
+        The source of the data and the pixel range of its images on the first rank, which alone has
+        all results; else None.
     """
     import torch
 
@@ -249,10 +253,11 @@ def _detect(args: argparse.Namespace, path: Path) -> Source | None:
         val_split=None,
         test_split=args.split,
         max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
+        pixel_range=args.pixel_range,  # else the model's
     )
     machine = {"accelerator": args.accelerator, "precision": args.precision}
     first = find_all(model, data, path, **machine, look=look)
-    return data.source(args.split) if first else None
+    return (data.source(args.split), data.preprocessing.pixel_range) if first else None
 
 
 def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:

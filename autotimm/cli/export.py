@@ -105,6 +105,7 @@ def _graph(args: argparse.Namespace, out: Path) -> list[Path]:
             "resize": model.preprocessing.resize,
             "interpolation": model.preprocessing.interpolation,
             "fill": list(model.preprocessing.fill),
+            "pixel_range": model.preprocessing.pixel_range,
         }
         write.to_onnx(traced, out, facts)
     return [out]

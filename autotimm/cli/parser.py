@@ -75,6 +75,26 @@ def add_image_size(flags: Any, help: str, default: int | None = None) -> None:  
     )
 
 
+class _Range(argparse.Action):
+    """Stores LOW,HIGH as two numbers."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        from autotimm.images.depth import checked_range
+
+        setattr(namespace, self.dest, checked_range(str(option), values))
+
+
+def add_pixel_range(flags: Any, default: str) -> None:
+    """Adds ``--pixel-range LOW,HIGH`` to a parser or an argument group."""
+    flags.add_argument(
+        "--pixel-range",
+        action=_Range,
+        metavar="LOW,HIGH",
+        help="values that become black and white in images of more than 8 bits a channel whose "
+        f"files do not declare their bits; {default}",
+    )
+
+
 def reject_unused(
     parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], reason: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, make_parser, reject_unused
+from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
 from autotimm.structures import InputError
 
 _COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     how = flags.add_argument_group("how images are looked at")
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     add_looking(how)
+    add_pixel_range(how, "default: those of the training, else each image's own")
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         flip=args.flip,
         half=args.half,
         min_score=args.min_score,
+        pixel_range=args.pixel_range,
     )
     out = Path(args.out)
     # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.parser import add_image_size, make_parser
+from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser
 from autotimm.structures import InputError
 
 _PRESETS = ("light", "default", "strong", "lsj")
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         default="letterbox",
         help="keep the aspect and pad, or fill the canvas",
     )
+    add_pixel_range(made, "default: that of the data")
     made.add_argument(
         "--copy-paste",
         type=float,
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             copy_paste=copy_paste,
             multi_scale=multi_scale,
+            pixel_range=args.pixel_range,
         )
 
     columns = {_PLAIN: data(Augmentation(), 0.0, False)}

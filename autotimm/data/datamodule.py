@@ -31,6 +31,7 @@ from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
 from autotimm.files.units import byte_count
 from autotimm.files.urls import locate
+from autotimm.images.depth import checked_range
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source
@@ -64,6 +65,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
         std: of R, G and B, with the same default.
         interpolation: "bilinear" or "bicubic" resizing; by default that of the model, or bilinear
             without a model. Images that shrink to less than 0.7 are averaged over areas instead.
+        pixel_range: the values that become black and white, the lower first, in images of more than
+            8 bits a channel whose files do not declare their bits; by default that of the model's
+            training, else what autotimm-shard found, or what some images of a COCO folder have.
         seed: of the order and the augmentation.
         masks: False leaves out the masks in training, for a model that finds boxes only; batches
             for evaluation have masks in ``target`` only.
@@ -145,6 +149,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         copy_paste: float = 0.0,
         multi_scale: bool | list[int | list[int]] = False,
         max_corrupt: float = 0.01,
+        pixel_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         location = locate(data_dir)
@@ -177,6 +182,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             mean=None if mean is None else options.three("mean", mean),
             std=None if std is None else options.three("std", std, above=0),
             interpolation=interpolation,
+            pixel_range=None if pixel_range is None else checked_range("pixel_range", pixel_range),
         )
         self._splits: Splits | None = None  # made at the first access to the data
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
@@ -203,6 +209,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
             self.settings.interpolation or own.interpolation,
             self.settings.image_size,
             self.settings.resize,
+            self.settings.pixel_range
+            or own.pixel_range
+            or self._opened().pixel_range(self.settings.train_split),
         )
 
     @property

@@ -13,7 +13,7 @@ from autotimm.augmentation.custom import Transforms, custom_sample
 from autotimm.augmentation.presets import Augmentation
 from autotimm.data.collate import target
 from autotimm.images.decode import DataError, decode_image
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, PixelRange, Record
 
 
 class _Options(TypedDict):
@@ -37,6 +37,7 @@ class Load:
         fill: colour of the canvas, R, G and B.
         with_masks: whether to crop the masks.
         interpolation: one of ``transforms.INTERPOLATIONS``.
+        pixel_range: what becomes black and white in images of more than 8 bits a channel.
     """
 
     labels: dict[int, int]
@@ -46,6 +47,7 @@ class Load:
     fill: tuple[int, int, int]
     with_masks: bool
     interpolation: str = "bilinear"
+    pixel_range: PixelRange = None
 
     def __call__(
         self,
@@ -69,7 +71,7 @@ class Load:
         Raises:
             DataError: the image or an annotation cannot be used.
         """
-        image = decode_image(data, record["width"], record["height"])
+        image = decode_image(data, record["width"], record["height"], self.pixel_range)
         given = (image, record, self.labels, canvas or self.canvas)
         how = _Options(
             resize=self.resize,
@@ -86,8 +88,9 @@ class Load:
             if other is None:
                 return sample
             try:
-                image = decode_image(other[0], other[1]["width"], other[1]["height"])
-                given = (image, other[1], self.labels, canvas or self.canvas)
+                pasted, known = other
+                image = decode_image(pasted, known["width"], known["height"], self.pixel_range)
+                given = (image, known, self.labels, canvas or self.canvas)
                 second = transforms.training_sample(*given, self.vary, rng, **how)
             except DataError:
                 return sample

@@ -117,6 +117,7 @@ def _load(
         fill=wanted.fill,
         with_masks=settings.masks and vary is not None,  # evaluation uses the masks in the target
         interpolation=wanted.interpolation,
+        pixel_range=wanted.pixel_range,
     )
 
 

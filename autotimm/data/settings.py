@@ -63,6 +63,7 @@ class DataSettings:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     interpolation: str | None
+    pixel_range: tuple[float, float] | None
 
     def __post_init__(self) -> None:
         options.whole("batch_size", self.batch_size, 1, _LARGEST_BATCH)

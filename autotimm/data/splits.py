@@ -11,9 +11,12 @@ from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
 from autotimm.files.urls import Location
+from autotimm.images.decode import DataError, deep_pixels
+from autotimm.images.depth import shown
 from autotimm.streaming.layout import DataFolder, detect_layout
+from autotimm.streaming.pixel_range import LOOKED_AT
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
-from autotimm.structures import InputError
+from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
 _LOOKED_AT = 200  # images, for boxes that are far from their masks: a convention shows in a few
 
@@ -39,6 +42,7 @@ class Splits:
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
         self._sources: dict[str, Source] = {}
         self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
+        self._ranges: dict[str, PixelRange] = {}
 
     @cached_property
     def _folder(self) -> DataFolder:
@@ -79,6 +83,31 @@ class Splits:
             self._told.add(split)
             self._warn(f"{self.location}, split {split!r}: {source.lacking}")
         return source
+
+    def pixel_range(self, split: str) -> PixelRange:
+        """What becomes black and white in a split's images of more than 8 bits; warns of it, at the
+        first call, where autotimm-shard has not told it.
+
+        Raises:
+            InputError: as in :meth:`source`.
+        """
+        if split not in self._ranges:
+            source = self.source(split)
+            found = self._ranges[split] = source.pixel_range()
+            where = f"{self.location}, split {split!r}: images of more than 8 bits a channel"
+            if found == UPPER_BITS:
+                if self.location.folder is not None and _first_is_deep(source):
+                    self._warn(
+                        f"{where} keep the upper 8 of 16, as an older autotimm-shard wrote these "
+                        "shards: run it again, or set pixel_range"
+                    )
+            elif found is not None and self._folder.layout != "shards":
+                self._warn(
+                    f"{where}: {shown(found)} become 0 to 255, as {LOOKED_AT} of them have it (all "
+                    "where there are fewer); pixel_range sets other values, and autotimm-shard "
+                    "looks at all"
+                )
+        return self._ranges[split]
 
     def evaluated(self, stage: str, settings: DataSettings) -> str:
         """The name of the split that "validate" or "test" evaluates on.
@@ -133,6 +162,13 @@ class Splits:
             source, training = self.source(split), self.source(settings.train_split)
             check_categories(source, training.categories, settings.train_split)
         return splits
+
+
+def _first_is_deep(source: Source) -> bool:
+    try:
+        return deep_pixels(source.read(0, 0)[0]) is not None
+    except DataError:
+        return False
 
 
 def check_instances(source: Source, split: str) -> None:

@@ -16,6 +16,7 @@ from autotimm.coco.truths import truths
 from autotimm.evaluation.ground_truth import of_records
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
+from autotimm.structures import PixelRange
 
 _SIDE = 640  # pixels: the longest of a picture
 
@@ -23,11 +24,16 @@ _SIDE = 640  # pixels: the longest of a picture
 class Truth:
     """A split's ground truth, and where its images are.
 
+    Args:
+        source: the split.
+        pixel_range: what becomes black and white in images of more than 8 bits a channel, where
+            they are drawn; None for the source's own.
+
     Attributes:
         truth: what is to be found.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, pixel_range: PixelRange = None) -> None:
         places = [
             (shard, index)
             for shard, size in enumerate(source.shard_sizes.tolist())
@@ -38,6 +44,7 @@ class Truth:
         records = [source.record(*place, problems) for place in places]
         self.truth = of_records(records, source.categories, source.where(0), problems)
         self._source = source
+        self._pixel_range = pixel_range
         self._names = shown_names(source.categories)
         self._places = {r["image_id"]: p for r, p in zip(records, places, strict=True)}
 
@@ -60,7 +67,9 @@ class Truth:
         """
         data, record = self._source.read(*self._places[image_id])
         try:
-            image = decode_image(data, record["width"], record["height"])
+            if self._pixel_range is None:
+                self._pixel_range = self._source.pixel_range()
+            image = decode_image(data, record["width"], record["height"], self._pixel_range)
         except DataError as error:
             raise DataError(f"{record['file_name']}: {error}") from error
         scale = _SIDE / max(image.shape[:2])

@@ -8,6 +8,8 @@ from typing import Any
 import timm
 
 from autotimm.files import urls
+from autotimm.images.depth import shown
+from autotimm.structures import UPPER_BITS, PixelRange
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.settings import DetectorSettings
 
@@ -79,7 +81,16 @@ def _images(model: ObjectDetector) -> list[str]:
     return [
         f"- RGB, {images.resize} to {size} pixels (height x width), {images.interpolation}",
         f"- mean {_numbers(images.mean)}, std {_numbers(images.std)} (where 1 is white)",
+        f"- images of more than 8 bits a channel: {_deep(images.pixel_range)}",
     ]
+
+
+def _deep(pixel_range: PixelRange) -> str:
+    if isinstance(pixel_range, tuple):
+        return f"values from {shown(pixel_range)} become 0 to 255, where the file declares no bits"
+    if pixel_range == UPPER_BITS:
+        return "the upper 8 of 16 bits are kept"
+    return "there were none in the training, or they declared their bits"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

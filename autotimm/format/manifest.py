@@ -24,7 +24,8 @@ from autotimm import __version__
 from autotimm.coco.index import Category, names_of
 from autotimm.coco.truths import mended, unlearnt
 from autotimm.files.atomic import read_file, whole_file
-from autotimm.structures import InputError
+from autotimm.images.depth import checked_range
+from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
 _T = TypeVar("_T")
 
@@ -36,7 +37,16 @@ READ = (2, VERSION)
 WITH_TRUTHS = 3
 """The first version whose records hold what evaluation counts beside what training learns from:
 truths without a mask, and boxes and areas without a size as the file has them."""
-_KNOWN = {"format", "version", "sha256", "autotimm", "categories", "splits", "source"}
+_KNOWN = {
+    "format",
+    "version",
+    "sha256",
+    "autotimm",
+    "categories",
+    "splits",
+    "source",
+    "pixel_range",
+}
 
 
 BLOCK = 512  # bytes: the tar format's unit
@@ -91,6 +101,8 @@ class Manifest:
     ``autotimm`` is the version that wrote it; ``source`` what it was made from: options, and
     checksums of the source, of which a reader needs nothing (None where an older version wrote it).
     ``version`` is that of the format, one of ``READ``.
+    ``pixel_range`` is what becomes black and white in images of more than 8 bits a channel that do
+    not declare their bits; None where there are none.
     """
 
     categories: list[Category]
@@ -98,6 +110,7 @@ class Manifest:
     autotimm: str = field(default=__version__)
     source: dict[str, Any] | None = None
     version: int = VERSION
+    pixel_range: PixelRange = None
 
 
 def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest:
@@ -155,8 +168,19 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         made_from = content.get("source")
         if made_from is not None:
             _kind(made_from, dict, "source")
-        written_by = _text(content["autotimm"])
-        return Manifest(categories, splits, written_by, made_from, content["version"])
+        pixel_range = content.get("pixel_range", UPPER_BITS)
+        if isinstance(pixel_range, list):
+            pixel_range = checked_range("its pixel_range", pixel_range)
+        elif pixel_range not in (None, UPPER_BITS):
+            raise ValueError(f"its pixel_range is {_brief(pixel_range)}")
+        return Manifest(
+            categories,
+            splits,
+            _text(content["autotimm"]),
+            made_from,
+            version=content["version"],
+            pixel_range=pixel_range,
+        )
     except InputError:
         raise
     except orjson.JSONDecodeError:
@@ -193,6 +217,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     }
     if manifest.source is not None:
         content["source"] = manifest.source
+    if manifest.pixel_range != UPPER_BITS:  # what one without it means, as older versions wrote it
+        content["pixel_range"] = manifest.pixel_range
     # Near the top, so that taking its line out leaves JSON.
     sealed = start | {"sha256": _digest(content)} | content
     return orjson.dumps(sealed, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

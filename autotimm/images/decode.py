@@ -6,30 +6,38 @@ record's before any pixel is decoded, so that no file can unfold into more memor
 says. Images are decoded at their full size: libjpeg's half size is up to 10 grey values, 0.4 in the
 mean, off what the area average makes of the whole.
 
-EXIF orientation: annotations are in the pixels of the image as their tool saw it, and the record's
-size says which that was. COCO's own tools never turn an image: pycocotools takes sizes from the
-file of annotations, torchvision's CocoDetection leaves pixels as PIL opens them. So an image whose
-stored size is the record's stays as stored. Tools that show photos upright write the turned size:
-such an image is turned, mirrored too if its tag says so. Where sizes cannot tell (a square, or tags
-2 to 4, which keep the size), the image stays as stored, as for COCO's tools; who annotated such
-photos upright has to store them upright.
+Images of more than 8 bits a channel: see ``depth.py``.
+
+Orientation (``orientation.py``): annotations are in the pixels of the image as their tool saw it,
+and the record's size says which that was. COCO's own tools never turn an image: pycocotools takes
+sizes from the file of annotations, torchvision's CocoDetection leaves pixels as PIL opens them. So
+an image whose stored size is the record's stays as stored. Tools that show photos upright write the
+turned size: such an image is turned, mirrored too if its orientation says so. Where sizes cannot
+tell (a square, or orientations 2 to 4, which keep the size), the image stays as stored, as for
+COCO's tools, and autotimm-shard counts it; whoever annotated such photos upright has to store them
+upright. Prediction, which has no record, shows every image upright, as viewers do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from autotimm.images import buffers
-from autotimm.images.inspect import FORMATS
-from autotimm.structures import InputError
+from autotimm.images.depth import DataError, Deep, deep
+from autotimm.images.inspect import FORMATS, LARGEST
+from autotimm.images.orientation import Bytes, as_stored, orientation, turned, upright
+from autotimm.structures import UPPER_BITS, PixelRange
 
-_EXIF_ORIENTATION = 0x0112
+__all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
+
 _SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
 
 
@@ -61,21 +69,19 @@ class _Quiet:
 _quiet = _Quiet()
 
 
-class DataError(InputError):
-    """A sample of the data set cannot be used. The message names it, and says why."""
-
-
-def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
+def decode_image(
+    data: Bytes, width: int, height: int, pixel_range: PixelRange = None
+) -> np.ndarray:
     """Decodes an image of any common format and mode.
 
-    An alpha channel is dropped; 16-bit values keep their upper 8 bits, unless the whole image fits
-    into the lower 8, as label tools write them. EXIF rotation is applied where the record's size
-    asks for it, and nowhere else.
+    An alpha channel is dropped. The image is turned where the record's size asks for it, and
+    nowhere else.
 
     Args:
         data: the file's bytes.
         width: of the image according to its record, in pixels.
         height: likewise.
+        pixel_range: what becomes black and white in an image of more than 8 bits a channel.
 
     Returns:
         [height, width, 3] uint8, RGB.
@@ -83,29 +89,104 @@ def decode_image(data: bytes | memoryview, width: int, height: int) -> np.ndarra
     Raises:
         DataError: the bytes are no such image; the message is a short reason, without the name.
     """
+    pixels = _jpeg(data, (width, height))
+    if pixels is not None:
+        return pixels
+    with _opened(data) as image:
+        which = 1
+        if image.size != (width, height):
+            which = orientation(data)
+            if which < 5 or turned(image.size, which) != (width, height):
+                raise DataError(
+                    f"the image is {image.width} x {image.height} pixels, "
+                    f"its annotations say {width} x {height}"
+                )
+        return _turned_pixels(image, data, which, pixel_range)
+
+
+def decode_upright(data: Bytes, pixel_range: PixelRange = None) -> np.ndarray:
+    """Decodes an image that has no record, upright as viewers show it.
+
+    Args:
+        data: the file's bytes.
+        pixel_range: as in :func:`decode_image`.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+
+    Raises:
+        DataError: as from :func:`decode_image`.
+    """
+    which = orientation(data)
+    pixels = _jpeg(data)
+    if pixels is not None:
+        return pixels if which == 1 else upright(pixels, which)
+    with _opened(data) as image:
+        return _turned_pixels(image, data, which, pixel_range)
+
+
+def deep_pixels(data: Bytes) -> Deep | None:
+    """The pixels of an image of more than 8 bits a channel; None if it has no more.
+
+    Raises:
+        DataError: as from :func:`decode_image`.
+    """
+    if bytes(data[:2]) == b"\xff\xd8" or (bytes(data[12:16]) == b"IHDR" and data[24] <= 8):
+        return None  # most images: told without opening them
+    with _opened(data) as image:
+        return deep(image, data)
+
+
+def rgb(
+    image: Image.Image, data: Bytes | None = None, pixel_range: PixelRange = None
+) -> np.ndarray:
+    """The pixels of an open image of any mode, [H, W, 3] uint8, as they are stored.
+
+    Args:
+        image: to read; PIL may decode it only now.
+        data: of the image's file, if there is one.
+        pixel_range: as in :func:`decode_image`.
+
+    Raises:
+        DataError: as from :meth:`autotimm.images.depth.Deep.rgb`.
+    """
+    found = deep(image, None if pixel_range == UPPER_BITS else data)
+    if found is not None:
+        return found.rgb(pixel_range)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _jpeg(data: Bytes, size: tuple[int, int] | None = None) -> np.ndarray | None:
+    """The stored pixels of a JPEG of this width and height; None if it is not one that simplejpeg
+    takes, and if it has other sides."""
     if bytes(data[:3]) == b"\xff\xd8\xff":
         try:
-            stored_height, stored_width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if (stored_width, stored_height) == (width, height) and space in _SIMPLE:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            fits = width * height <= LARGEST if size is None else size == (width, height)
+            if fits and space in _SIMPLE:
                 pixels = buffers.empty((height, width, 3))
                 simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
                 return pixels
         except ValueError:
             pass  # some flaw, which PIL either copes with or reports
-    return _decode_with_pil(data, width, height)
+    return None
 
 
-def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.ndarray:
+def _turned_pixels(
+    image: Image.Image, data: Bytes, which: int, pixel_range: PixelRange
+) -> np.ndarray:
+    pixels = rgb(image, data, pixel_range)
+    return pixels if which == 1 else upright(pixels, which)
+
+
+@contextlib.contextmanager
+def _opened(data: Bytes) -> Iterator[Image.Image]:
+    """An image file, opened as it is stored; whatever goes wrong with it is a DataError."""
     try:
-        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            rotate = image.size != (width, height) and turned
-            if (image.size[::-1] if rotate else image.size) != (width, height):
-                raise DataError(
-                    f"the image is {image.width} x {image.height} pixels, "
-                    f"its annotations say {width} x {height}"
-                )
-            return rgb(ImageOps.exif_transpose(image) if rotate else image)
+        with _quiet, Image.open(io.BytesIO(as_stored(data)), formats=FORMATS) as image:
+            yield image
     except DataError:
         raise
     # PIL's plug-ins raise whatever comes up while they parse a broken file.
@@ -114,19 +195,3 @@ def _decode_with_pil(data: bytes | memoryview, width: int, height: int) -> np.nd
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image of a known format"
         raise DataError(f"the image cannot be decoded ({reason})") from error
-
-
-def rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an open image of any mode, [height, width, 3] uint8; DataError if it has none
-    of 8 or 16 bits."""
-    if image.mode == "F":
-        raise DataError("the image has floating-point pixels: convert it to 8 bits a channel")
-    if image.mode.startswith("I"):  # 16 bits, which some formats hand on as 32
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise DataError("the image has 32-bit pixels: convert it to 8 bits a channel")
-        shift = 8 if grey.max() > 255 else 0
-        return np.repeat((grey >> shift).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))

@@ -13,6 +13,8 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
+from autotimm.images.orientation import as_stored, orientation, turned
+
 EXTENSIONS = {
     "BMP": "bmp",
     "GIF": "gif",
@@ -29,10 +31,10 @@ FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 """What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
 
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
-_LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # pixels; PIL refuses what has more
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
+"""Pixels of an image; PIL refuses what has more."""
 # What PIL's readers raise when they trip over a broken file.
-BROKEN = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error)
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
 
 
 def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
@@ -42,7 +44,7 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
     is decoded to decide.
 
     Returns:
-        The extension that belongs to the format, and (width, height) before any EXIF rotation.
+        The extension that belongs to the format, and (width, height) as stored, before any turn.
 
     Raises:
         ValueError: it is no image that can be read; the message is a short reason.
@@ -51,17 +53,17 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
     if start == b"\xff\xd8\xff" and b"\xff\xd9" in end:
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            if width * height <= _LARGEST:
+            if width * height <= LARGEST:
                 return "jpg", (width, height)
         except ValueError:
             pass  # PIL reads a few kinds of JPEG that libjpeg-turbo does not
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata and large pictures are fine
         try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(BytesIO(as_stored(data)), formats=FORMATS)
         except Image.DecompressionBombError:
             raise ValueError("image too large") from None
-        except (OSError, ValueError):  # UnidentifiedImageError is an OSError
+        except BROKEN:  # UnidentifiedImageError is an OSError
             raise ValueError("image cannot be opened") from None
         kind, size = image.format or "", image.size
         mark = b"\xff\xd9" if EXTENSIONS[kind] == "jpg" else b"IEND" if kind == "PNG" else None
@@ -70,17 +72,18 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
                 image.load()
         except (*BROKEN, Image.DecompressionBombError):
             raise ValueError("image cut off or broken") from None
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise ValueError("image without the palette that its pixels are of")
     return EXTENSIONS[kind], size
 
 
 def shown_size(data: bytes | memoryview) -> tuple[int, int]:
-    """Returns (width, height) as viewers show an image: after the EXIF rotation."""
+    """Returns (width, height) as viewers show an image, upright.
+
+    Raises:
+        ValueError, OSError: it is no image that can be read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            try:
-                turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            except BROKEN:
-                turned = False  # EXIF that cannot be read turns nothing
-    return (height, width) if turned else (width, height)
+        with Image.open(BytesIO(as_stored(data)), formats=FORMATS) as image:
+            return turned(image.size, orientation(data))

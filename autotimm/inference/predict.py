@@ -21,6 +21,7 @@ from autotimm.augmentation.transforms import RESIZES, fit, render
 from autotimm.coco import masks
 from autotimm.data import options as checks
 from autotimm.data.normalize import Normalize
+from autotimm.images.depth import checked_range
 from autotimm.inference.sources import read_ahead
 from autotimm.inference.tiles import Piece, Window, joined, piece_of, tile_windows
 from autotimm.models import restore
@@ -47,6 +48,9 @@ class Options:
         half: 16-bit arithmetic: float16 on a GPU, bfloat16 on a CPU.
         min_score: least score of a detection; None keeps all that pass the model's
             ``score_thresh``, a limit on the class probability alone, without centerness.
+        pixel_range: values that become black and white in images of more than 8 bits a channel
+            whose files do not declare their bits; None for those of the model's training, and for
+            each image's own where that had no such images.
 
     Raises:
         InputError: a value cannot be used.
@@ -60,6 +64,7 @@ class Options:
     flip: bool = False
     half: bool = False
     min_score: float | None = None
+    pixel_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         checks.whole("batch_size", self.batch_size, 1, 4096)
@@ -71,6 +76,8 @@ class Options:
             checks.whole("tile", self.tile, 32, 2**16)
         if self.min_score is not None:
             checks.share("min_score", self.min_score)
+        if self.pixel_range is not None:
+            checked_range("pixel_range", self.pixel_range)
         if checks.share("overlap", self.overlap) > 0.9:
             raise InputError(f"overlap={self.overlap} must be 0 to 0.9, a share of a tile's side")
 
@@ -132,7 +139,8 @@ def predictions(
     predictor = _Predictor(model, options)
     waiting: list[tuple[Any, list[_View]]] = []
     count = 0
-    for pixels in read_ahead(images):
+    wanted = options.pixel_range or model.preprocessing.pixel_range
+    for pixels in read_ahead(images, pixel_range=wanted):
         views = [] if isinstance(pixels, InputError) else predictor.views(pixels)
         waiting.append((pixels, views))
         count += len(views)

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.images import inspect
-from autotimm.images.decode import decode_image, rgb
-from autotimm.structures import InputError
+from autotimm.images.decode import decode_upright, rgb
+from autotimm.structures import InputError, PixelRange
 
 SUFFIXES = frozenset(f".{name}" for name in (*inspect.EXTENSIONS.values(), "jpeg", "tiff"))
 """Suffixes of the files in a folder that count as images."""
@@ -69,12 +69,13 @@ def _matching(pattern: str) -> list[str]:
     return sorted(one for one in found if Path(one).suffix.lower() in SUFFIXES)
 
 
-def pixels_of(image: Any) -> np.ndarray:
+def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
     Args:
         image: a path, a URL, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
             [H, W, 4], uint8.
+        pixel_range: what becomes black and white in an image of more than 8 bits a channel.
 
     Raises:
         InputError: it cannot be read or is no image; the message names the file.
@@ -82,7 +83,7 @@ def pixels_of(image: Any) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         name = urls.shown(os.fspath(image))
         try:
-            return decoded(_bytes(os.fspath(image)))
+            return decoded(_bytes(os.fspath(image)), pixel_range)
         except InputError as error:
             raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
         except OSError as error:
@@ -90,7 +91,9 @@ def pixels_of(image: Any) -> np.ndarray:
             raise InputError(f"{name}: cannot be read: {reason}") from error
     if isinstance(image, Image.Image):
         try:
-            return rgb(ImageOps.exif_transpose(image))
+            return rgb(ImageOps.exif_transpose(image), pixel_range=pixel_range)
+        except InputError:
+            raise
         except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
             raise InputError(f"a PIL image cannot be read: {error}") from error
     try:
@@ -111,7 +114,7 @@ def pixels_of(image: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def decoded(data: bytes) -> np.ndarray:
+def decoded(data: bytes, pixel_range: PixelRange = None) -> np.ndarray:
     """The pixels of an image file's content, [H, W, 3] uint8 RGB, upright.
 
     Raises:
@@ -119,10 +122,9 @@ def decoded(data: bytes) -> np.ndarray:
     """
     try:
         inspect.inspect(data)
-        width, height = inspect.shown_size(data)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return decode_image(data, width, height)
+    return decode_upright(data, pixel_range)
 
 
 def _bytes(path: str) -> bytes:
@@ -135,7 +137,9 @@ def _bytes(path: str) -> bytes:
     return remote.read_bytes(path, Retry()) if local is None else local.read_bytes()
 
 
-def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | InputError]:
+def read_ahead(
+    items: Iterable[Any], threads: int = 4, pixel_range: PixelRange = None
+) -> Iterator[np.ndarray | InputError]:
     """Yields the pixels of images in order; threads read ahead while the caller works.
 
     For an image that cannot be read it yields the error.
@@ -145,7 +149,7 @@ def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | 
 
     def attempt(item: Any) -> np.ndarray | InputError:
         try:
-            return pixels_of(item)
+            return pixels_of(item, pixel_range)
         except InputError as error:
             return error
 

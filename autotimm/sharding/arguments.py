@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 
 from autotimm import __version__
 from autotimm.files.units import byte_count
+from autotimm.images.depth import checked_range
 from autotimm.sharding.outcome import Part
 from autotimm.sharding.summary import put
 from autotimm.structures import InputError
@@ -55,6 +56,7 @@ class Arguments:
     samples_per_shard: int | None
     max_shard_size: int | None
     shuffle: int | None
+    pixel_range: tuple[float, float] | None
     limit: int | None
     boxes: Literal["given", "mask"] | None
     crowd: Literal["keep", "instance"] | None
@@ -110,6 +112,8 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
     _refuse_repeated(arguments)
     if (size := given["max_shard_size"]) is not None:
         given["max_shard_size"] = byte_count("--max-shard-size", size)
+    if (values := given["pixel_range"]) is not None:
+        given["pixel_range"] = checked_range("--pixel-range", values)
     return Arguments(**given)
 
 
@@ -170,6 +174,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SEED",
         help="deal the images of a split in a random "
         "order that this number decides, so that neighbours are not from one video",
+    )
+    add(
+        "--pixel-range",
+        metavar="LOW,HIGH",
+        help="values that become black and white in images of more than 8 bits a channel whose "
+        "files do not declare their bits (default: what the images have)",
     )
     add(
         "--limit",

@@ -19,6 +19,7 @@ from autotimm.coco.layouts import Split, find_splits
 from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
 from autotimm.format.manifest import Manifest, plain_name
+from autotimm.images.depth import checked_range
 from autotimm.sharding.arguments import Arguments, parse
 from autotimm.sharding.destination import destination
 from autotimm.sharding.job import Options
@@ -63,6 +64,7 @@ def shard(
     boxes: Literal["given", "mask"] = "given",
     crowd: Literal["keep", "instance"] = "keep",
     workers: int = 1,
+    pixel_range: tuple[float, float] | None = None,
 ) -> Manifest:
     """Writes the shards of a COCO folder into another, or goes on with it, and prints a summary.
 
@@ -79,6 +81,8 @@ def shard(
         boxes: "mask" takes the boxes of the masks in place of those that ``src`` has.
         crowd: "instance" takes crowds for ordinary instances.
         workers: processes that write.
+        pixel_range: values that become black and white in images of more than 8 bits a channel; by
+            default those that the images have.
 
     Raises:
         InputError: the input cannot be used. ``dst`` holds what it held.
@@ -89,6 +93,7 @@ def shard(
         limit=limit,
         shuffle=shuffle,
         rules=Rules(boxes=boxes, crowd=crowd),
+        pixel_range=None if pixel_range is None else checked_range("pixel_range", pixel_range),
     )
     outcome = run(
         _of_folder(src, splits, dst),
@@ -123,6 +128,7 @@ def _main(args: Arguments) -> int:
             limit=args.limit,
             shuffle=args.shuffle,
             rules=Rules(boxes=args.boxes or "given", crowd=args.crowd or "keep"),
+            pixel_range=args.pixel_range,
         ),
         workers=args.workers,
         overwrite=args.overwrite,

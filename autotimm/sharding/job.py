@@ -38,6 +38,9 @@ class Options:
         limit: write only this many images of each split, the first ones after shuffling.
         shuffle: seed of the order of the images; None for the source's order.
         rules: how boxes and crowds are taken.
+        pixel_range: values that become black and white in images of more than 8 bits a channel
+            that do not declare their bits; None for the range that these images have. It goes into
+            the manifest alone.
     """
 
     samples_per_shard: int = 1000
@@ -45,12 +48,16 @@ class Options:
     limit: int | None = None
     shuffle: int | None = None
     rules: Rules = field(default_factory=Rules)
+    pixel_range: tuple[float, float] | None = None
 
     def content(self) -> dict[str, Any]:
-        """What a manifest and a journal say of them; of the rules what is not as by default, so
-        that shards and runs of versions without them stay what they are."""
+        """What a manifest and a journal say of them; of the rules and the pixel range what is not
+        as by default, so that shards and runs of versions without them stay what they are."""
         content = asdict(self)
         rules, usual = content.pop("rules"), asdict(Rules())
+        pixel_range = content.pop("pixel_range")
+        if pixel_range is not None:
+            content["pixel_range"] = list(pixel_range)
         return content | {name: rules[name] for name in rules if rules[name] != usual[name]}
 
 
@@ -64,6 +71,7 @@ class Job:
         categories: of all splits, sorted by id.
         plans: (split, plan) of every shard, in order.
         source: the options, and checksums of annotations and images.
+        pixel_range: of ``Options``.
     """
 
     splits: dict[str, Split]
@@ -71,6 +79,7 @@ class Job:
     categories: list[Category]
     plans: list[tuple[str, ShardPlan]]
     source: dict[str, Any]
+    pixel_range: tuple[float, float] | None = None
 
     def identity(self) -> dict[str, Any]:
         """The source and the program's version; an unfinished run resumes only if they agree."""
@@ -127,6 +136,7 @@ def read_job(
         categories=_joined({split: indices[split.name] for split in splits}),
         plans=plans,
         source={"options": options.content(), "splits": sources},
+        pixel_range=options.pixel_range,
     )
 
 
@@ -210,6 +220,8 @@ def refuse_untrained(split: str, names: Sequence[str]) -> None:
 
 
 def _given(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
     return "not given" if value is None else str(value)
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 
 from autotimm.coco.checks import Problems
 from autotimm.format.manifest import read_shard_entry, shard_entry
+from autotimm.images.depth import Depths
 from autotimm.sharding.writer import Written
 
 WORK = ".autotimm-shard"
@@ -42,6 +44,7 @@ def entry_bytes(written: Written, stamp: str) -> bytes:
         "shards": [shard_entry(shard) for shard in written.shards],
         "problems": written.problems.counts,
         "examples": written.problems.examples,
+        "depths": asdict(written.depths),  # infinite extremes, of no image, become null
     }
     return orjson.dumps(content)
 
@@ -62,7 +65,10 @@ def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
         sound = all(type(count) is int and count >= 0 for count in counts)
         if not sound or len(shards) > 1 or any(shard.name != name for shard in shards):
             return None
-        written = Written(shards, images, instances, crowd, ignored, size, problems)
+        found = {key: value for key, value in entry["depths"].items() if value is not None}
+        written = Written(
+            shards, images, instances, crowd, ignored, size, problems, depths=Depths(**found)
+        )
         return written, str(entry["sources"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from autotimm.format.manifest import Manifest
 from autotimm.sharding.processes import Progress
 from autotimm.sharding.writer import Written
+from autotimm.structures import PixelRange
 
 
 class Terminated(BaseException):
@@ -54,6 +55,7 @@ class Outcome:
         images: the number of images in the new shards.
         seconds: the duration of the run.
         workers: the number of processes that wrote.
+        pixel_range: values that become black and white in images of more than 8 bits a channel.
     """
 
     state: str
@@ -64,3 +66,4 @@ class Outcome:
     images: int = 0
     seconds: float = 0.0
     workers: int = 0
+    pixel_range: PixelRange = None

@@ -18,6 +18,7 @@ import orjson
 from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
 from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, lacking, untrained_names
+from autotimm.images.depth import Depths
 from autotimm.sharding.destination import Destination
 from autotimm.sharding.job import (
     Job,
@@ -78,6 +79,7 @@ def shard(
             done = _write(job, mine, {}, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
+        outcome.pixel_range = _pixel_range(job, outcome.splits)
     else:
         with dst.claim((part.which, part.of) if part else None) as claim:
             outcome = _run(job, dst, claim, mine, workers, overwrite, strict, part, display)
@@ -129,6 +131,7 @@ def _run(
             outcome.kept = sum(len(written.shards) for written in done.values())
             _write(job, mine, done, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
+        outcome.pixel_range = _pixel_range(job, outcome.splits)
         if part is None:
             _refuse_empty(job, outcome.splits)
             outcome.manifest = _manifest(job, outcome.splits)
@@ -188,7 +191,8 @@ def _complete(dst: Destination, claim: Claim, manifest: Manifest, strict: bool) 
         splits[name] = written
     if claim.alone and dst.job() is not None:
         dst.discard()  # an overwriting run of the same that was stopped
-    return Outcome("complete", splits, manifest, kept=sum(len(w.shards) for w in splits.values()))
+    kept = sum(len(w.shards) for w in splits.values())
+    return Outcome("complete", splits, manifest, kept=kept, pixel_range=manifest.pixel_range)
 
 
 def _begin(job: Job, dst: Destination, claim: Claim, overwrite: bool, display: Display) -> None:
@@ -318,6 +322,14 @@ def _refuse_empty(job: Job, splits: dict[str, Written]) -> None:
             raise InputError(f"{job.splits[name].annotation_file}: {lost}")
 
 
+def _pixel_range(job: Job, splits: dict[str, Written]) -> tuple[float, float] | None:
+    """The range of the images of more than 8 bits: the one given, or that of all splits."""
+    depths = Depths()
+    for written in splits.values():
+        depths.update(written.depths)
+    return depths.pixel_range() if job.pixel_range is None else job.pixel_range
+
+
 def _manifest(job: Job, splits: dict[str, Written]) -> Manifest:
     return Manifest(
         job.categories,
@@ -334,4 +346,5 @@ def _manifest(job: Job, splits: dict[str, Written]) -> Manifest:
             for name, w in splits.items()
         },
         source=job.source,
+        pixel_range=_pixel_range(job, splits),
     )

@@ -16,8 +16,10 @@ import orjson
 
 from autotimm.coco.checks import ignored_remark, untrained_remark
 from autotimm.format.manifest import MANIFEST
+from autotimm.images.depth import shown
 from autotimm.sharding.outcome import Outcome, Part
 from autotimm.sharding.writer import Written
+from autotimm.structures import PixelRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +120,8 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         table.add_row(*row)
     console.print(table)
     for name, w in outcome.splits.items():
-        for remark in [*w.problems.lines(), *_remarks(w)]:
+        depths = _depth_lines(w, outcome.pixel_range)
+        for remark in [*w.problems.lines(), *_remarks(w), *depths]:
             line(f"{name}: {remark}")
     if outcome.state == "complete":
         # The run has not read the images, so it cannot notice an edit that keeps a file's size.
@@ -144,6 +147,24 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         line(f"wrote {dst.rstrip('/')}/{MANIFEST}")
 
 
+def _depth_lines(written: Written, pixel_range: PixelRange) -> list[str]:
+    """What becomes of images of more than 8 bits a channel; nothing where there are none."""
+    found = written.depths
+    lines = []
+    if found.declared:
+        lines.append(
+            f"images of more than 8 bits a channel: {found.declared:,} declare how many; these "
+            "become 0 to 255"
+        )
+    if found.others:
+        lines.append(
+            f"images of more than 8 bits a channel: {found.others:,} (such as {found.example}) "
+            f"with values from {found.low:g} to {found.high:g}; {shown(pixel_range)} become 0 to "
+            "255 (--pixel-range LOW,HIGH sets other values)"
+        )
+    return lines
+
+
 def as_json(outcome: Outcome) -> str:
     """The summary of a run as a JSON object."""
     dry = outcome.state == "dry run"
@@ -153,6 +174,7 @@ def as_json(outcome: Outcome) -> str:
         "planned_shards" if dry else "written_shards": outcome.new,
         "kept_shards": outcome.kept,
         "read_images" if dry else "written_images": outcome.images,
+        "pixel_range": outcome.pixel_range,
         "workers": outcome.workers,
         "seconds": round(outcome.seconds, 3),
     }
@@ -196,6 +218,7 @@ def _split(written: Written, dry: bool) -> dict[str, Any]:
         "ignored": written.ignored,
         "untrained": written.untrained,
         **made,
+        "deep_images": written.depths.declared + written.depths.others,
         "problems": {
             kind: {"count": count, "examples": problems.examples[kind]}
             for kind, count in problems.counts.items()

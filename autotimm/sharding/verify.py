@@ -27,7 +27,7 @@ from autotimm.format.record import checked_record
 from autotimm.images.decode import decode_image
 from autotimm.sharding.journal import WORK
 from autotimm.sharding.processes import Progress, crew
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, PixelRange, Record
 
 _MOST = 20  # the largest number of faults listed for a shard, and of repeated ids for a split
 _PLACES = ("image_offset", "image_bytes", "json_offset", "json_bytes")
@@ -98,7 +98,9 @@ def verify(
         progress(done, total)
 
     found: dict[str, _Found] = {}
-    with crew(_Work(folder, shards, categories), min(workers, len(shards))) as deal:
+    with crew(
+        _Work(folder, shards, categories, manifest.pixel_range), min(workers, len(shards))
+    ) as deal:
         for number, part in deal(range(len(shards)), advance):
             found[shards[number].name] = part
 
@@ -160,6 +162,7 @@ class _Work:
     folder: Path
     shards: Sequence[Shard]
     categories: frozenset[int]
+    pixel_range: PixelRange
 
     def __call__(self, number: int, progress: Progress) -> _Found:
         shard, found = self.shards[number], _Found()
@@ -179,7 +182,7 @@ class _Work:
                 elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
                     found.fault(f"{shard.index} says that its samples lie elsewhere")
             for sample, row in enumerate(() if rows is None else rows):
-                _check_sample(tar, sample, row, self.categories, found)
+                _check_sample(tar, sample, row, self.categories, self.pixel_range, found)
                 progress(1)
         return found
 
@@ -226,7 +229,12 @@ def _index(path: Path, shard: Shard, found: _Found) -> np.ndarray | None:
 
 
 def _check_sample(
-    tar: memoryview, number: int, row: np.void, categories: frozenset[int], found: _Found
+    tar: memoryview,
+    number: int,
+    row: np.void,
+    categories: frozenset[int],
+    pixel_range: PixelRange,
+    found: _Found,
 ) -> None:
     image_at, image_bytes, json_at, json_bytes = (int(row[name]) for name in _PLACES)
     where = f"sample {number}"
@@ -264,7 +272,7 @@ def _check_sample(
         found.fault(f"{where}: {fault}")
     if intact:
         try:
-            decode_image(image, width, height)
+            decode_image(image, width, height, pixel_range)
         except InputError as error:
             found.fault(f"{where}: {error}")
         except MemoryError:

@@ -27,11 +27,18 @@ from autotimm.files.atomic import whole_file
 from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes
 from autotimm.format.manifest import BLOCK, Shard
 from autotimm.images import inspect as images
+from autotimm.images.decode import deep_pixels
+from autotimm.images.depth import Depths
+from autotimm.images.orientation import orientation
 from autotimm.structures import Record
 
 _RECORD = 20 * BLOCK  # tar files end on a multiple of this
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
 _BUFFER = 2 << 20  # bytes of a tar that are filled before they are hashed and written
+_AS_STORED = (
+    "picture's orientation does not show in its width and height (taken as stored; one that was "
+    "annotated upright has to be stored upright)"
+)
 
 # The ustar header of a file, but for name, size and checksum.
 _ZEROS = b"\0" * 100
@@ -57,6 +64,7 @@ class Written:
         crowd: part of the instances.
         ignored: part of the instances too, none of it crowd.
         untrained: the names of the split's categories that have such instances only.
+        depths: the images of more than 8 bits a channel.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -67,6 +75,7 @@ class Written:
     bytes: int = 0
     problems: Problems = field(default_factory=Problems)
     untrained: list[str] = field(default_factory=list)
+    depths: Depths = field(default_factory=Depths)
 
     def add(self, other: Written) -> None:
         """Adds what another part of the work wrote."""
@@ -77,6 +86,7 @@ class Written:
         self.ignored += other.ignored
         self.bytes += other.bytes
         self.problems.update(other.problems)
+        self.depths.update(other.depths)
 
 
 def make_keys(names: Iterable[tuple[str, int]]) -> list[str]:
@@ -277,7 +287,8 @@ def _write_samples(
             problems = Problems()
             record = index.record(position, problems)
             try:
-                rows.append(_append_sample(tar, index.image_file(position), key, record))
+                path = index.image_file(position)
+                rows.append(_append_sample(tar, path, key, record, problems, written.depths))
             except (_ReadError, ValueError) as error:
                 # Whatever is odd about its annotations is no loss, but that they are gone is.
                 name = index.file_name(position)
@@ -298,8 +309,12 @@ def _write_samples(
     return rows
 
 
-def _append_sample(tar: _Tar, path: str, key: str, record: Record) -> tuple[int, ...]:
+def _append_sample(
+    tar: _Tar, path: str, key: str, record: Record, problems: Problems, depths: Depths
+) -> tuple[int, ...]:
     """Appends an image and its record; returns their row of the index.
+
+    What is odd about the image is added to ``problems``, and one of more than 8 bits to ``depths``.
 
     Raises:
         _ReadError: the image cannot be read.
@@ -312,7 +327,7 @@ def _append_sample(tar: _Tar, path: str, key: str, record: Record) -> tuple[int,
         room = tar.room(2 * BLOCK + image_room + text_room)
         image = room[BLOCK : BLOCK + size]
         _fill(file, image)
-    extension = _checked(image, (record["width"], record["height"]))
+    extension = _checked(image, record, problems, depths)
     pieces = [
         b"\0" * (image_room - size),
         tar_header(f"{key}.json", len(text)),
@@ -370,13 +385,20 @@ def _fill(file: int, buffer: memoryview) -> None:
         done += count
 
 
-def _checked(data: memoryview, declared: tuple[int, int]) -> str:
+def _checked(image: memoryview, record: Record, problems: Problems, depths: Depths) -> str:
     """Returns the extension of an image that can be used; ValueError says why it cannot."""
-    if len(data) >= 2**32:
+    if len(image) >= 2**32:
         raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it
-    extension, size = images.inspect(data)
-    if size != declared and images.shown_size(data) != declared:
+    declared, name = (record["width"], record["height"]), record["file_name"]
+    extension, size = images.inspect(image)
+    if size != declared and images.shown_size(image) != declared:
         raise ValueError("width and height are not the picture's")
+    which = orientation(image) if size == declared else 1
+    if which != 1 and (which < 5 or size[0] == size[1]):
+        problems.add(_AS_STORED, name)
+    deep = deep_pixels(image)
+    if deep is not None:
+        depths.add(deep, name)
     return extension
 
 

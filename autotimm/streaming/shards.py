@@ -39,8 +39,9 @@ from autotimm.streaming.cache import Cache, default_folder
 from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.open_shard import OpenShard
+from autotimm.streaming.pixel_range import sampled_range
 from autotimm.streaming.shard_files import LocalShardFiles
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, PixelRange, Record
 
 _OPEN = 64  # shards kept open: a window, and an earlier one that slow workers still read
 
@@ -101,6 +102,8 @@ class ShardSource:
             self.remark = foreign.remark(info, manifest.categories)
         if named != split:
             self.remark = "; ".join(filter(None, [f"it is called {named!r} there", self.remark]))
+        self._pixel_range = manifest.pixel_range
+        self._ranged = not found  # tars of others have no manifest that says it
         self.categories = sorted(manifest.categories, key=lambda c: c.id)
         self.shard_sizes = np.array([s.samples for s in info.shards], dtype=np.int64)
         self.fingerprint = _fingerprint(info, self.categories)
@@ -160,6 +163,10 @@ class ShardSource:
                 "written"
             )
         return found
+
+    def pixel_range(self) -> PixelRange:
+        """See ``Source``."""
+        return self._pixel_range if self._ranged else sampled_range(self)
 
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``; for a URL, it downloads all indices, several at a time."""

@@ -25,8 +25,9 @@ from autotimm.format.manifest import MANIFEST
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
 from autotimm.streaming.layout import DataFolder, detect_layout
+from autotimm.streaming.pixel_range import sampled_range
 from autotimm.streaming.shards import ShardSource, manifest_of
-from autotimm.structures import InputError, Record, is_trained_on
+from autotimm.structures import InputError, PixelRange, Record, is_trained_on
 
 __all__ = ["FolderSource", "ShardSource", "Source", "open_source", "split_names"]
 
@@ -78,6 +79,10 @@ class Source(Protocol):
 
         ``problems`` gets what is odd in its annotations, where ``odd`` does not know that already.
         """
+
+    def pixel_range(self) -> PixelRange:
+        """Returns what becomes black and white in images of more than 8 bits a channel, as the
+        manifest has it or else as some of the images have it; None where these have no more."""
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Prepares for reading these shards next; may start downloads in the background."""
@@ -185,6 +190,10 @@ class FolderSource:
     def record(self, shard: int, index: int, problems: Problems | None = None) -> Record:
         """See ``Source``."""
         return self._index.record(index, problems)
+
+    def pixel_range(self) -> PixelRange:
+        """See ``Source``."""
+        return sampled_range(self)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """See ``Source``."""

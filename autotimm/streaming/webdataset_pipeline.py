@@ -7,6 +7,7 @@ module uses neither: it downloads shards with ``ShardSource`` and decodes images
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from autotimm.format.record import checked_record
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.layout import detect_layout
 from autotimm.streaming.shards import ShardSource
-from autotimm.structures import InputError, World
+from autotimm.structures import InputError, PixelRange, World
 
 if TYPE_CHECKING:
     import webdataset
@@ -73,7 +74,7 @@ def webdataset_pipeline(
     if shuffle:
         # webdataset's plain shuffle gives the same order in every epoch.
         pipeline = pipeline.compose(webdataset.detshuffle(bufsize=shuffle, seed=seed))
-    return pipeline.map(_decoded)
+    return pipeline.map(partial(_decoded, pixel_range=source.pixel_range()))
 
 
 class _LocalShards(IterableDataset):
@@ -96,7 +97,7 @@ class _LocalShards(IterableDataset):
             yield {"url": f"file:{self._source.path(int(shard)).resolve()}"}
 
 
-def _decoded(sample: dict[str, Any]) -> dict[str, Any]:
+def _decoded(sample: dict[str, Any], pixel_range: PixelRange) -> dict[str, Any]:
     key = sample["__key__"]
     where = f"{sample['__url__'].removeprefix('file:')}: sample {key!r}"
     if "json" not in sample:
@@ -106,7 +107,7 @@ def _decoded(sample: dict[str, Any]) -> dict[str, Any]:
     if len(images) != 1:
         raise DataError(f"{where} has {len(images)} images, not 1")
     try:
-        image = decode_image(sample[images[0]], record["width"], record["height"])
+        image = decode_image(sample[images[0]], record["width"], record["height"], pixel_range)
     except DataError as error:
         raise DataError(f"{where} ({record['file_name']}): {error}") from error
     return {"__key__": key, "image": image, "record": record}

@@ -16,8 +16,9 @@ from lightning import LightningModule
 from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
 from autotimm.files import urls
+from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
-from autotimm.structures import InputError, Preprocessing
+from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 from autotimm.tasks.weights import is_safetensors, read_weights
 
 _Model = TypeVar("_Model", bound=LightningModule)
@@ -151,11 +152,12 @@ def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
     """
     saved = checkpoint.get("preprocessing")
     if saved is None:  # old checkpoints do not have it, and were trained with the default
-        return Preprocessing()
+        return Preprocessing(pixel_range=UPPER_BITS)
     try:
         mean, std, how = saved["mean"], saved["std"], saved["interpolation"]
         # Older checkpoints lack these two.
         size, resize = saved.get("image_size"), saved.get("resize", "letterbox")
+        pixel_range = saved.get("pixel_range", UPPER_BITS)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"the checkpoint's preprocessing is {saved!r}: it is damaged") from error
     return Preprocessing(
@@ -164,6 +166,9 @@ def preprocessing_of(checkpoint: dict[str, Any]) -> Preprocessing:
         options.one_of("the checkpoint's interpolation", how, tuple(INTERPOLATIONS)),
         None if size is None else options.canvas(size, "the checkpoint's image_size"),
         options.one_of("the checkpoint's resize", resize, RESIZES),
+        pixel_range
+        if pixel_range in (None, UPPER_BITS)
+        else checked_range("the checkpoint's pixel_range", pixel_range),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from autotimm.images.inspect import BROKEN, FORMATS
+from autotimm.images.decode import decode_upright, rgb
+from autotimm.images.inspect import BROKEN
 from autotimm.structures import InputError
 from autotimm.visualize.instances import Picture, draw_instances
 
@@ -63,16 +65,12 @@ def _pixels(image: Any) -> Picture:
     """Convert any image that ``draw`` accepts to [H, W, 3] uint8 RGB."""
     if isinstance(image, str | os.PathLike):
         try:
-            with Image.open(image, formats=FORMATS) as opened:
-                return _pixels(opened)
+            return decode_upright(Path(image).read_bytes())
         except InputError as error:
             raise InputError(f"{os.fspath(image)}: {error}") from error
-        except (OSError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or "not an image that can be read"
-            raise InputError(f"{os.fspath(image)}: {reason}") from error
+        except OSError as error:
+            raise InputError(f"{os.fspath(image)}: {error.strerror}") from error
     if isinstance(image, Image.Image):
-        from autotimm.images.decode import rgb
-
         try:
             return rgb(ImageOps.exif_transpose(image))
         except InputError:

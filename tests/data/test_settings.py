@@ -72,6 +72,7 @@ DATA = {
     "mean": (0.1, 0.2, 0.3),
     "std": (0.4, 0.5, 0.6),
     "interpolation": "bicubic",
+    "pixel_range": (0.0, 4095.0),
 }
 SAVE = {
     "save_every_n_epochs": 2,
@@ -114,7 +115,7 @@ def test_data_modules_keywords_are_its_settings(coco_folder: Path) -> None:
     data = InstanceSegmentationDataModule(coco_folder, **given)
     assert by_name(data.settings) == {"location": urls.locate(coco_folder), **DATA}
     assert data.data_dir == str(coco_folder)
-    public = set(DATA) - {"mean", "std", "interpolation"}
+    public = set(DATA) - {"mean", "std", "interpolation", "pixel_range"}
     assert {name: getattr(data, name) for name in public} == {n: DATA[n] for n in public}
 
 

@@ -181,7 +181,7 @@ def test_the_arguments_of_the_data_are_compared() -> None:
         "aspect_buckets": "canvases",
         "multi_scale": "scales",
         "augmentation_preset": "augmentation",
-        **dict.fromkeys(("mean", "std", "interpolation"), "preprocessing"),
+        **dict.fromkeys(("mean", "std", "interpolation", "pixel_range"), "preprocessing"),
     }
     given = inspect.signature(InstanceSegmentationDataModule.__init__).parameters
     expected = {kept_as.get(name, name) for name in given.keys() - own}

@@ -518,6 +518,7 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "images": 1,
         "instances": 1,
         "crowd": 0,
+        "deep_images": 0,
         "ignored": 0,
         "untrained": [],
         "shards": 1,

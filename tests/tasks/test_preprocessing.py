@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from autotimm import AutoTrainer, InputError, ObjectDetector
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
-from autotimm.structures import Preprocessing
+from autotimm.structures import UPPER_BITS, Preprocessing
 from autotimm.tasks.checkpoint import preprocessing_of
 
 VIT = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")  # of test_vit
@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_prepares_images_as_it_did(
 
 
 def test_a_checkpoint_keeps_each_part_of_it(tmp_path: Path) -> None:
-    used = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", (64, 96), "stretch")
+    used = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", (64, 96), "stretch", (-1, 9))
     assert all(getattr(used, one.name) != one.default for one in fields(Preprocessing))
     saved: dict[str, Any] = {}
     model = small(ObjectDetector)
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Pat
     model = detector(data(folder), backbone="resnet10t", pretrained=False)
     model.preprocessing = VIT
     model.on_load_checkpoint({"categories": None})
-    assert model.preprocessing == Preprocessing()
+    assert model.preprocessing == Preprocessing(pixel_range=UPPER_BITS)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,10 @@ def test_a_checkpoint_that_does_not_say_was_trained_with_the_default(folder: Pat
         ({"mean": "?", "std": (1, 1, 1), "interpolation": "bicubic"}, "the checkpoint's mean is"),
         ({"mean": (0, 0, 0), "std": (1, 1, 0), "interpolation": "bicubic"}, "checkpoint's std is"),
         ({"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "area"}, "one of bilinear, bicub"),
+        (
+            {"mean": (0,) * 3, "std": (1,) * 3, "interpolation": "bicubic", "pixel_range": [4, 1]},
+            r"the checkpoint's pixel_range is \[4, 1\]",
+        ),
     ],
 )
 def test_a_checkpoint_with_invalid_preprocessing_is_refused(saved: Any, match: str) -> None:

@@ -1,0 +1,258 @@
+"""Images of more than 8 bits a channel: which of their values become black and white.
+
+The rule, for integers of 9 to 32 bits and for floats:
+
+1. What a file declares: 12 bits a sample or a MaxSampleValue of 2**n - 1 in a TIFF, significant
+   bits (sBIT) in a PNG, the largest value of a PGM. These are all its values, from 0 on.
+2. Else one range for the whole data set, found while sharding (``Depths``) or given by the user.
+3. Where neither is known, the range of the image by itself.
+
+A range is found from the least and the greatest value of each image, but for one pixel in 10,000 at
+either end, which may be broken. If values begin near 0, it is 0 to the least 2**n - 1, n from 8 on,
+that no image exceeds: the camera's bits; floats have 0 to 1 as well, and must use half of what they
+get. Otherwise it is from the least to the greatest value.
+
+Integers fall into 256 bins of equal width, so that a range of 0 to 65535 keeps the upper 8 bits,
+and one of 0 to 255 every value. Floats are scaled and rounded. What is no number (NaN) is black.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from autotimm.images.orientation import Bytes, as_stored, png_chunks
+from autotimm.structures import UPPER_BITS, InputError, PixelRange
+
+_STRAY = 10_000  # pixels of which one at either end does not count
+_BITS = range(8, 33)
+_INVERTED, _DEPTH, _LARGEST, _FORMAT = 262, 258, (281, 341), 339  # tags of a TIFF
+WAY_OUT = "give the values that are black and white as pixel_range (--pixel-range LOW,HIGH)"
+
+
+class DataError(InputError):
+    """A sample of the data set cannot be used. The message names it, and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deep:
+    """The pixels of an image of more than 8 bits a channel.
+
+    Attributes:
+        values: [H, W] or [H, W, 3] (RGB), integers or floats.
+        white: the largest value that there can be, as the file declares it; None if it does not.
+        inverted: whether 0 is white.
+    """
+
+    values: np.ndarray
+    white: int | None = None
+    inverted: bool = False
+
+    def extremes(self) -> tuple[float, float]:
+        """Returns the least and the greatest value but for one pixel in 10,000.
+
+        Raises:
+            DataError: no value is a number.
+        """
+        values = self.values.ravel()
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        if not values.size:
+            raise DataError("none of the image's pixels is a number")
+        stray = values.size // _STRAY
+        ends = np.partition(values, (stray, values.size - 1 - stray))
+        return float(ends[stray]), float(ends[values.size - 1 - stray])
+
+    def rgb(self, pixel_range: PixelRange) -> np.ndarray:
+        """Returns the pixels as [H, W, 3] uint8, by the rule above.
+
+        Raises:
+            DataError: no value is a number, or ``pixel_range`` is UPPER_BITS and the values have
+                not 16 bits.
+        """
+        if pixel_range == UPPER_BITS:
+            grey = _upper_bits(self.values)
+        else:
+            low, high = self.extremes()
+            if self.white is not None:
+                low, high = 0, self.white
+            elif isinstance(pixel_range, tuple):
+                low, high = pixel_range
+            else:
+                low, high = range_of(low, high, self.values.dtype.kind == "f")
+            grey = _scaled(self.values, low, high)
+            grey = 255 - grey if self.inverted else grey
+        return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
+
+
+def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
+    """The pixels of an image of more than 8 bits a channel; None if it has no more.
+
+    Args:
+        image: as ``Image.open`` has opened it, of ``as_stored(data)``.
+        data: of the image's file. Without it nothing is known of what the file declares, and of
+            several channels of 16 bits PIL has kept the upper 8.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    inverted = tags.get(_INVERTED) == 0
+    if image.mode == "F":
+        return Deep(np.asarray(image), inverted=inverted)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if tags.get(_DEPTH) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
+            values = values.view(np.uint32)  # PIL has no such mode
+        return Deep(values, _white(image, data, values), inverted)
+    several = image.mode in ("RGB", "RGBA", "RGBX", "LA")
+    png = data is not None and image.format == "PNG" and data[24] == 16
+    if data is None or not several or not (png or 16 in tags.get(_DEPTH, ())):
+        return None
+    import cv2  # PIL reads the upper 8 bits of these only
+
+    found = cv2.imdecode(np.frombuffer(as_stored(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.shape[:2] != image.size[::-1] or found.dtype != np.uint16:
+        raise DataError("the image has 16 bits a channel in a form that is not read: convert it")
+    values = found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1])
+    return Deep(values, _white(image, data, values))
+
+
+def _white(image: Image.Image, data: Bytes | None, values: np.ndarray) -> int | None:
+    """The largest value that the file declares, if that is less than its samples could hold."""
+    tags: Any = getattr(image, "tag_v2", None)
+    if tags:
+        bits = tags.get(_DEPTH, (16,))[0]
+        found = next((tags[tag] for tag in _LARGEST if tag in tags), None)
+        most = found[0] if isinstance(found, tuple) and found else found
+        # Many writers put the image's own largest value there: TIFF 6.0 calls it statistics.
+        if isinstance(most, int) and 255 <= most < 2**bits - 1 and not most & (most + 1):
+            return most
+        return 2**bits - 1 if bits not in (16, 32) else None
+    if data is None:
+        return None
+    if image.format == "PNG":
+        for name, content in png_chunks(data):
+            if name == b"sBIT" and len(content) and 8 <= (bits := max(content[:3])) < 16:
+                rest = (1 << (16 - bits)) - 1
+                # The specification wants values scaled to 16 bits; many writers leave them.
+                plain = values.max() < 2**bits and bool((values & rest).any())
+                return 2**bits - 1 if plain else 65535
+    if image.format == "PPM":
+        words = re.sub(rb"#[^\r\n]*", b"", bytes(data[:1024])).split()
+        if len(words) > 3 and words[3].isdigit() and int(words[3]) < 65535:
+            return 65535  # PIL has scaled the values to it
+    return None
+
+
+def range_of(low: float, high: float, floats: bool) -> tuple[float, float]:
+    """Returns the values that become black and white, given the extremes of a data set."""
+    if 0 <= low <= high / 2:
+        steps = [1, *(2**n - 1 for n in _BITS)] if floats else [2**n - 1 for n in _BITS]
+        top = next((step for step in steps if high <= step), None)
+        if top is not None and (not floats or high > top / 2):
+            return 0.0, float(top)
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if values.dtype == np.uint16:
+        return _table(low, high)[values]
+    return _scale(values, low, high)
+
+
+@lru_cache(16)
+def _table(low: float, high: float) -> np.ndarray:
+    return _scale(np.arange(65536, dtype=np.uint16), low, high)
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    exact = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    exact = np.clip(exact, low, high) - low
+    if values.dtype.kind != "f" and high - low >= 255:
+        return (exact * (256 / (high - low + 1))).astype(np.uint8)
+    return np.rint(exact * (255 / (high - low))).astype(np.uint8)
+
+
+def _upper_bits(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f":
+        raise DataError(f"the image has floating-point pixels: {WAY_OUT}")
+    least, most = values.min(), values.max()
+    if least < 0 or most > 65535:
+        raise DataError(f"the image has 32-bit pixels: {WAY_OUT}")
+    return (values >> (8 if most > 255 or values.ndim == 3 else 0)).astype(np.uint8)
+
+
+@dataclass(slots=True)
+class Depths:
+    """The images of more than 8 bits of a data set, or of a part of it, and their extremes.
+
+    Attributes:
+        declared: images whose file declares its bits.
+        others: images whose file does not; ``low`` and ``high`` are theirs.
+        floats: whether any of these has floats.
+        example: the name of the first image.
+    """
+
+    declared: int = 0
+    others: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    floats: bool = False
+    example: str = ""
+
+    def add(self, image: Deep, name: str) -> None:
+        """Counts an image.
+
+        Raises:
+            DataError: none of its values is a number.
+        """
+        low, high = image.extremes()
+        found = Depths(1, example=name)
+        if image.white is None:
+            found = Depths(0, 1, low, high, image.values.dtype.kind == "f", name)
+        self.update(found)
+
+    def update(self, other: Depths) -> None:
+        """Adds what another part of the data set has; the order does not matter but for the
+        example."""
+        self.declared += other.declared
+        self.others += other.others
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.floats = self.floats or other.floats
+        self.example = self.example or other.example
+
+    def pixel_range(self) -> tuple[float, float] | None:
+        """The range of the images that declare none; None if there are no such images."""
+        return range_of(self.low, self.high, self.floats) if self.others else None
+
+
+def shown(pixel_range: PixelRange) -> str:
+    """A range in a few words."""
+    if pixel_range is None:
+        return "each image's own"
+    if isinstance(pixel_range, str):
+        return pixel_range
+    return "{:g} to {:g}".format(*pixel_range)
+
+
+def checked_range(name: str, value: Any) -> tuple[float, float]:
+    """Two finite numbers, the first below the second, as numbers or as text with a comma.
+
+    Raises:
+        InputError: they are not; the message begins with ``name``.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError, OverflowError):
+        low = high = 0.0
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise InputError(
+            f"{name} is {value!r}, but must be the values that become black and white, the lower "
+            "first, such as 0,4095"
+        )
+    return low, high
