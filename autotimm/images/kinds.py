@@ -1,7 +1,7 @@
 """What a file is, by its first bytes: an image, a video, or something else with a name.
 
-Names say little: .jfif, .jpe and no extension at all are JPEGs too, and a .jpg from a phone may be a
-HEIC. Only camera raws are known by their extension, as inside they are TIFFs that begin with a
+Names say little: .jfif, .jpe and no extension at all are JPEGs too, and a .jpg from a phone may be
+a HEIC. Only camera raws are known by their extension, as inside they are TIFFs that begin with a
 thumbnail.
 """
 
@@ -15,7 +15,9 @@ from typing import Literal
 HEAD = 265
 """Bytes of a file's beginning that are enough; the marks of tar and DICOM lie deepest."""
 
-_RAW = frozenset(".arw .cr2 .dng .erf .kdc .mef .nef .nrw .pef .raw .rwl .sr2 .srf .srw".split())
+_RAW = frozenset(
+    f".{name}" for name in ("arw", "cr2", "dng", "erf", "kdc", "mef", "nef", "nrw", "pef", "raw")
+) | {".rwl", ".sr2", ".srf", ".srw"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,10 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\x76\x2f\x31\x01", Kind("OpenEXR", way=_IMAGE)),
     (rb".{128}DICM", Kind("DICOM", way=_IMAGE)),
     (rb"\x89HDF\r\n", Kind("HDF5", way="save its images as PNG first")),
-    (rb"\x93NUMPY", Kind("NumPy array", way="save it as PNG first, or give it to autotimm.predict")),
+    (
+        rb"\x93NUMPY",
+        Kind("NumPy array", way="give it to autotimm.predict in Python"),
+    ),
     (rb"SIMPLE  =", Kind("FITS", way=_IMAGE)),
     (rb"\xd7\xcd\xc6\x9a", Kind("WMF drawing", way=_IMAGE)),
     (rb"ID3|\xff[\xfb\xf3\xf2]|RIFF....WAVE|fLaC|OggS|.{4}ftyp", Kind("audio")),
