@@ -169,6 +169,8 @@ def _images(args: argparse.Namespace, model: Any, options: Any, names: list[str]
     if writer.images:
         written = ", ".join(writer.close())
         counts = f"images: {len(writer.images):,}, {_counts(args, writer)}"
+        if writer.smaller:
+            counts += f"; {writer.smaller:,} pictures drawn smaller than their images"
         print(f"{out}: {written}: {counts}{f'; {bad:,} left out' if bad else ''}")
     return bad
 

@@ -17,6 +17,7 @@ from autotimm.files.retry import Retry
 from autotimm.images import inspect
 from autotimm.images.decode import decode_image, rgb
 from autotimm.images.kinds import HEAD, Kind, kind_of
+from autotimm.inference.large import LARGEST, LargeImage, large_image
 from autotimm.structures import InputError
 
 SUFFIXES = frozenset(
@@ -135,9 +136,21 @@ def _matching(pattern: str, skipped: Counter[str]) -> list[str]:
 def pixels_of(image: Any) -> np.ndarray:
     """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
+    For arguments and errors see :func:`image_of`; an image of too many pixels is an error too.
+    """
+    read = image_of(image, tiled=False)
+    assert isinstance(read, np.ndarray)
+    return read
+
+
+def image_of(image: Any, *, tiled: bool) -> np.ndarray | LargeImage:
+    """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
+
     Args:
         image: a path, a URL, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
             [H, W, 4], uint8.
+        tiled: give a :class:`LargeImage` where a file has too many pixels to decode it at once,
+            rather than refuse it.
 
     Raises:
         InputError: it cannot be read or is no image; the message names the file.
@@ -145,7 +158,18 @@ def pixels_of(image: Any) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         name = urls.shown(os.fspath(image))
         try:
-            return decoded(_bytes(os.fspath(image)), os.fspath(image))
+            source = _source(os.fspath(image))
+            large = large_image(source, name)
+            if large is None:
+                data = source if isinstance(source, bytes) else source.read_bytes()
+                return decoded(data, os.fspath(image))
+            if tiled:
+                return large
+            height, width, _ = large.shape
+            raise InputError(
+                f"has {width:,} x {height:,} pixels, and {LARGEST:,} are decoded at once: give "
+                "--tile PIXELS (in Python tile=), and it is read in tiles"
+            )
         except InputError as error:
             raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
         except OSError as error:
@@ -200,7 +224,8 @@ def _refuse_others(kind: Kind) -> None:
         raise InputError(f"is not an image ({kind.name}){kind.way and f': {kind.way}'}")
 
 
-def _bytes(path: str) -> bytes:
+def _source(path: str) -> Path | bytes:
+    """A local image's path; the content of one on a server."""
     local = Path(path) if Path(path).exists() else urls.locate(path).folder
     there = local is not None and local.exists()
     if (local is not None and local.is_dir()) or ("*" in path and not there):
@@ -210,24 +235,26 @@ def _bytes(path: str) -> bytes:
     if local is None:
         return remote.read_bytes(path, Retry())
     _refuse_others(kind_of_file(local))  # before a long video is read
-    return local.read_bytes()
+    return local
 
 
-def read_ahead(items: Iterable[Any], threads: int = 4) -> Iterator[np.ndarray | InputError]:
+def read_ahead(
+    items: Iterable[Any], threads: int = 4, *, tiled: bool = False
+) -> Iterator[np.ndarray | LargeImage | InputError]:
     """Yields the pixels of images in order; threads read ahead while the caller works.
 
-    For an image that cannot be read it yields the error.
+    For an image that cannot be read it yields the error; ``tiled`` is as in :func:`image_of`.
     """
     from collections import deque
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    def attempt(item: Any) -> np.ndarray | InputError:
+    def attempt(item: Any) -> np.ndarray | LargeImage | InputError:
         try:
-            return pixels_of(item)
+            return image_of(item, tiled=tiled)
         except InputError as error:
             return error
 
-    waiting: deque[Future[np.ndarray | InputError]] = deque()
+    waiting: deque[Future[np.ndarray | LargeImage | InputError]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             waiting.append(pool.submit(attempt, item))

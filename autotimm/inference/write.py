@@ -16,6 +16,7 @@ from autotimm import visualize
 from autotimm.evaluation.coco_eval import to_results
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
+from autotimm.inference.large import LargeImage
 from autotimm.structures import Detections, InputError
 
 RESULTS, IMAGES, PICTURES = "results.json", "images.json", "pictures"
@@ -93,6 +94,7 @@ class Writer:
         images: those written so far, as in ``images.json``.
         instances: number of detections written so far.
         drawn: number of detections drawn so far.
+        smaller: number of pictures so far that are smaller than their image.
     """
 
     out: Path
@@ -103,17 +105,19 @@ class Writer:
     images: list[dict[str, Any]] = field(default_factory=list)
     instances: int = 0
     drawn: int = 0
+    smaller: int = 0
     _stems: Stems = field(default_factory=lambda: Stems())
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _results: BinaryIO | None = None  # written as they come: there may be too many for the memory
     _begun: bool = False
 
-    def add(self, name: str, pixels: np.ndarray, found: Detections) -> None:
+    def add(self, name: str, pixels: np.ndarray | LargeImage, found: Detections) -> None:
         """Writes the detections of an image.
 
         Args:
             name: the image's path or URL.
-            pixels: [H, W, 3] uint8 RGB.
+            pixels: [H, W, 3] uint8 RGB; a large image, of which all tiles were read, is drawn
+                smaller.
             found: detections in these pixels, best first.
 
         Raises:
@@ -128,6 +132,9 @@ class Writer:
             ids = [one["id"] for one in self.categories]
             self._append(to_results(found, image_id, ids, self.names))
         if self.draw_from is not None:
+            if isinstance(pixels, LargeImage):
+                self.smaller += 1
+                pixels, found = pixels.reduced, pixels.shrunk(found)
             picture, count = drawn_over(pixels, found, self.draw_from, self.names)
             self.drawn += count
             folder = self.out / PICTURES
