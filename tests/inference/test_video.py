@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import resource
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +209,13 @@ def test_what_was_found_before_an_interruption_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_long_video_takes_no_more_memory(tmp_path: Path) -> None:
-    """800 frames of 320 x 240 would be 184 MB."""
-    path = encode(tmp_path / "a.mp4", [40 * n for n in range(800)], size=(320, 240))
+    """400 frames of 160 x 120 would be 23 MB; what the codecs themselves hold is there early."""
+    path = encode(tmp_path / "a.mp4", [40 * n for n in range(400)], "mpeg4", (160, 120))
     peaks = []
     with writer(tmp_path) as out:
         for one in frames(path):
             if one.number % 4 == 0:
-                out.add(one, one_box(one.number, (320, 240)))
+                out.add(one, one_box(one.number, (160, 120)))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert len(peaks) == 800
-    assert all(first <= second for first, second in pairwise(peaks))
-    assert peaks[-1] - peaks[300] < 20_000, "KB"
+    assert len(peaks) == 400
+    assert peaks[-1] - peaks[250] < 5_000, "KB"
