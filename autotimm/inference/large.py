@@ -49,7 +49,8 @@ class LargeImage:
             self._width, self._height = header.size
         turn = None
         with contextlib.suppress(*BROKEN):  # EXIF that cannot be read turns nothing
-            turn = _TURNS.get(header.getexif().get(_ORIENTATION))
+            # Not header.getexif(), which of a PNG decodes all pixels to see what comes after them.
+            turn = _TURNS.get(Image.Image.getexif(header).get(_ORIENTATION))
         # A square one stays as stored, as everywhere.
         self._turn = turn if self._width != self._height else None
         sides = (self._height, self._width)

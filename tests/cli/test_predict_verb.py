@@ -171,7 +171,7 @@ def test_own_pictures_are_not_looked_at_again(
 def test_videos_beside_images_and_what_is_skipped(
     photos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each frame's detections are those of the same pixels as an image; the times are the file's."""
+    """A frame's detections are those of an image of its pixels; the times are the file's."""
     av = pytest.importorskip("av")
     mine = tmp_path / "mine"
     mine.mkdir()
