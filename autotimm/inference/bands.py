@@ -32,8 +32,9 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _PLANAR = 256, 257, 258, 259, 277, 284
 _STRIPS = (273, 278, 279)  # offsets, rows of each, byte counts
 _TILES = (324, 323, 325)
-_KEPT = (_BITS, _COMPRESSION, 262, 266, _SAMPLES, _PLANAR, 292, 293, 317, 320, 322, 323, 332, 338)
-_KEPT += (339, 347, 529, 530, 531, 532)
+_KEPT = frozenset((_BITS, _COMPRESSION, 262, 266, _SAMPLES, _PLANAR, 292, 293, 317, 320)) | {
+    *(322, 323, 332, 338, 339, 347, 529, 530, 531, 532)
+}
 _OLD_JPEG = 6  # a compression whose strips cannot be read alone
 
 

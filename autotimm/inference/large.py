@@ -50,7 +50,7 @@ class LargeImage:
         turn = None
         with contextlib.suppress(*BROKEN):  # EXIF that cannot be read turns nothing
             # Not header.getexif(), which of a PNG decodes all pixels to see what comes after them.
-            turn = _TURNS.get(Image.Image.getexif(header).get(_ORIENTATION))
+            turn = _TURNS.get(Image.Image.getexif(header).get(_ORIENTATION, 1))
         # A square one stays as stored, as everywhere.
         self._turn = turn if self._width != self._height else None
         sides = (self._height, self._width)

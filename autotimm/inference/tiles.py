@@ -72,7 +72,7 @@ def piece_of(
     """
     height, width = inside.shape
     box = box or (left, top, left + width, top + height)
-    packed = zlib.compress(np.packbits(inside, axis=1), 1)
+    packed = zlib.compress(np.packbits(inside, axis=1).tobytes(), 1)
     return Piece(tile, label, score, box, top, left, width, height, packed)
 
 

@@ -134,7 +134,7 @@ class Writer:
         if self.draw_from is not None:
             if isinstance(pixels, LargeImage):
                 self.smaller += 1
-                pixels, found = pixels.reduced, pixels.shrunk(found)
+                found, pixels = pixels.shrunk(found), pixels.reduced
             picture, count = drawn_over(pixels, found, self.draw_from, self.names)
             self.drawn += count
             folder = self.out / PICTURES
