@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autotimm needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,s3,deepspeed,tensorboard,export]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,s3,deepspeed,tensorboard,export,video]'
 	touch $@
 
 demo: install

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -89,6 +90,18 @@ def run(command: str, launchers: set[str], monkeypatch: pytest.MonkeyPatch) -> s
     return verb
 
 
+def make_clip(path: str) -> None:
+    """A video of four frames."""
+    av = pytest.importorskip("av")
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for shade in (0, 80, 160, 240):
+            pixels = np.full((96, 128, 3), shade, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # so short a fit is warned of, in many ways
 def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +112,7 @@ def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("launch").symlink_to(ROOT / "launch")
     Path("photos").mkdir()
     Image.new("RGB", (200, 150), (90, 120, 40)).save("photos/photo.jpg")
+    make_clip("clip.mp4")
     ran, launchers = set(), set[str]()
     for page in [*ORDER, *(page for page in PAGES if page not in ORDER)]:
         ran |= {run(command, launchers, monkeypatch) for command in commands(page)}

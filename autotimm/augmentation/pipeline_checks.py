@@ -22,6 +22,8 @@ _RESIZES = {
     "Resize",
     "SmallestMaxSize",
 }
+_BY_CORNERS = {*_RESIZES, "CropAndPad", "RandomScale"}  # steps that call cv2.resize
+_NEAREST = 0  # cv2.INTER_NEAREST
 _GIVEN = {"image", "masks", "bboxes"}
 _FLAG = "custom_train_transforms"
 
@@ -119,6 +121,32 @@ def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) ->
         f"{_FLAG} normalises by mean={step.mean}, std={step.std}, but evaluation by mean={mean}, "
         f"std={std}: give the data module the same mean and std, or evaluation shows the model "
         "other colours than training"
+    )
+
+
+def shifted_masks(pipeline: Any) -> str | None:
+    """What to warn of where a pipeline moves masks against their image; else None.
+
+    ``cv2.resize`` places an image's pixels by their centres, and with INTER_NEAREST by their
+    corners, which moves a mask right and down by up to half a pixel of the result: 0.5 from 150 to
+    101 or to 211 pixels, with OpenCV 4.14 and 5.0; nothing where the new size is a multiple.
+    INTER_NEAREST_EXACT goes by the centres. The steps that warp (``Affine``, ``Rotate``, ...) move
+    nothing, and do not take INTER_NEAREST_EXACT.
+    """
+    found = [
+        type(step).__name__
+        for step, _ in _steps(pipeline)
+        if is_of(step, *_BY_CORNERS)
+        and getattr(step, "mask_interpolation", None) == _NEAREST
+        and getattr(step, "interpolation", None) != _NEAREST
+        and getattr(step, "keep_size", True)
+    ]
+    if not found:
+        return None
+    return (
+        f"{_FLAG}: {', '.join(dict.fromkeys(found))} moves masks by up to half a pixel against the "
+        "image, as OpenCV's INTER_NEAREST goes by the corners of pixels: give "
+        "mask_interpolation=cv2.INTER_NEAREST_EXACT"
     )
 
 

@@ -1,4 +1,4 @@
-"""``autotimm predict``: detects objects in any images; writes COCO JSON and pictures."""
+"""``autotimm predict``: detects objects in any images and videos; writes JSON and pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
+from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,22 @@ def parser() -> argparse.ArgumentParser:
         autotimm predict photo.jpg --checkpoint best.ckpt --out found/
         autotimm predict photos/ more/*.png https://host/a.jpg --checkpoint best.ckpt --out found/
         autotimm predict scan.tif --checkpoint best.ckpt --out found/ --tile 1024 --flip
+        autotimm predict clip.mp4 --checkpoint best.ckpt --out found/ --every 5
         """,
         """\
         OUT gets results.json (COCO results, masks as RLE, with class names), images.json (the
-        images and categories that its ids mean) and pictures/<name>.png.
+        images and categories that its ids mean) and pictures/<name>.png; of a video
+        videos/<name>.json (frames with their times in seconds) and videos/<name>.mp4.
 
         Images that cannot be used are reported and left out.
         Exit codes: 0 done, 1 some images could not be used, 2 nothing could be done.
         """,
     )
     flags.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files, folders, 'patterns*.jpg', URLs"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, 'patterns*.jpg', URLs; local videos",
     )
     flags.add_argument(
         "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
@@ -54,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     add_looking(how)
     add_pixel_range(how, "default: those of the training, else each image's own")
+    how.add_argument(
+        "--every", type=int, default=1, metavar="N", help="look at every Nth frame of a video"
+    )
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -80,9 +90,13 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         reject_unused(parser(), args, ("draw_score",), "is for pictures: --format json writes none")
 
-    from autotimm.inference.predict import Options, predictions
-    from autotimm.inference.sources import find
-    from autotimm.inference.write import PICTURES, Writer
+    if args.every < 1:
+        raise InputError(f"--every {args.every} must be 1 or more")
+
+    from autotimm.inference.predict import Options
+    from autotimm.inference.sources import find, is_video
+    from autotimm.inference.video import pyav
+    from autotimm.inference.write import PICTURES, VIDEOS, is_output
 
     options = Options(
         batch_size=args.batch_size,
@@ -96,18 +110,42 @@ def run(args: argparse.Namespace) -> int:
     )
     out = Path(args.out)
     # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.
-    drawn = Path(os.path.realpath(out / PICTURES))  # Path.resolve() fails on loops of links
-    names = [one for one in find(args.images) if drawn not in Path(os.path.realpath(one)).parents]
+    drawn = {Path(os.path.realpath(out / one)) for one in (PICTURES, VIDEOS)}
+    skipped: Counter[str] = Counter()
+    every = find(args.images, skipped, is_output(out))
+    names = [one for one in every if drawn.isdisjoint(Path(os.path.realpath(one)).parents)]
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
+        print(f"autotimm predict: skipped, as no images: {kinds}", file=sys.stderr, flush=True)
     if not names:
-        raise InputError(f"there are no images but those in {drawn}")
+        raise InputError(f"there are no images but those in {out / PICTURES}")
+    videos = [one for one in names if is_video(one)]
+    if videos:
+        pyav()  # before the model is loaded
+    else:
+        reject_unused(parser(), args, ("every",), "is for videos: there is none")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
-    model = _model(args, len(names))
+    model = _model(args, _COMPILE_FROM if videos else len(names))
+    images = [one for one in names if one not in set(videos)]
+    bad = _images(args, model, options, images) if images else 0
+    bad += sum(_videos(args, model, options, videos))
+    if bad == len(names):  # nothing was written: files of an earlier run stay
+        raise InputError("none of the images could be used")
+    return 1 if bad else 0
+
+
+def _images(args: argparse.Namespace, model: Any, options: Any, names: list[str]) -> int:
+    """Looks at images, and says what was written; the number of those that cannot be used."""
+    from autotimm.inference.predict import predictions
+    from autotimm.inference.write import Writer
+
+    out = Path(args.out)
     writer = Writer(
         out,
-        model.categories or [{"id": i, "name": n} for i, n in enumerate(model.class_names)],
+        _categories(model),
         model.class_names,
         as_json=args.format != "pictures",
         draw_from=None if args.format == "json" else args.draw_score,
@@ -118,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         for name, (pixels, detections) in zip(_with_progress(names), found, strict=True):
             if isinstance(pixels, InputError):
                 bad += 1
-                print(f"autotimm predict: left out: {pixels}", file=sys.stderr, flush=True)
+                _left_out(pixels)
             else:
                 writer.add(name, pixels, detections)
     except BaseException:
@@ -126,14 +164,71 @@ def run(args: argparse.Namespace) -> int:
             if writer.images:  # keep what was found before Ctrl-C
                 writer.close()
         raise
-    written = writer.close() if writer.images else []
-    if bad == len(names):  # nothing was written: files of an earlier run stay
-        raise InputError("none of the images could be used")
-    kept = f"images: {len(writer.images):,}, instances: {writer.instances:,}"
-    if args.format != "json":
-        kept += f", of them drawn: {writer.drawn:,} (score from {args.draw_score:g})"
-    print(f"{out}: {', '.join(written)}: {kept}{f'; {bad:,} left out' if bad else ''}")
-    return 1 if bad else 0
+    if writer.images:
+        written = ", ".join(writer.close())
+        counts = f"images: {len(writer.images):,}, {_counts(args, writer)}"
+        if writer.smaller:
+            counts += f"; {writer.smaller:,} pictures drawn smaller than their images"
+        print(f"{out}: {written}: {counts}{f'; {bad:,} left out' if bad else ''}")
+    return bad
+
+
+def _videos(args: argparse.Namespace, model: Any, options: Any, names: list[str]) -> Iterator[bool]:
+    """Looks at videos, and says of each what was written; yields whether it is not wholly used."""
+    from autotimm.inference.predict import predictions
+    from autotimm.inference.video import Frame, frames
+    from autotimm.inference.write import VIDEOS, Stems
+    from autotimm.inference.write_video import VideoWriter
+
+    stems, problems = Stems(), []
+
+    def pixels_of(video: str, ahead: deque[Frame]) -> Iterator[Any]:
+        """The frames' pixels; each frame is kept in ``ahead`` until it is looked at."""
+        try:
+            for frame in frames(video, args.every):
+                ahead.append(frame)
+                yield frame.pixels
+        except InputError as error:  # what was decoded before is used
+            problems.append(error)
+
+    for name in names:
+        problems.clear()
+        stem, ahead = stems.of(name), deque[Frame]()
+        writer = VideoWriter(
+            Path(args.out),
+            stem,
+            name,
+            _categories(model),
+            model.class_names,
+            as_json=args.format != "pictures",
+            draw_from=None if args.format == "json" else args.draw_score,
+        )
+        with writer:
+            for _, detections in predictions(model, pixels_of(name, ahead), options):
+                writer.add(ahead.popleft(), detections)
+        for problem in problems:
+            _left_out(problem)
+        if writer.frames:
+            endings = {"json": ".json", "pictures": ".mp4", "both": ".{json,mp4}"}
+            written = f"{VIDEOS}/{stem}{endings[args.format]}"
+            print(f"{args.out}: {written}: frames: {writer.frames:,}, {_counts(args, writer)}")
+        yield bool(problems)
+
+
+def _left_out(problem: InputError) -> None:
+    print(f"autotimm predict: left out: {problem}", file=sys.stderr, flush=True)
+
+
+def _counts(args: argparse.Namespace, writer: Any) -> str:
+    """How many instances a writer wrote and drew."""
+    found = f"instances: {writer.instances:,}"
+    if args.format == "json":
+        return found
+    return f"{found}, of them drawn: {writer.drawn:,} (score from {args.draw_score:g})"
+
+
+def _categories(model: Any) -> list[dict[str, Any]]:
+    return model.categories or [{"id": i, "name": n} for i, n in enumerate(model.class_names)]
 
 
 def _model(args: argparse.Namespace, images: int) -> Any:

@@ -140,6 +140,22 @@ def decode_window(rle: RLE) -> tuple[int, int, np.ndarray]:
     return x1, y1, np.ascontiguousarray(_coco.decode(rle)[y1:y2, x1:x2])
 
 
+def sampled(rle: RLE, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """What a mask says at some of its rows and columns, without making all of it.
+
+    Args:
+        rle: the mask.
+        rows, columns: numbers of its rows [h] and columns [w], ascending, at least one of each.
+
+    Returns:
+        [h, w] uint8 of 0 and 1.
+    """
+    (runs,), _ = _runs([rle["counts"]])
+    out = np.zeros((len(columns), len(rows)), np.uint8)  # runs go down the columns
+    _look_up(runs, rle["size"][0], columns, rows, out)
+    return out.T
+
+
 def union(rles: Sequence[RLE]) -> RLE:
     """All pixels of masks of one size, at least one."""
     return _text(_coco.merge(rles))

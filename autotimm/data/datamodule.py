@@ -270,9 +270,10 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """Shuffled, augmented batches of ``train_split``; see ``loaders.training_loader``."""
         wanted, own = self.preprocessing, self.settings.custom_train_transforms
         if own is not None:
-            remark = pipeline_checks.other_colours(own, wanted.mean, wanted.std)
-            if remark:
-                rank_zero_warn(remark)
+            colours = pipeline_checks.other_colours(own, wanted.mean, wanted.std)
+            for remark in (colours, pipeline_checks.shifted_masks(own)):
+                if remark:
+                    rank_zero_warn(remark)
         source, run = self.source(self.settings.train_split), self._run(train=True)
         loader = training_loader(self.settings, self.categories, source, wanted, run)
         self._keep("train", loader)

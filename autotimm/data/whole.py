@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.images.decode import decode_image
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
-from autotimm.structures import Record
+from autotimm.structures import PixelRange, Record
 
 
 class WholeImages(InstanceSegmentationDataModule):
@@ -25,7 +26,7 @@ class WholeImages(InstanceSegmentationDataModule):
         split, run = self._opened().evaluated("test", self.settings), self._run(train=False)
         stream = SampleStream(
             self._opened().measured(split),
-            _decoded,
+            partial(_decoded, pixel_range=self.preprocessing.pixel_range),
             _together,
             world=run.world,
             batch_size=self.settings.val_batch_size,
@@ -51,9 +52,10 @@ class WholeImages(InstanceSegmentationDataModule):
 
 
 def _decoded(
-    data: bytes | memoryview, record: Record, _: np.random.Generator
+    data: bytes | memoryview, record: Record, _: np.random.Generator, *, pixel_range: PixelRange
 ) -> tuple[np.ndarray, int]:
-    return decode_image(data, record["width"], record["height"]), record["image_id"]
+    pixels = decode_image(data, record["width"], record["height"], pixel_range)
+    return pixels, record["image_id"]
 
 
 def _together(samples: list[tuple[np.ndarray, int]], padding: list[bool]) -> dict[str, Any]:

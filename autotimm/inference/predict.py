@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from autotimm.coco import masks
 from autotimm.data import options as checks
 from autotimm.data.normalize import Normalize
 from autotimm.images.depth import checked_range
+from autotimm.inference.large import LargeImage
 from autotimm.inference.sources import read_ahead
 from autotimm.inference.tiles import Piece, Window, joined, piece_of, tile_windows
 from autotimm.models import restore
@@ -134,13 +136,20 @@ def predictions(
 ) -> Iterator[tuple[Any, Any]]:
     """Yields each image's pixels [H, W, 3] uint8 and its detections, in the order of the images.
 
-    For an image that cannot be read it yields the InputError and None.
+    For an image that cannot be read it yields the InputError and None; in place of the pixels of
+    one that is read tile by tile, the LargeImage.
     """
     predictor = _Predictor(model, options)
     waiting: list[tuple[Any, list[_View]]] = []
     count = 0
-    wanted = options.pixel_range or model.preprocessing.pixel_range
-    for pixels in read_ahead(images, pixel_range=wanted):
+    pixel_range = options.pixel_range or model.preprocessing.pixel_range
+    tiled = options.tile is not None
+    for pixels in read_ahead(images, tiled=tiled, pixel_range=pixel_range):
+        if isinstance(pixels, LargeImage):
+            yield from predictor.detect(waiting)
+            waiting, count = [], 0
+            yield predictor.detect_large(pixels)
+            continue
         views = [] if isinstance(pixels, InputError) else predictor.views(pixels)
         waiting.append((pixels, views))
         count += len(views)
@@ -211,6 +220,21 @@ class _Predictor:
                 pieces = [p for view in views for p in _pieces(next(found), view.window)]
                 whole = _detections(joined(pieces), pixels.shape[:2], self.model.with_masks)
                 yield pixels, self._above_min_score(whole)
+
+    def detect_large(self, image: LargeImage) -> tuple[Any, Any]:
+        """An image that is read tile by tile, and its detections; the error and None of another."""
+        assert self.options.tile is not None
+        tiles = image.tiles(self.options.tile, self.options.overlap)
+        views = (_View(pixels, window) for window, pixels in tiles)
+        pieces: list[Piece] = []
+        try:
+            while batch := list(islice(views, self.options.batch_size)):
+                for view, found in zip(batch, self._detect_batch(batch), strict=True):
+                    pieces += _pieces(found, view.window)
+        except InputError as error:
+            return error, None
+        whole = _detections(joined(pieces), image.shape[:2], self.model.with_masks)
+        return image, self._above_min_score(whole)
 
     def _above_min_score(self, found: Detections) -> Detections:
         """The detections with at least ``min_score``, of detections whose best come first."""

@@ -1,10 +1,11 @@
-"""Reads images from files, folders, patterns, URLs, PIL images and arrays."""
+"""Finds images and videos in folders, patterns and URLs; reads images from them, PIL and arrays."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,107 @@ from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.images import inspect
 from autotimm.images.decode import decode_upright, rgb
+from autotimm.images.kinds import HEAD, Kind, kind_of
+from autotimm.inference.large import LARGEST, LargeImage, large_image
 from autotimm.structures import InputError, PixelRange
 
-SUFFIXES = frozenset(f".{name}" for name in (*inspect.EXTENSIONS.values(), "jpeg", "tiff"))
-"""Suffixes of the files in a folder that count as images."""
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (*inspect.EXTENSIONS.values(), "jpe", "jpeg", "jfif", "pgm", "pbm", "pnm", "tiff")
+)
+"""Suffixes of the files on a server that count as images: those of a folder say it themselves."""
 
 
-def find(words: Iterable[str]) -> list[str]:
+_VIDEO = (
+    "autotimm predict takes local videos, and autotimm.inference.video.frames gives their frames"
+)
+
+
+def find(
+    words: Iterable[str],
+    skipped: Counter[str] | None = None,
+    own: Callable[[Path], bool] | None = None,
+) -> list[str]:
     """The files and URLs that ``words`` stand for, each once, in the order of the words.
 
     Args:
-        words: paths of files, of folders (all images in them and below, sorted), patterns such as
-            ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. A path that does not exist,
-            and a folder or pattern without any image, stay as they are: reading them then fails
-            with a message that names them.
+        words: paths of files, of folders (all images and videos in them and below, sorted),
+            patterns such as ``photos/*.jpg`` or ``s3://bucket/photos/*.jpg``, or URLs. In a folder
+            and for a pattern, the first bytes of a file tell what it is. A path that does not
+            exist, and a folder or pattern without any image, stay as they are: reading them then
+            fails with a message that names them.
+        skipped: counts the files of folders and patterns that are neither, by kind; not hidden
+            ones, unless they are images.
+        own: whether a file or folder that was come across was written by an earlier run, and is
+            left out uncounted.
 
     Raises:
         InputError: the store of a pattern cannot be listed.
     """
+    skipped = Counter() if skipped is None else skipped
+    own = own or (lambda _: False)
     found: list[str] = []
     for word in words:
         if urls.kind(word) == "file":
             word = str(urls.file_path(word))
         if urls.kind(word):
-            names = _matching(word) if "*" in word else [word]
+            names = _matching(word, skipped) if "*" in word else [word]
         elif Path(word).is_dir():
-            names = sorted(str(p) for p in Path(word).rglob("*") if _is_image(p))
+            names = [str(p) for p in _below(Path(word), own) if _usable(p, skipped)]
         elif glob.has_magic(word) and not Path(word).exists():
             # Path.glob takes no absolute pattern.
-            paths = glob.glob(word, recursive=True)  # noqa: PTH207
-            names = sorted(path for path in paths if _is_image(Path(path)))
+            paths = sorted(map(Path, glob.glob(word, recursive=True)))  # noqa: PTH207
+            names = [str(p) for p in paths if not own(p) and _usable(p, skipped)]
         else:
             names = [word]
         found += names or [word]
     return list(dict.fromkeys(found))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _below(folder: Path, own: Callable[[Path], bool]) -> list[Path]:
+    """The files of a folder and of those below it that are not hidden, sorted."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        at = Path(place)
+        folders[:] = [one for one in folders if not one.startswith(".") and not own(at / one)]
+        found += [at / one for one in files if not own(at / one)]
+    return sorted(found)
 
 
-def _matching(pattern: str) -> list[str]:
+def _usable(path: Path, skipped: Counter[str]) -> bool:
+    """Whether this is an image or a video to look at; what is not is counted by its kind."""
+    try:
+        if not path.is_file():  # a pipe may never answer; a folder that a pattern matches
+            return False
+        kind = kind_of_file(path)
+    except OSError:
+        return True  # reading it fails with a message that names it
+    if path.name.startswith("."):  # .DS_Store, what programs have half written
+        if kind.use == "image":
+            skipped["hidden image"] += 1
+        return False
+    if kind.use == "other" and path.suffix.lower() not in SUFFIXES:
+        skipped[kind.name] += 1
+        return False
+    return True  # what only calls itself an image is refused by name, with the way out
+
+
+def kind_of_file(path: Path) -> Kind:
+    """What a local file is; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return kind_of(file.read(HEAD), path.name)
+
+
+def is_video(name: str) -> bool:
+    """Whether this is a local file that holds a video."""
+    try:
+        return Path(name).is_file() and kind_of_file(Path(name)).use == "video"
+    except OSError:
+        return False
+
+
+def _matching(pattern: str, skipped: Counter[str]) -> list[str]:
+    """The images on a server, by their names: the beginning of each would be a request."""
     import fsspec
 
     urls.locate(pattern)  # raises InputError for a kind of URL that is not supported
@@ -66,15 +127,32 @@ def _matching(pattern: str) -> list[str]:
         reason = urls.without_secrets(" ".join(str(error).split()))
         raise InputError(f"{urls.shown(pattern)}: cannot be listed: {reason}") from error
     found = [file if "://" in file else f"{kind}://{file}" for file in files]
-    return sorted(one for one in found if Path(one).suffix.lower() in SUFFIXES)
+    images = sorted(one for one in found if Path(one).suffix.lower() in SUFFIXES)
+    if len(found) > len(images):
+        skipped["without an image's extension"] += len(found) - len(images)
+    return images
 
 
 def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
+    For arguments and errors see :func:`image_of`; an image of too many pixels is an error too.
+    """
+    read = image_of(image, tiled=False, pixel_range=pixel_range)
+    assert isinstance(read, np.ndarray)
+    return read
+
+
+def image_of(
+    image: Any, *, tiled: bool, pixel_range: PixelRange = None
+) -> np.ndarray | LargeImage:
+    """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
+
     Args:
         image: a path, a URL, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
             [H, W, 4], uint8.
+        tiled: give a :class:`LargeImage` where a file has too many pixels to decode it at once,
+            rather than refuse it.
         pixel_range: what becomes black and white in an image of more than 8 bits a channel.
 
     Raises:
@@ -83,7 +161,18 @@ def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         name = urls.shown(os.fspath(image))
         try:
-            return decoded(_bytes(os.fspath(image)), pixel_range)
+            source = _source(os.fspath(image))
+            large = large_image(source, name)
+            if large is None:
+                data = source if isinstance(source, bytes) else source.read_bytes()
+                return decoded(data, os.fspath(image), pixel_range)
+            if tiled:
+                return large
+            height, width, _ = large.shape
+            raise InputError(
+                f"has {width:,} x {height:,} pixels, and {LARGEST:,} are decoded at once: give "
+                "--tile PIXELS (in Python tile=), and it is read in tiles"
+            )
         except InputError as error:
             raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
         except OSError as error:
@@ -114,12 +203,18 @@ def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def decoded(data: bytes, pixel_range: PixelRange = None) -> np.ndarray:
+def decoded(data: bytes, name: str = "", pixel_range: PixelRange = None) -> np.ndarray:
     """The pixels of an image file's content, [H, W, 3] uint8 RGB, upright.
+
+    Args:
+        data: the file's bytes.
+        name: of the file, which tells a camera's raw from a TIFF.
+        pixel_range: as in :func:`image_of`.
 
     Raises:
         InputError: it is no image, or a broken one; the message does not name the file.
     """
+    _refuse_others(kind_of(data[:HEAD], name))
     try:
         inspect.inspect(data)
     except ValueError as error:
@@ -127,33 +222,48 @@ def decoded(data: bytes, pixel_range: PixelRange = None) -> np.ndarray:
     return decode_upright(data, pixel_range)
 
 
-def _bytes(path: str) -> bytes:
+def _refuse_others(kind: Kind) -> None:
+    if kind.use == "video":
+        raise InputError(f"is a video ({kind.name}), not an image: {_VIDEO}")
+    if kind.use == "other":
+        raise InputError(f"is not an image ({kind.name}){kind.way and f': {kind.way}'}")
+
+
+def _source(path: str) -> Path | bytes:
+    """A local image's path; the content of one on a server."""
     local = Path(path) if Path(path).exists() else urls.locate(path).folder
     there = local is not None and local.exists()
     if (local is not None and local.is_dir()) or ("*" in path and not there):
-        raise InputError(f"no image there ({', '.join(sorted(SUFFIXES))})")
+        raise InputError("no image there")
     if local is not None and there and not local.is_file():
         raise InputError("is no regular file")  # a pipe or a device may never end
-    return remote.read_bytes(path, Retry()) if local is None else local.read_bytes()
+    if local is None:
+        return remote.read_bytes(path, Retry())
+    _refuse_others(kind_of_file(local))  # before a long video is read
+    return local
 
 
 def read_ahead(
-    items: Iterable[Any], threads: int = 4, pixel_range: PixelRange = None
-) -> Iterator[np.ndarray | InputError]:
+    items: Iterable[Any],
+    threads: int = 4,
+    *,
+    tiled: bool = False,
+    pixel_range: PixelRange = None,
+) -> Iterator[np.ndarray | LargeImage | InputError]:
     """Yields the pixels of images in order; threads read ahead while the caller works.
 
-    For an image that cannot be read it yields the error.
+    For an image that cannot be read it yields the error; ``tiled`` is as in :func:`image_of`.
     """
     from collections import deque
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    def attempt(item: Any) -> np.ndarray | InputError:
+    def attempt(item: Any) -> np.ndarray | LargeImage | InputError:
         try:
-            return pixels_of(item, pixel_range)
+            return image_of(item, tiled=tiled, pixel_range=pixel_range)
         except InputError as error:
             return error
 
-    waiting: deque[Future[np.ndarray | InputError]] = deque()
+    waiting: deque[Future[np.ndarray | LargeImage | InputError]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             waiting.append(pool.submit(attempt, item))

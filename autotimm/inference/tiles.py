@@ -10,6 +10,7 @@ them. Pairs with the highest scores are joined first, and an object takes one pi
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,9 @@ class Piece:
         box: x1, y1, x2, y2 in pixels of the whole image, as the model predicted it.
         top, left: of ``inside``, in pixels of the whole image.
         width: of ``inside``, in pixels.
-        bits: [h, ceil(width / 8)] uint8, ``inside`` packed: a large image has tens of thousands of
-            pieces, which would fill the memory as bool.
+        height: likewise.
+        packed: ``inside`` as bits, deflated: a large image has tens of thousands of pieces, which
+            would fill the memory otherwise.
     """
 
     tile: Window
@@ -42,17 +44,14 @@ class Piece:
     top: int
     left: int
     width: int
-    bits: np.ndarray
-
-    @property
-    def height(self) -> int:
-        """The height of ``inside``, in pixels."""
-        return len(self.bits)
+    height: int
+    packed: bytes
 
     @property
     def inside(self) -> np.ndarray:
         """The object's pixels, [h, width] bool; the whole box from a model without masks."""
-        return np.unpackbits(self.bits, axis=1, count=self.width).view(np.bool_)
+        bits = np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.height, -1)
+        return np.unpackbits(bits, axis=1, count=self.width).view(np.bool_)
 
 
 def piece_of(
@@ -73,7 +72,8 @@ def piece_of(
     """
     height, width = inside.shape
     box = box or (left, top, left + width, top + height)
-    return Piece(tile, label, score, box, top, left, width, np.packbits(inside, axis=1))
+    packed = zlib.compress(np.packbits(inside, axis=1).tobytes(), 1)
+    return Piece(tile, label, score, box, top, left, width, height, packed)
 
 
 def tile_windows(height: int, width: int, side: int, overlap: float) -> list[Window]:

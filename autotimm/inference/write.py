@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +16,65 @@ from autotimm import visualize
 from autotimm.evaluation.coco_eval import to_results
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
+from autotimm.inference.large import LargeImage
 from autotimm.structures import Detections, InputError
 
 RESULTS, IMAGES, PICTURES = "results.json", "images.json", "pictures"
+VIDEOS = "videos"
 _LONGEST = 200  # bytes of a name: file systems take 255, with a number and a suffix
+
+
+class Stems:
+    """Names for what is written of each image: its own, of which none comes twice."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}  # how often each name was wanted
+
+    def of(self, name: str) -> str:
+        """The image's name, shortened for file systems, and numbered if another image has it."""
+        stem = Path(name.partition("?")[0] if urls.kind(name) else name).stem or "image"
+        stem = stem.encode()[:_LONGEST].decode(errors="ignore")
+        chosen = stem
+        while chosen.lower() in self._used:  # some file systems take a for A
+            self._used[stem.lower()] += 1
+            chosen = f"{stem}-{self._used[stem.lower()]}"
+        self._used[chosen.lower()] = 1
+        return chosen
+
+
+def as_text(name: str) -> str:
+    """A path or URL for JSON, which must be UTF-8 where a file's name need not be; no secrets."""
+    return os.fsencode(urls.shown(name)).decode("utf-8", "backslashreplace")
+
+
+def drawn_over(
+    pixels: np.ndarray, found: Detections, least: float, names: Sequence[str]
+) -> tuple[np.ndarray, int]:
+    """A picture with the detections that have at least the score ``least``, and their number."""
+    count = int((found["scores"] >= least).sum())
+    rles = found.get("rles")
+    picture = visualize.draw_instances(
+        pixels,
+        found["boxes"][:count],
+        found["labels"][:count],
+        found["scores"][:count],
+        None if rles is None else rles[:count],
+        class_names=names,
+    )
+    return picture, count
+
+
+def is_output(out: Path) -> Callable[[Path], bool]:
+    """Tells of a file or folder whether a run wrote it: into ``out``, or beside its own JSON."""
+    here = os.path.realpath(out)  # Path.resolve() fails on loops of links
+
+    def own(path: Path) -> bool:
+        if path.name not in (RESULTS, IMAGES, PICTURES, VIDEOS):
+            return False
+        pair = (path.parent / RESULTS, path.parent / IMAGES)
+        return os.path.realpath(path.parent) == here or all(one.is_file() for one in pair)
+
+    return own
 
 
 @dataclass
@@ -39,6 +94,7 @@ class Writer:
         images: those written so far, as in ``images.json``.
         instances: number of detections written so far.
         drawn: number of detections drawn so far.
+        smaller: number of pictures so far that are smaller than their image.
     """
 
     out: Path
@@ -49,17 +105,19 @@ class Writer:
     images: list[dict[str, Any]] = field(default_factory=list)
     instances: int = 0
     drawn: int = 0
-    _names: dict[str, int] = field(default_factory=dict)  # of pictures, and how often each was used
+    smaller: int = 0
+    _stems: Stems = field(default_factory=lambda: Stems())
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _results: BinaryIO | None = None  # written as they come: there may be too many for the memory
     _begun: bool = False
 
-    def add(self, name: str, pixels: np.ndarray, found: Detections) -> None:
+    def add(self, name: str, pixels: np.ndarray | LargeImage, found: Detections) -> None:
         """Writes the detections of an image.
 
         Args:
             name: the image's path or URL.
-            pixels: [H, W, 3] uint8 RGB.
+            pixels: [H, W, 3] uint8 RGB; a large image, of which all tiles were read, is drawn
+                smaller.
             found: detections in these pixels, best first.
 
         Raises:
@@ -67,28 +125,21 @@ class Writer:
         """
         height, width = pixels.shape[:2]
         image_id = len(self.images) + 1
-        # JSON must be UTF-8; a file's name need not be.
-        shown = os.fsencode(urls.shown(name)).decode("utf-8", "backslashreplace")
+        shown = as_text(name)
         self.images.append({"id": image_id, "file_name": shown, "width": width, "height": height})
         self.instances += len(found["scores"])
         if self.as_json:
             ids = [one["id"] for one in self.categories]
             self._append(to_results(found, image_id, ids, self.names))
         if self.draw_from is not None:
-            count = int((found["scores"] >= self.draw_from).sum())
+            if isinstance(pixels, LargeImage):
+                self.smaller += 1
+                found, pixels = pixels.shrunk(found), pixels.reduced
+            picture, count = drawn_over(pixels, found, self.draw_from, self.names)
             self.drawn += count
-            rles = found.get("rles")
-            picture = visualize.draw_instances(
-                pixels,
-                found["boxes"][:count],
-                found["labels"][:count],
-                found["scores"][:count],
-                None if rles is None else rles[:count],
-                class_names=self.names,
-            )
             folder = self.out / PICTURES
             folder.mkdir(exist_ok=True)
-            visualize.save_png(folder / self._picture_name(shown), picture)
+            visualize.save_png(folder / f"{self._stems.of(shown)}.png", picture)
 
     def close(self) -> list[str]:
         """Completes the JSON files; returns the names of the files and folders written to ``out``.
@@ -124,14 +175,3 @@ class Writer:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write {self.out / name}: {reason}") from error
-
-    def _picture_name(self, name: str) -> str:
-        """The image's name, shortened for file systems, and numbered if another image has it."""
-        stem = Path(name.partition("?")[0] if urls.kind(name) else name).stem or "image"
-        stem = stem.encode()[:_LONGEST].decode(errors="ignore")
-        chosen = stem
-        while chosen.lower() in self._names:  # some file systems take a for A
-            self._names[stem.lower()] += 1
-            chosen = f"{stem}-{self._names[stem.lower()]}"
-        self._names[chosen.lower()] = 1
-        return f"{chosen}.png"

@@ -168,6 +168,80 @@ def test_own_pictures_are_not_looked_at_again(
         assert len(images) == 2
 
 
+def test_videos_beside_images_and_what_is_skipped(
+    photos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A frame's detections are those of an image of its pixels; the times are the file's."""
+    av = pytest.importorskip("av")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    first, second = (pixels_of(one)[:96, :128] for one in sorted(photos.iterdir())[:2])
+    with av.open(str(mine / "clip.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for pixels in (first, second, first, second, first):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    shutil.copy(sorted(photos.iterdir())[0], mine / "photo")
+    (mine / "notes.txt").write_text("hello")
+    (mine / "bad.mp4").write_bytes((mine / "clip.mp4").read_bytes()[:900])
+    out = mine / "found"
+    for _ in range(2):
+        words = [mine, "--checkpoint", checkpoint, "--out", out, "--draw-score", 0.1]
+        assert run(*words, "--every", 2, "--batch-size", 2) == 1
+        said = capsys.readouterr()
+        assert "skipped, as no images: 1 text\n" in said.err
+        assert "bad.mp4: is a video that cannot be opened" in said.err
+        assert f"{out}: videos/clip.{{json,mp4}}: frames: 3, instances: " in said.out
+        assert "images: 1, instances: " in said.out
+    told = json.loads((out / "videos" / "clip.json").read_text())
+    assert [(one["frame"], one["time"]) for one in told["frames"]] == [(0, 0), (2, 0.2), (4, 0.4)]
+    with av.open(str(mine / "clip.mp4")) as file:
+        decoded = [one.to_ndarray(format="rgb24") for one in file.decode(video=0)][::2]
+    for number, pixels in enumerate(decoded):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    alone = [tmp_path / f"{number}.png" for number in range(3)]
+    words = ["--checkpoint", checkpoint, "--out", tmp_path / "alone", "--format", "json"]
+    assert run(*alone, *words, "--batch-size", 2) == 0
+    results = json.loads((tmp_path / "alone" / "results.json").read_text())
+    for number, one in enumerate(told["frames"], 1):
+        found = [{"image_id": number, **detection} for detection in one["detections"]]
+        assert found == [result for result in results if result["image_id"] == number] != []
+    with av.open(str(out / "videos" / "clip.mp4")) as file:
+        assert [one.time for one in file.decode(video=0)] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_a_large_image_is_read_in_tiles_and_drawn_smaller(
+    photos: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from autotimm.inference import bands, large
+
+    photo = max(photos.iterdir(), key=lambda one: pixels_of(one).size)
+    height, width, _ = pixels_of(photo).shape
+    Image.fromarray(pixels_of(photo)).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--checkpoint", checkpoint, "--tile", 96, "--min-score", 0.2]
+    assert run(*words, "--out", tmp_path / "plain", "--format", "json") == 0
+    monkeypatch.setattr(large, "LARGEST", 1000)
+    monkeypatch.setattr(large, "_LONGEST", 60)
+    monkeypatch.setattr(bands, "_BAND", 4096)
+    capsys.readouterr()
+    assert run(*words, "--out", tmp_path / "parts", "--draw-score", 0.2) == 0
+    assert "; 1 pictures drawn smaller than their images" in capsys.readouterr().out
+    found, truth = (
+        json.loads((tmp_path / folder / "results.json").read_text())
+        for folder in ("parts", "plain")
+    )
+    assert found == truth != []
+    factor = -(-max(height, width) // 60)
+    with Image.open(tmp_path / "parts" / "pictures" / "a.png") as drawn:
+        assert drawn.size == (width // factor, height // factor)
+
+
 def test_names_too_long_for_a_picture_are_cut(checkpoint: Path, tmp_path: Path) -> None:
     names = ["\u00e9" * 125 + end for end in (".png", ".bmp")]
     for name in names:
@@ -212,6 +286,8 @@ def test_what_was_found_before_a_signal_is_kept(
         (["--device", "tpu9"], "--device tpu9 is not available"),
         (["--device", "meta"], "--device meta is not available"),
         (["--overlap", 0.3], "--overlap is for tiles"),
+        (["--every", 2], "--every is for videos: there is none"),
+        (["--every", 0], "--every 0 must be 1 or more"),
         (["--format", "json", "--draw-score", 0.3], "--draw-score is for pictures"),
         (["--checkpoint", "none.ckpt"], "no checkpoint at none.ckpt"),
         (["--out", __file__], "--out: cannot make"),

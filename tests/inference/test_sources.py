@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import autotimm
 from autotimm.inference.sources import find, pixels_of
+from autotimm.inference.write import is_output
 from autotimm.structures import InputError
 
 
@@ -44,6 +46,52 @@ def test_words_mean_files_folders_patterns_and_urls(tmp_path: Path) -> None:
     assert pixels_of(tmp_path / "a*b.png").shape == (48, 64, 3)
     with pytest.raises(InputError, match=r"^ftp://host/\*.jpg: ftp URLs are not read"):
         find(["ftp://host/*.jpg"])
+
+
+def test_a_folders_images_are_found_by_their_content(tmp_path: Path) -> None:
+    jpeg, png = picture(), picture(kind="PNG")
+    gray = io.BytesIO()
+    Image.new("L", (9, 9)).save(gray, "PPM")
+    found = {
+        "a.jfif": jpeg,
+        "b.JPE": jpeg,
+        "c.pgm": gray.getvalue(),
+        "below/no_extension": png,
+        "d.clip": b"\0\0\0\x18ftypisom\0\0\2\0",
+        "e.jpg": b"\0\0\0\x18ftypheic\0\0\0\0",  # whose name lies: refused by name
+    }
+    other = {
+        "notes.txt": b"hello",
+        "more.md": b"# hello",
+        "a.pdf": b"%PDF-1.7",
+        "b.nef": b"II*\0\x08\0\0\0",
+        "c.zip": b"PK\3\4",
+        "empty": b"",
+        "a.heic": found["e.jpg"],
+    }
+    hidden = {".DS_Store": b"\0\0\0\1Bud1", ".a.jpg": jpeg, ".thumbnails/b.jpg": jpeg}
+    own = {
+        "out/results.json": b"[]",
+        "out/images.json": b"{}",
+        "out/pictures/a.png": png,
+        "out/videos/clip.mp4": found["d.clip"],
+        "out/videos/clip.json": b"{}",
+    }
+    for name, content in (found | other | hidden | own).items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    skipped: Counter[str] = Counter()
+    earlier_run = is_output(tmp_path / "another")
+    expected = sorted(str(tmp_path / name) for name in found)
+    assert find([str(tmp_path)], skipped, earlier_run) == expected
+    kinds = {"text": 2, "PDF": 1, "camera raw": 1, "ZIP": 1, "empty file": 1, "HEIC": 1}
+    assert skipped == kinds | {"hidden image": 1}
+    with pytest.raises(InputError, match=r"e.jpg: is not an image \(HEIC\): save it as PNG first"):
+        pixels_of(tmp_path / "e.jpg")
+    with pytest.raises(InputError, match=r"d.clip: is a video \(MP4 or MOV\), not an image: auto"):
+        pixels_of(tmp_path / "d.clip")
+    assert pixels_of(tmp_path / "below" / "no_extension").shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
@@ -91,7 +139,7 @@ def cut_off() -> bytes:
         (np.zeros((4, 4, 2), np.uint8), r"uint8 \[4, 4, 2\]"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         ("none.jpg", "none.jpg: cannot be read: No such file"),
-        (__file__, "test_sources.py: image cannot be opened"),
+        (__file__, r"test_sources.py: is not an image \(text\)$"),
         ("gs://bucket/a.jpg", "gs://bucket/a.jpg: gs URLs are not read"),
         (Image.open(io.BytesIO(cut_off())), "a PIL image cannot be read: image file is truncated"),
     ],

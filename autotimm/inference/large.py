@@ -1,0 +1,199 @@
+"""Images of more pixels than are decoded at once: their tiles, and a smaller picture of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from autotimm.coco import masks
+from autotimm.images.inspect import BROKEN
+from autotimm.images.kinds import HEAD, kind_of
+from autotimm.inference.bands import bands
+from autotimm.inference.tiles import Window, tile_windows
+from autotimm.structures import RLE, Detections, InputError
+
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
+"""Pixels; PIL refuses images that have more, and so do those who decode them at once."""
+
+_MOST = 2**32 - 1  # pixels; an RLE has them in 32 bits
+_LONGEST = 4096  # pixels, of the smaller picture's longer side
+_ORIENTATION = 0x0112
+# EXIF's orientations that change the size, as rows and columns exchanged, then turned round.
+_TURNS = {5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)}
+
+
+class LargeImage:
+    """An image that is read tile by tile.
+
+    Attributes:
+        name: of the file, for messages.
+        shape: height and width as viewers show it, and 3.
+        factor: how many times smaller ``reduced`` is.
+        reduced: [h, w, 3] uint8 RGB; there once all tiles were read.
+    """
+
+    def __init__(self, source: Path | bytes, header: Any, name: str) -> None:
+        self._source, self.name = source, name
+        if header.format == "TIFF":  # PIL exchanges the sides of some that are to be turned
+            self._width, self._height = header.tag_v2[256], header.tag_v2[257]
+        else:
+            self._width, self._height = header.size
+        turn = None
+        with contextlib.suppress(*BROKEN):  # EXIF that cannot be read turns nothing
+            # Not header.getexif(), which of a PNG decodes all pixels to see what comes after them.
+            turn = _TURNS.get(Image.Image.getexif(header).get(_ORIENTATION, 1))
+        # A square one stays as stored, as everywhere.
+        self._turn = turn if self._width != self._height else None
+        sides = (self._height, self._width)
+        self.shape = (*(sides[::-1] if self._turn else sides), 3)
+        self.factor = -(-max(sides) // _LONGEST)
+        self.reduced = np.zeros((0, 0, 3), np.uint8)
+
+    def tiles(self, side: int, overlap: float) -> Iterator[tuple[Window, np.ndarray]]:
+        """Yields the tiles of ``tile_windows``, each with its pixels [h, w, 3] uint8 RGB.
+
+        The image is decoded once, from top to bottom, and as many of its rows are in memory as a
+        tile has, and some more.
+
+        Raises:
+            InputError: it is broken, or cannot be read in parts.
+        """
+        windows = tile_windows(self._height, self._width, side, overlap)
+        small: list[np.ndarray] = []
+        try:
+            with _quiet(), _opened(self._source) as file, _header(file) as header:
+                rows = _reducing(bands(file, header), self.factor, small)
+                for window, pixels in _cut(rows, windows):
+                    yield self._upright_window(window), self._upright(pixels)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        except (*BROKEN, zlib.error, EOFError) as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise InputError(f"{self.name}: the image cannot be decoded ({reason})") from error
+        self.reduced = self._upright(np.concatenate(small))
+
+    def _upright(self, pixels: np.ndarray) -> np.ndarray:
+        if self._turn is None:
+            return pixels
+        down, right = (-1 if one else 1 for one in self._turn)
+        return np.ascontiguousarray(pixels.transpose(1, 0, 2)[::down, ::right])
+
+    def _upright_window(self, window: Window) -> Window:
+        if self._turn is None:
+            return window
+        x1, y1, x2, y2 = window  # rows and columns exchanged
+        height, width = self.shape[:2]
+        if self._turn[0]:
+            y1, y2 = height - y2, height - y1
+        if self._turn[1]:
+            x1, x2 = width - x2, width - x1
+        return y1, x1, y2, x2
+
+    def shrunk(self, found: Detections) -> Detections:
+        """What was found in the image, in the pixels of ``reduced``."""
+        shrunk: Any = {**found, "boxes": found["boxes"] / self.factor}
+        if "rles" in found:
+            size = self.reduced.shape[:2]
+            shrunk["rles"] = [_shrunk(rle, self.factor, *size) for rle in found["rles"]]
+        return shrunk
+
+
+def large_image(source: Path | bytes, name: str) -> LargeImage | None:
+    """An image of more pixels than ``LARGEST``; None for others, and for what is no image.
+
+    Args:
+        source: its file, or that file's content.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: it has more pixels than masks can have; the message does not name it.
+    """
+    try:
+        with _quiet(), _opened(source) as file, _header(file) as header:
+            width, height = header.size
+            if width * height <= LARGEST:
+                return None
+            if width * height > _MOST:
+                raise InputError(
+                    f"has {width:,} x {height:,} pixels, but a mask has {_MOST:,} at most: cut it"
+                )
+            return LargeImage(source, header, name)
+    except InputError:
+        raise
+    except (*BROKEN, KeyError, zlib.error):
+        return None  # the ordinary reader says what is wrong
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _header(file: BinaryIO) -> Any:
+    """The image as PIL opens it, without the limit that ``Image.open`` has; not loaded."""
+    kind = kind_of(file.read(HEAD))
+    file.seek(0)
+    Image.preinit()
+    return Image.OPEN[kind.name.upper()][0](file, "")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PIL warns of odd metadata, and that an image is large."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _cut(rows: Iterator[np.ndarray], windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:
+    """The windows' pixels, of an image that comes in bands; windows go from top to bottom."""
+    held, top = next(rows), 0
+    for window in windows:
+        y1, x1, y2, x2 = window
+        if y1 > top:
+            held, top = held[y1 - top :], y1
+        parts, end = [held], top + len(held)
+        while end < y2:
+            parts.append(next(rows, held[:0]))
+            if not len(parts[-1]):
+                raise ValueError("image cut off or broken")
+            end += len(parts[-1])
+        if len(parts) > 1:
+            held = np.concatenate(parts)
+        yield window, held[y1 - top : y2 - top, x1:x2]
+
+
+def _reducing(
+    rows: Iterator[np.ndarray], factor: int, small: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Passes the bands on, and appends each to ``small``, ``factor`` times smaller.
+
+    What is left of the last row and column of cells is dropped.
+    """
+    waiting: np.ndarray | None = None
+    for band in rows:
+        joined = band if waiting is None else np.concatenate([waiting, band])
+        height, width = len(joined) // factor, joined.shape[1] // factor
+        if height and width:
+            cells = np.ascontiguousarray(joined[: height * factor, : width * factor])
+            small.append(cv2.resize(cells, (width, height), interpolation=cv2.INTER_AREA))
+        waiting = joined[height * factor :]
+        yield band
+
+
+def _shrunk(rle: RLE, factor: int, height: int, width: int) -> RLE:
+    """A mask of the smaller picture: what the full one says in the middle of each cell."""
+    x1, y1, x2, y2 = (int(side) // factor for side in masks.box(rle))
+    x2, y2 = min(x2 + 1, width), min(y2 + 1, height)
+    if x1 >= x2 or y1 >= y2:
+        return masks.encode_window(np.zeros((1, 1), np.bool_), 0, 0, height, width)
+    rows, columns = (np.arange(a, b) * factor + factor // 2 for a, b in ((y1, y2), (x1, x2)))
+    return masks.encode_window(masks.sampled(rle, rows, columns), y1, x1, height, width)
