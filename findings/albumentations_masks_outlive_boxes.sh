@@ -5,7 +5,7 @@
 #           filtered from the others.
 # Seen:     an object outside of the crop leaves "bboxes" and the label fields; its mask, now empty,
 #           stays in "masks". One below min_visibility keeps a mask with pixels. zip(boxes, masks)
-#           gives the first box the mask of another object.
+#           gives a box the mask of another object.
 #           Whole numbers as labels come back as floats.
 # Hurts:    a mask head learns every object's neighbour as soon as one instance was cropped away.
 # Versions: albumentations 2.0.8
@@ -21,6 +21,8 @@ venv/bin/python -m pip install --quiet --disable-pip-version-check numpy==2.4.6 
 
 cat > recorded <<'END'
 albumentations 2.0.8
+min_visibility 0: boxes of [100.0, 1600.0] labels [1.0, 2.0] masks of [100, 1600, 0] float
+min_visibility 0.5: boxes of [1600.0] labels [2.0] masks of [100, 1600, 0] float
 END
 
 venv/bin/python - <<'END' | tee seen

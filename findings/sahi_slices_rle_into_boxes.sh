@@ -4,7 +4,7 @@
 # Guess:    slice_coco cuts masks with the tiles. If it cannot read RLE, as its warning says
 #           ("is skipped"), the object is left out or has no mask.
 # Seen:     an RLE (and an object that has a box alone) gets the part of its bounding box in the tile
-#           as its polygon, area included: a triangle of 780 pixels is a square of 1600.
+#           as its polygon, area included: a triangle of 820 pixels is a square of 1600.
 #           "iscrowd": 1 is written as 0. Image and annotation ids are new, category ids are kept.
 # Hurts:    tiles are how large pictures are trained on, and SAM, CVAT and supervision write RLE: the
 #           mask head learns rectangles, and crowds are learnt as objects.
@@ -21,6 +21,9 @@ venv/bin/python -m pip install --quiet --disable-pip-version-check sahi==0.12.8 
 
 cat > recorded <<'END'
 sahi 0.12.8
+triangle of 820 pixels
+area 1600, iscrowd 0, 1 polygon, corners [(10, 10), (10, 50), (50, 10), (50, 50)]
+area 100, iscrowd 0, 1 polygon, corners [(60, 60), (60, 70), (70, 60), (70, 70)]
 END
 
 venv/bin/python - <<'END' | tee seen
