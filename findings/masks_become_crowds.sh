@@ -18,7 +18,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/python -m pip install --quiet --disable-pip-version-check numpy==2.4.6 supervision==0.31.2 datumaro==1.13.12
+venv/bin/python -m pip install --quiet --disable-pip-version-check numpy==2.4.6 opencv-python==4.14.0.94 opencv-python-headless==4.14.0.94 supervision==0.31.2 datumaro==1.13.12
 
 cat > recorded <<'END'
 supervision 0.31.2, square, two parts, ring: [0, 1, 1]

@@ -35,8 +35,7 @@ def runs(*squares: tuple[int, int, int]) -> list[int]:
         mask[y : y + side, x : x + side] = 1
     flat = np.concatenate(([0], mask.ravel(order="F"), [255]))
     edges = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate(([0], edges))).tolist()
-    return counts
+    return np.diff(np.concatenate(([0], edges))).tolist()
 
 
 @dataclass(frozen=True)
