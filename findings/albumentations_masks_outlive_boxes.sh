@@ -10,7 +10,8 @@
 # Hurts:    a mask head learns every object's neighbour as soon as one instance was cropped away.
 # Versions: albumentations 2.0.8
 # Source:   albumentations/core/bbox_utils.py, filter_bboxes;
-#           https://albumentations.ai/docs/3-basic-usage/instance-segmentation/
+#           https://albumentations.ai/docs/examples/example-instance-binding/ (its successor, which has
+#           another licence, says that masks were left behind and has an option against it)
 # Date:     2026-11-30
 set -euo pipefail
 folder=$(mktemp -d)

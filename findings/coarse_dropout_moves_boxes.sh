@@ -12,7 +12,7 @@
 # Versions: albumentations 2.0.8
 # Source:   albumentations/augmentations/dropout/functional.py, resize_boxes_to_visible_area:
 #           astype(int) of denormalized boxes
-#           https://github.com/albumentations-team/albumentations
+#           https://github.com/albumentations-team/albumentations/pull/2222
 # Date:     2026-11-30
 set -euo pipefail
 folder=$(mktemp -d)

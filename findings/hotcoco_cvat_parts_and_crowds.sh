@@ -8,7 +8,7 @@
 #           The counts that to_cvat returns name neither.
 # Hurts:    occluded objects are learnt as two, and a region of uncounted objects as one.
 # Versions: hotcoco 1.3.0
-# Source:   https://docs.rs/hotcoco (convert: to_cvat, from_cvat);
+# Source:   https://derekallman.github.io/hotcoco/ (convert: to_cvat, from_cvat);
 #           https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/ (group_id, mask)
 # Date:     2026-11-30
 set -euo pipefail

@@ -7,7 +7,7 @@
 #           from images_dir/a.jpg and gives the image the name "a".
 # Hurts:    a COCO file made so names no file that exists; a set that went through it has no masks.
 # Versions: hotcoco 1.3.0
-# Source:   https://docs.rs/hotcoco (convert: to_yolo, from_yolo)
+# Source:   https://derekallman.github.io/hotcoco/ (convert: to_yolo, from_yolo)
 # Date:     2026-11-30
 set -euo pipefail
 folder=$(mktemp -d)

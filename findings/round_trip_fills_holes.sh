@@ -11,7 +11,7 @@
 #           the old ids no longer fit the file.
 # Versions: supervision 0.31.2, datumaro 1.13.12, pycocotools 2.0.11
 # Source:   supervision/dataset/formats/coco.py, detections_to_coco_annotations;
-#           datumaro/plugins/data_formats/coco/exporter.py, crop_segments and find_instance_parts
+#           datumaro/plugins/data_formats/coco/exporter.py, find_instance_parts
 # Date:     2026-11-30
 set -euo pipefail
 folder=$(mktemp -d)

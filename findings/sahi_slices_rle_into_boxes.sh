@@ -9,7 +9,7 @@
 # Hurts:    tiles are how large pictures are trained on, and SAM, CVAT and supervision write RLE: the
 #           mask head learns rectangles, and crowds are learnt as objects.
 # Versions: sahi 0.12.8
-# Source:   sahi/utils/coco.py, CocoAnnotation.from_coco_annotation_dict and get_sliced_coco_annotations
+# Source:   sahi/utils/coco.py, CocoAnnotation.from_coco_annotation_dict and get_sliced_coco_annotation
 #           https://github.com/obss/sahi/issues/173
 # Date:     2026-11-30
 set -euo pipefail
