@@ -377,6 +377,46 @@ GLOBOX = Export(  # 2.9.0, save_coco: boxes alone, annotation ids from 0
     left_out=1,
 )
 
+KWCOCO = Export(  # 0.9.1: an RLE with more keys, and a polygon that COCO does not have
+    file="annotations/instances_train.json",
+    images="train",
+    pictures=["train/a.jpg"],
+    content={
+        "categories": [{"id": 1, "name": "cup"}],
+        "videos": [],
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDE, "height": HIGH}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [10, 40, 30, 30],
+                "segmentation": {
+                    "shape": [HIGH, WIDE],
+                    "counts": runs((10, 40, 30)),
+                    "binary": True,
+                    "order": "F",
+                    "size": [HIGH, WIDE],
+                },
+            },
+            {
+                "id": 2,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [10, 40, 30, 30],
+                "segmentation": [
+                    {
+                        "exterior": [[10, 40], [10, 69], [39, 69], [39, 40]],
+                        "interiors": [[[20, 50], [30, 50], [30, 60]]],
+                    }
+                ],
+            },
+        ],
+    },
+    expected=[[("cup", 900, 0)]],
+    left_out=1,
+)
+
 EXPORTS = {
     "supervision": SUPERVISION,
     "datumaro": DATUMARO,
@@ -385,6 +425,7 @@ EXPORTS = {
     "sahi": SAHI,
     "hotcoco": HOTCOCO,
     "globox": GLOBOX,
+    "kwcoco": KWCOCO,
 }
 
 
