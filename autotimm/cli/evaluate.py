@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from autotimm.evaluation import coco_input, matching, report
 
     pixel_range: PixelRange = args.pixel_range
+    source: Source | None
     if args.checkpoint:
         results = out / "results.json"
         found = _detect(args, results)
@@ -212,7 +213,7 @@ def _open_source(args: argparse.Namespace) -> Source | None:
     return source
 
 
-def _detect(args: argparse.Namespace, path: Path) -> Source | None:
+def _detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | None:
     """Runs the checkpoint's model on the data and writes what it finds to ``path``.
 
     Returns:

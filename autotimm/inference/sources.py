@@ -143,9 +143,7 @@ def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     return read
 
 
-def image_of(
-    image: Any, *, tiled: bool, pixel_range: PixelRange = None
-) -> np.ndarray | LargeImage:
+def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.ndarray | LargeImage:
     """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
     Args:
