@@ -50,9 +50,9 @@ class SaveResults(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         ids, names = _categories(pl_module)
-        given = batch.get("given_id") or [None] * len(batch["image_id"])
+        given = batch.get("given_id")
         for i, detections in real_images(batch, outputs):
-            image_id = int(batch["image_id"][i]) if given[i] is None else given[i]
+            image_id = given[i] if given and given[i] is not None else int(batch["image_id"][i])
             self._results += coco_eval.to_results(detections, image_id, ids, names)
 
     on_predict_batch_end = on_test_batch_end

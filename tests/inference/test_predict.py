@@ -306,7 +306,7 @@ def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:
         == 0
     )
     assert set(json.loads((tmp_path / "measured" / "metrics.json").read_text())) == {
-        *("box", "confusion", "label_errors", "worst")
+        *("box", "confusion", "label_errors", "max_detections", "remarks", "worst")
     }
 
 

@@ -199,7 +199,8 @@ def test_annotations_that_belong_to_nothing_are_refused(
 
 
 def test_text_ids_come_back_in_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from autotimm.evaluation.coco_eval import compare, ground_truth
+    from autotimm.evaluation.coco_eval import compare
+    from autotimm.evaluation.ground_truth import of_records
 
     folder = both(
         tmp_path / "coco",
@@ -221,7 +222,7 @@ def test_text_ids_come_back_in_results(tmp_path: Path, capsys: pytest.CaptureFix
         found = records(data)
         assert [r["given_id"] for r in found] == ["b-1", "a-1"]
         assert [c.given_id for c in source.categories] == ["s", "d"]
-        truth = ground_truth(found, source.categories)
+        truth = of_records(found, source.categories)
         assert compare(truth, results, "segm").stats["AP"] == pytest.approx(1.0)
         swapped = [one | {"image_id": "a-1"} for one in results]
         assert compare(truth, swapped, "segm").stats["AP"] < 1.0

@@ -317,7 +317,7 @@ def test_print_config_shows_every_setting() -> None:
         (["--data.augmentation_preset=wild"], "'wild'.*light, default, strong"),
         (["--model.init_args.backbone=resnet5O"], "'resnet5O' is not a timm model"),
         (["--model.init_args.mask_size=27"], "mask_size=27 must be even"),
-        (["--data.train_split=training"], "training"),
+        (["--data.train_split=practice"], "practice"),
         (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
         (["--data.bathc_size=3"], r"--data.bathc_size=3 \(did you mean --data.batch_size\?\)"),
     ],
