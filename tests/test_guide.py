@@ -265,6 +265,7 @@ CHECKS: list[tuple[str, Callable[[Seen, Names], None]]] = [
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:precision=16-mixed needs a GPU")
+@pytest.mark.filterwarnings("ignore:custom_train_transforms. RandomScale moves masks")
 def test_every_block_runs_and_does_what_the_text_says(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Seen
 ) -> None:

@@ -78,8 +78,8 @@ def untrained_remark(names: Sequence[str]) -> str:
     return (
         f"every annotation of {', '.join(names)} is a crowd or to be ignored, so it is never "
         "learnt; if these are ordinary instances (datumaro without is_crowd, and supervision where "
-        "a mask has parts or holes, write iscrowd: 1), autotimm shard --crowd instance takes them "
-        "as such"
+        "a mask has parts or holes, write iscrowd: 1), autotimm shard --crowd instance takes "
+        "crowds as such; ignore: 1 has to be taken out of the file"
     )
 
 

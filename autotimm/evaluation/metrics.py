@@ -145,6 +145,7 @@ class StageMetrics(nn.Module):
         self._ids: list[int] = []
         self._images: list[tuple[Detections, Target]] = []
         self._suffixes: dict[str, list[str]] = {}  # by metric, of its values' names
+        self._failures: set[tuple[str, str]] = set()
 
     def update(
         self,
@@ -214,7 +215,9 @@ class StageMetrics(nn.Module):
                 found = _named(_values(config, images), class_names)
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
+                if (name, reason) not in self._failures:  # not every epoch
+                    self._failures.add((name, reason))
+                    warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
                 found = dict.fromkeys(
                     self._suffixes.get(config.name, [""]), torch.tensor(torch.nan)
                 )

@@ -412,9 +412,9 @@ def test_what_watches_a_run_does_not_end_it(painted: Path, tmp_path: Path) -> No
         "visualize.draw_instances = fail\n"
         "run_record.write_record = fail\n"
         "values = by_hotcoco.values\n"
-        "def broken(images, kinds, by_class):\n"
+        "def broken(images, kinds, *rest):\n"
         "    segm = 'segm' in kinds and os.environ['RANK'] == '0'\n"
-        "    return fail() if segm else values(images, kinds, by_class)\n"
+        "    return fail() if segm else values(images, kinds, *rest)\n"
         "by_hotcoco.values = broken\n"
         "train()\n"
     )
