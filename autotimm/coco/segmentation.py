@@ -21,6 +21,8 @@ _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 Odd = Callable[[str], object]
+PART_LEFT_OUT = "(part left out)"
+"""How the kind of a problem ends where only some parts of a mask could be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _of_parts(parts: _Parts, height: int, width: int, bbox: Any, odd: Odd) -> Ma
     for shape in parts.shapes:
         odd(shape)
     if reasons:
-        odd(f"{reasons[0]} (part left out)")
+        odd(f"{reasons[0]} {PART_LEFT_OUT}")
     if not rles:
         return _of_polygons(polygons, extents, height, width, odd)
     if polygons:

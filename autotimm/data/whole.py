@@ -47,7 +47,7 @@ class WholeImages(InstanceSegmentationDataModule):
         return loader
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Leaves the images as they are: who looks at them normalises what is cut out."""
+        """Leaves the images as they are; the model normalises the parts that it cuts out."""
         return batch
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from autotimm.coco import masks
+from autotimm.coco import masks, segmentation
+from autotimm.coco.checks import Problems
 from autotimm.coco.lists import CategoryIds
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
 from autotimm.structures import InputError
@@ -51,7 +52,11 @@ def sizes_of(results: list[Any]) -> dict[Any, tuple[int, int]]:
 
 
 def prepared(
-    truth: GroundTruth, results: list[Any], iou_type: IouType, name: str = "results"
+    truth: GroundTruth,
+    results: list[Any],
+    iou_type: IouType,
+    name: str = "results",
+    problems: Problems | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ground truth and detections as two annotation files' contents, with equal images.
 
@@ -61,6 +66,7 @@ def prepared(
             ``bbox`` a ``bbox``, or a segmentation whose box is then taken.
         iou_type: compare boxes or masks.
         name: what messages call the results.
+        problems: where masks of the results that have an odd shape are counted.
 
     Returns:
         Both with ids from 1; ``given_id`` of an annotation is the one that it had.
@@ -79,8 +85,9 @@ def prepared(
             raise InputError(f"{truth.name}: {kind} id {least} is below 0: number them from 0 on")
     sizes = {one["id"]: (one["height"], one["width"]) for one in truth.images}
     categories = CategoryIds.of(truth.categories)
+    problems = Problems() if problems is None else problems
     detections = [
-        _detection(one, number, sizes, truth.numbers, categories, iou_type, name)
+        _detection(one, number, sizes, truth.numbers, categories, iou_type, name, problems)
         for number, one in enumerate(results, 1)
     ]
     if truth.federated:  # as of truths
@@ -113,6 +120,7 @@ def _detection(
     categories: CategoryIds,
     iou_type: str,
     file: str,
+    problems: Problems,
 ) -> dict[str, Any]:
     """A results entry, checked, with everything that pycocotools will ask for."""
     where = f"{file}: result {number}"
@@ -141,7 +149,7 @@ def _detection(
         "category_id": categories.ids[category],
         "iscrowd": 0,
         "score": score,
-        **_extent(source, sizes[image_id], iou_type, where),
+        **_extent(source, sizes[image_id], iou_type, where, problems),
     }
 
 
@@ -150,24 +158,34 @@ def _is_number(value: Any) -> bool:
 
 
 def _extent(
-    source: dict[str, Any], size: tuple[int, int], iou_type: str, where: str
+    source: dict[str, Any],
+    size: tuple[int, int],
+    iou_type: str,
+    where: str,
+    problems: Problems,
 ) -> dict[str, Any]:
     """What is compared, mask or box, and its area, which decides on the size class.
 
     The area of masks is the mask's; pycocotools' ``loadRes`` takes the box's where results hold
     both, which moves thin objects into a larger class.
     """
-    box, segmentation = source.get("bbox"), source.get("segmentation")
-    if iou_type == "bbox" and (box or not segmentation):
+    box, mask = source.get("bbox"), source.get("segmentation")
+    if iou_type == "bbox" and (box or not mask):
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
             raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
         return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
-    if not segmentation:
+    if not mask:
         raise InputError(
             f"{where} has no segmentation: compare boxes alone (--boxes-only, iou_type bbox)"
         )
+
+    def odd(kind: str) -> None:
+        if kind.endswith(segmentation.PART_LEFT_OUT):
+            raise ValueError(kind.removesuffix(segmentation.PART_LEFT_OUT).strip())
+        problems.add(kind, where)
+
     try:
-        rle = masks.to_rle(segmentation, *size)
+        rle = segmentation.read(mask, *size, box, odd).rle
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     x1, y1, x2, y2 = masks.box(rle)

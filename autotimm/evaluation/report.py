@@ -12,7 +12,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category, shown_names
+from autotimm.coco.truths import of_evaluation
 from autotimm.evaluation.coco_eval import (
     ERRORS,
     MAX_DETECTIONS,
@@ -100,19 +102,23 @@ def measure(
     )
     kinds: list[IouType] = ["bbox", "segm"] if with_masks else ["bbox"]
     max_dets = limits(truth, max_detections)
-    parts = {kind: prepared(truth, entries, kind, name) for kind in kinds}
+    odd = {kind: Problems() for kind in kinds}
+    parts = {kind: prepared(truth, entries, kind, name, odd[kind]) for kind in kinds}
     evaluations = {kind: measured(*both, kind, max_dets) for kind, both in parts.items()}
     _refuse_numbered(truth, entries, name, evaluations["bbox"].stats["AP50"])
-    told = mistakes(*parts[kinds[-1]], kinds[-1], least_score, max_dets)
+    errors = mistakes(*parts[kinds[-1]], kinds[-1], least_score, max_dets)
     return Report(
         categories=truth.categories,
         evaluations=evaluations,
-        errors=told,
+        errors=errors,
         least_score=least_score,
         detections=parts[kinds[-1]][1]["annotations"],
         files={one["id"]: one["file_name"] for one in truth.images},
         max_detections=max_dets[-1],
-        remarks=remarks(truth, evaluations, max_dets[-1], len(entries)),
+        remarks=[
+            *of_evaluation(odd[kinds[-1]]).lines(),
+            *remarks(truth, evaluations, max_dets[-1], len(entries)),
+        ],
     )
 
 

@@ -14,7 +14,7 @@ from autotimm import __version__
 from autotimm.files.units import byte_count
 from autotimm.images.depth import checked_range
 from autotimm.sharding.outcome import Part
-from autotimm.sharding.summary import put
+from autotimm.sharding.summary import print_line
 from autotimm.structures import InputError
 
 _EPILOG = """\
@@ -233,7 +233,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
     def _print_message(self, message: str, file: object = None) -> None:
-        put(message.removesuffix("\n"), sys.stdout)  # help and version
+        print_line(message.removesuffix("\n"), sys.stdout)  # help and version
 
 
 def _names(text: str) -> list[str]:

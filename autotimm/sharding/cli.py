@@ -27,7 +27,7 @@ from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus
 from autotimm.sharding.staging import LocalFolder
-from autotimm.sharding.summary import as_json, bar, print_outcome, print_report, put, waiting
+from autotimm.sharding.summary import as_json, bar, print_line, print_outcome, print_report, waiting
 from autotimm.structures import InputError
 
 
@@ -137,7 +137,7 @@ def _main(args: Arguments) -> int:
         display=Display(waiting, bar, _say),
     )
     if args.json:
-        put(as_json(outcome), sys.stdout)
+        print_line(as_json(outcome), sys.stdout)
     else:
         print_outcome(outcome, str(where), args.part)
     return 0
@@ -241,7 +241,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    put(f"autotimm-shard: {' '.join(line.split())}", sys.stderr)
+    print_line(f"autotimm-shard: {' '.join(line.split())}", sys.stderr)
 
 
 def _fail(code: int, message: str, error: BaseException | None = None) -> NoReturn:

@@ -36,7 +36,7 @@ _REPORT = 0.1  # seconds between a worker's progress reports
 
 
 @contextlib.contextmanager
-def crew(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
+def worker_pool(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
     """Starts worker processes, and yields the function that distributes tasks to them.
 
     That function re-raises exceptions of ``work``, and raises a ChildProcessError if a worker dies.

@@ -31,7 +31,7 @@ from autotimm.sharding.job import (
 )
 from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
 from autotimm.sharding.outcome import Display, Outcome, Part, Terminated
-from autotimm.sharding.processes import Deal, Progress, crew
+from autotimm.sharding.processes import Deal, Progress, worker_pool
 from autotimm.sharding.staging import Claim
 from autotimm.sharding.writer import Written, write_shard
 from autotimm.structures import InputError
@@ -74,8 +74,8 @@ def shard(
     job = read_job(splits, options, strict, display.waiting)
     mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     if dst is None:
-        outcome = Outcome("dry run", {}, workers=_crew_size(workers, mine, dst))
-        with crew(_Work(job, None, False), outcome.workers) as deal:
+        outcome = Outcome("dry run", {}, workers=_pool_size(workers, mine, dst))
+        with worker_pool(_Work(job, None, False), outcome.workers) as deal:
             done = _write(job, mine, {}, deal, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
@@ -106,14 +106,14 @@ def _run(
     display: Display,
 ) -> Outcome:
     names = [job.plans[k][1].name for k in mine]
-    outcome = Outcome("part" if part else "written", {}, workers=_crew_size(workers, mine, dst))
+    outcome = Outcome("part" if part else "written", {}, workers=_pool_size(workers, mine, dst))
     done: dict[int, Written] = {}
     begun = False
     try:
         # Workers are forked before a store is asked for anything: fsspec then starts a thread.
         # They have the lock too, so that it is held until the last of a killed run is gone.
         spare = 2 * outcome.workers <= usable_cpus()
-        with crew(_Work(job, dst, spare), outcome.workers) as deal:
+        with worker_pool(_Work(job, dst, spare), outcome.workers) as deal:
             manifest = dst.manifest()
             if manifest and manifest.source == job.source and not overwrite:
                 for name in manifest.splits:
@@ -152,7 +152,7 @@ def _run(
     return outcome
 
 
-def _crew_size(workers: int | None, mine: list[int], dst: Destination | None) -> int:
+def _pool_size(workers: int | None, mine: list[int], dst: Destination | None) -> int:
     """How many processes write."""
     most = min(usable_cpus(), _MOST_WORKERS) if workers is None else workers
     if dst is not None and dst.one_process:

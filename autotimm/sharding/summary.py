@@ -67,7 +67,7 @@ def bar(total: int) -> Iterator[Callable[[int], object]]:
         yield lambda images: progress.advance(task, images)
 
 
-def put(text: str, stream: TextIO | None) -> None:
+def print_line(text: str, stream: TextIO | None) -> None:
     """Prints lines on stdout or stderr, with escapes for characters that its encoding lacks.
 
     A closed pipe (``| head``) is not an error.
@@ -98,7 +98,7 @@ def print_outcome(outcome: Outcome, dst: str, part: Part | None = None) -> None:
     console = Console(highlight=False)
     with console.capture() as captured:  # rich would exit the program on a closed pipe
         _draw(console, outcome, dst, part)
-    put(captured.get().removesuffix("\n"), sys.stdout)
+    print_line(captured.get().removesuffix("\n"), sys.stdout)
 
 
 def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> None:
@@ -189,12 +189,12 @@ def print_report(report: Report, folder: Path, json: bool) -> None:
     if json:
         content = {"state": "damaged" if report.faults else "sound", **counts}
         content["faults"] = report.faults
-        put(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(), sys.stdout)
+        print_line(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(), sys.stdout)
         return
     what = f"{report.shards:,} shards, {report.images:,} images, {report.instances:,} instances"
     found = f"{len(report.faults):,} faults in" if report.faults else "sound:"
     last = f"{folder}: {found} {what}, {report.bytes / 1e6:,.1f} MB"
-    put("\n".join([*report.faults, last]), sys.stdout)
+    print_line("\n".join([*report.faults, last]), sys.stdout)
 
 
 def _remarks(written: Written) -> list[str]:

@@ -26,7 +26,7 @@ from autotimm.format.manifest import BLOCK, MANIFEST, Shard, read_manifest
 from autotimm.format.record import checked_record
 from autotimm.images.decode import decode_image
 from autotimm.sharding.journal import WORK
-from autotimm.sharding.processes import Progress, crew
+from autotimm.sharding.processes import Progress, worker_pool
 from autotimm.structures import InputError, PixelRange, Record
 
 _MOST = 20  # the largest number of faults listed for a shard, and of repeated ids for a split
@@ -98,7 +98,7 @@ def verify(
         progress(done, total)
 
     found: dict[str, _Found] = {}
-    with crew(
+    with worker_pool(
         _Work(folder, shards, categories, manifest.pixel_range), min(workers, len(shards))
     ) as deal:
         for number, part in deal(range(len(shards)), advance):

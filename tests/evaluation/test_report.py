@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from coco_folder import CATEGORIES, annotation, image
 
+from autotimm.coco import masks
 from autotimm.evaluation import charts, report
+from autotimm.structures import InputError
 
 
 def found(image_id: int, category_id: int, place: float, score: float = 0.9) -> dict[str, Any]:
@@ -66,6 +68,32 @@ def test_errors_are_those_of_the_masks_where_there_are_masks() -> None:
     assert measured.errors.images == {1: (0, 1, 1)}
     boxes = report.measure(truth, results, boxes_only=True)
     assert boxes.errors.images == {1: (1, 0, 0)}
+
+
+SLANTED = [10.0, 8.0, 30.0, 12.0, 22.0, 28.0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "remark"),
+    [
+        (SLANTED, "polygon without its outer list"),
+        ([[SLANTED]], "polygon in more lists than one"),
+        ([masks.to_rle([SLANTED], 48, 64)], "list of RLEs"),
+    ],
+    ids=["flat", "deep", "listed"],
+)
+def test_masks_of_results_are_read_as_those_of_annotations(mask: Any, remark: str) -> None:
+    truth = {
+        "images": [image()],
+        "categories": CATEGORIES,
+        "annotations": [annotation(segmentation=[SLANTED])],
+    }
+    result = {"image_id": 1, "category_id": 3, "score": 0.9, "segmentation": mask}
+    done = report.measure(truth, [result], 0.5)
+    assert done.evaluations["segm"].stats["AP"] == pytest.approx(1)
+    assert any(remark in line and "results: result 1" in line for line in done.remarks)
+    with pytest.raises(InputError, match="result 1: polygon with fewer than 3 points"):
+        report.measure(truth, [result | {"segmentation": [SLANTED, [1.0, 2.0]]}], 0.5)
 
 
 def test_confusions_as_json(measured: report.Report) -> None:

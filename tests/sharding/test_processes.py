@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from autotimm.sharding.processes import Progress, crew
+from autotimm.sharding.processes import Progress, worker_pool
 from autotimm.structures import InputError
 
 pytestmark = pytest.mark.usefixtures("own_threads")
@@ -27,7 +27,7 @@ def square(task: int, progress: Progress) -> tuple[int, int]:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_task_is_done_once(workers: int) -> None:
     steps: list[int] = []
-    with crew(square, workers) as deal:
+    with worker_pool(square, workers) as deal:
         results = dict(deal(range(20), steps.append))
         again = dict(deal([7], steps.append))
     assert {task: value for task, (value, _) in results.items()} == {n: n * n for n in range(20)}
@@ -38,7 +38,7 @@ def test_every_task_is_done_once(workers: int) -> None:
 
 
 def test_no_task_is_no_work() -> None:
-    with crew(square, 3) as deal:
+    with worker_pool(square, 3) as deal:
         assert not list(deal([], lambda _: None))
 
 
@@ -47,7 +47,7 @@ def test_workers_are_spawned_beside_a_thread() -> None:
     thread = threading.Thread(target=end.wait)
     thread.start()
     try:
-        with crew(square, 2) as deal:
+        with worker_pool(square, 2) as deal:
             children = multiprocessing.active_children()
             assert {type(child).__name__ for child in children} == {"SpawnProcess"}
             assert sorted(task for task, _ in deal(range(4), lambda _: None)) == [0, 1, 2, 3]
@@ -82,7 +82,7 @@ def raising(error: BaseException) -> Callable[[int, Progress], int]:
     ],
 )
 def test_an_error_comes_here(error: Exception, expected: type[Exception], message: str) -> None:
-    with pytest.raises(expected, match=f"(?s){message}"), crew(raising(error), 2) as deal:
+    with pytest.raises(expected, match=f"(?s){message}"), worker_pool(raising(error), 2) as deal:
         list(deal(range(9), lambda _: None))
     assert not multiprocessing.active_children()
 
@@ -103,7 +103,7 @@ def leaving(task: int, progress: Progress) -> int:
     ("work", "message"), [(dying, "was killed .out of memory"), (leaving, "ended by exit 7")]
 )
 def test_a_worker_that_dies_is_an_error(work: Callable[[int, Progress], int], message: str) -> None:
-    with pytest.raises(ChildProcessError, match=message), crew(work, 2) as deal:
+    with pytest.raises(ChildProcessError, match=message), worker_pool(work, 2) as deal:
         list(deal(range(9), lambda _: None))
     assert not multiprocessing.active_children()
 
@@ -120,7 +120,7 @@ def test_what_ends_the_block_ends_the_workers() -> None:
         assert len(multiprocessing.active_children()) == 3
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), crew(interrupted, 3) as deal:
+    with pytest.raises(KeyboardInterrupt), worker_pool(interrupted, 3) as deal:
         list(deal(range(3), stop))
     assert not multiprocessing.active_children()
 
@@ -131,5 +131,5 @@ def test_signals_to_all_are_the_parents() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         return task
 
-    with crew(work, 2) as deal:
+    with worker_pool(work, 2) as deal:
         assert len(list(deal(range(4), lambda _: None))) == 4

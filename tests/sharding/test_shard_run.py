@@ -602,12 +602,12 @@ def test_parts_at_once_make_one_run(tmp_path: Path, undisturbed: dict[str, bytes
     def part(which: int) -> None:
         cli.main([str(a) for a in (coco, out, *PAIRS, "--workers", 1, "--part", f"{which}/4")])
 
-    crew = [FORK.Process(target=part, args=(which,)) for which in range(1, 5)]
-    for process in crew:
+    worker_pool = [FORK.Process(target=part, args=(which,)) for which in range(1, 5)]
+    for process in worker_pool:
         process.start()
-    for process in crew:
+    for process in worker_pool:
         process.join()
-    assert [process.exitcode for process in crew] == [0] * 4
+    assert [process.exitcode for process in worker_pool] == [0] * 4
     assert len(list((out / WORK).glob("*-0*.json"))) == 5
     assert shard(coco, out, *PAIRS) == 0
     assert files_of(out) == undisturbed
