@@ -163,16 +163,26 @@ def _truth(
 
 
 def _write_images(out: Path, truth: GroundTruth) -> None:
-    """Says what file each id of the results is, as ``predict`` does: an ``images.json`` that an
-    earlier prediction left would say something else."""
+    """Says what file and class each id in the results is, as ``predict`` does.
+
+    An ``images.json`` that an earlier prediction left would say something else.
+    """
     import orjson
 
     from autotimm.evaluation.matching import IMAGES
     from autotimm.files.atomic import whole_file
 
     content = truth.content() | {"annotations": []}
+    for kind in ("images", "categories"):
+        content[kind] = [_with_given_id(one) for one in content[kind]]
     with whole_file(out / IMAGES) as file:
         file.write(orjson.dumps(content))
+
+
+def _with_given_id(entry: dict[str, Any]) -> dict[str, Any]:
+    """An image or category under the id that results hold: the data set's own."""
+    others = {key: value for key, value in entry.items() if key not in ("id", "given_id")}
+    return {"id": entry.get("given_id", entry["id"]), **others}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -228,7 +228,10 @@ def _counts(args: argparse.Namespace, writer: Any) -> str:
 
 
 def _categories(model: Any) -> list[dict[str, Any]]:
-    return model.categories or [{"id": i, "name": n} for i, n in enumerate(model.class_names)]
+    if model.categories is None:
+        return [{"id": i, "name": name} for i, name in enumerate(model.class_names)]
+    # images.json says what the ids in results.json mean: these are the numbers, as of images.
+    return [{"id": one["id"], "name": one["name"]} for one in model.categories]
 
 
 def _model(args: argparse.Namespace, images: int) -> Any:

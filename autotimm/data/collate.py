@@ -9,6 +9,7 @@ view of it (channels last), which needs no copy and is the fastest layout for co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,17 @@ def collate(samples: list[Sample], padding: list[bool]) -> dict[str, Any]:
         arrays["labels"][b, :n], arrays["labels"][b, n:] = sample.labels, -1
         if sample.masks is not None:
             arrays["masks"][b, :n], arrays["masks"][b, n:] = sample.masks, 0
-    batch = {"block": block, "file_name": [r["file_name"] for r in records]}
-    if any("given_id" in r for r in records):
-        batch["given_id"] = [r.get("given_id") for r in records]
+    batch = {"block": block, "file_name": [r["file_name"] for r in records], **given_ids(records)}
     if samples[0].target is not None:
         batch["target"] = [s.target for s in samples]
     return batch
+
+
+def given_ids(records: Sequence[Record]) -> dict[str, Any]:
+    """The part of a batch that holds the source's own ids; empty if ``image_id`` holds them."""
+    if not any("given_id" in record for record in records):
+        return {}
+    return {"given_id": [record.get("given_id") for record in records]}
 
 
 def finish(batch: dict[str, Any]) -> dict[str, Any]:

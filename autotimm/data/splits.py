@@ -99,7 +99,7 @@ class Splits:
                 if self.location.folder is not None and _first_is_deep(source):
                     self._warn(
                         f"{where} keep the upper 8 of 16, as an older autotimm-shard wrote these "
-                        "shards: run it again, or set pixel_range"
+                        "shards: run it again with --overwrite, or set pixel_range"
                     )
             elif found is not None and self._folder.layout != "shards":
                 self._warn(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autotimm.data.collate import given_ids
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.images.decode import decode_image
 from autotimm.streaming.dataset import SampleStream
@@ -18,7 +19,8 @@ from autotimm.structures import PixelRange, Record
 class WholeImages(InstanceSegmentationDataModule):
     """A data module whose batches for prediction hold images in their own pixels.
 
-    A batch is a dict: ``pixels``, B arrays [H, W, 3] uint8; ``image_id`` [B]; ``padding`` [B].
+    A batch is a dict: ``pixels``, B arrays [H, W, 3] uint8; ``image_id`` [B]; ``padding`` [B];
+    ``given_id`` as in :class:`autotimm.structures.Batch`.
     """
 
     def predict_dataloader(self) -> StreamLoader:
@@ -53,14 +55,15 @@ class WholeImages(InstanceSegmentationDataModule):
 
 def _decoded(
     data: bytes | memoryview, record: Record, _: np.random.Generator, *, pixel_range: PixelRange
-) -> tuple[np.ndarray, int]:
-    pixels = decode_image(data, record["width"], record["height"], pixel_range)
-    return pixels, record["image_id"]
+) -> tuple[np.ndarray, Record]:
+    return decode_image(data, record["width"], record["height"], pixel_range), record
 
 
-def _together(samples: list[tuple[np.ndarray, int]], padding: list[bool]) -> dict[str, Any]:
+def _together(samples: list[tuple[np.ndarray, Record]], padding: list[bool]) -> dict[str, Any]:
+    records = [record for _, record in samples]
     return {
         "pixels": [pixels for pixels, _ in samples],
-        "image_id": torch.tensor([image_id for _, image_id in samples]),
+        "image_id": torch.tensor([record["image_id"] for record in records]),
         "padding": torch.tensor(padding),
+        **given_ids(records),
     }

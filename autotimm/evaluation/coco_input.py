@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from autotimm.coco import masks, segmentation
 from autotimm.coco.checks import Problems
+from autotimm.coco.ids import id_key
 from autotimm.coco.lists import CategoryIds
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
 from autotimm.structures import InputError
@@ -41,13 +42,13 @@ def name_of(results: Results) -> str:
 
 
 def sizes_of(results: list[Any]) -> dict[Any, tuple[int, int]]:
-    """Height and width of images by id, as the masks of results have them."""
+    """Height and width of images by ``id_key``, as the masks of results have them."""
     sizes: dict[Any, tuple[int, int]] = {}
     for one in results:
         mask = one.get("segmentation") if isinstance(one, dict) else None
         size = mask.get("size") if isinstance(mask, dict) else None
-        if isinstance(size, list) and len(size) == 2 and isinstance(one.get("image_id"), int | str):
-            sizes.setdefault(one["image_id"], (size[0], size[1]))
+        if isinstance(size, list) and len(size) == 2:
+            sizes.setdefault(id_key(one.get("image_id"), exact=True), (size[0], size[1]))
     return sizes
 
 

@@ -112,7 +112,7 @@ def of_source(
 
     Args:
         source: the file, its content, or a ground truth, which is handed through.
-        sizes: height and width of images by id, for those whose size the file lacks.
+        sizes: height and width of images by ``id_key``, for those whose size the file lacks.
 
     Raises:
         InputError: it cannot be read or is no annotation file; names it.
@@ -136,7 +136,8 @@ def of_source(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, entry in by_image.items():
-        height, width = _size(entry, raws[image_id], (sizes or {}).get(entry["id"]), problems)
+        known = (sizes or {}).get(id_key(entry["id"], exact=True))
+        height, width = _size(entry, raws[image_id], known, problems)
         file_name = entry.get("file_name")
         image: dict[str, Any] = {
             "id": image_id,

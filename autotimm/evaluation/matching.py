@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from autotimm.coco.checks import as_id
+from autotimm.coco.ids import Key, id_key
+from autotimm.coco.lists import CategoryIds
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
 from autotimm.structures import InputError
 
@@ -87,9 +88,12 @@ def _by_file_name(
     images, categories = _listed(beside)
     own = {one["id"]: one["file_name"] for one in truth.images}
     lines = []
-    if all(own.get(id_) == name for id_, name in images.items()):
-        image_ids = {id_: id_ for id_ in images}
-    else:
+    numbers = {key: number_of(key, truth.numbers) for key in images}
+    image_ids: dict[Key, int] = {}
+    for key, number in numbers.items():
+        if number is not None and own.get(number) == images[key]:
+            image_ids[key] = number
+    if len(image_ids) < len(images):
         image_ids = _paired(images, own, beside)
         if not image_ids:
             raise InputError(
@@ -101,15 +105,16 @@ def _by_file_name(
     category_ids = _paired_categories(categories, truth, beside)
     kept, elsewhere = [], 0
     for number, entry in enumerate(entries, 1):
-        id_ = as_id(entry.get("image_id")) if isinstance(entry, dict) else None
-        if id_ not in images:
-            raise InputError(f"result {number}: {beside} has no image of its image_id {id_!r}")
+        given = entry.get("image_id") if isinstance(entry, dict) else None
+        id_ = id_key(given, exact=True)
+        if id_ is None or id_ not in images:
+            raise InputError(f"result {number}: {beside} has no image of its image_id {given!r}")
         if id_ not in image_ids:
             elsewhere += 1
             continue
-        category = as_id(entry.get("category_id"))
-        changes = {"image_id": image_ids[id_]}
-        if category in category_ids:
+        category = id_key(entry.get("category_id"), exact=True)
+        changes: dict[str, Any] = {"image_id": image_ids[id_]}
+        if category is not None and category in category_ids:
             changes["category_id"] = category_ids[category]
         kept.append({**entry, **changes})
     if elsewhere:
@@ -120,12 +125,12 @@ def _by_file_name(
     return kept, lines
 
 
-def _listed(beside: Path) -> tuple[dict[int, str], dict[int, str]]:
+def _listed(beside: Path) -> tuple[dict[Key, str], dict[Key, str]]:
     """Names of images and of categories by id."""
     content = read_json(beside)
     try:
-        images = {as_id(one["id"]): str(one["file_name"]) for one in content["images"]}
-        categories = {as_id(one["id"]): str(one["name"]) for one in content["categories"]}
+        images = {id_key(one["id"], True): str(one["file_name"]) for one in content["images"]}
+        categories = {id_key(one["id"], True): str(one["name"]) for one in content["categories"]}
     except (TypeError, KeyError):
         raise InputError(
             f"{beside}: does not say which images the ids of the results are: remove it, or write "
@@ -137,7 +142,7 @@ def _listed(beside: Path) -> tuple[dict[int, str], dict[int, str]]:
     )
 
 
-def _paired(images: Mapping[int, str], own: Mapping[int, str], beside: Path) -> dict[int, int]:
+def _paired(images: Mapping[Key, str], own: Mapping[int, str], beside: Path) -> dict[Key, int]:
     """Ids in the ground truth of those images that are there: of two names, one ends as the other.
 
     Raises:
@@ -148,9 +153,9 @@ def _paired(images: Mapping[int, str], own: Mapping[int, str], beside: Path) -> 
         words = _words(name)
         if words:
             by_last.setdefault(words[-1], []).append((words, id_))
-    paired: dict[int, int] = {}
+    paired: dict[Key, int] = {}
     taken: dict[int, str] = {}
-    for id_, name in images.items():
+    for key, name in images.items():
         words = _words(name)
         found = by_last.get(words[-1], []) if words else []
         alike = {
@@ -168,14 +173,20 @@ def _paired(images: Mapping[int, str], own: Mapping[int, str], beside: Path) -> 
                     f"{beside}: {taken[best[0]]!r} and {name!r} are both {own[best[0]]!r}: the "
                     "results are of more than one folder: evaluate each alone"
                 )
-            taken[best[0]], paired[id_] = name, best[0]
+            taken[best[0]], paired[key] = name, best[0]
     return paired
 
 
 def _paired_categories(
-    categories: Mapping[int, str], truth: GroundTruth, beside: Path
-) -> dict[int, int]:
-    own = {one.id: one.name for one in truth.categories}
+    categories: Mapping[Key, str], truth: GroundTruth, beside: Path
+) -> dict[Key, Key]:
+    """What the ground truth looks up the categories by that results hold."""
+    names = {one.id: one.name for one in truth.categories}
+    own = {
+        key: names[id_]
+        for key, id_ in CategoryIds.of(truth.categories).ids.items()
+        if key is not None
+    }
     if all(own.get(id_) == name for id_, name in categories.items()):
         return {id_: id_ for id_ in categories}
     by_name = {name: id_ for id_, name in own.items()}

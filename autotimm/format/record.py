@@ -7,6 +7,7 @@ others are taken as a COCO file's annotations are: what is odd is mended or left
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -63,9 +64,14 @@ def checked_record(text: bytes | memoryview, where: str) -> Record:
     return record
 
 
-def foreign_record(text: bytes | memoryview, where: str) -> Record:
+def foreign_record(text: bytes | memoryview, where: str, known: Collection[int]) -> Record:
     """A record as others write it, checked: what is odd in it is mended or left out as in a COCO
     file (``checks.py``).
+
+    Args:
+        text: of the record, JSON.
+        where: what messages call it.
+        known: ids of the data set's categories; instances of others are left out.
 
     Raises:
         DataError: it is no record of an image; the message begins with ``where``.
@@ -79,7 +85,7 @@ def foreign_record(text: bytes | memoryview, where: str) -> Record:
     unmasked: list[Unmasked] = []
     for number, entry in enumerate(entries(raw)):
         id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
-        if category_id is None:
+        if category_id not in known:
             continue  # counted when the tar was indexed
         polygons = entry.get("polygons")
         whole = entry | {

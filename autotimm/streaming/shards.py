@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class ShardSource:
         found: dict[str, Problems] = {}
         if folder is not None and data.layout == "tars":
             manifest, found = foreign.manifest_of_tars(folder, cache)
-            authority, self._parse = "its index", foreign_record
+            known = frozenset(one.id for one in manifest.categories)
+            authority, self._parse = "its index", partial(foreign_record, known=known)
             self.remedy = "repair these samples, or remove them from the tars"
         else:
             manifest = manifest_of(location, cache.retry)

@@ -25,6 +25,7 @@ from autotimm import visualize
 from autotimm.cli import evaluate
 from autotimm.coco import masks
 from autotimm.coco.index import Category, shown_names
+from autotimm.data.whole import WholeImages
 from autotimm.evaluation.coco_eval import ERRORS, STATS
 from autotimm.evaluation.truth import Truth
 from autotimm.sharding.cli import shard
@@ -97,6 +98,25 @@ def test_a_results_file_alone_gives_the_same(evaluated: Path, tmp_path: Path) ->
     assert (tmp_path / "b" / "worst.png").exists()
     for out in (tmp_path / "a", tmp_path / "b"):
         assert (out / "metrics.json").read_bytes() == (evaluated / "metrics.json").read_bytes()
+
+
+def test_text_ids_are_written_as_results_hold_them(tmp_path: Path) -> None:
+    """Of whole images, in tiles or mirrored, and in the images.json beside the results."""
+    folder = write(
+        tmp_path / "coco",
+        [image(id="b-1"), image(id="a-1", file_name="b.jpg")],
+        [annotation(image_id="b-1", category_id="d")],
+        categories=[{"id": "s", "name": "star"}, {"id": "d", "name": "disc"}],
+        files={"a.jpg": picture(), "b.jpg": picture()},
+    )
+    whole = WholeImages(folder, batch_size=2, num_workers=0, test_split="train", image_size=64)
+    whole.setup("predict")
+    (batch,) = whole.predict_dataloader()
+    assert batch["given_id"] == ["b-1", "a-1"]
+    evaluate._write_images(tmp_path, Truth(open_source(folder, "train")).truth)
+    content = json.loads((tmp_path / "images.json").read_text())
+    assert [one["id"] for one in content["images"]] == ["b-1", "a-1"]
+    assert [one["id"] for one in content["categories"]] == ["s", "d"]
 
 
 @pytest.mark.parametrize("how", [{"flip": True}, {"tile": 64}])

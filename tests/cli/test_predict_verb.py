@@ -146,11 +146,12 @@ def test_the_verbs_flags_are_the_options(
     monkeypatch.setattr("autotimm.inference.predict.predictions", noted)
     words = [photos, "--checkpoint", checkpoint, "--out", tmp_path]
     flags = ["--tile", 256, "--overlap", 0.4, "--flip", "--half", "--batch-size", 9]
+    flags += ["--pixel-range", "0,4095"]
     for more in ([*flags, "--image-size", 64, 96, "--min-score", 0.3], ["--compile", "yes"]):
         with pytest.raises(InputError, match="none of the images"):
             run(*words, *more)
     chosen = {"batch_size": 9, "image_size": (64, 96), "tile": 256, "overlap": 0.4}
-    chosen |= {"flip": True, "half": True, "min_score": 0.3}
+    chosen |= {"flip": True, "half": True, "min_score": 0.3, "pixel_range": (0, 4095)}
     assert seen == [Options(**chosen), False, Options(), True]
 
 

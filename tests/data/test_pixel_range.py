@@ -3,6 +3,7 @@ against a shift of the values that were written."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -20,10 +21,12 @@ from autotimm import ObjectDetector
 from autotimm.cli import evaluate, predict, preview
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.preview import sheet
+from autotimm.data.whole import WholeImages
 from autotimm.evaluation.truth import Truth
 from autotimm.export.card import card
 from autotimm.format.manifest import read_manifest
 from autotimm.images.depth import Depths
+from autotimm.inference import predict as inference
 from autotimm.inference.sources import pixels_of
 from autotimm.sharding import cli, journal
 from autotimm.sharding.verify import verify
@@ -139,6 +142,34 @@ def test_training_and_evaluation_see_the_same_pixels(folder: Path, shards: Path)
     assert drawn.mean() == pytest.approx((VALUES["0.png"] >> 4).mean(), abs=1)
 
 
+def test_images_as_they_are_have_the_range_too(shards: Path) -> None:
+    whole = WholeImages(shards, batch_size=3, num_workers=0, masks=False, test_split="val")
+    whole.setup("predict")
+    (batch,) = whole.predict_dataloader()
+    check(dict(zip(sorted(VALUES), batch["pixels"], strict=True)))
+
+
+@pytest.mark.parametrize("given", [None, (0.0, 8191.0)])
+def test_predictions_read_with_the_range(
+    given: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def noted(images: Any, **how: Any) -> Any:
+        seen.append(how["pixel_range"])
+        return iter(())
+
+    monkeypatch.setattr(inference, "read_ahead", noted)
+    model = ObjectDetector(
+        "resnet10t", 2, pretrained=False, fpn_channels=16, head_convs=1, compile_model=False
+    )
+    model.preprocessing = dataclasses.replace(model.preprocessing, pixel_range=(0.0, 4095.0))
+    assert [
+        *inference.predictions(model, [], inference.Options(image_size=64, pixel_range=given))
+    ] == []
+    assert seen == [given or (0, 4095)]
+
+
 def test_a_preview_shows_what_training_sees(shards: Path) -> None:
     shown, _ = sheet({"a": data(shards, batch_size=1, augmentation_preset={})}, samples=1)
     dark, _ = sheet(
@@ -195,6 +226,18 @@ def test_older_shards_keep_their_numbers_and_are_told(shards: Path, tmp_path: Pa
     with pytest.warns(UserWarning, match=r"keep the upper 8 of 16, .* older autotimm-shard"):
         check(loaded(data(tmp_path)), 8)
     check(loaded(data(tmp_path, pixel_range=[0, 4095])))
+
+
+def test_older_shards_that_are_written_again_have_the_range(folder: Path, tmp_path: Path) -> None:
+    """The way out that the message names."""
+    cli.shard(folder, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del content["pixel_range"], content["sha256"]
+    (tmp_path / "out" / "manifest.json").write_bytes(orjson.dumps(content))
+    with pytest.warns(UserWarning, match="run it again with --overwrite"):
+        loaded(data(tmp_path / "out"))
+    cli.shard(folder, tmp_path / "out", overwrite=True)
+    check(loaded(data(tmp_path / "out")))
 
 
 def test_floats_are_read_and_what_is_no_picture_is_left_out(

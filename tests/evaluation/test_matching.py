@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from coco_folder import annotation, image
 
-from autotimm.evaluation import ground_truth, matching, report
+from autotimm.evaluation import coco_input, ground_truth, matching, report
 from autotimm.structures import InputError
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "star"}]
@@ -32,14 +32,14 @@ IDS = {"b.jpg": 1, "prüf.jpg": 2, "sub/a.jpg": 3, "a.jpg": 4}
 NUMBERED = dict(enumerate(sorted(IDS), 1))  # as autotimm predict numbers them
 
 
-def found(numbered: dict[int, str], category: int = 3) -> list[dict[str, Any]]:
+def found(numbered: dict[Any, str], category: int = 3) -> list[dict[str, Any]]:
     return [
         {"image_id": id_, "category_id": category, "bbox": [PLACES[name], 8, 9, 20], "score": 0.9}
         for id_, name in numbered.items()
     ]
 
 
-def write_images(folder: Path, names: dict[int, str], categories: Any = CATEGORIES) -> Path:
+def write_images(folder: Path, names: dict[Any, str], categories: Any = CATEGORIES) -> Path:
     listed = [{"id": id_, "file_name": name} for id_, name in names.items()]
     content = {"images": listed, "annotations": [], "categories": categories}
     (folder / "images.json").write_text(json.dumps(content))
@@ -99,6 +99,34 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     file = write_images(tmp_path, NUMBERED, [{"id": 0, "name": "comet"}])
     with pytest.raises(InputError, match="'comet' is none"):
         matching.fitted(found(NUMBERED, category=0), file, given)
+
+
+def test_ids_that_are_texts_are_matched_too(tmp_path: Path) -> None:
+    """Results and images.json hold the data set's own ids, as evaluate writes both."""
+    content = truth(IDS)
+    for kind in ("images", "categories"):
+        content[kind] = [{**one, "id": f"{kind}-{one['id']}"} for one in content[kind]]
+    for one in content["annotations"]:
+        one["image_id"] = f"images-{one['image_id']}"
+        one["category_id"] = f"categories-{one['category_id']}"
+    own = {f"images-{id_}": name for name, id_ in IDS.items()}
+    results = [{**one, "category_id": "categories-3"} for one in found(own)]
+    for names in (own, {id_: f"/elsewhere/{name}" for id_, name in own.items()}):
+        file = write_images(tmp_path, names, content["categories"])
+        given = ground_truth.of_source(content)
+        entries, _ = matching.fitted(results, file, given)
+        measured = report.measure(given, entries).evaluations["bbox"]
+        assert measured.stats["AP50"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("there", "here"), [("7", 7), (7, "7"), ("x", "x")])
+def test_images_have_the_size_that_the_masks_of_results_have(there: Any, here: Any) -> None:
+    content = truth({"a.jpg": 1})
+    content["images"] = [{"id": there, "file_name": "a.jpg"}]
+    content["annotations"][0]["image_id"] = there
+    result = {"image_id": here, "segmentation": {"size": [48, 64], "counts": "0"}}
+    (one,) = ground_truth.of_source(content, coco_input.sizes_of([result])).images
+    assert (one["height"], one["width"]) == (48, 64)
 
 
 @pytest.mark.parametrize(

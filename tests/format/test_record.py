@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coco_folder import annotation, image, write
+from coco_folder import CATEGORIES, annotation, image, write
 
 from autotimm.coco import index, layouts
 from autotimm.format.record import checked_record, foreign_record
@@ -20,6 +20,9 @@ def record(tmp_path: Path) -> dict[str, Any]:
     write(tmp_path, [image()], [annotation()])
     split = layouts.find_splits(tmp_path)["train"]
     return dict(index.load(split.annotation_file, split.image_folder).record(0))
+
+
+KNOWN = {one["id"] for one in CATEGORIES}
 
 
 def encoded(record: Any) -> bytes:
@@ -54,20 +57,20 @@ def test_records_as_others_write_them(record: dict[str, Any]) -> None:
     bare = {k: v for k, v in full.items() if k not in ("polygons", "segmentation", "iscrowd", "id")}
     given = [full, bare | {"polygons": polygons}, bare | {"segmentation": polygons}]
     given += [full | {"polygons": "none"}, bare | {"segmentation": {"size": [1, 1], "counts": "1"}}]
-    read = foreign_record(encoded({**record, "annotations": given}), "here")
+    read = foreign_record(encoded({**record, "annotations": given}), "here", KNOWN)
     assert read["annotations"][0] == full
     for number in (1, 2):
         assert read["annotations"][number] == full | {"id": number}
     assert read["annotations"][3] == {k: v for k, v in full.items() if k != "polygons"}
     assert len(read["annotations"]) == 4
     lacking = {k: record[k] for k in ("image_id", "width", "height")}
-    assert foreign_record(encoded(lacking), "here") == lacking | {
+    assert foreign_record(encoded(lacking), "here", KNOWN) == lacking | {
         "file_name": "",
         "annotations": [],
     }
     for text in (b"{", b"[]", encoded({**lacking, "height": "tall"})):
         with pytest.raises(DataError, match=r"^here: its record is damaged"):
-            foreign_record(text, "here")
+            foreign_record(text, "here", KNOWN)
 
 
 @pytest.mark.parametrize(("width", "height"), [(10**6, 10**6), (214747, 10000), (2**21, 1)])
@@ -78,6 +81,6 @@ def test_a_size_that_no_image_has_is_refused(
     given = record["annotations"][0] | {"segmentation": rle, "iscrowd": 0}
     huge = record | {"width": width, "height": height, "annotations": [given]}
     with pytest.raises(DataError, match=r"^here: .* no width and height of an image"):
-        foreign_record(encoded(huge), "here")
+        foreign_record(encoded(huge), "here", KNOWN)
     with pytest.raises(DataError, match=r"^here: .* no image has its width and height"):
         checked_record(encoded(huge), "here")

@@ -232,7 +232,9 @@ def test_of_several_processes_one_makes_an_index(
 def test_unusable_samples_are_counted(samples: dict[str, list[Sample]], tmp_path: Path) -> None:
     (_, image, record), other = samples["train"][0], samples["train"][1]
     annotation = record["annotations"][0]
-    odd = [annotation | {"category_id": "one"}, {"category_id": 5, "id": 1}, 7]
+    # Of class 5 there is a box alone, so it is none of the classes.
+    box = {"category_id": 5, "id": 1, "bbox": [1, 1, 5, 5]}
+    odd = [annotation | {"category_id": "one"}, box, 7]
     parts = [
         ("._a.jpg", b"a Mac's"), ("README", b"text"), (".hidden.json", b"{}"),
         ("lonely.jpg", image),
