@@ -100,6 +100,7 @@ def test_a_results_file_alone_gives_the_same(evaluated: Path, tmp_path: Path) ->
         assert (out / "metrics.json").read_bytes() == (evaluated / "metrics.json").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:.*not a whole number")
 def test_text_ids_are_written_as_results_hold_them(tmp_path: Path) -> None:
     """Of whole images, in tiles or mirrored, and in the images.json beside the results."""
     folder = write(
