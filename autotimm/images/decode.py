@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,39 +32,12 @@ from autotimm.images import buffers
 from autotimm.images.depth import DataError, Deep, deep
 from autotimm.images.inspect import FORMATS, LARGEST
 from autotimm.images.orientation import Bytes, as_stored, orientation, turned, upright
+from autotimm.images.quiet import quiet
 from autotimm.structures import UPPER_BITS, PixelRange
 
 __all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
 
 _SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
-
-
-class _Quiet:
-    """Nothing warns as long as a thread is within.
-
-    ``warnings.catch_warnings`` alone is for one thread: of two that overlap, the one that came last
-    puts back what the first had set, and nothing would warn ever after.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._within = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._within:
-                self._caught = warnings.catch_warnings(action="ignore")
-                self._caught.__enter__()
-            self._within += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._within -= 1
-            if not self._within:
-                self._caught.__exit__(None, None, None)
-
-
-# What PIL warns of (odd metadata, large images) does not concern the pixels or is checked.
-_quiet = _Quiet()
 
 
 def decode_image(
@@ -185,7 +156,7 @@ def _turned_pixels(
 def _opened(data: Bytes) -> Iterator[Image.Image]:
     """An image file, opened as it is stored; whatever goes wrong with it is a DataError."""
     try:
-        with _quiet, Image.open(io.BytesIO(as_stored(data)), formats=FORMATS) as image:
+        with quiet, Image.open(io.BytesIO(as_stored(data)), formats=FORMATS) as image:
             yield image
     except DataError:
         raise

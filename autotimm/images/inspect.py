@@ -7,13 +7,13 @@ are width, height in pixels.
 from __future__ import annotations
 
 import struct
-import warnings
 from io import BytesIO
 
 import simplejpeg
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from autotimm.images.orientation import as_stored, orientation, turned
+from autotimm.images.quiet import quiet
 
 EXTENSIONS = {
     "BMP": "bmp",
@@ -57,8 +57,7 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
                 return "jpg", (width, height)
         except ValueError:
             pass  # PIL reads a few kinds of JPEG that libjpeg-turbo does not
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata and large pictures are fine
+    with quiet:
         try:
             image = Image.open(BytesIO(as_stored(data)), formats=FORMATS)
         except Image.DecompressionBombError:
@@ -83,7 +82,5 @@ def shown_size(data: bytes | memoryview) -> tuple[int, int]:
     Raises:
         ValueError, OSError: it is no image that can be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(BytesIO(as_stored(data)), formats=FORMATS) as image:
-            return turned(image.size, orientation(data))
+    with quiet, Image.open(BytesIO(as_stored(data)), formats=FORMATS) as image:
+        return turned(image.size, orientation(data))

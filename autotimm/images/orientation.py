@@ -27,7 +27,7 @@ def orientation(data: Bytes) -> int:
     Those from 5 on swap width and height; 2, 4, 5 and 7 mirror.
     """
     start = bytes(data[:12])
-    xmp = b""
+    xmp: Bytes = b""
     if start[:2] == b"\xff\xd8":
         for kind, content in _segments(data):
             if kind == 0xE1 and content[:6] == b"Exif\0\0":
@@ -117,9 +117,10 @@ def _segments(data: Bytes) -> Iterator[tuple[int, Bytes]]:
         at += 2 + max(size, 2)
 
 
-def _in_tiff(data: Bytes) -> tuple[int, int, bytes]:
+def _in_tiff(data: Bytes) -> tuple[int, int, Bytes]:
     """Returns the orientation in a TIFF's first IFD (0: none), where it lies, and the XMP."""
-    found, place, xmp = 0, 0, b""
+    found, place = 0, 0
+    xmp: Bytes = b""
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     try:
         if order is None:
@@ -138,7 +139,7 @@ def _in_tiff(data: Bytes) -> tuple[int, int, bytes]:
                     found, place = number, value
             elif tag == _XMP_TAG:
                 begin = struct.unpack_from(f"{order}{offsets}", data, value)[0]
-                xmp = bytes(data[begin : begin + count])
+                xmp = data[begin : begin + count]
             at += size
     except (struct.error, KeyError, OverflowError):
         pass  # metadata that cannot be read turn nothing

@@ -22,6 +22,7 @@ from PIL import Image
 
 from autotimm.files.units import byte_text
 from autotimm.images.decode import rgb
+from autotimm.images.orientation import as_stored
 from autotimm.structures import InputError
 
 _BAND = 1 << 22  # pixels
@@ -38,12 +39,13 @@ _KEPT = frozenset((_BITS, _COMPRESSION, 262, 266, _SAMPLES, _PLANAR, 292, 293, 3
 _OLD_JPEG = 6  # a compression whose strips cannot be read alone
 
 
-def bands(file: BinaryIO, header: Any) -> Iterator[np.ndarray]:
+def bands(file: BinaryIO, header: Any, which: int = 1) -> Iterator[np.ndarray]:
     """Yields the rows of an image, some at a time, as [h, W, 3] uint8 RGB; not turned upright.
 
     Args:
         file: of the image; it can be sought in.
         header: the same image as PIL has opened it, not loaded.
+        which: the orientation that the file carries.
 
     Raises:
         InputError: it has more than 8 bits a channel, or does not fit into memory where it must.
@@ -59,7 +61,7 @@ def bands(file: BinaryIO, header: Any) -> Iterator[np.ndarray]:
         parts = _png_bands(file)
     elif header.format == "TIFF":
         parts = _tiff_bands(file, header.tag_v2)
-    return parts or _whole(file, header)
+    return parts or _whole(file, header, which)
 
 
 def _rows(image: Image.Image, width: int, first: int = 0) -> Iterator[np.ndarray]:
@@ -69,7 +71,7 @@ def _rows(image: Image.Image, width: int, first: int = 0) -> Iterator[np.ndarray
         yield rgb(image.crop((0, top, width, min(top + step, image.height))))
 
 
-def _whole(file: BinaryIO, header: Any) -> Iterator[np.ndarray]:
+def _whole(file: BinaryIO, header: Any, which: int) -> Iterator[np.ndarray]:
     jpeg = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
     needed = (3 if jpeg else 4) * header.width * header.height
     free = _free_memory()
@@ -85,6 +87,9 @@ def _whole(file: BinaryIO, header: Any) -> Iterator[np.ndarray]:
         for top in range(0, len(pixels), step):
             yield pixels[top : top + step]
         return
+    if header.format == "TIFF" and which != 1:  # PIL would turn it while it loads it
+        file.seek(0)
+        header = type(header)(io.BytesIO(as_stored(file.read())), "")
     header.load()
     yield from _rows(header, header.width)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
+import mmap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +14,17 @@ import numpy as np
 from PIL import Image
 
 from autotimm.coco import masks
-from autotimm.images.inspect import BROKEN
+from autotimm.images.inspect import BROKEN, LARGEST
 from autotimm.images.kinds import HEAD, kind_of
+from autotimm.images.orientation import orientation, turned, upright
+from autotimm.images.quiet import quiet
 from autotimm.inference.bands import bands
 from autotimm.inference.tiles import Window, tile_windows
 from autotimm.structures import RLE, Detections, InputError
 
-LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
-"""Pixels; PIL refuses images that have more, and so do those who decode them at once."""
-
 _MOST = 2**32 - 1  # pixels; an RLE has them in 32 bits
+_PNG = b"\x89PNG\r\n\x1a\n"
 _LONGEST = 4096  # pixels, of the smaller picture's longer side
-_ORIENTATION = 0x0112
-# EXIF's orientations that change the size, as rows and columns exchanged, then turned round.
-_TURNS = {5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)}
 
 
 class LargeImage:
@@ -47,14 +43,9 @@ class LargeImage:
             self._width, self._height = header.tag_v2[256], header.tag_v2[257]
         else:
             self._width, self._height = header.size
-        turn = None
-        with contextlib.suppress(*BROKEN):  # EXIF that cannot be read turns nothing
-            # Not header.getexif(), which of a PNG decodes all pixels to see what comes after them.
-            turn = _TURNS.get(Image.Image.getexif(header).get(_ORIENTATION, 1))
-        # A square one stays as stored, as everywhere.
-        self._turn = turn if self._width != self._height else None
+        self._which = _orientation(source)
         sides = (self._height, self._width)
-        self.shape = (*(sides[::-1] if self._turn else sides), 3)
+        self.shape = (*turned(sides, self._which), 3)
         self.factor = -(-max(sides) // _LONGEST)
         self.reduced = np.zeros((0, 0, 3), np.uint8)
 
@@ -70,32 +61,27 @@ class LargeImage:
         windows = tile_windows(self._height, self._width, side, overlap)
         small: list[np.ndarray] = []
         try:
-            with _quiet(), _opened(self._source) as file, _header(file) as header:
-                rows = _reducing(bands(file, header), self.factor, small)
+            with quiet, _opened(self._source) as file, _header(file) as header:
+                rows = _reducing(bands(file, header, self._which), self.factor, small)
                 for window, pixels in _cut(rows, windows):
-                    yield self._upright_window(window), self._upright(pixels)
+                    yield self._upright_window(window), upright(pixels, self._which)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
-        except (*BROKEN, zlib.error, EOFError) as error:
+        except (*BROKEN, zlib.error, EOFError, Image.DecompressionBombError) as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise InputError(f"{self.name}: the image cannot be decoded ({reason})") from error
-        self.reduced = self._upright(np.concatenate(small))
-
-    def _upright(self, pixels: np.ndarray) -> np.ndarray:
-        if self._turn is None:
-            return pixels
-        down, right = (-1 if one else 1 for one in self._turn)
-        return np.ascontiguousarray(pixels.transpose(1, 0, 2)[::down, ::right])
+        self.reduced = upright(np.concatenate(small), self._which)
 
     def _upright_window(self, window: Window) -> Window:
-        if self._turn is None:
-            return window
-        x1, y1, x2, y2 = window  # rows and columns exchanged
+        """Where the pixels of a stored window lie once ``upright`` has turned them."""
+        y1, x1, y2, x2 = window
         height, width = self.shape[:2]
-        if self._turn[0]:
-            y1, y2 = height - y2, height - y1
-        if self._turn[1]:
+        if self._which >= 5:
+            y1, x1, y2, x2 = x1, y1, x2, y2
+        if self._which in (2, 3, 6, 7):
             x1, x2 = width - x2, width - x1
+        if self._which in (3, 4, 7, 8):
+            y1, y2 = height - y2, height - y1
         return y1, x1, y2, x2
 
     def shrunk(self, found: Detections) -> Detections:
@@ -118,7 +104,7 @@ def large_image(source: Path | bytes, name: str) -> LargeImage | None:
         InputError: it has more pixels than masks can have; the message does not name it.
     """
     try:
-        with _quiet(), _opened(source) as file, _header(file) as header:
+        with quiet, _opened(source) as file, _header(file) as header:
             width, height = header.size
             if width * height <= LARGEST:
                 return None
@@ -129,12 +115,37 @@ def large_image(source: Path | bytes, name: str) -> LargeImage | None:
             return LargeImage(source, header, name)
     except InputError:
         raise
-    except (*BROKEN, KeyError, zlib.error):
+    except (*BROKEN, zlib.error, Image.DecompressionBombError):
         return None  # the ordinary reader says what is wrong
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _orientation(source: Path | bytes) -> int:
+    """The orientation that the file carries; of a large file little is read."""
+    if isinstance(source, bytes):
+        return orientation(source)
+    with source.open("rb") as file:
+        if file.read(8) == _PNG:  # mapped, all of it would come into memory, chunk by chunk
+            return orientation(_PNG + _metadata(file))
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            return orientation(data)
+
+
+def _metadata(file: BinaryIO) -> bytes:
+    """The chunks of a PNG that may tell its orientation; the file stands behind its signature."""
+    found, at = b"", len(_PNG)
+    while len(head := file.read(8)) == 8:
+        size = 12 + int.from_bytes(head[:4], "big")
+        if head[4:] in (b"eXIf", b"iTXt"):
+            found += head + file.read(size - 8)
+        at = file.seek(at + size)
+    return found
 
 
 def _header(file: BinaryIO) -> Any:
@@ -143,14 +154,6 @@ def _header(file: BinaryIO) -> Any:
     file.seek(0)
     Image.preinit()
     return Image.OPEN[kind.name.upper()][0](file, "")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PIL warns of odd metadata, and that an image is large."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _cut(rows: Iterator[np.ndarray], windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:

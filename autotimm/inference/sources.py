@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.images import inspect
 from autotimm.images.decode import decode_upright, rgb
 from autotimm.images.kinds import HEAD, Kind, kind_of
-from autotimm.inference.large import LARGEST, LargeImage, large_image
+from autotimm.images.orientation import upright
+from autotimm.inference.large import LargeImage, large_image
 from autotimm.structures import InputError, PixelRange
 
 SUFFIXES = frozenset(
@@ -26,7 +27,7 @@ SUFFIXES = frozenset(
 )
 """Suffixes of the files on a server that count as images: those of a folder say it themselves."""
 
-
+_ORIENTATION = 0x0112  # EXIF 2.32, table 4
 _VIDEO = (
     "autotimm predict takes local videos, and autotimm.inference.video.frames gives their frames"
 )
@@ -168,8 +169,8 @@ def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.n
                 return large
             height, width, _ = large.shape
             raise InputError(
-                f"has {width:,} x {height:,} pixels, and {LARGEST:,} are decoded at once: give "
-                "--tile PIXELS (in Python tile=), and it is read in tiles"
+                f"has {width:,} x {height:,} pixels, and {inspect.LARGEST:,} are decoded at once: "
+                "give --tile PIXELS (in Python tile=), and it is read in tiles"
             )
         except InputError as error:
             raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
@@ -178,7 +179,11 @@ def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.n
             raise InputError(f"{name}: cannot be read: {reason}") from error
     if isinstance(image, Image.Image):
         try:
-            return rgb(ImageOps.exif_transpose(image), pixel_range=pixel_range)
+            image.load()  # PIL turns a TIFF here, and then no longer gives its orientation
+            which = image.getexif().get(_ORIENTATION, 1)
+            # Not exif_transpose: its copy lacks the tags that say what a TIFF's values mean.
+            pixels = rgb(image, pixel_range=pixel_range)
+            return upright(pixels, which) if which in range(2, 9) else pixels
         except InputError:
             raise
         except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from autotimm.coco import masks
@@ -161,21 +162,23 @@ def test_what_cannot_be_cut_is_decoded_as_a_whole(kind: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "TIFF as a whole"])
 def test_tiles_are_upright_and_in_their_place(
-    kind: str, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, square: bool, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "it"
-    picture().save(path, kind, exif=exif)
+    path, how = tmp_path / "it", {}
+    if kind == "TIFF as a whole":
+        monkeypatch.setattr(bands_module, "_BAND", 1000)
+        how = {"compression": "tiff_lzw", "strip_size": 2**20}
+    stored = picture().crop((0, 0, 150, 150)) if square else picture()
+    stored.save(path, kind.split()[0], exif=exif, **how)
     found = image_of(path, tiled=True)
     assert isinstance(found, large.LargeImage)
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        stored = ImageOps.exif_transpose(image)
-        truth = rgb(stored if orientation > 4 else Image.open(path))
-    if kind == "TIFF" and orientation < 5:
-        truth = rgb(picture())
+    with Image.open(path) as image:
+        truth = np.asarray(ImageOps.exif_transpose(image))
     assert found.shape == truth.shape
     seen = np.zeros(truth.shape, int)
     for (y1, x1, y2, x2), pixels in found.tiles(64, 0.2):
@@ -183,6 +186,39 @@ def test_tiles_are_upright_and_in_their_place(
         seen[y1:y2, x1:x2] += 1
     assert seen.min() == 1
     np.testing.assert_array_equal(found.reduced, truth)  # small enough to stay
+
+
+def test_the_orientation_of_a_large_image_may_be_in_xmp(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    path = tmp_path / "it"
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    ways: dict[str, dict[str, Any]] = {
+        "TIFF": {"tiffinfo": {700: xmp}},
+        "WEBP": {"lossless": True, "xmp": xmp},
+        "PNG": {"pnginfo": info},
+    }
+    truth = np.rot90(np.asarray(picture()), -1)
+    for kind, how in ways.items():
+        picture().save(path, kind, **how)
+        found = image_of(path, tiled=True)
+        assert isinstance(found, large.LargeImage) and found.shape == truth.shape
+        ((_, pixels),) = found.tiles(2**16, 0.2)
+        np.testing.assert_array_equal(pixels, truth)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_what_pil_refuses_for_its_size_is_refused_by_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TIFF that cannot be cut, and a WebP: PIL's limit holds for them here, too."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    monkeypatch.setattr(bands_module, "_BAND", 1000)
+    path = tmp_path / "it"
+    how = {"compression": "tiff_lzw", "strip_size": 2**20} if kind == "TIFF" else {}
+    picture().save(path, kind, **how)
+    with pytest.raises(InputError, match=r"it: (the image cannot be decoded .*limit|image too)"):
+        list(image_of(path, tiled=True).tiles(64, 0.2))  # type: ignore[union-attr]
 
 
 def test_the_smaller_picture_and_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_folder import picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 import autotimm
-from autotimm.inference.sources import find, pixels_of
+from autotimm.inference.sources import find, pixels_of, read_ahead
 from autotimm.inference.write import is_output
 from autotimm.structures import InputError
 
@@ -110,6 +111,41 @@ def test_every_mode_of_picture_becomes_rgb(mode: str, tmp_path: Path) -> None:
     else:
         np.testing.assert_allclose(pixels[..., 1], grey, atol=1)
     np.testing.assert_array_equal(pixels, pixels_of(Image.open(path)))
+
+
+@pytest.mark.parametrize("which", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "TIFF of 16 bits, 0 is white"])
+def test_a_pil_image_gives_what_its_file_gives(kind: str, which: int, tmp_path: Path) -> None:
+    grey = (np.arange(20 * 30).reshape(20, 30) % 251).astype(np.uint8)
+    path, deep = tmp_path / "it", "16 bits" in kind
+    stored = Image.fromarray(grey.astype(np.uint16) * 257 if deep else grey)
+    exif = Image.Exif()
+    exif[0x0112] = which
+    if deep:
+        stored.save(path, "TIFF", tiffinfo={0x0112: which, 262: 0})
+    else:
+        stored.convert("RGB").save(path, kind, exif=exif)
+    # Not by its path: Pillow 13 maps a plain TIFF of 16 bits with its sides exchanged.
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    if deep:
+        shown = np.repeat(255 - (shown >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(pixels_of(path, (0, 65535)), shown)
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        np.testing.assert_array_equal(pixels_of(image, (0, 65535)), shown)
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        image.load()  # where PIL turns a TIFF
+        np.testing.assert_array_equal(pixels_of(image, (0, 65535)), shown)
+
+
+def test_reading_in_threads_leaves_warnings_as_they_were(tmp_path: Path) -> None:
+    for kind in ("PNG", "BMP", "TIFF"):
+        Image.new("RGB", (300, 300)).save(tmp_path / f"it.{kind.lower()}")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())] * 100
+    before = list(warnings.filters)
+    for _ in read_ahead(paths):
+        pass
+    assert warnings.filters == before
 
 
 def test_pictures_are_turned_upright(tmp_path: Path) -> None:
