@@ -91,6 +91,10 @@ class CocoIndex:
         """Returns the id of image ``i``."""
         return int(self._images.ids[i])
 
+    def given_id(self, i: int) -> str | float | None:
+        """Returns the file's own id of image ``i``, where that is no whole number of 64 bits."""
+        return self._images.given_ids.get(i)
+
     def annotation_ids(self) -> tuple[int, int]:
         """Returns the smallest and the largest annotation id; 0 and -1 where there is none."""
         return self._annotations.span

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from autotimm.coco.checks import RULES, Problems, Rules
+from autotimm.coco.ids import Key, id_key
 from autotimm.coco.index import Category, CocoIndex, load, names_of
 from autotimm.coco.layouts import Split
+from autotimm.coco.lists import FEDERATED
+from autotimm.coco.merge import merged
 from autotimm.structures import InputError, Record
 
 __all__ = ["Index", "JoinedIndex", "load_split"]
@@ -46,6 +50,7 @@ class JoinedIndex:
         self._shifts = _shifts(parts, files, self.problems)
         # Of each image: (part, position in it), more than one where several files describe it.
         self._places: list[list[tuple[int, int]]] = []
+        self._clashing: set[int] = set()  # images whose given id an image of an earlier file has
         self._ids = self._join_images(files)
         self._sizes = np.array(
             [self._parts[k].size(i) for (k, i), *_ in self._places], np.int64
@@ -107,32 +112,33 @@ class JoinedIndex:
 
     def record(self, i: int, problems: Problems | None = None) -> Record:
         """See ``CocoIndex``; an instance that two files have alike is there once, and counted."""
-        part, position = self._places[i][0]
-        record = self._parts[part].record(position, problems)
+        records = [self._mapped(*place, problems) for place in self._places[i]]
+        record = records[0] if len(records) == 1 else merged(records, problems)
         record["image_id"] = self._ids[i]
-        annotations = record["annotations"]
-        record["annotations"] = []
-        seen = set()
-        for part, position in self._places[i]:
-            if (part, position) != self._places[i][0]:
-                annotations = self._parts[part].record(position, problems)["annotations"]
-            here = set()
-            for annotation in annotations:
-                annotation["category_id"] = self._category_ids[part][annotation["category_id"]]
-                annotation["id"] += self._shifts[part]
-                shape = annotation["category_id"], annotation["segmentation"]["counts"]
-                if shape not in seen:
-                    record["annotations"].append(annotation)
-                elif problems is not None:
-                    what = f"annotation {annotation['id']} of {record['file_name']}"
-                    problems.add("instance is in several annotation files (taken once)", what)
-                here.add(shape)
-            seen |= here
+        if i in self._clashing:
+            del record["given_id"]
+        return record
+
+    def _mapped(self, part: int, position: int, problems: Problems | None) -> Record:
+        """One file's record of an image, with the annotation and category ids of the whole."""
+        record, ids = self._parts[part].record(position, problems), self._category_ids[part]
+        for one in (*record["annotations"], *record.get("unmasked", ())):
+            one["id"] += self._shifts[part]
+            one["category_id"] = ids[one["category_id"]]
+        for key in FEDERATED:
+            if key not in record:
+                continue
+            unknown = [id_ for id_ in record[key] if id_ not in ids]
+            record[key] = [ids[id_] for id_ in record[key] if id_ in ids]
+            if problems is not None and unknown:  # it may be the id of another file's category
+                shown = f"{unknown[0]} of {record['file_name']}"
+                problems.add(f"{key} has an id that no category of its file has (left out)", shown)
         return record
 
     def _join_images(self, files: Sequence[Path]) -> list[int]:
-        """Fills ``_places``, and returns the images' ids."""
+        """Fills ``_places`` and ``_clashing``, and returns the images' ids."""
         ids: dict[int, None] = {}  # ordered
+        keys: set[Key | None] = set()  # of ids that are no whole numbers
         own = {part.image_id(i) for part in self._parts for i in range(len(part))}
         free = (id_ for id_ in count(max(own) + 1) if id_ not in own)
         if max(own) + len(own) >= 2**63:
@@ -153,11 +159,18 @@ class JoinedIndex:
                     self.problems.add(kind, shown)
                     continue
                 id_ = part.image_id(i)
-                if id_ in ids:
+                given = part.given_id(i)
+                key = None if given is None else id_key(given, exact=True)
+                clash = id_ in ids if key is None else key in keys
+                if clash:
                     self.problems.add(
                         "image id is in several annotation files (numbered anew)",
-                        f"{shown} (id {id_})",
+                        f"{shown} (id {id_ if key is None else key})",
                     )
+                    if key is not None:  # its number is its id from now on
+                        self._clashing.add(len(self._places))
+                keys.add(key)
+                if id_ in ids:
                     id_ = next(free)
                 ids[id_] = None
                 slots.setdefault(file, len(self._places))
@@ -189,6 +202,7 @@ def _join_categories(
 ) -> tuple[list[Category], list[dict[int, int]]]:
     """Returns the classes of all files, and for each file what its category ids become."""
     joined: dict[int, Category] = {}
+    keys: set[Key | None] = set()  # of ids that are no whole numbers
     maps: list[dict[int, int]] = []
     for part, file in zip(parts, files, strict=True):
         ids: dict[int, int] = {}
@@ -206,15 +220,22 @@ def _join_categories(
                     "category has another id in another annotation file (matched by name)",
                     f"'{category.name}' of {file.name} (id {category.id}, now {new})",
                 )
-            elif category.id not in joined:
-                new = category.id
             else:
-                new = max(max(joined), *(c.id for p in parts for c in p.categories)) + 1
-                problems.add(
-                    "category id is of another class in another annotation file (numbered anew)",
-                    f"'{category.name}' of {file.name} (id {category.id}, now {new})",
-                )
-            joined.setdefault(new, Category(new, category.name, category.supercategory))
+                new, given = category.id, category.given_id
+                if new in joined:
+                    new = max(max(joined), *(c.id for p in parts for c in p.categories)) + 1
+                key = None if given is None else id_key(given, exact=True)
+                clash = new != category.id if key is None else key in keys
+                if clash:
+                    given = None
+                    old = category.id if key is None else key
+                    problems.add(
+                        "category id is of another class in another annotation file "
+                        "(numbered anew)",
+                        f"'{category.name}' of {file.name} (id {old}, now {new})",
+                    )
+                joined[new] = replace(category, id=new, given_id=given)
+                keys.add(key)
             ids[category.id] = new
             taken.add(new)
         maps.append(ids)

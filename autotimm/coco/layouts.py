@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotimm.coco import other_formats
@@ -135,7 +135,7 @@ def _folders(root: Path) -> dict[str, Split]:
         return {}  # a data set inside of the folder, not a split of it
     short = {name: short_name(name) for name in splits}
     if len(set(short.values())) == len(splits):
-        splits = {short[n]: Split(short[n], *s.sources[0]) for n, s in splits.items()}
+        splits = {short[n]: replace(s, name=short[n]) for n, s in splits.items()}
     return splits
 
 

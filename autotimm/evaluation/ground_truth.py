@@ -88,6 +88,10 @@ def of_records(
         categories: of the data set.
         name: what messages call it.
         problems: what was odd where the records were made.
+
+    Raises:
+        InputError: two images have one id that is no whole number, as in joined shards of older
+            versions; names it.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -96,7 +100,13 @@ def of_records(
         image: dict[str, Any] = {"id": record["image_id"]}
         if "given_id" in record:
             image["given_id"] = record["given_id"]
-            numbers[id_key(record["given_id"], exact=True)] = record["image_id"]
+            key = id_key(record["given_id"], exact=True)
+            if key in numbers:
+                raise InputError(
+                    f"{name}: two images have the id {key}, the second one {record['file_name']}: "
+                    "results cannot tell them apart; make the shards again, or change its id"
+                )
+            numbers[key] = record["image_id"]
         image |= {key: record[key] for key in ("file_name", "height", "width")}
         images.append(image | {key: record[key] for key in FEDERATED if key in record})
         _append(annotations, record)

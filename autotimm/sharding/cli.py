@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -204,10 +205,12 @@ def _of_files(
     folders = list(folders) * len(files) if len(folders) == 1 else folders
     if names is None:
         names = split_names([stem_of(Path(file)) for file in files])
-        if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            shared = ", ".join(f for f, own in zip(files, names, strict=True) if own == name)
             raise InputError(
-                f"--annotations: {', '.join(files)} would share the name '{names[0]}'; --splits "
-                "names them, in the same order; files of one name are joined"
+                f"--annotations: {shared} would share the name '{name}'; --splits names all files, "
+                "in the same order; files of one name are joined"
             )
     if len(names) != len(files):
         raise InputError(

@@ -483,6 +483,11 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = tmp_path / "out"
     code, _, err = run(*given, *images, out, capsys=capsys)
     assert code == 2 and "would share the name '_annotations.coco'; --splits" in err
+    three = [old / f"instances_{name}.json" for name in ("train", "val", "val")]
+    several = [part for file in three for part in ("--annotations", file)]
+    code, _, err = run(*several, *images[:2], out, capsys=capsys)
+    assert code == 2 and f"{three[1]}, {three[2]} would share the name 'val'" in err
+    assert str(three[0]) not in err
     for names, message in (("a", "1 names for 2"), ("a,../b", "'../b' is")):
         code, _, err = run(*given, *images, out, "--splits", names, capsys=capsys)
         assert code == 2 and err.count("\n") == 1 and message in err
