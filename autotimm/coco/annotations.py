@@ -87,15 +87,16 @@ def index_annotations(
             problems.add("annotation is not an object (left out)", f"annotations[{position}]")
             continue
         id_, image_id, category_id = raw.get("id"), raw.get("image_id"), raw.get("category_id")
-        if exact or not (
-            type(id_) is type(image_id) is type(category_id) is int and abs(id_) < 2**63
-        ):
+        plain = type(id_) is type(image_id) is type(category_id) is int and abs(id_) < 2**63
+        slot = slots.get(image_id) if plain else None
+        # Numbers of 64 bits that no int64 holds are looked up by their text.
+        if exact or slot is None or category_id not in known:
             id_, image_id = as_id(id_), id_key(image_id, exact)
             category_id, by_name = categories.find(category_id, exact)
             if by_name:
                 shown = _shown(id_, image_id, position)
                 problems.add("category_id is the category's name (its id taken)", shown)
-        slot = slots.get(image_id)
+            slot = slots.get(image_id)
         lost = None
         if slot is None:
             lost = "an unknown image"

@@ -7,6 +7,7 @@ used is left out and counted by kind; ids are the dataset's own, those of annota
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import FEDERATED, CategoryIds, federated_lists, read_categories
 from autotimm.coco.truths import checked_annotations, of_evaluation, truths
 from autotimm.structures import InputError, Record
+
+_LONG = re.compile(rb"[:,\[\s]-?[0-9]{20}")  # 2**64 has 20 digits
 
 Source = dict[str, Any] | list[dict[str, Any]] | str | Path
 
@@ -182,8 +185,10 @@ def read_json(path: str | Path) -> Any:
         InputError: it cannot be read, or is not JSON; names it.
     """
     text = Text(Path(path))
+    data = text.read(text.begin, text.end - text.begin)
     try:
-        return parse(text.read(text.begin, text.end - text.begin))
+        # The quick parser rounds whole numbers of more than 64 bits, and ids may be such.
+        return parse(data, exact=_LONG.search(data) is not None)
     except NotJSONError:
         raise text.fault() from None
 

@@ -12,6 +12,8 @@ either end, which may be broken. If values begin near 0, it is 0 to the least 2*
 that no image exceeds: the camera's bits; floats have 0 to 1 as well, and must use half of what they
 get. Otherwise it is from the least to the greatest value.
 
+Pixels whose value a TIFF names as no data (GDAL's tag) do not count, and are black.
+
 Integers fall into 256 bins of equal width, so that a range of 0 to 65535 keeps the upper 8 bits,
 and one of 0 to 255 every value. Floats are scaled and rounded. What is no number (NaN) is black.
 """
@@ -33,6 +35,7 @@ from autotimm.structures import UPPER_BITS, InputError, PixelRange
 _STRAY = 10_000  # pixels of which one at either end does not count
 _BITS = range(8, 33)
 _INVERTED, _DEPTH, _LARGEST, _FORMAT = 262, 258, (281, 341), 339  # tags of a TIFF
+_NO_DATA = 42113  # GDAL_NODATA: https://gdal.org/en/stable/drivers/raster/gtiff.html
 WAY_OUT = "give the values that are black and white as pixel_range (--pixel-range LOW,HIGH)"
 
 
@@ -48,11 +51,13 @@ class Deep:
         values: [H, W] or [H, W, 3] (RGB), integers or floats.
         white: the largest value that there can be, as the file declares it; None if it does not.
         inverted: whether 0 is white.
+        missing: the value of pixels without data, as geographic TIFFs name it; None if none is.
     """
 
     values: np.ndarray
     white: int | None = None
     inverted: bool = False
+    missing: float | None = None
 
     def extremes(self) -> tuple[float, float]:
         """Returns the least and the greatest value but for one pixel in 10,000.
@@ -61,6 +66,8 @@ class Deep:
             DataError: no value is a number.
         """
         values = self.values.ravel()
+        if self.missing is not None:
+            values = values[~_are(values, self.missing)]
         if values.dtype.kind == "f":
             values = values[np.isfinite(values)]
         if not values.size:
@@ -88,6 +95,8 @@ class Deep:
                 low, high = range_of(low, high, self.values.dtype.kind == "f")
             grey = _scaled(self.values, low, high)
             grey = 255 - grey if self.inverted else grey
+            if self.missing is not None:
+                grey = np.where(_are(self.values, self.missing), np.uint8(0), grey)
         return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
 
 
@@ -102,12 +111,12 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
     tags: Any = getattr(image, "tag_v2", {})
     inverted = tags.get(_INVERTED) == 0
     if image.mode == "F":
-        return Deep(np.asarray(image), inverted=inverted)
+        return Deep(np.asarray(image), inverted=inverted, missing=_missing(tags))
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if tags.get(_DEPTH) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
             values = values.view(np.uint32)  # PIL has no such mode
-        return Deep(values, _white(image, data, values), inverted)
+        return Deep(values, _white(image, data, values), inverted, _missing(tags))
     several = image.mode in ("RGB", "RGBA", "RGBX", "LA")
     png = data is not None and image.format == "PNG" and data[24] == 16
     if data is None or not several or not (png or 16 in tags.get(_DEPTH, ())):
@@ -119,6 +128,20 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
         raise DataError("the image has 16 bits a channel in a form that is not read: convert it")
     values = found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1])
     return Deep(values, _white(image, data, values))
+
+
+def _are(values: np.ndarray, missing: float) -> np.ndarray:
+    # Writers name the value in full, also where the samples have fewer digits.
+    return np.isclose(values.astype(np.float64), missing, rtol=1e-6, atol=0)
+
+
+def _missing(tags: Any) -> float | None:
+    """The value that GDAL's tag names for pixels without data."""
+    try:
+        value = float(str(tags[_NO_DATA]).strip("\0 "))
+    except (KeyError, ValueError):
+        return None
+    return value if isfinite(value) else None  # others are no numbers anyway
 
 
 def _white(image: Image.Image, data: Bytes | None, values: np.ndarray) -> int | None:

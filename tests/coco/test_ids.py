@@ -54,6 +54,22 @@ def test_whole_numbers_stay_beside_them(tmp_path: Path) -> None:
     assert [r["annotations"][0]["id"] for r in records] == [0, 1, 2, 3]
 
 
+def test_unsigned_numbers_of_64_bits_beside_small_ones(tmp_path: Path) -> None:
+    """Hashes, of which no int64 holds the upper half."""
+    ids = [5, 2**63 + 5, 2**64 - 1]
+    index = load(
+        tmp_path,
+        images=[image(id=id_, file_name=f"{n}.jpg") for n, id_ in enumerate(ids)],
+        categories=[{"id": 2**63, "name": "disc"}, {"id": 1, "name": "star"}],
+        annotations=[
+            annotation(id=n, image_id=id_, category_id=2**63) for n, id_ in enumerate(ids)
+        ],
+        files={f"{n}.jpg": picture() for n in range(3)},
+    )
+    assert [[a["id"] for a in index.record(i)["annotations"]] for i in range(3)] == [[0], [1], [2]]
+    assert [index.record(i).get("given_id") for i in range(3)] == [None, *map(str, ids[1:])]
+
+
 def test_ids_of_categories_are_numbered_anew(tmp_path: Path) -> None:
     index = load(
         tmp_path,

@@ -119,6 +119,16 @@ def test_ids_that_are_texts_are_matched_too(tmp_path: Path) -> None:
         assert measured.stats["AP50"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("far", [2**63, 2**64 - 9, 2**70, -(2**70)])
+def test_ids_of_more_than_64_bits_stay_apart(tmp_path: Path, far: int) -> None:
+    content = truth({name: far + id_ for name, id_ in IDS.items()})
+    results = found({far + id_: name for name, id_ in IDS.items()})
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    done = report.measure(tmp_path / "truth.json", tmp_path / "found.json")
+    assert done.evaluations["bbox"].stats["AP50"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("there", "here"), [("7", 7), (7, "7"), ("x", "x")])
 def test_images_have_the_size_that_the_masks_of_results_have(there: Any, here: Any) -> None:
     content = truth({"a.jpg": 1})

@@ -277,3 +277,37 @@ def test_a_range_that_cannot_be_is_refused(value: str | Sequence[int]) -> None:
     with pytest.raises(InputError, match=r"^--pixel-range is .* such as 0,4095"):
         checked_range("--pixel-range", value)
     assert checked_range("x", "-5,1.5") == checked_range("x", [-5, 1.5]) == (-5.0, 1.5)
+
+
+SHARES = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "low", "high"),
+    [
+        (np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64), "-9999", 0, 1),
+        (
+            np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64),
+            "-3.4028234663852886e+38",
+            0,
+            1,
+        ),
+        (np.arange(4096, dtype=np.uint16).reshape(64, 64), "65535\0", 0, 4095),
+    ],
+)
+def test_pixels_without_data_do_not_count_and_are_black(
+    values: np.ndarray, missing: str, low: int, high: int
+) -> None:
+    values = values.copy()
+    values[:20] = np.asarray(float(missing.strip("\0"))).astype(values.dtype)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF", tiffinfo={42113: missing})
+    found = decode_image(file.getvalue(), 64, 64)[..., 0]
+    assert not found[:20].any()
+    depths = Depths()
+    image = deep_pixels(file.getvalue())
+    assert image is not None
+    depths.add(image, "a.tif")
+    assert depths.pixel_range() == (low, high)
+    assert found[20:].max() == 255
+    assert len(np.unique(found[20:])) > 150
