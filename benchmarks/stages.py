@@ -14,7 +14,7 @@ import orjson
 from autotimm.coco import index as coco
 from autotimm.format.index import checksum
 from autotimm.images import inspect
-from autotimm.sharding.writer import tar_header
+from autotimm.sharding.tar_writer import tar_header
 
 T = TypeVar("T")
 _CHUNK = 64  # images held at a time, as a writer would

@@ -23,7 +23,8 @@ from order import buffered_order, neighbours, our_order
 
 from autotimm.coco.index import Category
 from autotimm.format.index import INDEX_DTYPE, index_bytes
-from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo, write_manifest
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo
+from autotimm.format.manifest_file import write_manifest
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader

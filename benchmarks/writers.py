@@ -84,8 +84,9 @@ def autotimm(
 ) -> Work:
     """``write_shard`` for every shard of the plan."""
     from autotimm.coco import index as coco
+    from autotimm.sharding.plan import make_keys, plan_shards
     from autotimm.sharding.run import usable_cpus
-    from autotimm.sharding.writer import make_keys, plan_shards, write_shard
+    from autotimm.sharding.writer import write_shard
 
     index = coco.load(annotations, images)
     count = len(index)

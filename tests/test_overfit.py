@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotimm.augmentation.transforms import evaluation_sample
+from autotimm.augmentation.sample import evaluation_sample
 from autotimm.coco import index as coco
 from autotimm.data.collate import collate, finish
 from autotimm.evaluation.coco_eval import evaluate, ground_truth, to_results

@@ -14,14 +14,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from autotimm.augmentation.transforms import (
-    LEAST_VISIBLE,
-    Placement,
-    Sample,
-    checked_rle,
-    crops_of,
-    tighten,
-)
+from autotimm.augmentation.sample import LEAST_VISIBLE, Sample, checked_rle, crops_of, tighten
+from autotimm.augmentation.transforms import Placement
 from autotimm.coco import masks
 from autotimm.images.decode import DataError
 from autotimm.structures import Annotation
@@ -33,8 +27,8 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
     The image of the base is changed in place. Crowds are never pasted.
 
     Args:
-        base: from ``transforms.training_sample``.
-        other: from ``transforms.training_sample``, on a canvas of the same size.
+        base: from ``sample.training_sample``.
+        other: from ``sample.training_sample``, on a canvas of the same size.
         rng: the source of all random numbers.
 
     Returns:

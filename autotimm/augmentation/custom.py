@@ -20,15 +20,8 @@ import cv2
 import numpy as np
 
 from autotimm.augmentation import pipeline_checks
-from autotimm.augmentation.transforms import (
-    Placement,
-    Sample,
-    checked_rle,
-    fit,
-    label_of,
-    place_boxes,
-    render,
-)
+from autotimm.augmentation.sample import Sample, checked_rle, label_of
+from autotimm.augmentation.transforms import Placement, fit, place_boxes, render
 from autotimm.coco import masks
 from autotimm.structures import MASK_CROP, Annotation, InputError, Record, is_trained_on
 

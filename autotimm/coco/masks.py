@@ -21,6 +21,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from autotimm.coco.runs import look_up, read_runs
 from autotimm.structures import MASK_CROP, RLE
 
 _coco: Any = hotcoco.mask  # its stubs want dicts, which a TypedDict such as RLE is not
@@ -150,9 +151,9 @@ def sampled(rle: RLE, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     Returns:
         [h, w] uint8 of 0 and 1.
     """
-    (runs,), _ = _runs([rle["counts"]])
+    (runs,), _ = read_runs([rle["counts"]])
     out = np.zeros((len(columns), len(rows)), np.uint8)  # runs go down the columns
-    _look_up(runs, rle["size"][0], columns, rows, out)
+    look_up(runs, rle["size"][0], columns, rows, out)
     return out.T
 
 
@@ -223,65 +224,15 @@ def crops(
     within = (pixels >= 0) & (pixels < [[width], [height]])
     first, last = within.argmax(axis=2).tolist(), within.sum(axis=2).tolist()
     columns, rows = pixels.astype(np.int64).transpose(1, 0, 2)
-    every, pixels_in_all = _runs([rle["counts"] for rle in rles])
+    every, pixels_in_all = read_runs([rle["counts"] for rle in rles])
     if (pixels_in_all != height * width).any():
         raise ValueError("RLE counts do not fill the image")
     for n, runs in enumerate(every):
         (j, i), (wide, high) = first[n], last[n]
         if wide and high:
             square = upward[n, j : j + wide, i : i + high]
-            _look_up(runs, height, columns[n, j : j + wide], rows[n, i : i + high], square)
+            look_up(runs, height, columns[n, j : j + wide], rows[n, i : i + high], square)
     return out
-
-
-def _look_up(
-    runs: np.ndarray, height: int, columns: np.ndarray, rows: np.ndarray, out: np.ndarray
-) -> None:
-    """Writes what a mask says at some columns and rows, both ascending, to ``out`` [x, y]."""
-    first = np.empty(len(columns), np.bool_)  # of cells that share a column
-    first[0] = True
-    np.not_equal(columns[1:], columns[:-1], out=first[1:])
-    different = columns[first]
-    # Where in the columns, one after the other, each run but the first begins.
-    x, y = np.divmod(runs[:-1].cumsum(), height)
-    column = different.searchsorted(x)
-    here = different[np.minimum(column, len(different) - 1)] == x
-    edges = np.zeros(len(runs) + 1, np.int64)
-    edges[1:-1] = column * len(rows) + here * rows.searchsorted(y)
-    edges[-1] = len(different) * len(rows)
-    inside = np.arange(len(runs), dtype=np.uint8) & 1  # runs of 0 and of 1 take turns
-    covered = inside.repeat(edges[1:] - edges[:-1]).reshape(-1, len(rows))
-    out[...] = covered[first.cumsum() - 1]
-
-
-def _runs(counts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Reads the run lengths, int64, from compressed counts (cocoapi's ``rleFrString``); their sums.
-
-    A number is 5 bits a character, lowest first, from "0" on; 32 means that more follow, 16 in the
-    last one a negative number. From the fourth on, a number is the difference to the one before the
-    last.
-    """
-    codes = np.frombuffer("".join(counts).encode("utf-8"), np.uint8).astype(np.int64) - 48
-    ends = np.cumsum([len(text) for text in counts])
-    if codes.size != ends[-1] or not all(counts) or codes.min() < 0 or codes.max() > 63:
-        raise ValueError("RLE counts are broken")
-    if (codes[ends - 1] & 32).any():
-        raise ValueError("RLE counts are broken")
-    last = np.flatnonzero(codes < 32)
-    first = np.concatenate(([0], last[:-1] + 1))
-    place = np.arange(codes.size) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # 35 bits: more than any image needs
-        raise ValueError("RLE counts are broken")
-    values = np.add.reduceat((codes & 31) << (5 * place), first)
-    values -= np.where(codes[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
-    starts = np.searchsorted(last, ends[:-1])
-    every = np.split(values, starts)  # views
-    for runs in every:
-        runs[1::2].cumsum(out=runs[1::2])
-        runs[2::2].cumsum(out=runs[2::2])
-    if values.min() < 0:
-        raise ValueError("RLE counts are broken")
-    return every, np.add.reduceat(values, np.concatenate(([0], starts)))
 
 
 def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
@@ -289,7 +240,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
     if not isinstance(size, list) or len(size) != 2 or size != [height, width]:
         raise ValueError("RLE of another size than the image")
     if isinstance(counts, str):
-        (runs,), _ = _runs([counts])
+        (runs,), _ = read_runs([counts])
     elif isinstance(counts, list):
         try:
             runs = np.asarray(counts)

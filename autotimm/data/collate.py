@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autotimm.augmentation.transforms import Sample, checked_rle, label_of
+from autotimm.augmentation.sample import Sample, checked_rle, label_of
 from autotimm.coco.truths import truths
 from autotimm.data.block import Block
 from autotimm.structures import MASK_CROP, Record

@@ -7,10 +7,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from autotimm.augmentation import transforms
 from autotimm.augmentation.copy_paste import paste
 from autotimm.augmentation.custom import Transforms, custom_sample
 from autotimm.augmentation.presets import Augmentation
+from autotimm.augmentation.sample import Sample, evaluation_sample, training_sample
 from autotimm.data.collate import target
 from autotimm.images.decode import DataError, decode_image
 from autotimm.structures import InputError, PixelRange, Record
@@ -56,7 +56,7 @@ class Load:
         rng: np.random.Generator,
         canvas: tuple[int, int] | None = None,
         other: tuple[bytes | memoryview, Record] | None = None,
-    ) -> transforms.Sample:
+    ) -> Sample:
         """Makes the sample.
 
         Args:
@@ -80,18 +80,18 @@ class Load:
             interpolation=self.interpolation,
         )
         if self.vary is None:
-            sample = transforms.evaluation_sample(*given, **how)
+            sample = evaluation_sample(*given, **how)
             sample.target = target(record, self.labels)
             return sample
         if isinstance(self.vary, Augmentation):
-            sample = transforms.training_sample(*given, self.vary, rng, **how)
+            sample = training_sample(*given, self.vary, rng, **how)
             if other is None:
                 return sample
             try:
                 pasted, known = other
                 image = decode_image(pasted, known["width"], known["height"], self.pixel_range)
                 given = (image, known, self.labels, canvas or self.canvas)
-                second = transforms.training_sample(*given, self.vary, rng, **how)
+                second = training_sample(*given, self.vary, rng, **how)
             except DataError:
                 return sample
             except InputError as error:

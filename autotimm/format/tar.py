@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autotimm.format.manifest import BLOCK
 from autotimm.structures import InputError
+
+BLOCK = 512  # bytes: the format's unit
+RECORD = 20 * BLOCK  # tar files end on a multiple of this
 
 _NO_DATA = b"12346"  # links and devices, which have no data whatever size the header gives
 _LONGEST = 1 << 20  # bytes of a name that are read

@@ -19,15 +19,16 @@ from autotimm.coco.checks import Rules
 from autotimm.coco.layouts import Split, find_splits
 from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
-from autotimm.format.manifest import Manifest, plain_name
+from autotimm.format.fields import plain_name
+from autotimm.format.manifest import Manifest
 from autotimm.images.depth import checked_range
 from autotimm.sharding.arguments import Arguments, parse
-from autotimm.sharding.destination import destination
+from autotimm.sharding.destinations.choice import destination
+from autotimm.sharding.destinations.local_folder import LocalFolder
 from autotimm.sharding.job import Options
 from autotimm.sharding.outcome import Display, Terminated
 from autotimm.sharding.run import shard as run
 from autotimm.sharding.run import usable_cpus
-from autotimm.sharding.staging import LocalFolder
 from autotimm.sharding.summary import as_json, bar, print_line, print_outcome, print_report, waiting
 from autotimm.structures import InputError
 

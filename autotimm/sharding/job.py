@@ -24,7 +24,7 @@ from autotimm.coco.index import Category
 from autotimm.coco.join import Index, load_split
 from autotimm.coco.layouts import Split
 from autotimm.format.manifest import FORMAT, VERSION
-from autotimm.sharding.writer import ShardPlan, make_keys, plan_shards, sample_sizes
+from autotimm.sharding.plan import ShardPlan, make_keys, plan_shards, sample_sizes
 from autotimm.structures import InputError
 
 

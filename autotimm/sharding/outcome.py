@@ -1,14 +1,15 @@
-"""A run's part, its display, and its outcome."""
+"""A run's part, its display, and its outcome: what was written, of a split and of all of them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from autotimm.format.manifest import Manifest
+from autotimm.coco.checks import Problems
+from autotimm.format.manifest import Manifest, Shard
+from autotimm.images.depth import Depths
 from autotimm.sharding.processes import Progress
-from autotimm.sharding.writer import Written
 from autotimm.structures import PixelRange
 
 
@@ -40,6 +41,39 @@ class Display:
         contextlib.nullcontext(lambda _: None)
     )
     say: Callable[[str], object] = lambda _: None
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written, and what was odd.
+
+    Attributes:
+        crowd: part of the instances.
+        ignored: part of the instances too, none of it crowd.
+        untrained: the names of the split's categories that have such instances only.
+        depths: the images of more than 8 bits a channel.
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    images: int = 0
+    instances: int = 0
+    crowd: int = 0
+    ignored: int = 0
+    bytes: int = 0
+    problems: Problems = field(default_factory=Problems)
+    untrained: list[str] = field(default_factory=list)
+    depths: Depths = field(default_factory=Depths)
+
+    def add(self, other: Written) -> None:
+        """Adds what another part of the work wrote."""
+        self.shards += other.shards
+        self.images += other.images
+        self.instances += other.instances
+        self.crowd += other.crowd
+        self.ignored += other.ignored
+        self.bytes += other.bytes
+        self.problems.update(other.problems)
+        self.depths.update(other.depths)
 
 
 @dataclass(slots=True)

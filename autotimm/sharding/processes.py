@@ -28,16 +28,16 @@ _Result = TypeVar("_Result")
 Progress = Callable[[int], object]
 Work = Callable[[int, Progress], _Result]
 """Does the task of a number, and calls the progress function with the amount just done."""
-Deal = Callable[[Iterable[int], Progress], Iterator[tuple[int, _Result]]]
-"""Distributes tasks to the workers; yields (task, result) in the order of completion."""
+RunTasks = Callable[[Iterable[int], Progress], Iterator[tuple[int, _Result]]]
+"""Has the workers do tasks; yields (task, result) in the order of completion."""
 
 _ENDING = 0.3  # seconds to wait for a thread to end
 _REPORT = 0.1  # seconds between a worker's progress reports
 
 
 @contextlib.contextmanager
-def worker_pool(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
-    """Starts worker processes, and yields the function that distributes tasks to them.
+def worker_pool(work: Work[_Result], workers: int) -> Iterator[RunTasks[_Result]]:
+    """Starts worker processes, and yields the function that has them do tasks.
 
     That function re-raises exceptions of ``work``, and raises a ChildProcessError if a worker dies.
 
@@ -72,7 +72,7 @@ def worker_pool(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()  # so that the pipe ends when the worker does
-        yield lambda tasks, progress: _deal(members, tasks, progress)
+        yield lambda tasks, progress: _run_tasks(members, tasks, progress)
     finally:
         gc.unfreeze()
         for process, _ in members:
@@ -82,7 +82,7 @@ def worker_pool(work: Work[_Result], workers: int) -> Iterator[Deal[_Result]]:
             pipe.close()
 
 
-def _deal(
+def _run_tasks(
     members: list[tuple[BaseProcess, Connection]], tasks: Iterable[int], progress: Progress
 ) -> Iterator[tuple[int, Any]]:
     from multiprocessing.connection import Connection, wait
@@ -90,14 +90,14 @@ def _deal(
     waiting = deque(tasks)
     busy: dict[Any, tuple[BaseProcess, int]] = {}
 
-    def give(process: BaseProcess, pipe: Connection) -> None:
+    def assign(process: BaseProcess, pipe: Connection) -> None:
         if waiting:
             busy[pipe] = process, waiting.popleft()
             with _alive(process):
                 pipe.send(busy[pipe][1])
 
     for process, pipe in members:
-        give(process, pipe)
+        assign(process, pipe)
     while busy:
         for ready in wait(list(busy)):
             assert isinstance(ready, Connection)
@@ -108,7 +108,7 @@ def _deal(
                 raise value
             if done:
                 del busy[ready]
-                give(process, ready)
+                assign(process, ready)
                 yield task, value
             else:
                 progress(value)

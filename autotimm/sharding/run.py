@@ -13,27 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, lacking, untrained_names
+from autotimm.format.manifest import Manifest, SplitInfo, lacking
 from autotimm.images.depth import Depths
-from autotimm.sharding.destination import Destination
-from autotimm.sharding.job import (
-    Job,
-    Options,
-    differences,
-    read_job,
-    refuse_problems,
-    refuse_untrained,
-    stamp,
-)
-from autotimm.sharding.journal import entry_bytes, read_entry, read_job_entry
-from autotimm.sharding.outcome import Display, Outcome, Part, Terminated
-from autotimm.sharding.processes import Deal, Progress, worker_pool
-from autotimm.sharding.staging import Claim
-from autotimm.sharding.writer import Written, write_shard
+from autotimm.sharding import earlier_run
+from autotimm.sharding.destinations.choice import Destination
+from autotimm.sharding.destinations.journal import entry_bytes, read_job_entry
+from autotimm.sharding.destinations.locks import Claim
+from autotimm.sharding.job import Job, Options, read_job, refuse_problems, stamp
+from autotimm.sharding.outcome import Display, Outcome, Part, Terminated, Written
+from autotimm.sharding.processes import Progress, RunTasks, worker_pool
+from autotimm.sharding.writer import write_shard
 from autotimm.structures import InputError
 
 _MOST_WORKERS = 8  # by default: beyond, disks are what limits
@@ -75,8 +66,8 @@ def shard(
     mine = [k for k in range(len(job.plans)) if part is None or k % part.of == part.which - 1]
     if dst is None:
         outcome = Outcome("dry run", {}, workers=_pool_size(workers, mine, dst))
-        with worker_pool(_Work(job, None, False), outcome.workers) as deal:
-            done = _write(job, mine, {}, deal, strict, display, outcome)
+        with worker_pool(_Work(job, None, False), outcome.workers) as run_tasks:
+            done = _write(job, mine, {}, run_tasks, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
         outcome.pixel_range = _pixel_range(job, outcome.splits)
@@ -113,23 +104,23 @@ def _run(
         # Workers are forked before a store is asked for anything: fsspec then starts a thread.
         # They have the lock too, so that it is held until the last of a killed run is gone.
         spare = 2 * outcome.workers <= usable_cpus()
-        with worker_pool(_Work(job, dst, spare), outcome.workers) as deal:
+        with worker_pool(_Work(job, dst, spare), outcome.workers) as run_tasks:
             manifest = dst.manifest()
             if manifest and manifest.source == job.source and not overwrite:
                 for name in manifest.splits:
                     if lost := lacking(manifest, name):
                         display.say(f"{dst}: split '{name}': {lost} (--overwrite)")
-                return _complete(dst, claim, manifest, strict)
-            _begin(job, dst, claim, overwrite, display)
+                return earlier_run.complete(dst, claim, manifest, strict)
+            earlier_run.begin(job, dst, claim, overwrite, display)
             if part:
                 claim.share()
                 if read_job_entry(dst.job()) != job.identity():
                     raise InputError(f"{dst}: another autotimm-shard began to write there")
             begun = True
             dst.sweep(names)
-            done.update(_kept(job, dst, mine, display))
+            done.update(earlier_run.kept(job, dst, mine, display))
             outcome.kept = sum(len(written.shards) for written in done.values())
-            _write(job, mine, done, deal, strict, display, outcome)
+            _write(job, mine, done, run_tasks, strict, display, outcome)
         outcome.splits = _merged(job, done)
         outcome.pixel_range = _pixel_range(job, outcome.splits)
         if part is None:
@@ -162,106 +153,11 @@ def _pool_size(workers: int | None, mine: list[int], dst: Destination | None) ->
     return max(1, min(most, len(mine)))
 
 
-def _complete(dst: Destination, claim: Claim, manifest: Manifest, strict: bool) -> Outcome:
-    """What there is to say where an earlier run has done all of this."""
-    splits = {}
-    for name, split in manifest.splits.items():
-        lost = dst.lacks(split.shards)
-        if lost:
-            raise InputError(
-                f"{dst}: {lost} is missing or of another size; --overwrite writes all anew"
-            )
-        if strict and split.problems:
-            what = "; ".join(f"{kind}: {count:,}" for kind, count in split.problems.items())
-            raise InputError(f"--strict: split '{name}': {what}")
-        untrained = untrained_names(split, manifest.categories)
-        if strict:
-            refuse_untrained(name, untrained)
-        written = Written(
-            split.shards,
-            split.images,
-            split.instances,
-            split.crowd,
-            split.ignored,
-            sum(shard.bytes for shard in split.shards),
-            untrained=untrained,
-        )
-        for kind, count in split.problems.items():
-            written.problems.count(kind, count)
-        splits[name] = written
-    if claim.alone and dst.job() is not None:
-        dst.discard()  # an overwriting run of the same that was stopped
-    kept = sum(len(w.shards) for w in splits.values())
-    return Outcome("complete", splits, manifest, kept=kept, pixel_range=manifest.pixel_range)
-
-
-def _begin(job: Job, dst: Destination, claim: Claim, overwrite: bool, display: Display) -> None:
-    """Sees that ``dst`` has the journal of this job, be it a new one, or refuses."""
-    earlier = read_job_entry(dst.job())
-    if earlier is not None and earlier != job.identity():
-        changes = "; ".join(differences(earlier, job))
-        if not overwrite:
-            raise InputError(
-                f"{dst}: holds an unfinished run that cannot go on: {changes}; run it as it was, "
-                "or discard it with --overwrite"
-            )
-        if not claim.alone:
-            raise InputError(f"{dst}: other parts are being written there, but {changes}")
-        display.say(f"{dst}: the unfinished run there is discarded: {changes}")
-        earlier = None
-    _refuse_held(job, dst, overwrite)
-    if earlier is None:
-        if not claim.alone:
-            raise InputError(f"{dst}: another autotimm-shard is about to write there; try again")
-        dst.begin(orjson.dumps(job.identity(), option=orjson.OPT_INDENT_2))
-
-
-def _refuse_held(job: Job, dst: Destination, overwrite: bool) -> None:
-    """Refuses to replace shards that are in place, unless that is asked for and can be done."""
-    held = dst.holds([*job.splits])
-    manifest = dst.manifest()
-    why = "; ".join(differences(manifest.source, job)) if manifest and manifest.source else ""
-    what = f"{dst}: holds {held} already" + (f" ({why})" if why else "")
-    if held == MANIFEST and not dst.replaceable:
-        raise InputError(
-            f"{what}; replacing it would break its readers: give another URL, or delete it with "
-            "the store's own tool"
-        )
-    if held and not overwrite:
-        raise InputError(f"{what}; --overwrite replaces the shards")
-
-
-def _kept(job: Job, dst: Destination, mine: list[int], display: Display) -> dict[int, Written]:
-    """The shards that are written already, and whose images have not changed since."""
-    entries = dst.entries([job.plans[k][1].name for k in mine])
-    found = {}
-    for k in mine:
-        name = job.plans[k][1].name
-        entry = read_entry(entries[name], name) if name in entries else None
-        if entry:
-            found[k] = entry
-    whole = dst.stored([written for written, _ in found.values()])
-    kept, changed = {}, []
-    for (k, (written, sources)), stored in zip(found.items(), whole, strict=True):
-        split, plan = job.plans[k]
-        if sources != stamp(job.indices[split], plan):
-            changed.append(plan.name)
-        elif stored:
-            kept[k] = written
-    if changed:
-        more = ", ..." if len(changed) > 3 else ""
-        display.say(
-            f"images have changed since; written again: {', '.join(changed[:3])}{more} "
-            f"({len(changed):,} of {len(found):,} finished shards)"
-        )
-    return kept
-
-
 def _write(
     job: Job,
     mine: list[int],
     done: dict[int, Written],
-    deal: Deal[Written],
+    run_tasks: RunTasks[Written],
     strict: bool,
     display: Display,
     outcome: Outcome,
@@ -272,7 +168,7 @@ def _write(
             refuse_problems(job.plans[k][0], written.problems)
     todo = [k for k in mine if k not in done]
     with display.bar(sum(len(job.plans[k][1].samples) for k in todo)) as progress:
-        for k, written in deal(todo, progress):
+        for k, written in run_tasks(todo, progress):
             done[k] = written
             outcome.new += bool(written.images)  # else none can be used, and it is no shard
             outcome.images += written.images

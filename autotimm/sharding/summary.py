@@ -17,8 +17,7 @@ import orjson
 from autotimm.coco.checks import ignored_remark, untrained_remark
 from autotimm.format.manifest import MANIFEST
 from autotimm.images.depth import shown
-from autotimm.sharding.outcome import Outcome, Part
-from autotimm.sharding.writer import Written
+from autotimm.sharding.outcome import Outcome, Part, Written
 from autotimm.structures import PixelRange
 
 if TYPE_CHECKING:

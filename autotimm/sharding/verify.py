@@ -11,26 +11,19 @@ has no checksum of its own, which is so if an older version wrote it or a user e
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from autotimm.coco import masks
-from autotimm.format.index import INDEX_DTYPE, build_index, checksum, read_index
-from autotimm.format.manifest import BLOCK, MANIFEST, Shard, read_manifest
-from autotimm.format.record import checked_record
-from autotimm.images.decode import decode_image
-from autotimm.sharding.journal import WORK
-from autotimm.sharding.processes import Progress, worker_pool
-from autotimm.structures import InputError, PixelRange, Record
-
-_MOST = 20  # the largest number of faults listed for a shard, and of repeated ids for a split
-_PLACES = ("image_offset", "image_bytes", "json_offset", "json_bytes")
+from autotimm.format.manifest import MANIFEST, Manifest, Shard
+from autotimm.format.manifest_file import read_manifest
+from autotimm.sharding.destinations.journal import WORK
+from autotimm.sharding.processes import worker_pool
+from autotimm.sharding.verify_shard import MOST_FAULTS, Found, VerifyShard
+from autotimm.structures import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +90,26 @@ def verify(
         done += images
         progress(done, total)
 
-    found: dict[str, _Found] = {}
+    found: dict[str, Found] = {}
     with worker_pool(
-        _Work(folder, shards, categories, manifest.pixel_range), min(workers, len(shards))
-    ) as deal:
-        for number, part in deal(range(len(shards)), advance):
+        VerifyShard(folder, shards, categories, manifest.pixel_range), min(workers, len(shards))
+    ) as run_tasks:
+        for number, part in run_tasks(range(len(shards)), advance):
             found[shards[number].name] = part
 
+    faults = [*_split_faults(manifest, found), *_unnamed_files(folder, shards)]
+    return Report(
+        len(shards),
+        sum(f.images for f in found.values()),
+        sum(f.instances for f in found.values()),
+        sum(f.crowd for f in found.values()),
+        sum(f.bytes for f in found.values()),
+        [_printable(fault) for fault in faults],
+    )
+
+
+def _split_faults(manifest: Manifest, found: dict[str, Found]) -> list[str]:
+    """The faults of each split: of its shards, of its counts, and ids that it has twice."""
     faults = []
     for name, split in manifest.splits.items():
         parts = [found[shard.name] for shard in split.shards]
@@ -120,189 +126,17 @@ def verify(
                     )
         faults += _twice(f"split '{name}': image", [p.image_ids for p in parts])
         faults += _twice(f"split '{name}': annotation", [p.annotation_ids for p in parts])
+    return faults
+
+
+def _unnamed_files(folder: Path, shards: Sequence[Shard]) -> list[str]:
+    """The tars and indices that the manifest does not name."""
     named = {name for shard in shards for name in (shard.name, shard.index)}
-    for name in sorted(path.name for path in folder.iterdir()):
-        if name.endswith((".tar", ".idx.npy")) and name[0] != "." and name not in named:
-            faults.append(f"{name}: {MANIFEST} does not name it")
-    return Report(
-        len(shards),
-        sum(f.images for f in found.values()),
-        sum(f.instances for f in found.values()),
-        sum(f.crowd for f in found.values()),
-        sum(f.bytes for f in found.values()),
-        [_printable(fault) for fault in faults],
-    )
-
-
-@dataclass(slots=True)
-class _Found:
-    """The content of one shard: counts and ids of its readable records, and its faults."""
-
-    images: int = 0
-    instances: int = 0
-    crowd: int = 0
-    ignored: int = 0
-    bytes: int = 0
-    image_ids: array[int] = field(default_factory=lambda: array("q"))
-    annotation_ids: array[int] = field(default_factory=lambda: array("q"))
-    faults: list[str] = field(default_factory=list)
-    more: int = 0  # faults that are not listed
-
-    def fault(self, text: str) -> None:
-        if len(self.faults) < _MOST:
-            self.faults.append(text)
-        else:
-            self.more += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Checks the shard of a number; runs in the workers."""
-
-    folder: Path
-    shards: Sequence[Shard]
-    categories: frozenset[int]
-    pixel_range: PixelRange
-
-    def __call__(self, number: int, progress: Progress) -> _Found:
-        shard, found = self.shards[number], _Found()
-        tar = _tar(self.folder / shard.name, shard, found)
-        index = _index(self.folder / shard.index, shard, found)
-        rows = index
-        if tar is not None:
-            try:
-                built = build_index(tar)
-            except InputError as error:
-                found.fault(str(error))
-            else:
-                if len(built) != shard.samples:
-                    found.fault(f"has {len(built):,} samples, {MANIFEST} says {shard.samples:,}")
-                if index is None:
-                    rows = built
-                elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
-                    found.fault(f"{shard.index} says that its samples lie elsewhere")
-            for sample, row in enumerate(() if rows is None else rows):
-                _check_sample(tar, sample, row, self.categories, self.pixel_range, found)
-                progress(1)
-        return found
-
-
-def _tar(path: Path, shard: Shard, found: _Found) -> memoryview | None:
-    """Reads a tar to its end, and maps it; None if it cannot be read."""
-    try:
-        if not path.is_file():
-            found.fault(f"{MANIFEST} names it, but there is no such file")
-            return None
-        with path.open("rb") as file:
-            # Read before mapping, because a disk error in mapped memory kills the process.
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.bytes = file.tell()
-            if found.bytes != shard.bytes:
-                found.fault(f"has {found.bytes:,} bytes, {MANIFEST} says {shard.bytes:,}")
-            elif digest != shard.sha256:
-                found.fault(f"its bytes are not those that {MANIFEST} says (sha256 differs)")
-            if not found.bytes:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: another process has emptied the file
-        found.fault(f"cannot be read: {getattr(error, 'strerror', None) or error}")
-        return None
-
-
-def _index(path: Path, shard: Shard, found: _Found) -> np.ndarray | None:
-    """Reads the index of a shard; None if it is damaged."""
-    try:
-        if not path.is_file():
-            found.fault(f"its index {shard.index} is not there")
-            return None
-        with path.open("rb") as file:
-            content = file.read(shard.samples * INDEX_DTYPE.itemsize + 4096)
-        if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-            found.fault(f"the bytes of {shard.index} are not those that {MANIFEST} says")
-            return None
-        return read_index(content, shard)
-    except OSError as error:
-        found.fault(f"{shard.index} cannot be read: {error.strerror}")
-    except InputError as error:
-        found.fault(str(error))
-    return None
-
-
-def _check_sample(
-    tar: memoryview,
-    number: int,
-    row: np.void,
-    categories: frozenset[int],
-    pixel_range: PixelRange,
-    found: _Found,
-) -> None:
-    image_at, image_bytes, json_at, json_bytes = (int(row[name]) for name in _PLACES)
-    where = f"sample {number}"
-    if max(image_at + image_bytes, json_at + json_bytes) > len(tar):
-        found.fault(f"{where}: not in the file, which is cut off")
-        return
-    where += f" '{_key(tar, json_at)}'"
-    image, text = tar[image_at : image_at + image_bytes], tar[json_at : json_at + json_bytes]
-    intact = checksum(image) == row["image_xxh3"]
-    if not intact:
-        found.fault(f"{where}: the image's bytes have changed since it was written")
-    if checksum(text) != row["json_xxh3"]:
-        found.fault(f"{where}: the record's bytes have changed since it was written")
-        return
-    try:
-        record = checked_record(text, where)
-    except InputError as error:
-        found.fault(str(error))
-        return
-    width, height = record["width"], record["height"]
-    if (width, height, record["image_id"]) != tuple(row[["width", "height", "image_id"]].tolist()):
-        found.fault(f"{where}: the index has the size or image id of another")
-    found.images += 1
-    found.instances += len(record["annotations"])
-    for annotation in record["annotations"]:
-        found.crowd += bool(annotation["iscrowd"])
-        found.ignored += bool(annotation.get("ignore") and not annotation["iscrowd"])
-    try:
-        found.image_ids.append(record["image_id"])
-        every = (*record["annotations"], *record.get("unmasked", ()))
-        found.annotation_ids.extend(one["id"] for one in every)
-    except OverflowError:
-        found.fault(f"{where}: an id takes more than 64 bits")
-    for fault in _mask_faults(record, categories):
-        found.fault(f"{where}: {fault}")
-    if intact:
-        try:
-            decode_image(image, width, height, pixel_range)
-        except InputError as error:
-            found.fault(f"{where}: {error}")
-        except MemoryError:
-            found.fault(f"{where}: the image is too large for this machine")
-
-
-def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:
-    height, width = record["height"], record["width"]
-    for one in (*record["annotations"], *record.get("unmasked", ())):
-        if one["category_id"] not in categories:
-            yield f"annotation {one['id']}: {MANIFEST} has no category {one['category_id']}"
-    for annotation in record["annotations"]:
-        which = f"annotation {annotation['id']}"
-        try:
-            rle = masks.to_rle(annotation["segmentation"], height, width)
-        except ValueError as error:
-            yield f"{which}: {error}"
-            continue
-        polygons = annotation.get("polygons")
-        # Readers may use either, so the two have to agree.
-        if polygons and masks.from_polygons(polygons, height, width) != rle:
-            yield f"{which}: its polygons are not its mask"
-
-
-def _key(tar: memoryview, offset: int) -> str:
-    """The WebDataset key of the record whose data begin at an offset."""
-    name = (
-        bytes(tar[max(offset - BLOCK, 0) : offset][:100]).rstrip(b"\0").decode("utf-8", "replace")
-    )
-    return name.removesuffix(".json")
+    return [
+        f"{name}: {MANIFEST} does not name it"
+        for name in sorted(path.name for path in folder.iterdir())
+        if name.endswith((".tar", ".idx.npy")) and name[0] != "." and name not in named
+    ]
 
 
 def _twice(what: str, parts: Sequence[array[int]]) -> list[str]:
@@ -310,8 +144,9 @@ def _twice(what: str, parts: Sequence[array[int]]) -> list[str]:
         np.concatenate([np.asarray(part) for part in parts]), return_counts=True
     )
     again = ids[counts > 1].tolist()
-    faults = [f"{what} id {id_} occurs more than once" for id_ in again[:_MOST]]
-    return faults + [f"{what} ids: and {len(again) - _MOST:,} more"] * (len(again) > _MOST)
+    faults = [f"{what} id {id_} occurs more than once" for id_ in again[:MOST_FAULTS]]
+    more = len(again) - MOST_FAULTS
+    return faults + [f"{what} ids: and {more:,} more"] * (more > 0)
 
 
 def _printable(text: str) -> str:

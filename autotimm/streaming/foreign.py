@@ -43,6 +43,7 @@ FOLDER = "foreign"
 """The subfolder of the cache folder for the indices."""
 
 _VERSION = 2  # of the files in that folder
+_OF_SHARD = ("samples", "bytes", "sha256", "index", "index_sha256")  # kept in them
 _IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
 _Member = tuple[str, int, int]  # name, offset and size
@@ -267,11 +268,7 @@ def _row(
 def _dump(scan: _Scan) -> bytes:
     return orjson.dumps(
         {
-            "samples": scan.shard.samples,
-            "bytes": scan.shard.bytes,
-            "sha256": scan.shard.sha256,
-            "index": scan.shard.index,
-            "index_sha256": scan.shard.index_sha256,
+            **{name: getattr(scan.shard, name) for name in _OF_SHARD},
             "categories": sorted(scan.categories),
             "instances": scan.instances,
             "crowd": scan.crowd,
@@ -286,8 +283,7 @@ def _load(path: Path, name: str) -> _Scan | None:
         content = orjson.loads(path.read_bytes())
     except (OSError, ValueError):  # missing or incomplete: _known() scans the tar again
         return None
-    keys = ("samples", "bytes", "sha256", "index", "index_sha256")
-    shard = Shard(name, *(content[key] for key in keys))
+    shard = Shard(name, *(content[key] for key in _OF_SHARD))
     try:
         index = path.with_name(shard.index).read_bytes()
     except OSError:

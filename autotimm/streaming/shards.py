@@ -25,14 +25,8 @@ from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
-from autotimm.format.manifest import (
-    MANIFEST,
-    Manifest,
-    SplitInfo,
-    lacking,
-    read_manifest,
-    untrained_names,
-)
+from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, lacking, untrained_names
+from autotimm.format.manifest_file import read_manifest
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign

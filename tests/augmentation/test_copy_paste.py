@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from autotimm.augmentation.copy_paste import paste
 from autotimm.augmentation.presets import Augmentation
-from autotimm.augmentation.transforms import Sample, training_sample
+from autotimm.augmentation.sample import Sample, training_sample
 from autotimm.coco import masks
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.load import Load

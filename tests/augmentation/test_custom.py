@@ -14,7 +14,8 @@ import torch
 from autotimm.augmentation import pipeline_checks
 from autotimm.augmentation.custom import custom_sample
 from autotimm.augmentation.presets import Augmentation
-from autotimm.augmentation.transforms import Sample, fit, render
+from autotimm.augmentation.sample import Sample
+from autotimm.augmentation.transforms import fit, render
 from autotimm.coco import masks
 from autotimm.data.collate import collate, finish
 from autotimm.data.datamodule import InstanceSegmentationDataModule

@@ -24,15 +24,8 @@ from autotimm.augmentation.presets import (
     color_matrix,
     recolor,
 )
-from autotimm.augmentation.transforms import (
-    Placement,
-    evaluation_sample,
-    fit,
-    jitter,
-    place_boxes,
-    render,
-    training_sample,
-)
+from autotimm.augmentation.sample import evaluation_sample, training_sample
+from autotimm.augmentation.transforms import Placement, fit, jitter, place_boxes, render
 from autotimm.coco import index as coco
 from autotimm.coco import masks
 from autotimm.images import decode

@@ -15,7 +15,7 @@ from coco_folder import annotation, image, picture
 from autotimm.cli import evaluate, preview
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor import run as doctor
-from autotimm.format.manifest import read_manifest
+from autotimm.format.manifest_file import read_manifest
 from autotimm.sharding import cli
 
 pytestmark = pytest.mark.usefixtures("one_worker")

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from autotimm.augmentation.presets import Augmentation
-from autotimm.augmentation.transforms import Sample, evaluation_sample, training_sample
+from autotimm.augmentation.sample import Sample, evaluation_sample, training_sample
 from autotimm.coco import index as coco
 from autotimm.evaluation.coco_eval import evaluate, to_results
 from autotimm.images.decode import decode_image

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autotimm.coco import masks
+from autotimm.coco.runs import read_runs
 
 REAL = [
     "fruits_nuts",
@@ -49,7 +50,7 @@ def test_real_annotations_equal_pycocotools(shared_data: Path, name: str) -> Non
             expected = truth.annToMask(annotation)
             assert np.array_equal(masks.decode(rle), expected)
             assert masks.area(rle) == np.count_nonzero(expected)
-            (runs,), _ = masks._runs([rle["counts"]])
+            (runs,), _ = read_runs([rle["counts"]])
             dense = np.repeat(np.arange(runs.size) & 1, runs).reshape(expected.shape[::-1]).T
             assert np.array_equal(dense, expected)
             seen += 1
@@ -67,7 +68,7 @@ def test_encodings_of_one_mask_agree(seed: int) -> None:
     uncompressed = {"size": list(mask.shape), "counts": counts}
     assert masks.to_rle(uncompressed, *mask.shape) == rle
     assert masks.to_rle(rle, *mask.shape) == rle
-    assert masks._runs([rle["counts"]])[0][0].tolist() == counts
+    assert read_runs([rle["counts"]])[0][0].tolist() == counts
     np.testing.assert_array_equal(masks.decode(rle), mask)
     assert masks.decode(rle).flags.c_contiguous and masks.decode(rle).dtype == np.uint8
     ys, xs = np.nonzero(mask)
@@ -94,7 +95,7 @@ def test_runs_of_a_large_image_survive() -> None:
     mask[4321, 6543] = 1  # runs of 26 bits, and differences that are negative
     rle = masks.encode(mask)
     position = 6543 * 5000 + 4321
-    assert masks._runs([rle["counts"]])[0][0].tolist() == [position, 1, mask.size - position - 1]
+    assert read_runs([rle["counts"]])[0][0].tolist() == [position, 1, mask.size - position - 1]
 
 
 @pytest.mark.parametrize(

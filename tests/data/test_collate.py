@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autotimm.augmentation.transforms import Sample
+from autotimm.augmentation.sample import Sample
 from autotimm.coco import masks
 from autotimm.data.collate import bucket, collate, finish, target
 from autotimm.data.datamodule import InstanceSegmentationDataModule

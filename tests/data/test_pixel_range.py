@@ -24,13 +24,14 @@ from autotimm.data.preview import sheet
 from autotimm.data.whole import WholeImages
 from autotimm.evaluation.truth import Truth
 from autotimm.export.card import card
-from autotimm.format.manifest import read_manifest
+from autotimm.format.manifest_file import read_manifest
 from autotimm.images.depth import Depths
 from autotimm.inference import predict as inference
 from autotimm.inference.sources import pixels_of
-from autotimm.sharding import cli, journal
+from autotimm.sharding import cli
+from autotimm.sharding.destinations import journal
+from autotimm.sharding.outcome import Written
 from autotimm.sharding.verify import verify
-from autotimm.sharding.writer import Written
 from autotimm.streaming.shards import ShardSource
 from autotimm.streaming.store import open_source
 from autotimm.streaming.webdataset_pipeline import webdataset_pipeline

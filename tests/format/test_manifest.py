@@ -14,7 +14,8 @@ import pytest
 
 from autotimm.coco.index import Category
 from autotimm.files.atomic import whole_file
-from autotimm.format.manifest import Manifest, Shard, SplitInfo, read_manifest, write_manifest
+from autotimm.format.manifest import Manifest, Shard, SplitInfo
+from autotimm.format.manifest_file import read_manifest, write_manifest
 from autotimm.structures import InputError
 
 SHARD = Shard("train-000000.tar", 2, 10240, "0" * 64, "train-000000.idx.npy", "f" * 64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autotimm.augmentation.transforms import evaluation_sample
+from autotimm.augmentation.sample import evaluation_sample
 from autotimm.data import collate
 from autotimm.outputs.results import SaveResults
 from autotimm.structures import Record

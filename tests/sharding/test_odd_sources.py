@@ -13,7 +13,7 @@ from coco_folder import SQUARE, annotation, image, picture, write
 from autotimm.coco.checks import RULES
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor import run as doctor
-from autotimm.format.manifest import read_manifest
+from autotimm.format.manifest_file import read_manifest
 from autotimm.sharding import cli
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError, is_trained_on

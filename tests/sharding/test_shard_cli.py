@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from coco_folder import SQUARE, annotation, image, picture, write
 
-from autotimm.format.manifest import read_manifest
+from autotimm.format.manifest_file import read_manifest
 from autotimm.sharding import cli
 
 pytestmark = pytest.mark.usefixtures("one_worker")

@@ -24,8 +24,10 @@ from coco_folder import annotation, image, picture, write
 from servers import wait_until
 
 from autotimm.coco.layouts import find_splits
-from autotimm.format.manifest import read_manifest
-from autotimm.sharding import cli, job, run, staging
+from autotimm.format.manifest_file import read_manifest
+from autotimm.sharding import cli, job, run
+from autotimm.sharding.destinations import locks
+from autotimm.sharding.destinations.local_folder import LocalFolder
 
 COMMAND = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
 WORK = ".autotimm-shard"
@@ -128,7 +130,7 @@ def test_an_error_in_a_worker_is_raised_here(
     monkeypatch.setattr(run, "write_shard", fail)
     splits = [*find_splits(tmp_path / "coco").values()]
     with pytest.raises((OSError, RuntimeError), match=error.args[-1]):
-        run.shard(splits, staging.LocalFolder(tmp_path / "out"), job.Options(), workers=2)
+        run.shard(splits, LocalFolder(tmp_path / "out"), job.Options(), workers=2)
     assert not multiprocessing.active_children()
 
 
@@ -308,7 +310,7 @@ def test_ctrl_c_and_sigterm_are_one_line(
     assert not list(out.glob(f"{WORK}/.*.tmp")) and not (out / "manifest.json").exists()
     kept = len(list(out.glob(f"{WORK}/train-*.json")))
     splits = [*find_splits(coco).values()]
-    outcome = run.shard(splits, staging.LocalFolder(out), job.Options(samples_per_shard=5))
+    outcome = run.shard(splits, LocalFolder(out), job.Options(samples_per_shard=5))
     assert outcome.kept == kept and outcome.new == 80 - kept
 
 
@@ -363,7 +365,7 @@ def test_a_folder_in_a_files_place_leaves_the_old_set_whole(
     elif moment == "installing":  # an earlier run was killed before the move
 
         def killed() -> None:
-            staging.LocalFolder._move_up = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            LocalFolder._move_up = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             shard(coco, out, *flags)
 
         assert in_child(killed) == -9
@@ -565,7 +567,7 @@ def test_what_leads_out_of_the_folder_is_left_alone(
 def test_one_run_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_PATIENCE", 0.2)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
     coco, out = big_source(tmp_path / "coco"), tmp_path / "out"
     with started(coco, out, "--samples-per-shard", 5, "--workers", 1) as process:
         process.send_signal(signal.SIGSTOP)  # keeps the lock meanwhile
@@ -616,7 +618,7 @@ def test_parts_at_once_make_one_run(tmp_path: Path, undisturbed: dict[str, bytes
 def test_the_same_part_twice_or_another_number_of_parts_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_PATIENCE", 0.2)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
     coco, out = big_source(tmp_path / "coco"), tmp_path / "out"
     flags = ["--samples-per-shard", 5, "--workers", 1]
     with started(coco, out, *flags, "--part", "1/2") as process:

@@ -29,8 +29,11 @@ from pycocotools.coco import COCO
 from autotimm.coco import index as coco
 from autotimm.coco import layouts
 from autotimm.format.index import build_index, read_index
-from autotimm.format.manifest import read_manifest
-from autotimm.sharding import cli, run, writer
+from autotimm.format.manifest_file import read_manifest
+from autotimm.sharding import cli, run, tar_writer, writer
+from autotimm.sharding.outcome import Written
+from autotimm.sharding.plan import make_keys, plan_shards, sample_sizes
+from autotimm.sharding.tar_writer import TarWriter, tar_header
 from autotimm.structures import InputError
 
 
@@ -145,7 +148,7 @@ def test_a_plan_holds_every_sample_once_in_order_within_its_limits(seed: int) ->
     sizes = rng.integers(1000, 90_000, rng.integers(1, 300)).tolist()
     keys = [f"k{n}" for n in range(len(sizes))]
     samples, room = int(rng.integers(1, 40)), int(rng.integers(50_000, 900_000))
-    plans = writer.plan_shards("val", keys, sizes, samples, room)
+    plans = plan_shards("val", keys, sizes, samples, room)
     assert [s for p in plans for s in p.samples] == list(enumerate(keys))
     assert [p.name for p in plans] == [f"val-{n:06d}.tar" for n in range(len(plans))]
     for plan, following in itertools.zip_longest(plans, plans[1:]):
@@ -181,7 +184,7 @@ def test_keys_are_unique_safe_and_as_near_the_name_as_can_be() -> None:
         "--rf.jpg",
         "_-.jpg",
     ]
-    keys = writer.make_keys((name, n) for n, name in enumerate(names))
+    keys = make_keys((name, n) for n, name in enumerate(names))
     assert keys[:4] == ["000000000139", "a_b_c", "a_b_c-2", "a_b_c-3"]
     assert keys[9:] == ["same", "same-10", "same-10-11", "rf", "image-13"]
     assert len(set(keys)) == len(keys) == len(names)
@@ -190,7 +193,7 @@ def test_keys_are_unique_safe_and_as_near_the_name_as_can_be() -> None:
     assert all(key[0].isalnum() for key in keys), "'-' begins an option of tar's"
     # A tar has room for a name with the longest id.
     same = ("x" * 100, 0), ("x" * 101, -(2**63)), ("x" * 102, -(2**63) + 1)
-    assert all(writer.tar_header(f"{key}.json", 0) for key in writer.make_keys(same))
+    assert all(tar_header(f"{key}.json", 0) for key in make_keys(same))
 
 
 # Images that cannot be used, and some that only look damaged.
@@ -280,7 +283,7 @@ def test_an_image_that_goes_away_is_counted(tmp_path: Path) -> None:
     many(tmp_path / "coco", 2)
     index = coco.load(tmp_path / "coco/annotations/instances_train.json", tmp_path / "coco/train")
     index.image_path(0).unlink()
-    (plan,) = writer.plan_shards("t", ["a", "b"], writer.sample_sizes(index, range(2)), 10, 10**6)
+    (plan,) = plan_shards("t", ["a", "b"], sample_sizes(index, range(2)), 10, 10**6)
     (tmp_path / "out").mkdir()
     written = writer.write_shard(tmp_path / "out", plan, index)
     assert written.images == 1 and written.shards[0].samples == 1
@@ -311,7 +314,7 @@ def loaded(tmp_path: Path) -> tuple[coco.CocoIndex, writer.ShardPlan]:
     root = write(tmp_path / "coco", images, annotations, files=files)
     index = coco.load(root / "annotations/instances_train.json", root / "train")
     keys = [f"k{n}" for n in range(30)]
-    (plan,) = writer.plan_shards("t", keys, [1] * 30, 100, 10**9)
+    (plan,) = plan_shards("t", keys, [1] * 30, 100, 10**9)
     return index, plan
 
 
@@ -325,14 +328,14 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert sum(done) == len(plan.samples)
         found.append((files_of(tmp_path / name), written.shards, written.problems.lines()))
     # With a small buffer for each image, and a slow thread.
-    monkeypatch.setattr(writer, "_BUFFER", 1 << 14)
-    real = writer._Tar._put
+    monkeypatch.setattr(tar_writer, "_BUFFER", 1 << 14)
+    real = TarWriter._write
 
     def late(*given: object) -> None:
         time.sleep(0.005)
         real(*given)
 
-    monkeypatch.setattr(writer._Tar, "_put", late)
+    monkeypatch.setattr(TarWriter, "_write", late)
     (tmp_path / "late").mkdir()
     written = writer.write_shard(tmp_path / "late", plan, index, thread=True)
     found.append((files_of(tmp_path / "late"), written.shards, written.problems.lines()))
@@ -402,7 +405,7 @@ def test_a_thread_that_is_left_behind_writes_to_no_other_file(
     with ThreadPoolExecutor(1) as pool:
         file = (tmp_path / "shard").open("xb")
         number = file.fileno()
-        tar = writer._Tar(file, pool)
+        tar = TarWriter(file, pool)
         tar.room(5)[:] = b"bytes"
         tar.add(5)
         tar.flush()
@@ -437,7 +440,7 @@ def test_a_failure_half_way_leaves_nothing_of_that_shard(
     many(tmp_path / "coco")
     index = coco.load(tmp_path / "coco/annotations/instances_train.json", tmp_path / "coco/train")
     keys = [f"k{n}" for n in range(7)]
-    first, second = writer.plan_shards("train", keys, [1] * 7, 4, 10**9)
+    first, second = plan_shards("train", keys, [1] * 7, 4, 10**9)
     out = tmp_path / "out"
     out.mkdir()
     writer.write_shard(out, first, index)
@@ -465,7 +468,7 @@ def test_a_stopped_run_leaves_no_shards_and_no_manifest(
     (tmp_path / "out" / "backup-000000.tar").write_text("mine")
     calls = iter(range(2))
 
-    def fail(*args: object, **options: object) -> writer.Written:
+    def fail(*args: object, **options: object) -> Written:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return writer.write_shard(*args, **options)  # type: ignore[arg-type]

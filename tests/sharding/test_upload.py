@@ -21,9 +21,11 @@ from servers import wait_until
 from test_shard_run import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
 
 from autotimm.files.retry import Retry
-from autotimm.sharding import cli, upload
-from autotimm.sharding.journal import entry_name
-from autotimm.sharding.upload import RemoteFolder
+from autotimm.sharding import cli
+from autotimm.sharding.destinations import remote_folder
+from autotimm.sharding.destinations.journal import entry_name
+from autotimm.sharding.destinations.object_store import ObjectStore
+from autotimm.sharding.destinations.remote_folder import RemoteFolder
 
 
 class Disk(LocalFileSystem):
@@ -259,16 +261,16 @@ def test_a_store_that_fails_is_tried_again_some_times(
     error: Exception,
     message: str | None,
 ) -> None:
-    real = RemoteFolder._store
+    real = ObjectStore._files
     flaky: list[Flaky] = []
 
-    def store(self: RemoteFolder) -> tuple[Any, str]:
+    def store(self: ObjectStore) -> tuple[Any, str]:
         self.retry = Retry(3, 0)
         files, root = real(self)
         flaky[:] = flaky or [Flaky(files, failures, error)]
         return flaky[0], root
 
-    monkeypatch.setattr(RemoteFolder, "_store", store)
+    monkeypatch.setattr(ObjectStore, "_files", store)
     capsys.readouterr()
     assert shard(tmp_path / "coco", memory, *PAIRS) == (2 if message else 0)
     if message:
@@ -309,7 +311,7 @@ def test_a_room_that_is_swept_before_it_is_locked_is_made_again(
 
     def meanwhile(file: Any, operation: int) -> None:
         if operation == fcntl.LOCK_EX and next(times) < 2:
-            upload._sweep_scratch(tmp_path)
+            remote_folder._sweep_scratch(tmp_path)
             assert not list(tmp_path.iterdir())
         lock(file, operation)
 
@@ -317,7 +319,7 @@ def test_a_room_that_is_swept_before_it_is_locked_is_made_again(
     monkeypatch.setattr(fcntl, "flock", meanwhile)
     store = RemoteFolder("memory://x")
     with store.claim(None):
-        upload._sweep_scratch(tmp_path)
+        remote_folder._sweep_scratch(tmp_path)
         with store.room() as folder:
             assert folder.is_dir()
         assert len(list(tmp_path.iterdir())) == 1

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from autotimm.format.index import build_index, index_bytes
-from autotimm.format.manifest import MANIFEST, read_manifest, write_manifest
+from autotimm.format.manifest import MANIFEST
+from autotimm.format.manifest_file import read_manifest, write_manifest
 from autotimm.sharding import cli
 from autotimm.sharding.verify import Report, verify
 from autotimm.streaming.shards import ShardSource

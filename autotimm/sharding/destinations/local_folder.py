@@ -2,7 +2,7 @@
 
     dst/
       .autotimm-shard/           the work folder, until the manifest is in place
-        lock  part-1-of-3.lock   locked by the processes that write
+        lock  part-1-of-3.lock   locked by the processes that write (``locks.py``)
         job.json ...             the journal (``journal.py``)
         train-000000.tar ...     finished shards
         manifest.json            all shards are finished, and only have to be moved to dst/
@@ -18,38 +18,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 from autotimm.files.atomic import whole_file
-from autotimm.files.retry import poll
-from autotimm.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from autotimm.sharding.journal import JOB, WORK, entry_name, is_ours
-from autotimm.sharding.writer import Written
+from autotimm.format.manifest import MANIFEST, Manifest, Shard
+from autotimm.format.manifest_file import read_manifest, write_manifest
+from autotimm.sharding.destinations.journal import JOB, WORK, entry_name, is_ours
+from autotimm.sharding.destinations.locks import Claim, claimed
+from autotimm.sharding.outcome import Written
 from autotimm.structures import InputError
 
 _IN_THE_WAY = "is not a file, but has the name of one that the run would write; move it away"
-_PATIENCE = 5.0  # seconds to wait for a lock; workers of a killed run need a moment to end
-_PAUSE = 0.05  # seconds between two tries
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to write to a destination.
-
-    Attributes:
-        alone: whether no other part is writing.
-        share: lets other parts write too.
-    """
-
-    alone: bool
-    share: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +96,13 @@ class LocalFolder:
         """
         try:
             self.dst.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as stack:
-                lock, alone = self._lock(stack, part)
-                if alone and (self.work / MANIFEST).exists():
+            with claimed(self.dst, part) as claim:
+                if claim.alone and (self.work / MANIFEST).exists():
                     self._move_up()
                 try:
-                    yield Claim(alone, lambda: self._share(lock))
+                    yield claim
                 finally:
-                    if alone and not (self.work / JOB).exists():
+                    if claim.alone and not (self.work / JOB).exists():
                         # What cannot be removed now (NFS keeps open files) the next run removes.
                         shutil.rmtree(self.work, ignore_errors=True)
         except OSError as error:
@@ -239,65 +223,6 @@ class LocalFolder:
                 if ours and not (entry.is_symlink() or entry.is_file()):
                     return Path(entry.path)
         return None
-
-    def _lock(
-        self, stack: contextlib.ExitStack, part: tuple[int, int] | None
-    ) -> tuple[BinaryIO, bool]:
-        """Returns the locked file, and whether no other process holds a lock."""
-
-        def take() -> tuple[BinaryIO, bool] | None:
-            self.work.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # a run that ended has just removed it
-                file = (self.work / "lock").open("ab+")
-                alone = _try_lock(file, fcntl.LOCK_EX)
-                mine = alone or (part is not None and _try_lock(file, fcntl.LOCK_SH))
-                if mine and _is_at(file, self.work / "lock"):
-                    return file, alone
-                file.close()
-            return None
-
-        taken = poll(take, _PATIENCE, _PAUSE)
-        if taken is None:
-            busy = f"{self}: another autotimm-shard is writing there"
-            raise InputError(f"{busy}; wait for it, or give another folder")
-        file, alone = taken
-        stack.enter_context(file)
-        if part is not None:
-            self._lock_part(stack, *part)
-        return file, alone
-
-    def _lock_part(self, stack: contextlib.ExitStack, which: int, of: int) -> None:
-        for path in self.work.glob("part-*-of-*.lock"):
-            count = re.fullmatch(r"part-\d+-of-(\d+)\.lock", path.name)
-            if count and int(count[1]) != of:
-                with path.open("ab+") as other:
-                    if not _try_lock(other, fcntl.LOCK_EX):
-                        raise InputError(
-                            f"--part: {self} is being written in {count[1]} parts, not in {of}"
-                        )
-        path = self.work / f"part-{which}-of-{of}.lock"
-        file = stack.enter_context(path.open("ab+"))
-        if not poll(lambda: _try_lock(file, fcntl.LOCK_EX), _PATIENCE, _PAUSE):
-            raise InputError(f"--part: another process is writing part {which}/{of} of {self}")
-
-    def _share(self, lock: BinaryIO) -> None:
-        # flock() releases the exclusive lock before it takes the shared one, so a run may get in.
-        if not poll(lambda: _try_lock(lock, fcntl.LOCK_SH), _PATIENCE, _PAUSE):
-            raise InputError(f"{self}: another autotimm-shard is writing there; wait for it")
-
-
-def _try_lock(file: BinaryIO, how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether a path still names an open file; its folder may have been removed and made anew."""
-    here, there = os.fstat(file.fileno()), path.stat()
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _has(path: Path, size: int | None) -> bool:

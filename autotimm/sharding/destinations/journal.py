@@ -19,9 +19,9 @@ from typing import Any
 import orjson
 
 from autotimm.coco.checks import Problems
-from autotimm.format.manifest import read_shard_entry, shard_entry
+from autotimm.format.manifest_file import read_shard_entry, shard_entry
 from autotimm.images.depth import Depths
-from autotimm.sharding.writer import Written
+from autotimm.sharding.outcome import Written
 
 WORK = ".autotimm-shard"
 JOB = "job.json"

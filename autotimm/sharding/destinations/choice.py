@@ -1,4 +1,4 @@
-"""Chooses the destination of shards: a local folder (``staging.py``) or a store (``upload.py``)."""
+"""Chooses the destination of shards by what the user gives: a local folder, or a URL's store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from autotimm.files import urls
-from autotimm.sharding.staging import LocalFolder
+from autotimm.sharding.destinations.local_folder import LocalFolder
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
-    from autotimm.sharding.upload import RemoteFolder
+    from autotimm.sharding.destinations.remote_folder import RemoteFolder
 
 Destination: TypeAlias = "LocalFolder | RemoteFolder"
 
@@ -37,6 +37,6 @@ def destination(text: str) -> Destination:
         )
     if kind == "file":
         return LocalFolder(urls.file_path(text))
-    from autotimm.sharding.upload import RemoteFolder
+    from autotimm.sharding.destinations.remote_folder import RemoteFolder
 
     return RemoteFolder(text)

@@ -1,0 +1,1 @@
+"""Where shards go: a local folder or a store. Both keep a journal until all shards are there."""
