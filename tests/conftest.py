@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
+import shard_runs
 from coco_folder import mixed
 from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
 
@@ -138,6 +139,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
         command("scancel", "--me", env=env)
         wait(env)
         subprocess.run([CLUSTER, "stop", folder], check=True)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    """The shards of ``tmp_path / "coco"`` that one uninterrupted run writes, two samples each."""
+    coco, out = shard_runs.source(tmp_path / "coco"), tmp_path / "truth"
+    assert shard_runs.shard(coco, out, *shard_runs.PAIRS, "--workers", 1) == 0
+    return shard_runs.files_of(out)
 
 
 @pytest.fixture

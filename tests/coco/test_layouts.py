@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 from coco_folder import annotation, image, picture
 
+from autotimm.coco import layouts
 from autotimm.coco.join import load_split
 from autotimm.coco.layouts import find_splits
 from autotimm.coco.split_names import same_split
@@ -382,3 +385,49 @@ def test_roboflows_class_of_all_others_is_told_and_kept(
         ]
         * told
     )
+
+
+def test_splits_are_found_under_any_of_the_usual_names(tmp_path: Path) -> None:
+    annotations = tmp_path / "annotations"
+    annotations.mkdir()
+    for name in ("train2017", "val2014", "val2017", "test-2", "2020", "extra", "none"):
+        (annotations / f"instances_{name}.json").touch()
+    (annotations / "captions_train2017.json").touch()
+    there = ("train2017", "images/val2014", "val2017", "test", "images/extra")
+    # What another tool has left under the short name is not what the file is of.
+    for folder in (*there, "train", "images/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    splits = layouts.find_splits(tmp_path)
+    assert {
+        name: s.image_folder.relative_to(tmp_path).as_posix() for name, s in splits.items()
+    } == {
+        "train": "train2017",
+        "val2014": "images/val2014",
+        "val2017": "val2017",
+        "test": "test",
+        "2020": "images",
+        "extra": "images/extra",
+        "none": "images",
+    }
+    assert all(name == split.name for name, split in splits.items())
+
+
+def test_folders_without_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        layouts.find_splits(tmp_path / "gone")
+    with pytest.raises(InputError, match="annotations/instances_"):
+        layouts.find_splits(tmp_path)
+
+
+def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "annotations").mkdir(mode=0o000)
+    if os.geteuid() == 0:  # who may read anything
+
+        def refuse(path: object) -> list[str]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
+        layouts.find_splits(tmp_path)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from coco_folder import mixed
+from data_fits import Recorder, Scheduled, module, run_ranks, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_datamodule import Recorder, Scheduled, module, run_ranks, trainer
 
 from autotimm.data.collate import finish
 from autotimm.data.synthetic import make_dataset
@@ -282,7 +282,7 @@ def test_damaged_samples_are_left_out_and_reported(
 
 DAMAGED_RANK = """
     import json, sys, warnings
-    from test_datamodule import Recorder, module, trainer
+    from data_fits import Recorder, module, trainer
     from pathlib import Path
 
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])

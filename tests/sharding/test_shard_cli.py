@@ -1,36 +1,19 @@
-"""The command ``autotimm-shard``: its output, exit codes, and files."""
+"""The command line: flags, exit codes, one line an error."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from coco_folder import SQUARE, annotation, image, picture, write
+from coco_folder import annotation, image, picture, write
+from shard_commands import run, two_splits
 
 from autotimm.format.manifest_file import read_manifest
-from autotimm.sharding import cli
 
 pytestmark = pytest.mark.usefixtures("one_worker")
-
-
-def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return int(exit_.value.code or 0), out, err
-
-
-def two_splits(root: Path) -> Path:
-    write(root, files={"a.jpg": picture()})
-    return write(root, split="val")
 
 
 def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,204 +136,6 @@ def test_bad_folders_are_one_line_and_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", ".hid", "a\\b"])
-@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
-def test_a_file_that_names_no_split_is_refused_before_it_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, flags: tuple[str, ...]
-) -> None:
-    coco, out = two_splits(tmp_path / "coco"), tmp_path / "out"
-    (coco / "train").rename(coco / "images")
-    file = coco / f"annotations/instances_{name}.json"
-    file.write_text("not read")
-    code, _, err = run(coco, *([] if flags else [out]), *flags, capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and f"{file}: names a split" in err
-    assert not out.exists()
-    assert run(coco, out, "--splits", "train", capsys=capsys)[0] == 0
-    assert list(read_manifest(out).splits) == ["train"]
-
-
-def test_shards_are_not_overwritten_unasked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    two_splits(tmp_path / "coco")
-    run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    two_splits(tmp_path / "other")
-    write(tmp_path / "other", annotations=[])
-    code, _, err = run(tmp_path / "other", tmp_path / "out", capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and "--overwrite" in err
-    assert "other/annotations/instances_train.json has changed since" in err
-    code, _, err = run(tmp_path / "coco", tmp_path / "out", "--limit", 1, capsys=capsys)
-    assert code == 2 and "--limit was not given, now 1" in err
-    (tmp_path / "out" / "manifest.json").unlink()  # shards without a manifest count as shards too
-    code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    assert code == 2 and "--overwrite" in err
-    (tmp_path / "out" / "manifest.json").write_text("broken")
-    (tmp_path / "out" / ".train-000007.tar.abc.tmp").touch()  # from a run that was killed
-    (tmp_path / "out" / "mine.tar").touch()
-    code, _, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
-    assert code == 0 and len(read_manifest(tmp_path / "out").splits) == 2
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert "mine.tar" in names and not any(".tmp" in name for name in names)
-
-
-def test_problems_are_listed_with_examples(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    odd = [annotation(id=n, segmentation=[]) for n in range(2, 7)]
-    images = [image(), image(id=2, file_name="[red]gone.jpg")]
-    write(tmp_path / "coco", images, [annotation(), *odd])
-    code, out, _ = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    lines = out.splitlines()
-    assert code == 0
-    assert "train: image file missing (image left out): 1 ([red]gone.jpg)" in lines
-    assert (
-        "train: no segmentation (instance left out): 5 "
-        "(annotation 2 of a.jpg, annotation 3 of a.jpg, annotation 4 of a.jpg, ...)" in lines
-    )
-    assert "trains nothing" not in out
-    write(tmp_path / "coco", annotations=[])
-    _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
-    assert "train: there are no instances at all, so this split trains nothing" in out.splitlines()
-    write(tmp_path / "coco", annotations=[annotation(iscrowd=1)])
-    _, out, _ = run(tmp_path / "coco", tmp_path / "out", "--overwrite", capsys=capsys)
-    assert (
-        "train: there are no instances but crowds, so this split trains nothing" in out.splitlines()
-    )
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"annotations": [annotation(segmentation=[SQUARE[0], [1, 2]])]},
-        {"images": [image(), image(id=2, file_name="gone.jpg")]},
-        {"images": [image(), image(id=2, width=65)]},
-    ],
-)
-def test_strict_refuses_anything_odd(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict
-) -> None:
-    write(tmp_path / "coco", **content)
-    code, out, err = run(tmp_path / "coco", tmp_path / "out", "--strict", capsys=capsys)
-    assert code == 2 and not out and err.count("\n") == 1 and "--strict: split 'train'" in err
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-    write(tmp_path / "sound")
-    assert run(tmp_path / "sound", tmp_path / "out", "--strict", capsys=capsys)[0] == 0
-
-
-def test_what_is_no_plain_annotation_file_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "coco")
-    file = tmp_path / "coco" / "annotations" / "instances_train.json"
-    file.unlink()
-    os.mkfifo(file)
-    named = ["--annotations", "/dev/zero", "--images", tmp_path / "coco" / "train"]
-    for arguments in ([tmp_path / "coco"], named):
-        code, out, err = run(*arguments, tmp_path / "out", capsys=capsys)
-        assert code == 2 and not out and err.count("\n") == 1 and "is no plain file" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_shard_without_a_usable_image_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = [image(id=n, file_name=f"{n}.jpg") for n in range(9)]
-    files = {f"{n}.jpg": b"broken" if n in (0, 3, 4, 5) else picture() for n in range(9)}
-    write(tmp_path / "coco", images, [], files=files)
-    out, flags = tmp_path / "out", ["--samples-per-shard", 3]
-    for arguments in (["--dry-run"], [tmp_path / "all"], [out, "--part", "2/3"], [out]):
-        code, printed, _ = run(tmp_path / "coco", *arguments, *flags, capsys=capsys)
-        words = {"--dry-run": "; 2 shards would", "--part": "wrote 0 shards"}
-        expected = next((words[a] for a in arguments if a in words), "wrote 2 shards in")
-        assert code == 0 and expected in printed
-    shards = read_manifest(out).splits["train"].shards
-    assert [shard.name for shard in shards] == ["train-000000.tar", "train-000002.tar"]
-    assert (out / "manifest.json").read_bytes() == (tmp_path / "all/manifest.json").read_bytes()
-    code, printed, _ = run("--verify", out, capsys=capsys)
-    assert code == 0 and "2 shards, 5 images" in printed
-
-
-def test_new_ids_have_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    least, most = -(2**63), 2**63 - 1
-    images = [image(id=least), image(id=most, file_name="b.jpg")]
-    ids = [most, 1, most, 3, most]
-    annotations = [annotation(id=id_, image_id=least) for id_ in ids]
-    files = {"a.jpg": picture(), "b.jpg": picture()}
-    write(tmp_path / "coco", images, annotations, files=files)
-    code, out, _ = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    assert code == 0 and "annotation id occurs twice (numbered anew): 2" in out
-    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
-        member = tar.extractfile("a.json")
-        record = json.loads(member.read() if member else b"")
-    assert [a["id"] for a in record["annotations"]] == [most, 1, 2, 3, 4]
-    code, out, _ = run("--verify", tmp_path / "out", capsys=capsys)
-    assert code == 0, out
-
-
-def test_a_split_of_no_usable_image_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "coco", files={"a.jpg": b"broken"})
-    code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and "no image can be used: image cannot be" in err
-    assert not list((tmp_path / "out").iterdir())
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "https://a.example/b?secret",
-        "simplecache::s3://user:secret@b/c",
-        "nonsense://a/b",
-        "memory://x",
-        "",
-    ],
-)
-def test_what_cannot_be_written_to_is_refused(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    address: str,
-) -> None:
-    write(tmp_path / "coco")
-    monkeypatch.chdir(tmp_path)
-    for given in (["coco", address], [address, "out"]):
-        code, out, err = run(*given, capsys=capsys)
-        assert code == 2 and not out and err.count("\n") == 1
-        assert "secret" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["coco"]
-
-
-def test_a_full_disk_names_the_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.write
-
-    def full(file: int, data: bytes) -> int:
-        if len(data) < 10_000:  # no tar
-            return real(file, data)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    write(tmp_path / "coco")
-    monkeypatch.setattr(os, "write", full)
-    code, out, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    assert code == 2 and not out
-    assert err == (
-        f"autotimm-shard: {tmp_path / 'out'}: No space left on device; 0 of 1 shards are finished "
-        "and kept: run the same command again to go on\n"
-    )
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "coco")
-    (tmp_path / "out").mkdir(mode=0o500)
-    code, _, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
-    assert code == 2 and "Permission denied" in err and err.count("\n") == 1
-
-
 def test_help_lists_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("--help", capsys=capsys)
     flags = (
@@ -365,47 +150,6 @@ def test_help_lists_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> 
 def test_it_needs_no_torch() -> None:
     check = "import sys, autotimm.sharding.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-
-
-FAILURES = [
-    ({"files": {"a.jpg": picture()[:-900]}}, (), "no image can be used: image cut off"),
-    ({"annotations": [annotation(iscrowd=...)]}, ("--strict",), "iscrowd missing"),
-]
-
-
-@pytest.mark.parametrize(("content", "flags", "message"), FAILURES)
-def test_a_failed_overwrite_leaves_the_old_shards(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict, flags: tuple, message: str
-) -> None:
-    out = tmp_path / "out"
-    run(two_splits(tmp_path / "coco"), out, capsys=capsys)
-    (out / "mine.txt").write_text("mine")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    two_splits(tmp_path / "odd")
-    write(tmp_path / "odd", split="val", **content)  # the run writes train before val fails
-    code, _, err = run(tmp_path / "odd", out, "--overwrite", *flags, capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and message in err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    write(tmp_path / "sound", [image(id=77)], [])
-    write(tmp_path / "sound", [image(id=78)], [], split="val")
-    assert run(tmp_path / "sound", out, "--overwrite", *flags, capsys=capsys)[0] == 0
-    after = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert after.keys() == before.keys() and after["mine.txt"] == b"mine"
-    assert b'"image_id":77' in after["train-000000.tar"]
-    assert [split.instances for split in read_manifest(out).splits.values()] == [0, 0]
-
-
-def test_overwrite_loses_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    run(two_splits(tmp_path / "coco"), out, capsys=capsys)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    only_val = ["--overwrite", "--splits", "val"]
-    code, _, err = run(tmp_path / "coco", out, *only_val, capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and "would lose its split 'train'" in err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    (out / "manifest.json").write_text("broken")  # its splits are unknown, so only val is replaced
-    assert run(tmp_path / "coco", out, *only_val, capsys=capsys)[0] == 0
-    assert list(read_manifest(out).splits) == ["val"] and (out / "train-000000.tar").exists()
 
 
 def test_a_dry_run_reads_all_and_writes_nothing(
@@ -510,83 +254,3 @@ def test_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     shared = ["--images", folders[0], "--splits", "a,b"]
     given[1] = tmp_path / "instances_fruit2017.json"
     assert run(*given, *shared, tmp_path / "shared", capsys=capsys)[0] == 0
-
-
-def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    two_splits(tmp_path / "coco")
-    code, out, _ = run(tmp_path / "coco", tmp_path / "out", "--json", capsys=capsys)
-    printed = json.loads(out)
-    assert code == 0 and printed["state"] == "written" and printed["seconds"] > 0
-    counts = [printed[key] for key in ("written_shards", "kept_shards", "written_images")]
-    assert counts == [2, 0, 2]
-    assert printed["splits"]["val"] == {
-        "images": 1,
-        "instances": 1,
-        "crowd": 0,
-        "deep_images": 0,
-        "ignored": 0,
-        "untrained": [],
-        "shards": 1,
-        "bytes": (tmp_path / "out" / "val-000000.tar").stat().st_size,
-        "problems": {},
-    }
-
-
-def process(*arguments: object, stdout: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from autotimm.sharding.cli import main; main()"]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        **options,
-    )
-
-
-def test_a_closed_pipe_changes_no_exit_code(tmp_path: Path) -> None:
-    write(tmp_path / "coco")
-    out = tmp_path / "out"
-    runs: list[tuple[int, list[object]]] = [
-        (0, [tmp_path / "coco", out]),
-        (0, [tmp_path / "coco", tmp_path / "other", "--json"]),
-        (0, ["--verify", out]),
-        (0, ["--help"]),
-        (0, ["--version"]),
-        (1, ["--verify", out]),
-        (1, ["--verify", out, "--json"]),
-    ]
-    for code, arguments in runs:
-        if code:
-            os.truncate(out / "train-000000.tar", 512)
-        reading, writing = os.pipe()
-        os.close(reading)
-        done = process(*arguments, stdout=writing)
-        os.close(writing)
-        assert (done.returncode, done.stderr) == (code, ""), arguments
-    assert set(read_manifest(tmp_path / "other").splits) == {"train"}
-    with Path("/dev/full").open("w") as full:
-        done = process("--verify", out, stdout=full)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr == "autotimm-shard: <stdout>: No space left on device\n"
-
-
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-def test_names_that_the_locale_lacks_are_one_line(tmp_path: Path) -> None:
-    for number, name in enumerate(("é.jpg", "é/a.jpg", "a/日.jpg")):
-        coco = tmp_path / f"é{number}"  # the folder's name is encoded in the locale's encoding
-        write(coco, [image(), image(id=2, file_name=name)], files={"a.jpg": picture(), name: b""})
-        done = process(coco, tmp_path / "out", stdout=subprocess.PIPE, env=os.environ | ASCII)
-        assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
-        assert f"{name!a} where the locale's encoding is ascii; set PYTHONUTF8=1" in done.stderr
-    write(tmp_path / "odd", split="tr\udcff")
-    done = process(tmp_path / "odd", tmp_path / "out", stdout=subprocess.PIPE)
-    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
-    assert "instances_tr\\udcff.json: its name is no text" in done.stderr
-    sound = write(tmp_path / "sound é", [image(), image(id=2, file_name="b.jpg")], [])
-    content = sound / "annotations" / "instances_train.json"
-    content.write_text(content.read_text().replace('"id": 2', '"id": "é"'))
-    done = process(sound, tmp_path / "é", stdout=subprocess.PIPE, env=os.environ | ASCII)
-    assert done.returncode == 0 and not done.stderr and "manifest.json" in done.stdout

@@ -1,42 +1,25 @@
-"""Sources: shards against tarfile and the COCO folder; downloads from a faulty server."""
+"""Sources: a folder and its shards give the same; what is no source is refused."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import multiprocessing
-import os
 import pickle
 import shutil
-import tarfile
-import time
-import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from servers import Server, serve
+from sources import everything
 
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.files import remote
-from autotimm.files.retry import Retry
-from autotimm.format.index import INDEX_DTYPE
 from autotimm.images.decode import DataError
 from autotimm.sharding.cli import shard
-from autotimm.streaming import cached_shards, open_shard
-from autotimm.streaming.cached_shards import CachedShardFiles
-from autotimm.streaming.dataset import SampleStream
-from autotimm.streaming.loader import StreamLoader
-from autotimm.streaming.order import EpochOrder
-from autotimm.streaming.store import FolderSource, ShardSource, open_source, split_names
-from autotimm.structures import InputError, World
-
-QUICK = Retry(attempts=3, wait=0.01)
+from autotimm.streaming.store import ShardSource, open_source, split_names
+from autotimm.structures import InputError
 
 
 @pytest.fixture(scope="module")
@@ -64,50 +47,6 @@ def server(copy: Path) -> Iterator[Server]:
         yield server
 
 
-def prefetch(source: ShardSource, plan: list[int]) -> None:
-    """Prefetches, and waits until it is done."""
-    source.prefetch(plan)
-    assert isinstance(source.files, CachedShardFiles) and source.files.thread is not None
-    source.files.thread.join()
-
-
-def everything(source: ShardSource | FolderSource) -> list[tuple[bytes, dict]]:
-    return [
-        (bytes(image), record)
-        for k, size in enumerate(source.shard_sizes)
-        for image, record in (source.read(k, i) for i in range(size))
-    ]
-
-
-def test_shards_are_what_tarfile_and_the_folder_say(coco_folder: Path, shard_folder: Path) -> None:
-    source = open_source(str(shard_folder), "train")
-    assert source.shard_sizes.tolist() == [4, 4, 2]
-    assert [c.id for c in source.categories] == [1, 3, 7, 18]
-    members = []
-    for tar in sorted(shard_folder.glob("train-*.tar")):
-        with tarfile.open(tar) as file:
-            members += [(m.name, file.extractfile(m).read()) for m in file]  # type: ignore[union-attr]
-    images = [data for name, data in members if not name.endswith(".json")]
-    records = [json.loads(data) for name, data in members if name.endswith(".json")]
-    assert everything(source) == list(zip(images, records, strict=True))
-
-    folder = open_source(coco_folder, "train")
-    assert isinstance(folder, FolderSource)
-    assert everything(folder) == everything(source)
-    assert folder.categories == source.categories
-    assert folder.fingerprint != source.fingerprint
-    assert source.fingerprint == open_source(f"file://{shard_folder}", "train").fingerprint
-    assert source.fingerprint != open_source(str(shard_folder), "val").fingerprint
-
-
-def test_a_shard_without_its_index_reads_the_same(copy: Path, shard_folder: Path) -> None:
-    for index in copy.glob("*.npy"):
-        index.unlink()
-    assert everything(ShardSource(str(copy), "train")) == everything(
-        ShardSource(str(shard_folder), "train")
-    )
-
-
 def test_image_sizes_are_the_records(coco_folder: Path, shard_folder: Path, copy: Path) -> None:
     (copy / "train-000001.idx.npy").unlink()
     for folder in (coco_folder, shard_folder, copy):
@@ -118,132 +57,10 @@ def test_image_sizes_are_the_records(coco_folder: Path, shard_folder: Path, copy
         assert sizes.tolist() == [[r["width"], r["height"]] for r in records]
 
 
-def test_image_sizes_of_a_url_fetch_indices_only(
-    server: Server, shard_folder: Path, tmp_path: Path
-) -> None:
-    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    expected = ShardSource(str(shard_folder), "train").image_sizes()
-    assert np.array_equal(source.image_sizes(), expected)
-    assert not any(name.endswith(".tar") for name in server.requests)
-
-
-def test_raw_is_what_read_parses(shard_folder: Path) -> None:
-    source = ShardSource(str(shard_folder), "train")
-    image, text = source.raw(1, 2)
-    assert source.read(1, 2) == (image, json.loads(bytes(text)))
-
-
-def test_a_tar_that_shrinks_while_it_is_open_raises(copy: Path) -> None:
-    source = ShardSource(str(copy), "train")
-    source.read(0, 0)
-    with (copy / "train-000000.tar").open("r+b") as file:
-        file.truncate(700)
-    for index in range(4):
-        with pytest.raises(DataError, match=rf"sample {index} of .*its bytes have changed"):
-            source.read(0, index)
-
-
-def test_image_and_record_may_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = {"image_id": 1, "file_name": "a.jpg", "width": 5, "height": 4, "annotations": []}
-    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
-        for name, data in (
-            ("a.json", json.dumps(record).encode()), ("a.bin", bytes(200_000)), ("a.jpg", b"x" * 9)
-        ):  # fmt: skip
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    source = ShardSource(str(tmp_path), "train", tmp_path / "cache")
-    assert everything(source) == [(b"x" * 9, record)]
-    monkeypatch.setattr(open_shard, "_GAP", 1 << 20)
-    assert everything(source) == [(b"x" * 9, record)]
-
-
 def test_a_source_survives_pickling(shard_folder: Path) -> None:
     source = ShardSource(str(shard_folder), "train")
     before = everything(source)
     assert everything(pickle.loads(pickle.dumps(source))) == before  # noqa: S301
-
-
-def test_damage_is_found_on_opening(copy: Path) -> None:
-    tar = copy / "train-000001.tar"
-    content = tar.read_bytes()
-    tar.write_bytes(content[:-512])
-    with pytest.raises(InputError, match=r"train-000001\.tar: has \d+ bytes, manifest\.json says"):
-        open_source(copy, "train")
-    tar.unlink()
-    with pytest.raises(InputError, match=r"train-000001\.tar: .* No such file"):
-        open_source(copy, "train")
-    open_source(copy, "val")
-
-    flipped = bytearray(content)
-    flipped[3000] ^= 1
-    tar.write_bytes(flipped)
-    with pytest.raises(InputError, match=r"train-000001\.tar: .*sha256"):
-        open_source(copy, "train", verify=True)
-    tar.write_bytes(content)
-    open_source(copy, "train", verify=True)
-
-
-def test_a_damaged_index_is_refused(copy: Path) -> None:
-    index = copy / "train-000000.idx.npy"
-    index.write_bytes(index.read_bytes()[:-1] + b"\x07")
-    with pytest.raises(InputError, match=r"train-000000\.idx\.npy"):
-        ShardSource(str(copy), "train").read(0, 0)
-
-
-def test_an_index_that_is_no_file_is_refused(copy: Path) -> None:
-    index = copy / "train-000000.idx.npy"
-    index.unlink()
-    os.mkfifo(index)
-    with pytest.raises(InputError, match=r"000000\.idx\.npy: cannot be read: not a regular file"):
-        ShardSource(str(copy), "train").image_sizes()
-
-
-def test_a_damaged_record_names_its_sample(copy: Path) -> None:
-    tar = copy / "train-000000.tar"
-    tar.write_bytes(tar.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":7', 1))
-    with pytest.raises(DataError, match=r"sample \d of .*000000\.tar: its bytes have changed"):
-        everything(ShardSource(str(copy), "train"))
-    (copy / "train-000000.idx.npy").unlink()  # a new one would have the wrong checksum
-    with pytest.raises(InputError, match=r"train-000000\.tar: .*\(sha256 differs\): copy it again"):
-        ShardSource(str(copy), "train").read(0, 0)
-
-
-def test_shards_that_changed_places_are_refused_without_their_indices_too(
-    coco_folder: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "shards"
-    shard(coco_folder, folder, samples_per_shard=1)
-    by_size: dict[int, Path] = {}
-    for tar in sorted(folder.glob("train-*.tar")):
-        other = by_size.setdefault(tar.stat().st_size, tar)
-        if other != tar:
-            break
-    else:
-        pytest.fail("no two shards of one size")
-    number = int(tar.stem[-6:])
-    content = tar.read_bytes()
-    tar.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-    tar.with_suffix(".idx.npy").unlink()
-    source = ShardSource(str(folder), "train")
-    for attempt in (lambda: source.read(number, 0), source.image_sizes):
-        with pytest.raises(InputError, match=rf"{tar.name}: .*sha256 differs"):
-            attempt()
-
-
-def test_a_cached_tar_that_changed_is_fetched_again_where_there_is_no_index(
-    server: Server, copy: Path, tmp_path: Path
-) -> None:
-    before = everything(ShardSource(str(copy), "train"))
-    for index in copy.glob("*.npy"):
-        index.unlink()
-    everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK))
-    for file in (tmp_path / "c").glob("*.tar"):
-        content = bytearray(file.read_bytes())
-        content[600] ^= 1  # within the first image
-        file.write_bytes(content)
-    assert everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK)) == before
 
 
 def test_a_split_without_shards_is_refused(copy: Path) -> None:
@@ -309,198 +126,6 @@ def test_urls_join_before_their_query() -> None:
     assert remote.join("https://h/a/?sig=1/2", "m.json") == "https://h/a/m.json?sig=1/2"
 
 
-def test_a_url_is_read_through_the_cache(
-    server: Server, shard_folder: Path, tmp_path: Path
-) -> None:
-    local = ShardSource(str(shard_folder), "train")
-    for _ in range(2):
-        source = ShardSource(server.url + "?key=secret", "train", tmp_path / "cache", retry=QUICK)
-        assert everything(source) == everything(local)
-        assert source.fingerprint == local.fingerprint
-    assert server.requests == Counter(
-        {"manifest.json": 2}
-        | {f"train-00000{k}{end}": 1 for k in range(3) for end in (".tar", ".idx.npy")}
-    )
-    for file in (tmp_path / "cache").glob("*.*"):
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name.partition(".")[0]
-    source.verify()
-    assert source.where(1) == f"{server.url}/train-000001.tar"  # without the secret
-    with pytest.raises(InputError) as error:
-        ShardSource(server.url + "?key=secret", "test", retry=QUICK)
-    assert str(error.value) == f"{server.url}: no split 'test', only train, val"
-
-
-@pytest.mark.parametrize("suffix", [".tar", ".npy"])
-def test_a_file_that_changes_in_the_cache_is_fetched_again(
-    suffix: str, server: Server, shard_folder: Path, tmp_path: Path
-) -> None:
-    before = everything(ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK))
-    for file in (tmp_path / "cache").glob(f"*{suffix}"):
-        content = bytearray(file.read_bytes())
-        content[600 if suffix == ".tar" else -1] ^= 1  # in a tar: within the first image
-        file.write_bytes(content)
-    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    assert everything(source) == before
-    assert set(server.requests.values()) == {1, 2}
-    assert all(server.requests[name] == 2 for name in server.requests if suffix in name)
-    source.verify()
-
-
-def test_without_remote_indices_they_are_made(server: Server, copy: Path, tmp_path: Path) -> None:
-    before = everything(ShardSource(str(copy), "train"))
-    for index in copy.glob("*.npy"):
-        index.unlink()
-    assert everything(ShardSource(server.url, "train", tmp_path / "c", retry=QUICK)) == before
-
-
-def test_a_server_that_fails_twice_is_asked_again(server: Server, tmp_path: Path) -> None:
-    server.faults = {"manifest.json": [503, 500], "train-000000.tar": [503, 429]}
-    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    source.read(0, 0)
-    assert server.requests["train-000000.tar"] == 3
-
-    server.faults = {"train-000001.tar": [503] * 9}
-    with pytest.raises(InputError, match=r"train-000001\.tar: cannot be downloaded after 3 tries"):
-        source.read(1, 0)
-    server.faults = {"train-000001.tar": [403]}
-    with pytest.raises(InputError, match=r"train-000001\.tar: cannot be downloaded: .*403"):
-        source.read(1, 0)
-    source.read(1, 0)
-
-
-@pytest.mark.parametrize("fault", ["flipped", "cut", "longer", "gone"])
-def test_a_wrong_download_never_enters_the_cache(
-    fault: str, server: Server, copy: Path, tmp_path: Path
-) -> None:
-    tar = copy / "train-000000.tar"
-    content = tar.read_bytes()
-    source = ShardSource(
-        server.url + "?key=secret", "train", tmp_path / "cache", retry=Retry(2, 0.01)
-    )
-    if fault == "flipped":
-        tar.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
-    elif fault == "cut":
-        server.faults[tar.name] = ["cut"] * 2
-    elif fault == "longer":
-        tar.write_bytes(content + bytes(10 << 20))
-    else:
-        tar.unlink()
-    with pytest.raises(InputError, match=r"train-000000\.tar: ") as error:
-        source.read(0, 0)
-    assert "secret" not in str(error.value)
-    assert "\n" not in str(error.value)
-    files = [f for f in (tmp_path / "cache").iterdir() if f.is_file()]
-    assert [f.suffix for f in files] == [".npy"]  # the index, which is intact
-
-
-def test_no_manifest_is_no_source(server: Server, copy: Path) -> None:
-    (copy / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"manifest\.json: the server has no such file"):
-        open_source(server.url, "train")
-    (copy / "manifest.json").write_bytes(b"{}")
-    for attempt in (lambda: open_source(server.url, "train"), lambda: split_names(server.url)):
-        with pytest.raises(InputError, match=f"^{server.url}/manifest.json: not a man.*: run"):
-            attempt()
-
-
-def _read_all(url: str, cache: Path, together: Any, found: Any) -> None:
-    source = ShardSource(url, "train", cache, retry=QUICK)
-    together.wait()
-    content = everything(source)
-    found.put(hashlib.sha256(b"".join(image for image, _ in content)).hexdigest())
-
-
-def test_many_processes_fill_one_cache(server: Server, copy: Path, tmp_path: Path) -> None:
-    server.delay = 0.3  # seconds, so that all processes ask during the first download
-    context = multiprocessing.get_context("fork")
-    together, found = context.Barrier(4), context.Queue()
-    arguments = (server.url, tmp_path / "cache", together, found)
-    readers = [context.Process(target=_read_all, args=arguments) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    results = [found.get(timeout=60) for _ in readers]
-    for reader in readers:
-        reader.join()
-    images = b"".join(image for image, _ in everything(ShardSource(str(copy), "train")))
-    assert results == [hashlib.sha256(images).hexdigest()] * 4
-    assert server.requests["train-000000.tar"] == 1  # one process downloads while the others wait
-
-
-def test_prefetching_brings_shards_before_they_are_read(server: Server, tmp_path: Path) -> None:
-    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    prefetch(source, [2, 0])
-    assert server.requests["train-000002.tar"] == server.requests["train-000000.tar"] == 1
-    assert server.requests["train-000001.tar"] == 0
-    source.read(2, 0)
-    assert server.requests["train-000002.tar"] == 1
-
-
-def test_a_cache_that_cannot_be_written_is_refused(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    source = ShardSource(server.url, "train", tmp_path / "file", retry=QUICK)
-    with pytest.raises(InputError, match="cannot be used as a cache"):
-        source.read(0, 0)
-
-
-def test_a_tar_with_something_else_in_it(copy: Path) -> None:
-    """A tar with the manifest's size and sha256 may still have other members."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        file.addfile(tarfile.TarInfo("a.txt"))
-    content = (copy / "train-000002.tar").read_bytes()
-    other = buffer.getvalue()[: len(content)].ljust(len(content), b"\0")
-    (copy / "train-000002.tar").write_bytes(other)
-    (copy / "train-000002.idx.npy").unlink()
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["sha256"]
-    manifest["splits"]["train"]["shards"][2]["sha256"] = hashlib.sha256(other).hexdigest()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    source = ShardSource(str(copy), "train")
-    with pytest.raises(InputError, match=r"train-000002\.tar: .*not one image and one"):
-        source.read(2, 0)
-
-
-def test_a_cache_limit_holds_the_shards_that_are_read_at_a_time(
-    server: Server,
-    copy: Path,
-    shard_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sizes = [
-        tar.stat().st_size + size * INDEX_DTYPE.itemsize + 4096
-        for tar, size in zip(sorted(copy.glob("train-*.tar")), (4, 4, 2), strict=True)
-    ]
-    needed = sum(sizes)
-    with pytest.raises(InputError, match=rf"cache_limit is {needed - 1:,} bytes.* need {needed:,}"):
-        open_source(server.url, "train", tmp_path / "c", cache_limit=needed - 1)
-    source = ShardSource(server.url, "train", tmp_path / "c", retry=QUICK, cache_limit=needed)
-    assert everything(source) == everything(ShardSource(str(shard_folder), "train"))
-    # The limit has to hold the largest shards of a window.
-    monkeypatch.setattr(cached_shards, "WINDOW", 2)
-    largest = needed - min(sizes)
-    with pytest.raises(InputError, match=f"need {largest:,}"):
-        ShardSource(server.url, "train", tmp_path / "c", cache_limit=largest - 1)
-
-
-def test_prefetching_keeps_to_the_limit(
-    server: Server, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cached_shards, "WINDOW", 2)
-    folder, tars = tmp_path / "c", sorted(copy.glob("train-*.tar"))
-    sizes = [tar.stat().st_size for tar in tars]
-    hashes = [hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars]
-    limit = sizes[0] + sizes[1] + 2 * 4500
-    source = ShardSource(server.url, "train", folder, retry=QUICK, cache_limit=limit)
-    for plan, there in (([0, 1, 2], {0, 1}), ([2], {1, 2}), ([0, 2], {0, 2})):
-        prefetch(source, plan)
-        names = {path.name for path in folder.glob("*.tar")}
-        assert names == {hashes[k] + ".tar" for k in there}, plan
-        time.sleep(0.01)  # so that times of use differ
-    assert len(everything(source)) == 10
-    assert sum(path.stat().st_size for path in folder.glob("*.*")) <= limit
-
-
 def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> None:
     given = {"cache_dir": tmp_path / "cache", "num_workers": 0}
     data = InstanceSegmentationDataModule(server.url, cache_limit="1kB", **given)
@@ -510,41 +135,3 @@ def test_the_data_module_hands_on_the_limit(server: Server, tmp_path: Path) -> N
         InstanceSegmentationDataModule(server.url, cache_limit="much", **given)
     data = InstanceSegmentationDataModule(server.url, cache_limit="1GiB", **given)
     assert data.source("train").files.cache.limit == 2**30  # type: ignore[attr-defined]
-
-
-def _key(data: Any, record: Any, rng: np.random.Generator) -> tuple[int, int, float]:
-    return record["image_id"], zlib.crc32(data), rng.random()
-
-
-def _same(samples: list[Any], padding: list[bool]) -> list[Any]:
-    return samples
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
-    workers: int, coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ten shards, windows of two, room for little more than one window."""
-    folder, cache = tmp_path / "shards", tmp_path / "cache"
-    shard(coco_folder, folder, samples_per_shard=1)
-    monkeypatch.setattr(cached_shards, "WINDOW", 2)
-    defaults = EpochOrder.__init__.__defaults__
-    monkeypatch.setattr(EpochOrder.__init__, "__defaults__", (*defaults[:-1], 2))  # type: ignore[index]
-    largest = sorted(tar.stat().st_size + 5000 for tar in folder.glob("train-*.tar"))[-3:]
-
-    def epochs(source: Any) -> list[Any]:
-        stream = SampleStream(
-            source, _key, _same, world=World(), batch_size=2, seed=4, shuffle=True
-        )
-        loader = StreamLoader(
-            stream, num_workers=workers, multiprocessing_context="fork" if workers else None
-        )
-        batches = [list(loader) for _ in range(3)]
-        loader.close()
-        return batches
-
-    with serve(folder) as server:
-        source = ShardSource(server.url, "train", cache, retry=QUICK, cache_limit=sum(largest))
-        assert epochs(source) == epochs(ShardSource(str(folder), "train"))
-        assert sum(server.requests[name] for name in server.requests if ".tar" in name) > 10
-    assert sum(path.stat().st_size for path in cache.glob("*.*")) <= sum(largest)

@@ -18,7 +18,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import wait_until
-from test_shard_run import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
+from shard_runs import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
 
 from autotimm.files.retry import Retry
 from autotimm.sharding import cli
