@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,6 @@ class InstanceSegmentationDataModule(LightningDataModule):
             interpolation=interpolation,
             pixel_range=None if pixel_range is None else checked_range("pixel_range", pixel_range),
         )
-        self._splits: Splits | None = None  # made at the first access to the data
         self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
         self._pending: dict[str, Any] | None = None  # state for the next training loader
         self._normalize: Normalize | None = None  # made with the first batch
@@ -211,7 +211,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             self.settings.resize,
             self.settings.pixel_range
             or own.pixel_range
-            or self._opened().pixel_range(self.settings.train_split),
+            or self._splits.pixel_range(self.settings.train_split),
         )
 
     @property
@@ -235,7 +235,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         Raises:
             InputError: there is no such split, or it is damaged.
         """
-        return self._opened().source(split)
+        return self._splits.source(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits of a stage: "fit", "validate", "test" or "predict"; None for "fit".
@@ -264,7 +264,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         Raises:
             InputError: for the reasons given in ``setup``.
         """
-        return self._opened().check(stage, self.settings)
+        return self._splits.check(stage, self.settings)
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches of ``train_split``; see ``loaders.training_loader``."""
@@ -335,15 +335,14 @@ class InstanceSegmentationDataModule(LightningDataModule):
         for loader in self._loaders.values():
             loader.close()
 
-    def _opened(self) -> Splits:
-        if self._splits is None:
-            at = self.settings
-            self._splits = Splits(at.location, at.cache_dir, at.cache_limit, rank_zero_warn)
-        return self._splits
+    @cached_property
+    def _splits(self) -> Splits:
+        at = self.settings
+        return Splits(at.location, at.cache_dir, at.cache_limit, rank_zero_warn)
 
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
-        split, run = self._opened().evaluated(stage, self.settings), self._run(train=False)
-        categories, source = self.categories, self._opened().measured(split)
+        split, run = self._splits.evaluated(stage, self.settings), self._run(train=False)
+        categories, source = self.categories, self._splits.measured(split)
         loader = evaluation_loader(self.settings, categories, source, self.preprocessing, run)
         self._keep(role, loader)
         return loader

@@ -1,8 +1,8 @@
 """Writes one shard of a plan (``plan.py``), whole: its tar (``tar_writer.py``) and its index.
 
-Invariants: a shard's bytes are a pure function of the plan and the
-files (no clock, no user, no order of a file system in them), so who writes which shard when never
-shows. The image bytes are the source's own. An image that cannot be used is left out and counted.
+Invariants: a shard's bytes are a pure function of the plan and the files (no clock, no user, no
+order of a file system in them), so who writes which shard when never shows. The image bytes are
+the source's own. An image that cannot be used is left out and counted.
 """
 
 from __future__ import annotations
@@ -149,12 +149,12 @@ def _append_sample(
     """
     text = orjson.dumps(record)
     text_room = len(text) + -len(text) % BLOCK
-    with _opened(path) as (file, size):
+    with _image_file(path) as (file, size):
         image_room = size + -size % BLOCK
         room = tar.room(2 * BLOCK + image_room + text_room)
         image = room[BLOCK : BLOCK + size]
         _fill(file, image)
-    extension = _checked(image, record, problems, depths)
+    extension = _checked_image(image, record, problems, depths)
     pieces = [
         b"\0" * (image_room - size),
         tar_header(f"{key}.json", len(text)),
@@ -175,7 +175,7 @@ class _ReadError(Exception):
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[int, int]]:
+def _image_file(path: str) -> Iterator[tuple[int, int]]:
     """An image file's descriptor and size."""
     try:
         file = os.open(path, os.O_RDONLY)
@@ -203,7 +203,7 @@ def _fill(file: int, buffer: memoryview) -> None:
         done += count
 
 
-def _checked(image: memoryview, record: Record, problems: Problems, depths: Depths) -> str:
+def _checked_image(image: memoryview, record: Record, problems: Problems, depths: Depths) -> str:
     """Returns the extension of an image that can be used; ValueError says why it cannot."""
     if len(image) >= 2**32:
         raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it

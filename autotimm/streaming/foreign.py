@@ -112,7 +112,7 @@ def manifest_of_tars(folder: Path, cache: Cache) -> tuple[Manifest, dict[str, Pr
     """
     tars = split_tars(folder)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        scans = {name: list(pool.map(lambda t: _known(t, cache), tars[name])) for name in tars}
+        scans = {name: list(pool.map(lambda t: _scanned(t, cache), tars[name])) for name in tars}
     splits, problems = {}, {}
     for name, parts in scans.items():
         problems[name] = Problems()
@@ -154,7 +154,7 @@ def _refuse_repeats(where: str, parts: list[_Scan]) -> None:
         )
 
 
-def _known(tar: Path, cache: Cache) -> _Scan:
+def _scanned(tar: Path, cache: Cache) -> _Scan:
     """The content of a tar: from the cache, or by a scan of the tar that is then cached."""
     try:
         status = tar.stat()
@@ -281,7 +281,7 @@ def _dump(scan: _Scan) -> bytes:
 def _load(path: Path, name: str) -> _Scan | None:
     try:
         content = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):  # missing or incomplete: _known() scans the tar again
+    except (OSError, ValueError):  # missing or incomplete: _scanned() scans the tar again
         return None
     shard = Shard(name, *(content[key] for key in _OF_SHARD))
     try:

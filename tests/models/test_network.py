@@ -10,10 +10,13 @@ import torch.distributed as dist
 from batches import random_batch
 from ranks import on_ranks
 from torch.nn import GroupNorm
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import roi_align
 
 from autotimm.models.fcos import FCOSHead
 from autotimm.models.losses import LossSums
+from autotimm.models.mask_head import RoIs, mask_targets
 from autotimm.models.network import Network
 from autotimm.structures import InputError
 from autotimm.tasks.detector import mean_over_ranks
@@ -158,6 +161,65 @@ def test_masks_of_many_detections_are_computed_in_chunks(monkeypatch) -> None:
     (parts,) = network.detect(image, score_thresh=0.0, max_detections=50)
     assert asked == [20, 20, 10]
     torch.testing.assert_close(parts["masks"], whole["masks"])
+
+
+def large_logits(network: Network) -> Network:
+    """At first the mask logits are nearly zero, whatever the features say."""
+    torch.nn.init.normal_(network.mask_head.masks.weight)
+    return network.eval()
+
+
+def pooled(levels: list[torch.Tensor], box: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """RoIAlign of one box of the first image as torchvision does it, and n of its map P<n>."""
+    side = (box[2:] - box[:2]).prod().sqrt()
+    n = 2 + int(side >= 112) + int(side >= 224)
+    return roi_align(levels[n - 2], [box[None]], 6, 1 / 2**n, 2, aligned=True), n
+
+
+@torch.no_grad()
+def test_masks_are_trained_on_the_map_of_the_objects_size() -> None:
+    network = large_logits(small_network())
+    network.head.distances.bias.fill_(0.5)  # no predicted box comes near an object
+    batch = random_batch([3], 256, 256)
+    boxes = torch.tensor([[10.0, 8.0, 10.0 + side, 8.0 + side] for side in (40, 150, 230)])
+    batch["boxes"][0, :3], labels = boxes, batch["labels"][0, :3]
+    levels = network(batch["image"]).levels
+    features, maps = zip(*(pooled(levels, box) for box in boxes), strict=True)
+    assert maps == (2, 3, 4)
+    rois = RoIs(boxes, torch.zeros(3).long(), torch.arange(3), torch.ones(3).bool())
+    logits = network.mask_head(torch.cat(features), labels)
+    target = mask_targets(batch["masks"], batch["boxes"], rois, 12)
+    expected = binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
+    sums = network(**batch)
+    assert sums.rois == 3
+    torch.testing.assert_close(sums.masks, expected.sum())
+
+
+@torch.no_grad()
+def test_masks_are_predicted_from_the_map_of_the_objects_size() -> None:
+    network = large_logits(small_network())
+    image = random_batch([1], 256, 256)["image"]
+    levels = network(image).levels
+    (found,) = network.detect(image, score_thresh=0.0, max_detections=40)
+    used = set()
+    for box, label, mask in zip(found["boxes"], found["labels"], found["masks"], strict=True):
+        features, n = pooled(levels, box)
+        expected = network.mask_head(features, label[None])[0].sigmoid()
+        torch.testing.assert_close(mask, expected, rtol=1e-4, atol=1e-4)
+        used.add(n)
+    assert used >= {2, 3}
+
+
+@torch.no_grad()
+def test_masks_are_those_of_their_own_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = large_logits(small_network())
+    images = torch.randn(3, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    alone = [network.detect(one[None], 0.0, max_detections=10)[0] for one in images]
+    monkeypatch.setattr("autotimm.models.network.MASKS_AT_ONCE", 20)  # of two images
+    together = network.detect(images, 0.0, max_detections=10)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(one["masks"], other["masks"], rtol=1e-3, atol=1e-3)
 
 
 def test_the_distances_of_each_level_have_a_scale_of_their_own() -> None:
