@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from batches import random_batch, small
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
@@ -102,6 +103,23 @@ def test_loss_weights_weigh() -> None:
     expected = sum(weights[name] * loss for name, loss in parts.items())
     torch.testing.assert_close(heavy_loss, expected, rtol=1e-3, atol=1e-3)
     assert set(small(ObjectDetector).losses(batch)) == {"classes", "boxes", "centerness"}
+
+
+def test_losses_are_divided_by_the_mean_of_the_counts_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two ranks, of which the other has these counts."""
+    model, batch = small(ObjectDetector).eval(), random_batch([3, 5])
+    sums = model.network(batch["image"], batch["boxes"], batch["labels"])
+    other = torch.tensor([40.0, 30.0, 20.0])
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda counts: counts.add_(other))
+    losses = model.losses(batch)
+    positives, centerness = (sums.positives + 40) / 2, (sums.centerness_sum + 30) / 2
+    torch.testing.assert_close(losses["classes"], sums.classes / positives)
+    torch.testing.assert_close(losses["boxes"], sums.boxes / centerness)
+    torch.testing.assert_close(losses["centerness"], sums.centerness / positives)
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
