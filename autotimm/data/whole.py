@@ -25,9 +25,9 @@ class WholeImages(InstanceSegmentationDataModule):
 
     def predict_dataloader(self) -> StreamLoader:
         """The images of ``test_split`` in the natural order."""
-        split, run = self._opened().evaluated("test", self.settings), self._run(train=False)
+        split, run = self._splits.evaluated("test", self.settings), self._run(train=False)
         stream = SampleStream(
-            self._opened().measured(split),
+            self._splits.measured(split),
             partial(_decoded, pixel_range=self.preprocessing.pixel_range),
             _together,
             world=run.world,
