@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from autotimm.evaluation.ground_truth import GroundTruth
-    from autotimm.evaluation.report import Report
     from autotimm.evaluation.truth import Truth
     from autotimm.streaming.store import Source
     from autotimm.structures import PixelRange
@@ -37,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         autotimm evaluate --checkpoint runs/version_0/checkpoints/best.ckpt --data shards/
         autotimm evaluate --results theirs.json --data coco/ --split val
         autotimm evaluate --results theirs.json --annotations instances_val2017.json
+        autotimm evaluate --results theirs.json --annotations a.json --annotations b.json
         torchrun --nproc-per-node 8 -m autotimm evaluate --checkpoint best.ckpt --data shards/
         """,
         """\
@@ -53,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
     source.add_argument("--split", default="val", help="of the data")
     source.add_argument(
-        "--annotations", metavar="FILE", help="a COCO annotation file in place of --data"
+        "--annotations",
+        metavar="FILE",
+        action="append",
+        help="a COCO annotation file in place of --data; may be repeated: files are joined",
     )
     source.add_argument(
         "--boxes-only", action="store_true", help="compare no masks, even if results have some"
@@ -113,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
 
-    from autotimm.evaluation import coco_input, matching, report
+    from autotimm.evaluation import coco_input, matching, output, report
 
     pixel_range: PixelRange = args.pixel_range
     source: Source | None
@@ -131,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     # With a checkpoint, the data module has said it.
     remarks = [source.lacking] if source and source.lacking and args.results else []
     if args.checkpoint:
-        _write_images(out, truth)
+        output.write_images(out, truth)
     else:
         entries, lines = matching.fitted(entries, results, truth)
         remarks += lines
@@ -144,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         name=str(results),
     )
     measured.remarks[:0] = remarks
-    _write(measured, drawn, out, args.worst)
+    output.write(measured, drawn, out, args.worst)
     return 0
 
 
@@ -153,36 +156,13 @@ def _truth(
 ) -> tuple[GroundTruth, Truth | None]:
     """What is to be found, and with ``--data`` where its images are."""
     if source is None:
-        from autotimm.evaluation import coco_input, ground_truth
+        from autotimm.evaluation import coco_input, truth_files
 
-        return ground_truth.of_source(args.annotations, coco_input.sizes_of(entries)), None
+        return truth_files.of_files(args.annotations, coco_input.sizes_of(entries)), None
     from autotimm.evaluation.truth import Truth
 
     drawn = Truth(source, pixel_range)
     return drawn.truth, drawn
-
-
-def _write_images(out: Path, truth: GroundTruth) -> None:
-    """Says what file and class each id in the results is, as ``predict`` does.
-
-    An ``images.json`` that an earlier prediction left would say something else.
-    """
-    import orjson
-
-    from autotimm.evaluation.matching import IMAGES
-    from autotimm.files.atomic import whole_file
-
-    content = truth.content() | {"annotations": []}
-    for kind in ("images", "categories"):
-        content[kind] = [_with_given_id(one) for one in content[kind]]
-    with whole_file(out / IMAGES) as file:
-        file.write(orjson.dumps(content))
-
-
-def _with_given_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """An image or category under the id that results hold: the data set's own."""
-    others = {key: value for key, value in entry.items() if key not in ("id", "given_id")}
-    return {"id": entry.get("given_id", entry["id"]), **others}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -286,40 +266,3 @@ def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:
     )
     look = looker(model, options)
     return lambda batch: look(batch["pixels"])
-
-
-def _write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
-    import orjson
-    from rich.console import Console
-
-    from autotimm import visualize
-    from autotimm.evaluation import charts, report
-    from autotimm.files.atomic import whole_file
-    from autotimm.images.decode import DataError
-
-    with whole_file(out / "metrics.json") as file:
-        file.write(orjson.dumps(report.as_json(measured, count), option=orjson.OPT_INDENT_2))
-    charts.save(charts.precision_recall(measured), out / "precision_recall.png")
-    charts.save(charts.confusion(measured), out / "confusion.png")
-    written = ["metrics.json", "precision_recall.png", "confusion.png"]
-    console = Console()
-    chosen = report.worst(measured, count) if truth is not None else []
-    not_drawn: list[str] = []
-    if truth is not None and chosen:
-        by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
-        for one in measured.detections:
-            if one["image_id"] in by_image and one["score"] >= measured.least_score:
-                by_image[one["image_id"]].append(one)
-        pairs = []
-        for image_id, found in by_image.items():
-            try:
-                pairs.append(truth.pair(image_id, found))
-            except DataError as error:  # its objects count as missed; still draw the others
-                not_drawn.append(f"not drawn: {error}")
-        if pairs:
-            visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
-            written.append("worst.png")
-    # Printed last: a closed stdout does not cost the files.
-    console.print(report.tables(measured))
-    for line in (*measured.remarks, *not_drawn, f"{out}: {', '.join(written)}"):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, Rules, as_flag, as_id, is_trained_on
 from autotimm.coco.ids import Key, free_ids, id_key
 from autotimm.coco.jsontext import Array, Text
-from autotimm.coco.lists import LEFT_OUT, CategoryIds
+from autotimm.coco.lists import LEFT_OUT
 from autotimm.structures import InputError
 
 
@@ -64,7 +65,7 @@ def index_annotations(
         text: the file.
         listed: its annotations.
         slots: from ``lists.find_images``.
-        categories: from ``lists.read_categories``.
+        categories: from ``categories.read_categories``.
         problems: where what is odd is counted.
         rules: which annotations are trained on.
         exact: see ``jsontext.parse``.

@@ -20,17 +20,11 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.annotations import AnnotationIndex, index_annotations
+from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import RULES, Problems, Rules, as_id
 from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
-from autotimm.coco.lists import (
-    Category,
-    CategoryIds,
-    ImageList,
-    find_images,
-    find_lists,
-    read_categories,
-)
+from autotimm.coco.lists import ImageList, find_images, find_lists
 from autotimm.coco.truths import checked_annotations
 from autotimm.structures import InputError, Record
 
@@ -257,7 +251,7 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     }
     categories = read_categories(entries["categories"], text.path, problems, exact)
     category_ids = CategoryIds.of(categories)
-    images, slots = find_images(entries["images"], folder, problems, exact)
+    images, slots = find_images(entries["images"], folder, problems, category_ids, exact)
     if not images.names:
         why = "; ".join(problems.lines()) or "it lists none"
         raise InputError(f"{text.path}: no image can be used: {why}")

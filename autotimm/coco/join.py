@@ -12,25 +12,45 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from autotimm.coco.checks import RULES, Problems, Rules
+from autotimm.coco.federated import FEDERATED
 from autotimm.coco.ids import Key, id_key
 from autotimm.coco.index import Category, CocoIndex, load, names_of
 from autotimm.coco.layouts import Split
-from autotimm.coco.lists import FEDERATED
 from autotimm.coco.merge import merged
 from autotimm.structures import InputError, Record
 
 __all__ = ["Index", "JoinedIndex", "load_split"]
 
 
-class JoinedIndex:
-    """The images of several annotation files, with the methods of ``CocoIndex``.
+class Part(Protocol):
+    """An annotation file that is joined to others; the methods are as of ``CocoIndex``."""
+
+    categories: list[Category]
+    problems: Problems
+
+    def __len__(self) -> int: ...
+    def image_id(self, i: int) -> int: ...
+    def given_id(self, i: int) -> str | float | None: ...
+    def image_file(self, i: int) -> str: ...
+    def file_name(self, i: int) -> str: ...
+    def size(self, i: int) -> tuple[int, int]: ...
+    def annotation_ids(self) -> tuple[int, int]: ...
+    def record(self, i: int, problems: Problems | None = None) -> Record: ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+class Joined(Generic[P]):
+    """The images of several annotation files.
 
     Args:
-        parts: the annotation files' indices, at least one.
+        parts: the files' contents, at least one.
         files: their names, for examples of problems.
 
     Attributes:
@@ -41,7 +61,7 @@ class JoinedIndex:
         InputError: annotation ids clash and are too large to be numbered anew.
     """
 
-    def __init__(self, parts: Sequence[CocoIndex], files: Sequence[Path]) -> None:
+    def __init__(self, parts: Sequence[P], files: Sequence[Path]) -> None:
         self.problems = Problems()
         for part in parts:
             self.problems.update(part.problems)
@@ -58,10 +78,6 @@ class JoinedIndex:
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def image_path(self, i: int) -> Path:
-        """See ``CocoIndex``."""
-        return Path(self.image_file(i))
 
     def image_file(self, i: int) -> str:
         """See ``CocoIndex``."""
@@ -86,30 +102,6 @@ class JoinedIndex:
         """See ``CocoIndex``."""
         return self._ids[i]
 
-    def used_ids(self) -> list[int]:
-        """See ``CocoIndex``."""
-        parts = zip(self._parts, self._category_ids, strict=True)
-        return sorted({ids[id_] for part, ids in parts for id_ in part.used_ids()})
-
-    def untrained_ids(self) -> list[int]:
-        """See ``CocoIndex``."""
-        trained = set()
-        for part, ids in zip(self._parts, self._category_ids, strict=True):
-            trained |= {ids[id_] for id_ in {*part.used_ids()} - {*part.untrained_ids()}}
-        return [id_ for id_ in self.used_ids() if id_ not in trained]
-
-    def untrained(self) -> list[str]:
-        """See ``CocoIndex``."""
-        return names_of(self.untrained_ids(), self.categories)
-
-    def ignored(self) -> int:
-        """See ``CocoIndex``."""
-        return sum(part.ignored() for part in self._parts)
-
-    def annotation_bytes(self, i: int) -> int:
-        """See ``CocoIndex``."""
-        return sum(self._parts[part].annotation_bytes(at) for part, at in self._places[i])
-
     def record(self, i: int, problems: Problems | None = None) -> Record:
         """See ``CocoIndex``; an instance that two files have alike is there once, and counted."""
         records = [self._mapped(*place, problems) for place in self._places[i]]
@@ -126,13 +118,8 @@ class JoinedIndex:
             one["id"] += self._shifts[part]
             one["category_id"] = ids[one["category_id"]]
         for key in FEDERATED:
-            if key not in record:
-                continue
-            unknown = [id_ for id_ in record[key] if id_ not in ids]
-            record[key] = [ids[id_] for id_ in record[key] if id_ in ids]
-            if problems is not None and unknown:  # it may be the id of another file's category
-                shown = f"{unknown[0]} of {record['file_name']}"
-                problems.add(f"{key} has an id that no category of its file has (left out)", shown)
+            if key in record:
+                record[key] = [ids[id_] for id_ in record[key]]
         return record
 
     def _join_images(self, files: Sequence[Path]) -> list[int]:
@@ -140,8 +127,8 @@ class JoinedIndex:
         ids: dict[int, None] = {}  # ordered
         keys: set[Key | None] = set()  # of ids that are no whole numbers
         own = {part.image_id(i) for part in self._parts for i in range(len(part))}
-        free = (id_ for id_ in count(max(own) + 1) if id_ not in own)
-        if max(own) + len(own) >= 2**63:
+        free = (id_ for id_ in count(max(own, default=0) + 1) if id_ not in own)
+        if max(own, default=0) + len(own) >= 2**63:
             free = (id_ for id_ in count(1) if id_ not in own)
         slots: dict[str, int] = {}
         for k, part in enumerate(self._parts):
@@ -178,6 +165,38 @@ class JoinedIndex:
         return list(ids)
 
 
+class JoinedIndex(Joined[CocoIndex]):
+    """The images of several annotation files of a data set, with the methods of ``CocoIndex``."""
+
+    def image_path(self, i: int) -> Path:
+        """See ``CocoIndex``."""
+        return Path(self.image_file(i))
+
+    def used_ids(self) -> list[int]:
+        """See ``CocoIndex``."""
+        parts = zip(self._parts, self._category_ids, strict=True)
+        return sorted({ids[id_] for part, ids in parts for id_ in part.used_ids()})
+
+    def untrained_ids(self) -> list[int]:
+        """See ``CocoIndex``."""
+        trained = set()
+        for part, ids in zip(self._parts, self._category_ids, strict=True):
+            trained |= {ids[id_] for id_ in {*part.used_ids()} - {*part.untrained_ids()}}
+        return [id_ for id_ in self.used_ids() if id_ not in trained]
+
+    def untrained(self) -> list[str]:
+        """See ``CocoIndex``."""
+        return names_of(self.untrained_ids(), self.categories)
+
+    def ignored(self) -> int:
+        """See ``CocoIndex``."""
+        return sum(part.ignored() for part in self._parts)
+
+    def annotation_bytes(self, i: int) -> int:
+        """See ``CocoIndex``."""
+        return sum(self._parts[part].annotation_bytes(at) for part, at in self._places[i])
+
+
 Index = CocoIndex | JoinedIndex
 
 
@@ -198,7 +217,7 @@ def load_split(split: Split, rules: Rules = RULES) -> Index:
 
 
 def _join_categories(
-    parts: Sequence[CocoIndex], files: Sequence[Path], problems: Problems
+    parts: Sequence[Part], files: Sequence[Path], problems: Problems
 ) -> tuple[list[Category], list[dict[int, int]]]:
     """Returns the classes of all files, and for each file what its category ids become."""
     joined: dict[int, Category] = {}
@@ -242,7 +261,7 @@ def _join_categories(
     return [joined[id_] for id_ in sorted(joined)], maps
 
 
-def _shifts(parts: Sequence[CocoIndex], files: Sequence[Path], problems: Problems) -> list[int]:
+def _shifts(parts: Sequence[Part], files: Sequence[Path], problems: Problems) -> list[int]:
     """Returns what is added to the annotation ids of each file, so that none occurs twice."""
     spans: list[tuple[int, int]] = []
     shifts = []

@@ -1,4 +1,4 @@
-"""The lists of a COCO file of instances: where they lie, and what of images and categories is used.
+"""The lists of a COCO file of instances: where they lie, and which images are used.
 
 Invariants: what cannot be used is left out and counted by kind with examples; ids are integers of
 64 bits, each once; every image file lies inside the image folder.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from autotimm.coco.checks import Problems, as_id, as_size, is_text
+from autotimm.coco.categories import CategoryIds
+from autotimm.coco.checks import Problems, as_size, is_text
+from autotimm.coco.federated import FEDERATED, federated_lists
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.images import inspect
@@ -24,72 +26,6 @@ from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
-
-FEDERATED: tuple[Literal["neg_category_ids"], Literal["not_exhaustive_category_ids"]] = (
-    "neg_category_ids",
-    "not_exhaustive_category_ids",
-)
-"""LVIS' lists of an image, under its names: what was looked for and is not in it, and categories of
-which not every instance is annotated (Gupta et al., 2019, arXiv:1908.03195)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """A class of objects, under the dataset's own id, or under a number in its place.
-
-    Attributes:
-        given_id: the dataset's own id, where that is no whole number of 64 bits.
-        frequency: LVIS' letter r, c or f.
-    """
-
-    id: int
-    name: str
-    supercategory: str = ""
-    given_id: str | float | None = None
-    frequency: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CategoryIds:
-    """How annotations may name a category.
-
-    Attributes:
-        ids: by the key of its id in the file.
-        names: its key by its name, where that is no other's, nor a key.
-    """
-
-    ids: dict[Key | None, int]
-    names: dict[str | Key | None, Key]
-
-    @classmethod
-    def of(cls, categories: Sequence[Category]) -> CategoryIds:
-        """Of categories as ``read_categories`` returns them."""
-        ids: dict[Key | None, int] = {}
-        names: dict[str | Key | None, Key] = {}
-        all_names = Counter(one.name.strip() for one in categories)
-        for one in categories:
-            key = one.id if one.given_id is None else id_key(one.given_id, exact=True)
-            assert key is not None  # it was read by its key
-            ids[key] = one.id
-            if all_names[one.name.strip()] == 1:
-                names[one.name.strip()] = key
-        return cls(ids, {name: key for name, key in names.items() if name not in ids})
-
-    def find(self, given: Any, exact: bool) -> tuple[Key | None, bool]:
-        """Returns the key of a ``category_id``, and whether this is the category's name."""
-        key = id_key(given, exact)
-        if key in self.ids or key not in self.names:
-            return key, False
-        return self.names[key], True
-
-    def number(self, given: Any, exact: bool) -> int:
-        """Returns the id of the category of an annotation that is known to have one."""
-        number = self.ids.get(given) if type(given) is int else None
-        if number is None:
-            key, _ = self.find(given, exact)
-            assert key is not None
-            number = self.ids[key]
-        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,48 +71,12 @@ def find_lists(text: Text) -> dict[str, Array]:
     return {key: arrays[number] for key, number in numbers.items()}
 
 
-def read_categories(
-    entries: Iterable[Any], file: Path, problems: Problems | None = None, exact: bool = True
-) -> list[Category]:
-    """Returns the categories by id.
-
-    Raises:
-        InputError: there is none, or one cannot be told from the others.
-        InexactIdError: ``exact`` has to be True for this file.
-    """
-    found: dict[Key, Category] = {}
-    for position, entry in enumerate(entries):
-        where = f"{file}: categories[{position}]"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where} is not an object")
-        key, name = id_key(entry.get("id"), exact), entry.get("name")
-        if key is None:
-            raise InputError(f"{where} has no 'id', a number or text")
-        if not is_text(name):
-            raise InputError(f"{where} (id {key}) has no 'name'")
-        if key in found:
-            raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
-        supercategory, frequency = (
-            one if is_text(one) else "" for one in map(entry.get, ("supercategory", "frequency"))
-        )
-        if isinstance(key, int):
-            found[key] = Category(key, name, supercategory, None, frequency)
-        else:
-            if problems is not None:
-                kind = "category id is not a whole number (numbered anew)"
-                problems.add(kind, f"{name} (id {key})")
-            found[key] = Category(0, name, supercategory, given_id(entry["id"]), frequency)
-    if not found:
-        raise InputError(f"{file}: 'categories' is empty: nothing to learn")
-    anew = [key for key in found if isinstance(key, str)]
-    used = {key for key in found if isinstance(key, int)}
-    for key, number in zip(anew, free_ids(used, len(anew)), strict=True):
-        found[key] = replace(found[key], id=number)
-    return sorted(found.values(), key=lambda one: one.id)
-
-
 def find_images(
-    entries: Iterable[Any], folder: Path, problems: Problems, exact: bool = False
+    entries: Iterable[Any],
+    folder: Path,
+    problems: Problems,
+    categories: CategoryIds,
+    exact: bool = False,
 ) -> tuple[ImageList, dict[Key | None, int]]:
     """Returns what can be used, and for each id's key its position in that, negative if left out.
 
@@ -234,8 +134,9 @@ def find_images(
         if isinstance(key, str):
             problems.add("image id is not a whole number (numbered anew)", f"{name} (id {key})")
             given_ids[len(keys)] = given_id(entry["id"])
-        if "neg_category_ids" in entry:
-            federated[len(keys)] = federated_lists(entry)
+        if FEDERATED[0] in entry:
+            lists = federated_lists(entry, categories, problems, name, exact)
+            federated[len(keys)] = lists
         keys.append(key)
         names.append(name)
         sizes.append(size)
@@ -252,15 +153,6 @@ def find_images(
     ids = [next(new) if isinstance(key, str) else key for key in keys]
     in_pixels = np.array(sizes, np.int64).reshape(-1, 2)
     return ImageList(np.array(ids, np.int64), names, in_pixels, given_ids, federated), slots
-
-
-def federated_lists(entry: dict[str, Any]) -> dict[str, list[int]]:
-    """LVIS' lists of an image, of those that it has, with what is an id in them."""
-    return {
-        key: [id_ for id_ in map(as_id, entry[key]) if id_ is not None]
-        for key in FEDERATED
-        if isinstance(entry.get(key), list)
-    }
 
 
 def _refuted(

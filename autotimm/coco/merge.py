@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from autotimm.coco.checks import Problems
-from autotimm.coco.lists import FEDERATED
+from autotimm.coco.federated import FEDERATED
 from autotimm.structures import Annotation, Record, Unmasked
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
 from autotimm.evaluation.coco_input import IouType, Results, entries_of, name_of, prepared, sizes_of
-from autotimm.evaluation.ground_truth import GroundTruth, Source, of_records, of_source
+from autotimm.evaluation.ground_truth import GroundTruth, of_records
+from autotimm.evaluation.hotcoco_run import Run
+from autotimm.evaluation.truth_files import Source, of_source
 from autotimm.structures import Detections, InputError, Record
 
 if TYPE_CHECKING:
@@ -167,24 +168,6 @@ class Evaluation:
     lost: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """What goes wrong among the detections of a least score, at IoU 0.5.
-
-    Attributes:
-        matrix: [K + 1, K + 1], categories by id and then background: row the truth, column what was
-            found. The last column is what was missed, the last row what is not there.
-        images: by image id, how many were found rightly, wrongly, and missed.
-        label_errors: detections whose score and overlap suggest that the annotation is what is
-            wrong: ``image_id``, ``type`` (``wrong_label``, ``missing_annotation``), ``score``,
-            ``category_id`` as found, ``annotation_id`` and ``annotated`` (its category id), IoU.
-    """
-
-    matrix: NDArray[np.uint64]
-    images: dict[int, tuple[int, int, int]]
-    label_errors: list[dict[str, Any]]
-
-
 def evaluate(
     ground_truth: Source,
     results: Results,
@@ -232,14 +215,15 @@ def measured(
 ) -> Evaluation:
     """As :func:`compare`, of two annotation files' contents as ``coco_input.prepared`` has them:
     ids from 1, and every detection with its score and area. ``max_dets`` is of ``limits``."""
-    run = _run(truths, detections, iou_type, max_dets)
+    numbered = Run(truths, detections, iou_type, max_dets)
+    run = numbered.of
     run.accumulate()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of limits that are not COCO's
         run.summarize()  # it prints its table
     # All areas, the most detections.
     precision, recall = run.eval["precision"][..., 0, -1], run.eval["recall"][..., 0, -1]
-    ids = list(run.params.cat_ids)
+    ids = [*map(numbered.categories.given, run.params.cat_ids)]
     counts = dict.fromkeys(ids, 0)
     for one in truths["annotations"]:
         counts[one["category_id"]] += not one["iscrowd"]
@@ -258,76 +242,6 @@ def measured(
     told = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
     lost = {name: float(told[short]) for short, name in ERRORS.items()}
     return Evaluation(stats, classes, precision, lost)
-
-
-def errors(
-    ground_truth: Source | GroundTruth,
-    results: Results,
-    iou_type: IouType,
-    least_score: float = 0.5,
-    max_detections: int | None = None,
-) -> Errors:
-    """Counts what is confused, missed and invented by detections that score ``least_score``.
-
-    Args and errors are those of :func:`compare`.
-    """
-    found = entries_of(results)
-    truth = of_source(ground_truth, sizes_of(found))
-    both = prepared(truth, found, iou_type, name_of(results))
-    return mistakes(*both, iou_type, least_score, limits(truth, max_detections))
-
-
-def mistakes(
-    truths: dict[str, Any],
-    detections: dict[str, Any],
-    iou_type: IouType,
-    least_score: float,
-    max_dets: Sequence[int] = (1, 10, MAX_DETECTIONS),
-) -> Errors:
-    """As :func:`errors`, of what ``coco_input.prepared`` gives."""
-    kept = [one for one in detections["annotations"] if one["score"] >= least_score]
-    run = _run(truths, {**detections, "annotations": kept}, iou_type, max_dets)
-    told = run.image_diagnostics(iou_thr=0.5, score_thr=least_score)
-    images = {
-        image: (one["tp"], one["fp"], one["fn"])
-        for image, one in sorted(told["img_summary"].items())
-    }
-    given = {one["id"]: one["given_id"] for one in truths["annotations"]}
-    suspects = [
-        {
-            "image_id": one["image_id"],
-            "type": one["type"],
-            "score": one["dt_score"],
-            "category_id": one["dt_category_id"],
-            "annotation_id": given.get(one["gt_id"]),
-            "annotated": one["gt_category_id"],
-            "iou": one["iou"],
-        }
-        for one in told["label_errors"]
-    ]
-    # What lies in a crowd is neither right nor wrong; the matrix would take it for wrong.
-    status = told["dt_status"]
-    counted = [one for one in kept if status.get(one["id"]) in ("tp", "fp")]
-    run = _run(truths, {**detections, "annotations": counted}, iou_type, max_dets)
-    matrix = run.confusion_matrix(iou_thr=0.5, max_det=max_dets[-1])["matrix"]
-    return Errors(matrix, images, suspects)
-
-
-def _run(
-    truths: dict[str, Any],
-    detections: dict[str, Any],
-    iou_type: IouType,
-    max_dets: Sequence[int],
-) -> Any:
-    found, of_lvis = COCO(detections), len(max_dets) == 1
-    if of_lvis:
-        found = found.cap_detections_per_image(max_dets[0])
-    run = COCOeval(COCO(truths), found, iou_type, lvis_style=of_lvis)
-    params = run.params
-    params.max_dets = list(max_dets)
-    run.params = params
-    run.evaluate()
-    return run
 
 
 def _mean(values: NDArray[np.float64]) -> float:

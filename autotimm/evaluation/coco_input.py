@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotimm.coco import masks, segmentation
+from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems
 from autotimm.coco.ids import id_key
-from autotimm.coco.lists import CategoryIds
-from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
+from autotimm.evaluation.ground_truth import GroundTruth, number_of
+from autotimm.evaluation.truth_files import read_json
 from autotimm.structures import InputError
 
 IouType = Literal["bbox", "segm"]
@@ -77,13 +78,6 @@ def prepared(
     """
     if iou_type not in ("bbox", "segm"):
         raise InputError(f"iou_type is {iou_type!r}: choose bbox or segm")
-    for kind, ids in (
-        ("image", (one["id"] for one in truth.images)),
-        ("category", (one.id for one in truth.categories)),
-    ):
-        least = min(ids, default=0)
-        if least < 0:
-            raise InputError(f"{truth.name}: {kind} id {least} is below 0: number them from 0 on")
     sizes = {one["id"]: (one["height"], one["width"]) for one in truth.images}
     categories = CategoryIds.of(truth.categories)
     problems = Problems() if problems is None else problems

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from autotimm.coco.categories import CategoryIds
 from autotimm.coco.ids import Key, id_key
-from autotimm.coco.lists import CategoryIds
-from autotimm.evaluation.ground_truth import GroundTruth, number_of, read_json
+from autotimm.evaluation.ground_truth import GroundTruth, number_of
+from autotimm.evaluation.truth_files import read_json
 from autotimm.structures import InputError
 
 IMAGES = "images.json"

@@ -19,11 +19,9 @@ from autotimm.evaluation.coco_eval import (
     ERRORS,
     MAX_DETECTIONS,
     ClassResult,
-    Errors,
     Evaluation,
     limits,
     measured,
-    mistakes,
 )
 from autotimm.evaluation.coco_input import (
     IouType,
@@ -33,8 +31,10 @@ from autotimm.evaluation.coco_input import (
     prepared,
     sizes_of,
 )
-from autotimm.evaluation.ground_truth import GroundTruth, Source, of_source
+from autotimm.evaluation.ground_truth import GroundTruth
 from autotimm.evaluation.matching import refuse_numbered
+from autotimm.evaluation.mistakes import Errors, mistakes
+from autotimm.evaluation.truth_files import Source, of_source
 
 KINDS: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 """What COCO compares, and what it is called here."""

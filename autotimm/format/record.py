@@ -14,7 +14,7 @@ import orjson
 
 from autotimm.coco import masks
 from autotimm.coco.checks import as_id, as_size, is_text
-from autotimm.coco.lists import FEDERATED, federated_lists
+from autotimm.coco.federated import FEDERATED, as_stored
 from autotimm.coco.truths import checked_annotations
 from autotimm.images.decode import DataError
 from autotimm.structures import Annotation, Record, Unmasked
@@ -109,7 +109,7 @@ def foreign_record(text: bytes | memoryview, where: str, known: Collection[int])
     }
     if unmasked:
         record["unmasked"] = unmasked
-    record.update(federated_lists(raw))  # type: ignore[typeddict-item]
+    record.update(as_stored(raw))  # type: ignore[typeddict-item]
     return record
 
 

@@ -25,7 +25,7 @@ from autotimm.tasks.checkpoint import (
     read_checkpoint,
     weights_of,
 )
-from autotimm.tasks.data_checks import check_categories
+from autotimm.tasks.data_checks import matched_categories
 from autotimm.tasks.settings import DetectorSettings, from_hparams
 
 
@@ -47,19 +47,21 @@ class Checkpointed(LightningModule):
         checkpoint["preprocessing"] = asdict(self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._is_in_training():
+        if self._state("training"):
             check_goes_on(checkpoint)
             optimization.check_goes_on(self.settings, checkpoint.get("hyper_parameters"))
         elif EMA in checkpoint:
             checkpoint["state_dict"] = weights_of(checkpoint)
         saved = categories_of(checkpoint)
-        check_categories(self.categories, saved)
-        self.categories = saved or self.categories
+        # Those of the data, if the model has seen data: their ids may be others.
+        predicts = self._state("predicting")
+        self.categories = matched_categories(saved, self.categories, any_order=predicts)
         self.preprocessing = preprocessing_of(checkpoint)
 
-    def _is_in_training(self) -> bool:
+    def _state(self, name: str) -> bool:
+        """Whether the trainer is in this state, such as ``training``."""
         try:
-            return self.trainer.training
+            return bool(getattr(self.trainer, name))
         except RuntimeError:  # Lightning raises it if the model has no trainer
             return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -34,16 +35,51 @@ def categories_of_data(datamodule: Any, num_classes: int) -> list[dict[str, Any]
     ]
 
 
-def check_categories(
-    mine: Sequence[dict[str, Any]] | None, others: Sequence[dict[str, Any]] | None
-) -> None:
-    """Raise InputError if a label has different categories on both sides; None is not checked."""
-    for one, other in zip(mine or (), others or (), strict=False):
-        if one != other:
+def matched_categories(
+    model: Sequence[dict[str, Any]] | None,
+    data: Sequence[dict[str, Any]] | None,
+    *,
+    any_order: bool = False,
+) -> list[dict[str, Any]] | None:
+    """The categories of the data by the model's labels: the same classes, under the data's own ids.
+
+    Classes are the same if their names are. Ids count only where several classes share a name.
+
+    Args:
+        model: the model's categories, by label; None if it has none yet.
+        data: likewise of the data.
+        any_order: whether the data may have the classes in another order. Labels of the data then
+            mean other classes than those of the model: only where nobody compares them.
+
+    Raises:
+        InputError: the classes differ, or their order does without ``any_order``.
+    """
+    if model is None or data is None:
+        return list(data or model or ()) or None
+    names, others = ([one["name"] for one in side] for side in (model, data))
+    if len({*names}) == len(names) == len({*others}):
+        if names == others:
+            return list(data)
+        if {*names} == {*others}:
+            if any_order:
+                by_name = {one["name"]: one for one in data}
+                return [by_name[name] for name in names]
+            raise InputError(
+                "the model and the data have the same classes in another order "
+                f"({', '.join(names[:3])} and {', '.join(others[:3])}), so that their labels mean "
+                "other classes: give the data's categories ids in the model's order"
+            )
+    for one, other in zip_longest(model, data):
+        if one is None or other is None or _identity(one) != _identity(other):
             raise InputError(
                 f"the model and the data do not have the same classes: {one} and {other}; "
                 f"give the data that the model was trained on, or a model for this data"
             )
+    return list(data)
+
+
+def _identity(category: dict[str, Any]) -> tuple[Any, Any]:
+    return category.get("given_id", category["id"]), category["name"]
 
 
 def warn_of_backbone(backbone: Backbone, canvas: tuple[int, int] | None) -> None:

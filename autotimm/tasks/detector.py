@@ -20,7 +20,7 @@ from autotimm.models import compiled
 from autotimm.models.network import Network
 from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
-from autotimm.tasks.data_checks import categories_of_data, check_categories, warn_of_backbone
+from autotimm.tasks.data_checks import categories_of_data, matched_categories, warn_of_backbone
 from autotimm.tasks.inputs import check_normalised
 from autotimm.tasks.predictor import Predictor
 from autotimm.tasks.settings import DetectorSettings, by_name
@@ -155,7 +155,8 @@ class ObjectDetector(Predictor):
             return
         categories = categories_of_data(datamodule, self.settings.num_classes)
         if stage != "fit":  # training may continue with other classes, but evaluation may not
-            check_categories(self.categories, categories)
+            own, predicts = self.categories, stage == "predict"
+            categories = matched_categories(own, categories, any_order=predicts) or categories
         self.categories = categories
 
     def _synchronise_norms(self) -> None:

@@ -26,6 +26,7 @@ from autotimm.cli import evaluate
 from autotimm.coco import masks
 from autotimm.coco.index import Category, shown_names
 from autotimm.data.whole import WholeImages
+from autotimm.evaluation import output
 from autotimm.evaluation.coco_eval import ERRORS, STATS
 from autotimm.evaluation.truth import Truth
 from autotimm.sharding.cli import shard
@@ -114,7 +115,7 @@ def test_text_ids_are_written_as_results_hold_them(tmp_path: Path) -> None:
     whole.setup("predict")
     (batch,) = whole.predict_dataloader()
     assert batch["given_id"] == ["b-1", "a-1"]
-    evaluate._write_images(tmp_path, Truth(open_source(folder, "train")).truth)
+    output.write_images(tmp_path, Truth(open_source(folder, "train")).truth)
     content = json.loads((tmp_path / "images.json").read_text())
     assert [one["id"] for one in content["images"]] == ["b-1", "a-1"]
     assert [one["id"] for one in content["categories"]] == ["s", "d"]
@@ -397,6 +398,34 @@ def test_data_of_other_classes_are_refused(checkpoint: Path, tmp_path: Path) -> 
         file.write_text(file.read_text().replace('"star"', '"comet"'))
     with pytest.raises(InputError, match="do not have the same classes"):
         run("--checkpoint", checkpoint, "--data", folder, "--out", tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*not a whole number")
+def test_data_of_the_same_classes_are_taken_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    """Text ids in another order: the same AP, and results with the data's own ids."""
+    folder = mixed(tmp_path / "coco", (1, 1, 1))
+    whole = (folder / "annotations/instances_val2017.json").read_text()
+    words = ("--checkpoint", checkpoint, "--data", folder, "--num-workers", 0, "--worst", 0)
+    assert run(*words, "--out", tmp_path / "plain") == 0
+    content = json.loads(whole)
+    texts = {one["id"]: f"{one['name']}!" for one in content["categories"]}
+    content["categories"].reverse()
+    for one in content["categories"]:
+        one["id"] = texts[one["id"]]
+    for one in content["annotations"]:
+        one["category_id"] = texts[one["category_id"]]
+    (folder / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    assert run(*words, "--out", tmp_path / "texts") == 0
+    plain, other = (
+        [
+            json.loads((tmp_path / out / file).read_text())
+            for file in ("results.json", "metrics.json")
+        ]
+        for out in ("plain", "texts")
+    )
+    assert [texts[one["category_id"]] for one in plain[0]] == [o["category_id"] for o in other[0]]
+    assert plain[1]["box"]["AP"] == pytest.approx(other[1]["box"]["AP"], abs=1e-6)
+    assert plain[1]["box"]["AP"] > 0.01
 
 
 def test_classes_of_one_name_are_told_apart_by_their_ids() -> None:

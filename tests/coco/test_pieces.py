@@ -16,6 +16,7 @@ from coco_read import NAN, load
 
 from autotimm.coco import index as coco
 from autotimm.coco import jsontext, layouts, lists
+from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, as_id, check_annotation
 from autotimm.coco.ids import id_key
 from autotimm.structures import InputError
@@ -25,7 +26,8 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
     """What a file says of each of its images, by reading it in one go."""
     content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     problems = Problems()
-    found, slots = lists.find_images(content["images"], folder, problems, exact=True)
+    ids = CategoryIds({}, {})  # none of these files has LVIS' lists
+    found, slots = lists.find_images(content["images"], folder, problems, ids, exact=True)
     categories = [as_id(category["id"]) for category in content["categories"]]
     by_image: list[list[dict]] = [[] for _ in found.names]
     nameless = []

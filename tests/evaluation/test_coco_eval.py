@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from autotimm.coco import masks
 from autotimm.coco.index import Category
 from autotimm.evaluation import coco_eval
-from autotimm.evaluation.coco_eval import STATS, compare, errors, evaluate, to_results
+from autotimm.evaluation.coco_eval import STATS, compare, evaluate, to_results
+from autotimm.evaluation.mistakes import errors
 from autotimm.structures import InputError
 
 TRUTH = "metrics/val2014_100/instances_val2014_100.json"
@@ -226,7 +227,6 @@ def test_results_that_do_not_fit_are_refused_in_one_line(results: Any, message: 
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (-3, "image id -3 is below 0"),
         (None, "image id None is neither"),
         ([1], r"image id \[1\] is neither a number nor text"),
         (True, "image id True is neither"),
@@ -333,6 +333,38 @@ def test_random_cases_and_each_class_equal_pycocotools(iou_type: Any, seed: int)
         assert one.instances == sum(a["category_id"] == one.id for a in singles)
 
 
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_ids_below_0_are_taken_as_pycocotools_takes_them(iou_type: Any) -> None:
+    truth, results = random_case(3)
+    plain = errors(truth, results, iou_type, 0.3)
+    for one in (*truth["annotations"], *results):
+        one["image_id"] -= 20
+        one["category_id"] -= 8
+    for one in (*truth["images"], *truth["categories"]):
+        one["id"] -= 20 if "height" in one else 8
+    assert min(one["id"] for one in truth["images"]) < 0
+    found = copy.deepcopy(results)
+    for number, one in enumerate(found, 1):
+        area = one["bbox"][2] * one["bbox"][3]
+        one |= {"id": number, "area": area, "iscrowd": 0}
+    both = coco_of(copy.deepcopy(truth)), coco_of(copy.deepcopy(truth) | {"annotations": found})
+    measured = compare(truth, results, iou_type)
+    assert measured.stats == pytest.approx(official(*both, iou_type), abs=1e-9)
+    assert [one.id for one in measured.classes] == [-7, -6, -1, 82]
+    for one in measured.classes[:3]:
+        assert one.ap == pytest.approx(official(*both, iou_type, one.id)["AP"], abs=1e-9)
+    moved = errors(truth, results, iou_type, 0.3)
+    assert (moved.matrix == plain.matrix).all()
+    assert moved.images == {id_ - 20: counts for id_, counts in plain.images.items()}
+    assert moved.label_errors == [
+        one
+        | {"image_id": one["image_id"] - 20, "category_id": one["category_id"] - 8}
+        | ({} if one["annotated"] is None else {"annotated": one["annotated"] - 8})
+        for one in plain.label_errors
+    ]
+    assert plain.label_errors
+
+
 def test_errors_are_counted_by_class_and_image() -> None:
     truth = small_truth()
     other = {
@@ -415,7 +447,6 @@ def test_what_an_error_costs_is_what_its_mending_gains(kind: str, wrong: Any, me
     ("part", "changes", "message"),
     [
         ("categories", {"id": None}, "categories[0] has no 'id', a number or text"),
-        ("categories", {"id": -1}, "category id -1 is below 0"),
         ("categories", {"id": 3}, "has id 3, which 'none' has"),
         ("images", {"id": []}, "image id [] is neither a number nor text"),
     ],

@@ -348,3 +348,29 @@ def test_files_of_lvis_are_measured_by_its_rule(limit: int, tmp_path: Path) -> N
             assert list(got) == names
             assert [round(v, 9) for v in got.values()] == LVIS_NUMBERS[kind, limit]
     assert any("LVIS' rule" in line for line in report.measure(truth, results).remarks)
+
+
+@pytest.mark.filterwarnings("ignore:.*not a whole number")
+@pytest.mark.parametrize("ids", [{3: "f", 7: "r", 9: "c"}, {3: -5, 7: 0, 9: 2**70}])
+def test_lists_of_lvis_name_categories_as_annotations_do(tmp_path: Path, ids: Any) -> None:
+    """Text ids, ids below 0 and ids of more than 64 bits."""
+    truth, results = lvis_file()
+    for one in truth["categories"]:
+        one["id"] = ids[one["id"]]
+    for one in (*truth["annotations"], *results):
+        one["category_id"] = ids[one["category_id"]]
+    for one in (*truth["images"], *truth["annotations"], *results):
+        key = "id" if "file_name" in one else "image_id"
+        one[key] -= 40
+    for one in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            one[key] = [*map(ids.get, one[key])]
+    truth["images"][0]["neg_category_ids"] += ["nobody"]
+    coco = written(tmp_path / "coco", truth)
+    shard(coco, tmp_path / "shards", workers=1)
+    sources = [Truth(open_source(data, "val")).truth for data in (coco, tmp_path / "shards")]
+    for source in (*sources, coco / "annotations/instances_val.json", truth):
+        got = coco_eval.evaluate(source, results, "segm")  # type: ignore[arg-type]
+        assert [round(v, 9) for v in got.values()] == LVIS_NUMBERS["segm", 300]
+    remarks = report.measure(truth, results).remarks
+    assert any("neg_category_ids has an id that no category" in line for line in remarks)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from coco_folder import annotation, image
 
-from autotimm.evaluation import coco_input, ground_truth, matching, report
+from autotimm.evaluation import coco_input, matching, report, truth_files
 from autotimm.structures import InputError
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "star"}]
@@ -57,7 +57,7 @@ def box_ap50(entries: list[Any]) -> float:
 def test_results_are_matched_by_file_name(tmp_path: Path, written: str) -> None:
     names = {k: written.format(name.replace("ü", "u\u0308")) for k, name in NUMBERED.items()}
     file = write_images(tmp_path, names)
-    entries, lines = matching.fitted(found(NUMBERED), file, ground_truth.of_source(truth(IDS)))
+    entries, lines = matching.fitted(found(NUMBERED), file, truth_files.of_source(truth(IDS)))
     assert box_ap50(entries) == pytest.approx(1)
     assert any("matched by file name" in line for line in lines)
 
@@ -82,7 +82,7 @@ def test_nothing_that_fits_is_told() -> None:
 
 
 def test_a_part_of_the_images_is_told(tmp_path: Path) -> None:
-    given = ground_truth.of_source(truth(IDS))
+    given = truth_files.of_source(truth(IDS))
     file = write_images(tmp_path, {1: "x/b.jpg", 2: "x/elsewhere.jpg"})
     entries, lines = matching.fitted(found({1: "b.jpg", 2: "a.jpg"}), file, given)
     assert [one["image_id"] for one in entries] == [1]
@@ -91,7 +91,7 @@ def test_a_part_of_the_images_is_told(tmp_path: Path) -> None:
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
-    given = ground_truth.of_source(truth(IDS))
+    given = truth_files.of_source(truth(IDS))
     others = [{"id": 0, "name": "disc"}, {"id": 1, "name": "star"}]
     file = write_images(tmp_path, NUMBERED, others)
     entries, _ = matching.fitted(found(NUMBERED, category=0), file, given)
@@ -113,7 +113,7 @@ def test_ids_that_are_texts_are_matched_too(tmp_path: Path) -> None:
     results = [{**one, "category_id": "categories-3"} for one in found(own)]
     for names in (own, {id_: f"/elsewhere/{name}" for id_, name in own.items()}):
         file = write_images(tmp_path, names, content["categories"])
-        given = ground_truth.of_source(content)
+        given = truth_files.of_source(content)
         entries, _ = matching.fitted(results, file, given)
         measured = report.measure(given, entries).evaluations["bbox"]
         assert measured.stats["AP50"] == pytest.approx(1)
@@ -135,7 +135,7 @@ def test_images_have_the_size_that_the_masks_of_results_have(there: Any, here: A
     content["images"] = [{"id": there, "file_name": "a.jpg"}]
     content["annotations"][0]["image_id"] = there
     result = {"image_id": here, "segmentation": {"size": [48, 64], "counts": "0"}}
-    (one,) = ground_truth.of_source(content, coco_input.sizes_of([result])).images
+    (one,) = truth_files.of_source(content, coco_input.sizes_of([result])).images
     assert (one["height"], one["width"]) == (48, 64)
 
 
@@ -148,7 +148,7 @@ def test_images_have_the_size_that_the_masks_of_results_have(there: Any, here: A
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, names: dict[int, str], message: str) -> None:
-    given = ground_truth.of_source(truth(IDS))
+    given = truth_files.of_source(truth(IDS))
     with pytest.raises(InputError, match=message):
         matching.fitted(found({1: "b.jpg"}), write_images(tmp_path, names), given)
 
@@ -156,4 +156,4 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, names: dict[int, str], mes
 def test_a_file_that_says_nothing_of_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images.json").write_text("[1]")
     with pytest.raises(InputError, match="does not say which images"):
-        matching.fitted([], tmp_path / "r.json", ground_truth.of_source(truth(IDS)))
+        matching.fitted([], tmp_path / "r.json", truth_files.of_source(truth(IDS)))

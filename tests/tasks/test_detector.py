@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from autotimm import AutoTrainer, InputError, InstanceSegmentor, MetricConfig, ObjectDetector
 from autotimm.coco import masks
 from autotimm.evaluation.metrics import StageMetrics
+from autotimm.tasks.data_checks import matched_categories
 
 
 def test_predict_gives_boxes_labels_scores_and_binary_masks_at_the_inputs_size() -> None:
@@ -330,6 +331,32 @@ def test_a_model_of_other_classes_is_not_evaluated_on_these() -> None:
         model.on_load_checkpoint(
             {"categories": [{"id": 1, "name": "disc"}, {"id": 3, "name": "star"}]}
         )
+
+
+def test_classes_are_the_same_whatever_their_ids() -> None:
+    mine = [{"id": 1, "name": "disc"}, {"id": 3, "name": "square"}]
+    texts = [
+        {"id": 1, "name": "disc", "given_id": "d"},
+        {"id": 2, "name": "square", "given_id": "s"},
+    ]
+    assert matched_categories(mine, texts) == texts
+    assert matched_categories(texts, mine) == mine
+    assert matched_categories(None, texts) == matched_categories(texts, None) == texts
+    assert matched_categories(mine, texts[::-1], any_order=True) == texts
+    with pytest.raises(InputError, match="in another order"):
+        matched_categories(mine, texts[::-1])
+    model = small()
+    model.categories = texts  # as of the data, when a run goes on
+    model.on_load_checkpoint({"categories": mine})
+    assert model.categories == texts
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids() -> None:
+    cats = [{"id": 1, "name": "cat"}, {"id": 3, "name": "cat"}]
+    assert matched_categories(cats, cats) == cats
+    for other in ([*cats[:1], {"id": 4, "name": "cat"}], cats[::-1], cats[:1]):
+        with pytest.raises(InputError, match="same classes"):
+            matched_categories(cats, other, any_order=True)
 
 
 def test_images_that_are_not_normalised_are_refused() -> None:

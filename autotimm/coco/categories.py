@@ -1,0 +1,115 @@
+"""The classes of a COCO file, and how its other entries may name them.
+
+Invariants: each class has an id of its own, an integer of 64 bits; at least one is there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotimm.coco.checks import Problems, is_text
+from autotimm.coco.ids import Key, free_ids, given_id, id_key
+from autotimm.structures import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class of objects, under the dataset's own id, or under a number in its place.
+
+    Attributes:
+        given_id: the dataset's own id, where that is no whole number of 64 bits.
+        frequency: LVIS' letter r, c or f.
+    """
+
+    id: int
+    name: str
+    supercategory: str = ""
+    given_id: str | float | None = None
+    frequency: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryIds:
+    """How annotations may name a category.
+
+    Attributes:
+        ids: by the key of its id in the file.
+        names: its key by its name, where that is no other's, nor a key.
+    """
+
+    ids: dict[Key | None, int]
+    names: dict[str | Key | None, Key]
+
+    @classmethod
+    def of(cls, categories: Sequence[Category]) -> CategoryIds:
+        """Of categories as ``read_categories`` returns them."""
+        ids: dict[Key | None, int] = {}
+        names: dict[str | Key | None, Key] = {}
+        all_names = Counter(one.name.strip() for one in categories)
+        for one in categories:
+            key = one.id if one.given_id is None else id_key(one.given_id, exact=True)
+            assert key is not None  # it was read by its key
+            ids[key] = one.id
+            if all_names[one.name.strip()] == 1:
+                names[one.name.strip()] = key
+        return cls(ids, {name: key for name, key in names.items() if name not in ids})
+
+    def find(self, given: Any, exact: bool) -> tuple[Key | None, bool]:
+        """Returns the key of a ``category_id``, and whether this is the category's name."""
+        key = id_key(given, exact)
+        if key in self.ids or key not in self.names:
+            return key, False
+        return self.names[key], True
+
+    def number(self, given: Any, exact: bool) -> int:
+        """Returns the id of the category of an annotation that is known to have one."""
+        number = self.ids.get(given) if type(given) is int else None
+        if number is None:
+            key, _ = self.find(given, exact)
+            assert key is not None
+            number = self.ids[key]
+        return number
+
+
+def read_categories(
+    entries: Iterable[Any], file: Path, problems: Problems | None = None, exact: bool = True
+) -> list[Category]:
+    """Returns the categories by id.
+
+    Raises:
+        InputError: there is none, or one cannot be told from the others.
+        InexactIdError: ``exact`` has to be True for this file.
+    """
+    found: dict[Key, Category] = {}
+    for position, entry in enumerate(entries):
+        where = f"{file}: categories[{position}]"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where} is not an object")
+        key, name = id_key(entry.get("id"), exact), entry.get("name")
+        if key is None:
+            raise InputError(f"{where} has no 'id', a number or text")
+        if not is_text(name):
+            raise InputError(f"{where} (id {key}) has no 'name'")
+        if key in found:
+            raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
+        supercategory, frequency = (
+            one if is_text(one) else "" for one in map(entry.get, ("supercategory", "frequency"))
+        )
+        if isinstance(key, int):
+            found[key] = Category(key, name, supercategory, None, frequency)
+        else:
+            if problems is not None:
+                kind = "category id is not a whole number (numbered anew)"
+                problems.add(kind, f"{name} (id {key})")
+            found[key] = Category(0, name, supercategory, given_id(entry["id"]), frequency)
+    if not found:
+        raise InputError(f"{file}: 'categories' is empty: nothing to learn")
+    anew = [key for key in found if isinstance(key, str)]
+    used = {key for key in found if isinstance(key, int)}
+    for key, number in zip(anew, free_ids(used, len(anew)), strict=True):
+        found[key] = replace(found[key], id=number)
+    return sorted(found.values(), key=lambda one: one.id)

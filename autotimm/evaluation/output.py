@@ -1,0 +1,73 @@
+"""The files of an evaluation, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from autotimm import visualize
+from autotimm.evaluation import charts, report
+from autotimm.evaluation.ground_truth import GroundTruth
+from autotimm.evaluation.matching import IMAGES
+from autotimm.evaluation.report import Report
+from autotimm.evaluation.truth import Truth
+from autotimm.files.atomic import whole_file
+from autotimm.images.decode import DataError
+
+
+def write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
+    """Writes metrics.json and the pictures of an evaluation into a folder, and prints its tables.
+
+    Args:
+        measured: what to write.
+        truth: where the images are; None draws none of them.
+        out: the folder; must exist.
+        count: how many of the worst images are drawn and listed.
+    """
+    with whole_file(out / "metrics.json") as file:
+        file.write(orjson.dumps(report.as_json(measured, count), option=orjson.OPT_INDENT_2))
+    charts.save(charts.precision_recall(measured), out / "precision_recall.png")
+    charts.save(charts.confusion(measured), out / "confusion.png")
+    written = ["metrics.json", "precision_recall.png", "confusion.png"]
+    console = Console()
+    chosen = report.worst(measured, count) if truth is not None else []
+    not_drawn: list[str] = []
+    if truth is not None and chosen:
+        by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
+        for one in measured.detections:
+            if one["image_id"] in by_image and one["score"] >= measured.least_score:
+                by_image[one["image_id"]].append(one)
+        pairs = []
+        for image_id, found in by_image.items():
+            try:
+                pairs.append(truth.pair(image_id, found))
+            except DataError as error:  # its objects count as missed; still draw the others
+                not_drawn.append(f"not drawn: {error}")
+        if pairs:
+            visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
+            written.append("worst.png")
+    # Printed last: a closed stdout does not cost the files.
+    console.print(report.tables(measured))
+    for line in (*measured.remarks, *not_drawn, f"{out}: {', '.join(written)}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def write_images(out: Path, truth: GroundTruth) -> None:
+    """Says what file and class each id in the results is, as ``predict`` does.
+
+    An ``images.json`` that an earlier prediction left would say something else.
+    """
+    content = truth.content() | {"annotations": []}
+    for kind in ("images", "categories"):
+        content[kind] = [_with_given_id(one) for one in content[kind]]
+    with whole_file(out / IMAGES) as file:
+        file.write(orjson.dumps(content))
+
+
+def _with_given_id(entry: dict[str, Any]) -> dict[str, Any]:
+    """An image or category under the id that results hold: the data set's own."""
+    others = {key: value for key, value in entry.items() if key not in ("id", "given_id")}
+    return {"id": entry.get("given_id", entry["id"]), **others}

@@ -1,0 +1,108 @@
+"""Several annotation files without their images, joined as ``autotimm shard`` joins them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from official import coco_of, official
+from test_every_truth import CATEGORIES, odd_file, written
+
+from autotimm.cli import evaluate
+from autotimm.evaluation import truth_files
+from autotimm.evaluation.truth import Truth
+from autotimm.sharding.cli import main
+from autotimm.streaming.store import open_source
+
+SOUND = ("segmentation", "area", "bbox")
+
+
+def parts(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The file as two, the second one with ids of its own, which clash with those of the first."""
+    first, second = copy.deepcopy(truth), copy.deepcopy(truth)
+    ids = [one["id"] for one in truth["images"]]
+    for part, kept in ((first, ids[:2]), (second, ids[2:])):
+        part["images"] = [one for one in part["images"] if one["id"] in kept]
+        part["annotations"] = [one for one in part["annotations"] if one["image_id"] in kept]
+    (other,) = second["images"]
+    other["id"] = ids[0]
+    swapped = {3: 7, 7: 3}
+    for number, one in enumerate(second["annotations"], 1):
+        one |= {"id": number, "image_id": ids[0], "category_id": swapped[one["category_id"]]}
+    second["categories"] = [{"id": swapped[c["id"]], "name": c["name"]} for c in CATEGORIES]
+    return [first, second]
+
+
+def sound(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Truths that pycocotools takes as they are."""
+    truth, results = odd_file(seed)
+    truth["annotations"] = [
+        one
+        for one in truth["annotations"]
+        if all(one.get(key) for key in SOUND) and isinstance(one["segmentation"], list)
+    ]
+    return truth, results
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_joined_files_are_measured_as_the_whole_is(tmp_path: Path) -> None:
+    truth, results = sound(31)
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, part in zip(files, parts(truth), strict=True):
+        file.write_text(json.dumps(part))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "images.json").write_text(json.dumps({**truth, "annotations": []}))
+    words = ["--results", tmp_path / "results.json", "--out", tmp_path / "out"]
+    words += [word for file in files for word in ("--annotations", file)]
+    assert evaluate.run(evaluate.parser().parse_args([str(word) for word in words])) == 0
+    got = json.loads((tmp_path / "out/metrics.json").read_text())
+    found = [
+        one | {"id": k, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]}
+        for k, one in enumerate(copy.deepcopy(results), 1)
+    ]
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        whole = copy.deepcopy(truth)
+        wanted = official(coco_of(whole), coco_of({**whole, "annotations": found}), kind)
+        assert {key: got[name][key] for key in wanted} == pytest.approx(wanted, abs=1e-6)
+        assert wanted["AP"] > 0.1
+    assert any("numbered anew" in line for line in got["remarks"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("text", [False, True])
+def test_joined_files_are_what_their_shards_are(tmp_path: Path, text: bool) -> None:
+    """Also where both files describe an image, and where their ids are text."""
+    truth, _ = odd_file(32)
+    both = parts(truth)
+    shared = copy.deepcopy(both[0]["images"][0])
+    both[1]["images"].append(shared | {"id": 99})
+    box = {"bbox": [1, 2, 9, 8], "area": 72, "iscrowd": 0}
+    outline = [[1, 2, 10, 2, 10, 10, 1, 10]]
+    own = {"id": 500, "image_id": 99, "category_id": 3, "segmentation": outline}
+    both[1]["annotations"].append(own | box)
+    if text:
+        for part in both:
+            for one in (*part["images"], *part["categories"]):
+                one["id"] = f"t{one['id']}"
+            for one in part["annotations"]:
+                one |= {key: f"t{one[key]}" for key in ("image_id", "category_id")}
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    written(tmp_path / "coco", truth)
+    words: list[Any] = []
+    for file, part in zip(files, both, strict=True):
+        file.write_text(json.dumps(part))
+        words += ["--annotations", file, "--images", tmp_path / "coco/val"]
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in (*words, "--splits", "val,val", tmp_path / "shards")])
+    assert ended.value.code == 0
+    of_shards = Truth(open_source(tmp_path / "shards", "val")).truth
+    of_files = truth_files.of_files(files)
+    assert of_files.images == of_shards.images
+    assert of_files.categories == of_shards.categories
+    assert of_files.annotations == of_shards.annotations
+    assert of_files.numbers == of_shards.numbers
+    kind = "image is in several annotation files (annotations joined)"
+    assert of_files.problems.counts[kind] == of_shards.problems.counts[kind] == 1
