@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the picture and prints which samples it shows."""
+    import warnings
     from pathlib import Path
 
     from autotimm import visualize
@@ -93,11 +94,18 @@ def run(args: argparse.Namespace) -> int:
             copy_paste=copy_paste,
             multi_scale=multi_scale,
             pixel_range=args.pixel_range,
+            max_corrupt=1.0,  # what cannot be read is told below; the others are drawn
         )
 
     columns = {_PLAIN: data(Augmentation(), 0.0, False)}
     columns |= {name: data(name, args.copy_paste, args.multi_scale) for name in presets}
-    picture, names = sheet(columns, args.samples)
+    left_out: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "skipped, as it cannot be used")  # told below
+        picture, names = sheet(columns, args.samples, left_out=left_out)
     visualize.save_png(args.out, picture)
     print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")
+    if left_out:
+        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        print(f"left out, as unusable: {len(left_out)}: {'; '.join(sorted(left_out)[:3])}{more}")
     return 0

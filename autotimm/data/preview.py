@@ -24,7 +24,10 @@ _TITLE = 28  # pixels; height of the title above a column
 
 
 def sheet(
-    columns: Mapping[str, InstanceSegmentationDataModule], samples: int = 4, cell: int = 480
+    columns: Mapping[str, InstanceSegmentationDataModule],
+    samples: int = 4,
+    cell: int = 480,
+    left_out: set[str] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Draws training samples: a row for each sample, a column for each data module.
 
@@ -33,6 +36,8 @@ def sheet(
             show the same samples.
         samples: the number of rows; there are fewer if an epoch has fewer samples.
         cell: the largest width of a picture in pixels; all pictures shrink by the same factor.
+        left_out: gets the images that were to be drawn and cannot be used, with the reason; as many
+            as the ``max_corrupt`` of the data modules allows.
 
     Returns:
         The picture [H, W, 3] uint8 RGB, and the file names of the images in the first column.
@@ -44,7 +49,7 @@ def sheet(
     for number, data in enumerate(columns.values()):
         data.check("fit")
         try:
-            found = list(islice(_samples(data), samples))
+            found = list(islice(_samples(data, left_out), samples))
         finally:
             data.teardown()
         drawn.append([picture for picture, _ in found])
@@ -54,10 +59,18 @@ def sheet(
     return _laid_out(list(columns), shrunk), names
 
 
-def _samples(data: InstanceSegmentationDataModule) -> Iterator[tuple[np.ndarray, str]]:
+def _samples(
+    data: InstanceSegmentationDataModule, left_out: set[str] | None
+) -> Iterator[tuple[np.ndarray, str]]:
     """Yields the pictures of an epoch's training samples with their instances, and file names."""
-    for batch in data.train_dataloader():
+    loader, seen = data.train_dataloader(), set()
+    for batch in loader:
+        if left_out is not None:
+            left_out.update(loader.skipped.values())
         for i, name in enumerate(batch["file_name"]):
+            if int(batch["image_id"][i]) in seen:
+                continue  # it stands for one that was skipped
+            seen.add(int(batch["image_id"][i]))
             used = batch["labels"][i] >= 0
             boxes = batch["boxes"][i][used]
             pixels = _pixels(batch["image"][i], data)

@@ -21,7 +21,6 @@ upright. Prediction, which has no record, shows every image upright, as viewers 
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,8 +29,8 @@ from PIL import Image
 
 from autotimm.images import buffers
 from autotimm.images.depth import DataError, Deep, deep
-from autotimm.images.inspect import FORMATS, LARGEST
-from autotimm.images.orientation import Bytes, as_stored, orientation, turned, upright
+from autotimm.images.opening import LARGEST, UNKNOWN, open_image
+from autotimm.images.orientation import Bytes, orientation, turned, upright
 from autotimm.images.quiet import quiet
 from autotimm.structures import UPPER_BITS, PixelRange
 
@@ -156,13 +155,19 @@ def _turned_pixels(
 def _opened(data: Bytes) -> Iterator[Image.Image]:
     """An image file, opened as it is stored; whatever goes wrong with it is a DataError."""
     try:
-        with quiet, Image.open(io.BytesIO(as_stored(data)), formats=FORMATS) as image:
-            yield image
+        with quiet:
+            try:
+                opened = open_image(data)
+            except ValueError as error:
+                reason = str(error)
+                if reason == UNKNOWN:
+                    reason = "the image cannot be decoded (not an image of a known format)"
+                raise DataError(reason) from error
+            with opened as image:
+                yield image
     except DataError:
         raise
     # PIL's plug-ins raise whatever comes up while they parse a broken file.
     except Exception as error:
         reason = str(error).split("\n")[0].replace(repr(error), "") or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image of a known format"
         raise DataError(f"the image cannot be decoded ({reason})") from error

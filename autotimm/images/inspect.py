@@ -1,40 +1,20 @@
 """Image files, undecoded: which format and size, is it whole.
 
-Only formats that need no outside program are opened (PIL would hand an EPS to Ghostscript). Sizes
-are width, height in pixels.
+Sizes are width, height in pixels.
 """
 
 from __future__ import annotations
 
-import struct
-from io import BytesIO
-
 import simplejpeg
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
+from PIL import Image
 
-from autotimm.images.orientation import as_stored, orientation, turned
+from autotimm.images.opening import BROKEN, EXTENSIONS, FORMATS, LARGEST, open_image, undecodable
+from autotimm.images.orientation import orientation, turned
 from autotimm.images.quiet import quiet
 
-EXTENSIONS = {
-    "BMP": "bmp",
-    "GIF": "gif",
-    "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with more pictures behind the first
-    "PNG": "png",
-    "PPM": "ppm",
-    TiffImagePlugin.TiffImageFile.format: "tif",  # known to PIL only once its module is imported
-    WebPImagePlugin.WebPImageFile.format: "webp",
-}
-"""The image formats that are read, as PIL names them, and the extensions they get."""
-
-FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
-"""What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
+__all__ = ["BROKEN", "EXTENSIONS", "FORMATS", "LARGEST", "inspect", "shown_size"]
 
 _END = 64  # bytes: an end marker this near the file's end is the picture's, not a thumbnail's
-LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
-"""Pixels of an image; PIL refuses what has more."""
-# What PIL's readers raise when they trip over a broken file.
-BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
 
 
 def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
@@ -59,18 +39,18 @@ def inspect(data: bytes | memoryview) -> tuple[str, tuple[int, int]]:
             pass  # PIL reads a few kinds of JPEG that libjpeg-turbo does not
     with quiet:
         try:
-            image = Image.open(BytesIO(as_stored(data)), formats=FORMATS)
+            image = open_image(data)
         except Image.DecompressionBombError:
-            raise ValueError("image too large") from None
-        except BROKEN:  # UnidentifiedImageError is an OSError
-            raise ValueError("image cannot be opened") from None
+            raise ValueError(
+                f"image too large (over {LARGEST:,} pixels): cut it into tiles or shrink it"
+            ) from None
         kind, size = image.format or "", image.size
         mark = b"\xff\xd9" if EXTENSIONS[kind] == "jpg" else b"IEND" if kind == "PNG" else None
         try:
             if mark is None or mark not in end:
                 image.load()
         except (*BROKEN, Image.DecompressionBombError):
-            raise ValueError("image cut off or broken") from None
+            raise ValueError(undecodable(image)) from None
         if image.mode in ("P", "PA") and image.palette is None:
             raise ValueError("image without the palette that its pixels are of")
     return EXTENSIONS[kind], size
@@ -82,5 +62,5 @@ def shown_size(data: bytes | memoryview) -> tuple[int, int]:
     Raises:
         ValueError, OSError: it is no image that can be read.
     """
-    with quiet, Image.open(BytesIO(as_stored(data)), formats=FORMATS) as image:
+    with quiet, open_image(data) as image:
         return turned(image.size, orientation(data))

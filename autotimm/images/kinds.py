@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-HEAD = 265
-"""Bytes of a file's beginning that are enough; the marks of tar and DICOM lie deepest."""
+HEAD = 352
+"""Bytes of a file's beginning that are enough; the mark of NIfTI lies deepest."""
 
 _RAW = frozenset(
     f".{name}" for name in ("arw", "cr2", "dng", "erf", "kdc", "mef", "nef", "nrw", "pef", "raw")
@@ -37,8 +37,9 @@ class Kind:
 
 _UNPACK = "unpack it first"
 _IMAGE = "save it as PNG first"
+_SLICES = "save its slices as PNG first"
 _EMPTY, _TEXT, _UNKNOWN = Kind("empty file"), Kind("text"), Kind("unknown kind")
-_CAMERA = Kind("camera raw", way="develop it to TIFF or JPEG first")
+CAMERA = Kind("camera raw", way="develop it to TIFF or JPEG first")
 
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\xff\xd8\xff", Kind("JPEG", "image")),
@@ -49,9 +50,9 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"P[1-6][\s#]", Kind("PPM", "image")),
     (rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", Kind("HEIC", way=_IMAGE)),
     (rb".{4}ftyp(avif|avis)", Kind("AVIF", way=_IMAGE)),
-    (rb".{4}ftypcrx ", _CAMERA),
+    (rb".{4}ftypcrx ", CAMERA),
     (rb".{4}(ftyp(?!M4[ABP] )|moov|mdat|wide|pnot)", Kind("MP4 or MOV", "video")),
-    (rb"II\x2a\0.{4}CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW", _CAMERA),
+    (rb"II\x2a\0.{4}CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW", CAMERA),
     (rb"II\x2a\0|MM\0\x2a|II\x2b\0|MM\0\x2b", Kind("TIFF", "image")),
     (rb"\x1a\x45\xdf\xa3", Kind("Matroska or WebM", "video")),
     (rb"RIFF....AVI ", Kind("AVI", "video")),
@@ -76,7 +77,18 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"%!PS|\xc5\xd0\xd3\xc6", Kind("PostScript", way=_IMAGE)),
     (rb"\0\0[\x01\x02]\0[^\0]", Kind("icon", way=_IMAGE)),
     (rb"\x76\x2f\x31\x01", Kind("OpenEXR", way=_IMAGE)),
+    (rb"#\?RADIANCE|#\?RGBE", Kind("Radiance HDR", way=_IMAGE)),
+    (rb"II\xbc", Kind("JPEG XR", way=_IMAGE)),
+    (rb"qoif", Kind("QOI", way=_IMAGE)),
+    (rb"gimp xcf", Kind("GIMP file", way=_IMAGE)),
+    (rb"DDS ", Kind("DDS texture", way=_IMAGE)),
+    (rb"P[7Ff]\n", Kind("PAM or PFM", way=_IMAGE)),
     (rb".{128}DICM", Kind("DICOM", way=_IMAGE)),
+    (rb".{344}n[+i]1\0|.{4}n[+i]2\0", Kind("NIfTI", way=_SLICES)),
+    (rb"NRRD000", Kind("NRRD", way=_SLICES)),
+    (rb"ZISRAWFILE", Kind("CZI", way=_SLICES)),
+    (rb"\xda\xce\xbe\x0a", Kind("ND2", way=_SLICES)),
+    (rb"version https://git-lfs", Kind("Git LFS pointer", way="git lfs pull fetches the file")),
     (rb"\x89HDF\r\n", Kind("HDF5", way="save its images as PNG first")),
     (
         rb"\x93NUMPY",
@@ -104,8 +116,15 @@ def kind_of(head: bytes, name: str = "") -> Kind:
     for mark, kind in _MARKS:
         if mark.match(head):
             raw = kind.name == "TIFF" and PurePath(name).suffix.lower() in _RAW
-            return _CAMERA if raw else kind
+            return CAMERA if raw else kind
     return _of_text(head)
+
+
+def refusal(kind: Kind) -> str:
+    """What a file is that is no image which is read, to go on after its name."""
+    if kind.use == "video":
+        return f"is a video ({kind.name}), not an image"
+    return f"is not an image ({kind.name}){kind.way and f': {kind.way}'}"
 
 
 def _of_text(head: bytes) -> Kind:

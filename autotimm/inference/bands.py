@@ -25,6 +25,10 @@ from autotimm.images.decode import rgb
 from autotimm.images.orientation import as_stored
 from autotimm.structures import InputError
 
+WAY_OUT = (
+    "save it as TIFF of small tiles, which are read one by one "
+    "(vips copy IN OUT.tif[tile,compression=deflate,bigtiff])"
+)
 _BAND = 1 << 22  # pixels
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
@@ -78,7 +82,7 @@ def _whole(file: BinaryIO, header: Any, which: int) -> Iterator[np.ndarray]:
     if free is not None and needed > free:
         raise InputError(
             f"takes {byte_text(needed)} of memory, as this kind of {header.format} is decoded as a "
-            f"whole, and {byte_text(free)} are free: save it as TIFF"
+            f"whole, and {byte_text(free)} are free: {WAY_OUT}"
         )
     if jpeg:
         file.seek(0)

@@ -18,7 +18,7 @@ from autotimm.images.inspect import BROKEN, LARGEST
 from autotimm.images.kinds import HEAD, kind_of
 from autotimm.images.orientation import orientation, turned, upright
 from autotimm.images.quiet import quiet
-from autotimm.inference.bands import bands
+from autotimm.inference.bands import WAY_OUT, bands
 from autotimm.inference.tiles import Window, tile_windows
 from autotimm.structures import RLE, Detections, InputError
 
@@ -38,7 +38,7 @@ class LargeImage:
     """
 
     def __init__(self, source: Path | bytes, header: Any, name: str) -> None:
-        self._source, self.name = source, name
+        self._source, self.name, self._format = source, name, header.format
         if header.format == "TIFF":  # PIL exchanges the sides of some that are to be turned
             self._width, self._height = header.tag_v2[256], header.tag_v2[257]
         else:
@@ -67,7 +67,12 @@ class LargeImage:
                     yield self._upright_window(window), upright(pixels, self._which)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
-        except (*BROKEN, zlib.error, EOFError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                f"{self.name}: this kind of {self._format} is decoded in parts of more than "
+                f"{LARGEST:,} pixels, which is refused: {WAY_OUT}"
+            ) from error
+        except (*BROKEN, zlib.error, EOFError) as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise InputError(f"{self.name}: the image cannot be decoded ({reason})") from error
         self.reduced = upright(np.concatenate(small), self._which)

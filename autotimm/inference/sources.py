@@ -16,7 +16,7 @@ from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
 from autotimm.images import inspect
 from autotimm.images.decode import decode_upright, rgb
-from autotimm.images.kinds import HEAD, Kind, kind_of
+from autotimm.images.kinds import HEAD, Kind, kind_of, refusal
 from autotimm.images.orientation import upright
 from autotimm.inference.large import LargeImage, large_image
 from autotimm.structures import InputError, PixelRange
@@ -227,9 +227,9 @@ def decoded(data: bytes, name: str = "", pixel_range: PixelRange = None) -> np.n
 
 def _refuse_others(kind: Kind) -> None:
     if kind.use == "video":
-        raise InputError(f"is a video ({kind.name}), not an image: {_VIDEO}")
+        raise InputError(f"{refusal(kind)}: {_VIDEO}")
     if kind.use == "other":
-        raise InputError(f"is not an image ({kind.name}){kind.way and f': {kind.way}'}")
+        raise InputError(refusal(kind))
 
 
 def _source(path: str) -> Path | bytes:

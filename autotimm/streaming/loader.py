@@ -235,6 +235,8 @@ class StreamLoader:
         named = "; ".join(list(self.skipped.values())[:_NAMED])
         more = f"; and {len(self.skipped) - _NAMED} more" if len(self.skipped) > _NAMED else ""
         samples = self.stream.samples / self.stream.world.size
+        if self.stream.max_corrupt >= 1:
+            return f"no sample can be used: {named}{more}: {self.stream.source.remedy}"
         return (
             f"too many samples cannot be used, {len(self.skipped)}, where max_corrupt="
             f"{self.stream.max_corrupt:g} of a rank's {samples:.0f} in an epoch may be skipped: "

@@ -132,3 +132,28 @@ def test_the_help_needs_no_torch() -> None:
     code = "import sys; from autotimm.cli import preview; preview.parser().format_help()"
     code += "; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_cannot_be_read_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "coco"
+    make_dataset(root, train=4, val=1, size=96)
+    images = sorted(root.glob("train*/*"))
+    nothing = np.full((96, 96), np.nan, np.float32)
+    Image.fromarray(nothing).save(images[1], "TIFF")
+    images[2].write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
+    words = ["--data", root, "--out", tmp_path / "a.png", "--preset", "light", "--samples", 4]
+    words += ["--image-size", 96]
+    assert preview.run(preview.parser().parse_args([str(word) for word in words])) == 0
+    page = Image.open(tmp_path / "a.png")
+    assert page.height == 8 + 28 + 2 * 104  # the two that can be read, each once
+    shown, told = capsys.readouterr().out.splitlines()
+    assert images[0].name in shown and images[3].name in shown
+    assert told.startswith("left out, as unusable: 2: ")
+    assert f"{images[1].name}: none of the image's pixels is a number" in told
+    assert f"{images[2].name}: file is not an image (HEIC): save it as PNG first" in told
+    for image in images:
+        image.write_bytes(b"")
+    with pytest.raises(InputError, match="no sample can be used: .*cannot be decoded"):
+        preview.run(preview.parser().parse_args([str(word) for word in words]))

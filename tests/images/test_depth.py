@@ -143,6 +143,7 @@ def test_a_statistic_is_no_declaration() -> None:
         (RAMP.astype(np.int32) - 7, (-7, 4088), RAMP >> 4),
         ((RAMP % 256 / 255).astype(np.float32), (0, 1), RAMP % 256),
         ((RAMP % 256).astype(np.float32), (0, 255), RAMP % 256),
+        ((RAMP % 256 / 255).astype(np.float64), (0, 1), RAMP % 256),
     ],
 )
 def test_a_range_maps_values_as_arithmetic_does(
@@ -182,6 +183,20 @@ def test_no_number_is_black_and_nothing_but_such_is_refused() -> None:
         decoded(nothing, (0, 1))
     with pytest.raises(DataError, match="none of the image's pixels is a number"):
         Depths().add(deep_pixels(nothing), "a.tif")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_floats_of_64_bits_are_read(order: str) -> None:
+    values = (RAMP % 256 / 255).astype(np.float64)
+    values[0, :3] = np.nan, -1.7976931348623157e308, 1.7976931348623157e308
+    data = tiff(values, 64, 3, order=order)
+    assert inspect(data) == ("tif", RAMP.shape[::-1])
+    found = decoded(data, (0, 1))
+    assert not found[0, :3].any()
+    assert np.array_equal(found[1:], grey(RAMP % 256)[1:])
+    assert deep_pixels(data).extremes() == (0, 1)
+    with pytest.raises(ValueError, match="image c"):
+        inspect(data[:-400])
 
 
 def test_images_of_older_checkpoints_keep_their_upper_bits() -> None:
@@ -268,7 +283,7 @@ def test_images_of_8_bits_have_no_range() -> None:
     ],
 )
 def test_what_gives_no_pixels_is_refused_at_the_first_look(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"cannot be opened|palette"):
+    with pytest.raises(ValueError, match=r"complex floats|cannot be opened|palette"):
         inspect(data)
 
 

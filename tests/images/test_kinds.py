@@ -6,11 +6,18 @@ import gzip
 import io
 import tarfile
 import zipfile
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from test_depth import tiff
 
+from autotimm.images.decode import decode_image, deep_pixels
+from autotimm.images.inspect import inspect
 from autotimm.images.kinds import HEAD, kind_of
+from autotimm.inference.sources import decoded
+from autotimm.structures import InputError
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
@@ -58,6 +65,14 @@ def tarred() -> bytes:
         (b"RIFF\0\0\0\0WAVE", "audio"),
         (b"II*\0\x10\0\0\0CR", "camera raw"),
         (bytes(range(256)), "unknown kind"),
+        (b"\x5c\x01\0\0" + bytes(340) + b"n+1\0", "NIfTI"),
+        (b"\x1c\x02\0\0n+2\0\r\n\x1a\n" + bytes(500), "NIfTI"),
+        (bytes(128) + b"DICM" + bytes(300), "DICOM"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"8BPS\0\x01", "Photoshop file"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
     ],
 )
 def test_other_files_have_a_name(head: bytes, name: str) -> None:
@@ -65,6 +80,45 @@ def test_other_files_have_a_name(head: bytes, name: str) -> None:
     assert found.name == name
     assert (found.use == "video") == (name == "MP4 or MOV")
     assert found.use != "image"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_every_reader_names_the_kind_and_the_way_out(name: str) -> None:
+    """By content, whatever the file is called: shards, training, evaluation and prediction."""
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='48'/>"
+    kinds = {
+        "HEIC": b"\0\0\0\x18ftypheic" + bytes(400),
+        "AVIF": b"\0\0\0\x1cftypavif" + bytes(400),
+        "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(400),
+        "JPEG XL": b"\xff\x0a" + bytes(400),
+        "DICOM": bytes(128) + b"DICM" + bytes(400),
+        "NIfTI": b"\x5c\x01\0\0" + bytes(340) + b"n+1\0" + bytes(99),
+        "SVG": svg,
+        "Photoshop file": b"8BPS\0\x01" + bytes(400),
+        "camera raw": raw(),
+        "TIFF of 3 channels of 32-bit floats": tiff(np.zeros((48, 64, 3), np.float32), 32, 3),
+        "TIFF of one channel of 64-bit complex": tiff(np.zeros((48, 64), np.complex64), 64, 6),
+    }
+    for kind, content in kinds.items():
+        readers = (
+            lambda content=content: inspect(content),
+            lambda content=content: decode_image(content, 64, 48),
+            lambda content=content: deep_pixels(content),
+            lambda content=content: decoded(content, name),
+        )
+        for read in readers:
+            with pytest.raises((ValueError, InputError)) as error:
+                read()
+            said = str(error.value)
+            assert kind in said and ("first" in said or "save one or three" in said), said
+
+
+def raw() -> bytes:
+    """A TIFF that begins with a thumbnail, as DNG and NEF do."""
+    content = io.BytesIO()
+    tags: Any = {254: 1, 50706: b"\1\4\0\0"}
+    Image.new("RGB", (16, 12)).save(content, "TIFF", tiffinfo=tags)
+    return content.getvalue()
 
 
 def test_a_cameras_raw_file_is_known_by_its_extension() -> None:

@@ -1,0 +1,147 @@
+"""Image files opened by PIL, undecoded; what it does not open is named, with the way out.
+
+Only formats that need no outside program are opened (PIL would hand an EPS to Ghostscript).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
+
+from autotimm.images.kinds import CAMERA, HEAD, kind_of, refusal
+from autotimm.images.orientation import Bytes, as_stored
+
+EXTENSIONS = {
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with more pictures behind the first
+    "PNG": "png",
+    "PPM": "ppm",
+    TiffImagePlugin.TiffImageFile.format: "tif",  # known to PIL only once its module is imported
+    WebPImagePlugin.WebPImageFile.format: "webp",
+}
+"""The image formats that are read, as PIL names them, and the extensions they get."""
+
+FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
+"""What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
+
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
+"""Pixels of an image; PIL refuses what has more."""
+# What PIL's readers raise when they trip over a broken file.
+BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
+
+UNKNOWN = "image cannot be opened"
+_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES = 254, 256, 257, 258, 259, 277
+_SUB_IFDS, _FORMAT, _DNG = 330, 339, 50706
+_FORMATS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
+_COMPRESSIONS = {
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34934: "JPEG XR",
+    34892: "lossy JPEG",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_BY_CV2 = (64, 3)
+"""Bits and format of a single channel that PIL does not read and OpenCV does."""
+
+
+def open_image(data: Bytes) -> Image.Image:
+    """Opens an image file as it is stored; nothing turns it.
+
+    64-bit floats of one channel, which PIL does not read, come as 32-bit floats.
+
+    Raises:
+        ValueError: it is none that can be read; the message is a short reason, with the way out
+            where the file is of a kind that has one.
+        Image.DecompressionBombError: it has more pixels than ``LARGEST``.
+    """
+    stored = as_stored(data)
+    try:
+        image = Image.open(io.BytesIO(stored), formats=FORMATS)
+    except BROKEN as error:  # UnidentifiedImageError is an OSError
+        floats = _floats(stored)
+        if floats is not None:
+            return floats
+        raise ValueError(_reason(data)) from error
+    tags: Any = getattr(image, "tag_v2", {})
+    if _DNG in tags or (tags.get(_SUBFILE, 0) & 1 and _SUB_IFDS in tags):
+        raise ValueError(f"file {refusal(CAMERA)}")  # else its thumbnail would be taken for it
+    return image
+
+
+def undecodable(image: Image.Image) -> str:
+    """Why the pixels of an open image cannot be decoded: a short reason."""
+    tags: Any = getattr(image, "tag_v2", {})
+    packed = _COMPRESSIONS.get(tags.get(_COMPRESSION))
+    return _odd_tiff(f"compressed by {packed}") if packed else "image cut off or broken"
+
+
+def _reason(data: Bytes) -> str:
+    kind = kind_of(bytes(data[:HEAD]))
+    if kind.name == "TIFF" and (tags := _tags(data)):
+        return _tiff_reason(tags)
+    named = kind.use != "image" and kind.name not in ("empty file", "text", "unknown kind")
+    return f"file {refusal(kind)}" if named else UNKNOWN
+
+
+def _tiff_reason(tags: Any) -> str:
+    bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (1,))
+    channels, packed = tags.get(_SAMPLES, 1), _COMPRESSIONS.get(tags.get(_COMPRESSION))
+    if packed:
+        return _odd_tiff(f"compressed by {packed}")
+    if form[0] == 1 and bits[0] <= 16 and channels <= 4:
+        return UNKNOWN  # of a kind that is read, but broken
+    kind = _FORMATS.get(form[0], "integers")
+    several = f"{channels} channels" if channels > 1 else "one channel"
+    return _odd_tiff(f"of {several} of {bits[0]}-bit {kind}")
+
+
+def _odd_tiff(what: str) -> str:
+    return (
+        f"file is a TIFF {what}, which is not read: save one or three of its channels with 8 or 16 "
+        "bits, uncompressed or by deflate"
+    )
+
+
+def _tags(data: Bytes) -> Any:
+    """The tags of a TIFF's first image; None if they cannot be read."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(bytes(data[:8]))
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        sides = tags[_WIDTH], tags[_LENGTH]
+        return tags if all(isinstance(side, int) for side in sides) else None
+    except (*BROKEN, EOFError):
+        return None
+
+
+def _floats(data: Bytes) -> Image.Image | None:
+    """A TIFF of one channel of 64-bit floats, which PIL does not read, with its tags."""
+    if bytes(data[:2]) not in (b"II", b"MM") or not (tags := _tags(data)):
+        return None
+    bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (1,))
+    if tags.get(_SAMPLES, 1) != 1 or (bits[0], form[0]) != _BY_CV2:
+        return None
+    if tags[_WIDTH] * tags[_LENGTH] > LARGEST:
+        raise Image.DecompressionBombError
+    import cv2
+
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape != (tags[_LENGTH], tags[_WIDTH]):
+        raise ValueError("image cut off or broken")
+    values = values.astype(np.float64)
+    values[np.abs(values) > np.finfo(np.float32).max] = np.nan  # no data, as some writers name it
+    image: Any = Image.fromarray(values.astype(np.float32))
+    image.format, image.tag_v2 = TiffImagePlugin.TiffImageFile.format, tags
+    return image
