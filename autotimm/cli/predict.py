@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     images = [one for one in names if one not in set(videos)]
     bad = _images(args, model, options, images) if images else 0
     bad += sum(_videos(args, model, options, videos))
+    if bad and videos:  # each line above counts one file, or the images
+        print(f"{out}: left out in all: {bad:,} of {len(names):,} images and videos")
     if bad == len(names):  # nothing was written: files of an earlier run stay
         raise InputError("none of the images could be used")
     return 1 if bad else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -75,20 +76,22 @@ def find(
 
 
 def _below(folder: Path, own: Callable[[Path], bool]) -> list[Path]:
-    """The files of a folder and of those below it that are not hidden, sorted."""
+    """The files of a folder and of those below it that are not hidden, sorted, and the links to
+    folders, which are not followed."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         at = Path(place)
         folders[:] = [one for one in folders if not one.startswith(".") and not own(at / one)]
-        found += [at / one for one in files if not own(at / one)]
+        linked = [one for one in folders if (at / one).is_symlink()]
+        found += [at / one for one in (*files, *linked) if not own(at / one)]
     return sorted(found)
 
 
 def _usable(path: Path, skipped: Counter[str]) -> bool:
     """Whether this is an image or a video to look at; what is not is counted by its kind."""
     try:
-        if not path.is_file():  # a pipe may never answer; a folder that a pattern matches
-            return False
+        if not path.is_file():
+            return _is_lost_image(path, skipped)
         kind = kind_of_file(path)
     except OSError:
         return True  # reading it fails with a message that names it
@@ -100,6 +103,25 @@ def _usable(path: Path, skipped: Counter[str]) -> bool:
         skipped[kind.name] += 1
         return False
     return True  # what only calls itself an image is refused by name, with the way out
+
+
+def _is_lost_image(path: Path, skipped: Counter[str]) -> bool:
+    """Whether what is no regular file was an image, so that reading it fails by name; all else is
+    counted, and never opened: a pipe may never answer."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.suffix.lower() in SUFFIXES:
+            return True
+        skipped["link to nothing"] += 1
+        return False
+    if stat.S_ISDIR(mode):
+        kind = "link to a folder" if path.is_symlink() else "folder"
+    else:
+        known = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+        kind = next((name for is_one, name in known if is_one(mode)), "device")
+    skipped[kind] += 1
+    return False
 
 
 def kind_of_file(path: Path) -> Kind:

@@ -194,6 +194,7 @@ def test_videos_beside_images_and_what_is_skipped(
         said = capsys.readouterr()
         assert "skipped, as no images: 1 text\n" in said.err
         assert "bad.mp4: is a video that cannot be opened" in said.err
+        assert f"{out}: left out in all: 1 of 3 images and videos\n" in said.out
         assert f"{out}: videos/clip.{{json,mp4}}: frames: 3, instances: " in said.out
         assert "images: 1, instances: " in said.out
     told = json.loads((out / "videos" / "clip.json").read_text())

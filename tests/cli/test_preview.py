@@ -151,9 +151,13 @@ def test_what_cannot_be_read_is_left_out_and_told(
     shown, told = capsys.readouterr().out.splitlines()
     assert images[0].name in shown and images[3].name in shown
     assert told.startswith("left out, as unusable: 2: ")
-    assert f"{images[1].name}: none of the image's pixels is a number" in told
-    assert f"{images[2].name}: file is not an image (HEIC): save it as PNG first" in told
+    for image, reason in (
+        (images[1], "none of the image's pixels is a number"),
+        (images[2], "file is not an image (HEIC): save it as PNG first"),
+    ):
+        assert any(one.startswith(image.name) for one in told.split(": ", 2)[2].split("; "))
+        assert reason in told
     for image in images:
         image.write_bytes(b"")
-    with pytest.raises(InputError, match="no sample can be used: .*cannot be decoded"):
+    with pytest.raises(InputError, match=r"no sample can be used: .*cannot be decoded"):
         preview.run(preview.parser().parse_args([str(word) for word in words]))

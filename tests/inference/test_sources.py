@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import socket
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -47,6 +49,30 @@ def test_words_mean_files_folders_patterns_and_urls(tmp_path: Path) -> None:
     assert pixels_of(tmp_path / "a*b.png").shape == (48, 64, 3)
     with pytest.raises(InputError, match=r"^ftp://host/\*.jpg: ftp URLs are not read"):
         find(["ftp://host/*.jpg"])
+
+
+def test_what_is_no_file_is_counted_and_never_opened(tmp_path: Path) -> None:
+    """Pipes, sockets, links and folders called as images are."""
+    folder = tmp_path / "a"
+    (folder / "sub.jpg").mkdir(parents=True)
+    (folder / "good.png").write_bytes(picture(kind="PNG"))
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "socket.jpg"))
+    (folder / "lost.jpg").symlink_to("nothing.jpg")
+    (folder / "lost").symlink_to("nothing")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    for words, folders in (([str(folder)], 0), ([f"{folder}/*"], 1)):
+        skipped: Counter[str] = Counter()
+        found = find(words, skipped)
+        names = ["good.png", "loop.jpg", "lost.jpg"]
+        assert found == [str(folder / name) for name in names]
+        assert skipped.pop("folder", 0) == folders
+        assert skipped == {"pipe": 1, "socket": 1, "link to nothing": 1, "link to a folder": 1}
+    for name in ("lost.jpg", "loop.jpg", "pipe.jpg", "socket.jpg", "sub.jpg"):
+        with pytest.raises(InputError, match=rf"{name}: (cannot be read|is no regular|no image)"):
+            pixels_of(folder / name)
 
 
 def test_a_folders_images_are_found_by_their_content(tmp_path: Path) -> None:
