@@ -36,7 +36,7 @@ from autotimm.images.depth import checked_range
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source
-from autotimm.structures import InputError, Preprocessing, World
+from autotimm.structures import UPPER_BITS, InputError, Preprocessing, World
 
 
 class InstanceSegmentationDataModule(LightningDataModule):
@@ -203,6 +203,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """How to preprocess images: by the arguments, and else as the trainer's model needs it."""
         model = getattr(self.trainer, "lightning_module", None)
         own = getattr(model, "preprocessing", None) or Preprocessing()
+        if own.pixel_range == UPPER_BITS and not self.settings.pixel_range:
+            self._opened().warn_of_upper_bits(self.settings.train_split)
         return Preprocessing(
             own.mean if self.settings.mean is None else self.settings.mean,
             own.std if self.settings.std is None else self.settings.std,

@@ -14,7 +14,7 @@ from autotimm.files.urls import Location
 from autotimm.images.decode import DataError, deep_pixels
 from autotimm.images.depth import shown
 from autotimm.streaming.layout import DataFolder, detect_layout
-from autotimm.streaming.pixel_range import LOOKED_AT
+from autotimm.streaming.pixel_range import sampled_depths
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
@@ -41,6 +41,7 @@ class Splits:
         self.location = location
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
         self._sources: dict[str, Source] = {}
+        self._told_of_model = False  # that it keeps the upper bits
         self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
         self._ranges: dict[str, PixelRange] = {}
 
@@ -93,21 +94,43 @@ class Splits:
         """
         if split not in self._ranges:
             source = self.source(split)
+            if self._folder.layout != "shards":
+                return self._sampled(split, source)
             found = self._ranges[split] = source.pixel_range()
-            where = f"{self.location}, split {split!r}: images of more than 8 bits a channel"
-            if found == UPPER_BITS:
-                if self.location.folder is not None and _first_is_deep(source):
-                    self._warn(
-                        f"{where} keep the upper 8 of 16, as an older autotimm-shard wrote these "
-                        "shards: run it again with --overwrite, or set pixel_range"
-                    )
-            elif found is not None and self._folder.layout != "shards":
+            local = self.location.folder is not None
+            if found == UPPER_BITS and local and _first_is_deep(source):
                 self._warn(
-                    f"{where}: {shown(found)} become 0 to 255, as {LOOKED_AT} of them have it (all "
-                    "where there are fewer); pixel_range sets other values, and autotimm-shard "
-                    "looks at all"
+                    f"{self.location}, split {split!r}: images of more than 8 bits a channel keep "
+                    "the upper 8 of 16, as an older autotimm-shard wrote these shards: run it "
+                    "again with --overwrite, or set pixel_range"
                 )
         return self._ranges[split]
+
+    def _sampled(self, split: str, source: Source) -> PixelRange:
+        """The same, of data whose range nobody has found yet: that of some images."""
+        depths, looked_at = sampled_depths(source)
+        found = self._ranges[split] = depths.pixel_range()
+        if found is not None:
+            count = int(source.shard_sizes.sum())
+            told = [
+                f"{self.location}, split {split!r}: images of more than 8 bits a channel: "
+                f"{shown(found)} become 0 to 255, as found in {looked_at:,} of its {count:,} "
+                "images; pixel_range sets other values, and autotimm-shard looks at all",
+                depths.stretched(),
+            ]
+            self._warn("; ".join(filter(None, told)))
+        return found
+
+    def warn_of_upper_bits(self, split: str) -> None:
+        """Warns, once, where a model of an older version keeps the upper bits of these images."""
+        if not self._told_of_model:
+            self._told_of_model = True
+            if _first_is_deep(self.source(split)):
+                self._warn(
+                    f"{self.location}, split {split!r}: images of more than 8 bits a channel keep "
+                    "the upper 8 of 16, as the checkpoint is of an older version, which kept no "
+                    "range; pixel_range (--pixel-range LOW,HIGH) sets other values"
+                )
 
     def evaluated(self, stage: str, settings: DataSettings) -> str:
         """The name of the split that "validate" or "test" evaluates on.

@@ -28,10 +28,11 @@ import simplejpeg
 from PIL import Image
 
 from autotimm.images import buffers
-from autotimm.images.depth import DataError, Deep, deep
+from autotimm.images.depth import DataError, Deep
 from autotimm.images.opening import LARGEST, UNKNOWN, open_image
 from autotimm.images.orientation import Bytes, orientation, turned, upright
 from autotimm.images.quiet import quiet
+from autotimm.images.samples import deep
 from autotimm.structures import UPPER_BITS, PixelRange
 
 __all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]

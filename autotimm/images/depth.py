@@ -20,22 +20,17 @@ and one of 0 to 255 every value. Floats are scaled and rounded. What is no numbe
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from autotimm.images.orientation import Bytes, as_stored, png_chunks
 from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
 _STRAY = 10_000  # pixels of which one at either end does not count
 _BITS = range(8, 33)
-_INVERTED, _DEPTH, _LARGEST, _FORMAT = 262, 258, (281, 341), 339  # tags of a TIFF
-_NO_DATA = 42113  # GDAL_NODATA: https://gdal.org/en/stable/drivers/raster/gtiff.html
 WAY_OUT = "give the values that are black and white as pixel_range (--pixel-range LOW,HIGH)"
 
 
@@ -76,6 +71,26 @@ class Deep:
         ends = np.partition(values, (stray, values.size - 1 - stray))
         return float(ends[stray]), float(ends[values.size - 1 - stray])
 
+    def apart(self, low: float, high: float) -> tuple[float, float]:
+        """Returns the extremes without a value at either end that lies far from all others.
+
+        Far is more than twice the span of all others: 0 to 4095 beside 65535, or heights of 200 to
+        900 beside -9999, which programs write where there are no data.
+
+        Args:
+            low: the least value, of ``extremes``.
+            high: the greatest.
+        """
+        within = self.values[(self.values > low) & (self.values < high)]
+        if within.size <= self.values.size // _STRAY:
+            return low, high
+        least, greatest = float(within.min()), float(within.max())
+        far = 2 * (greatest - least)
+        return (
+            least if 0 < far < least - low else low,
+            greatest if 0 < far < high - greatest else high,
+        )
+
     def rgb(self, pixel_range: PixelRange) -> np.ndarray:
         """Returns the pixels as [H, W, 3] uint8, by the rule above.
 
@@ -100,75 +115,9 @@ class Deep:
         return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
 
 
-def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
-    """The pixels of an image of more than 8 bits a channel; None if it has no more.
-
-    Args:
-        image: as ``Image.open`` has opened it, of ``as_stored(data)``.
-        data: of the image's file. Without it nothing is known of what the file declares, and of
-            several channels of 16 bits PIL has kept the upper 8.
-    """
-    tags: Any = getattr(image, "tag_v2", {})
-    inverted = tags.get(_INVERTED) == 0
-    if image.mode == "F":
-        return Deep(np.asarray(image), inverted=inverted, missing=_missing(tags))
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if tags.get(_DEPTH) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
-            values = values.view(np.uint32)  # PIL has no such mode
-        return Deep(values, _white(image, data, values), inverted, _missing(tags))
-    several = image.mode in ("RGB", "RGBA", "RGBX", "LA")
-    png = data is not None and image.format == "PNG" and data[24] == 16
-    if data is None or not several or not (png or 16 in tags.get(_DEPTH, ())):
-        return None
-    import cv2  # PIL reads the upper 8 bits of these only
-
-    found = cv2.imdecode(np.frombuffer(as_stored(data), np.uint8), cv2.IMREAD_UNCHANGED)
-    if found is None or found.shape[:2] != image.size[::-1] or found.dtype != np.uint16:
-        raise DataError("the image has 16 bits a channel in a form that is not read: convert it")
-    values = found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1])
-    return Deep(values, _white(image, data, values))
-
-
 def _are(values: np.ndarray, missing: float) -> np.ndarray:
     # Writers name the value in full, also where the samples have fewer digits.
     return np.isclose(values.astype(np.float64), missing, rtol=1e-6, atol=0)
-
-
-def _missing(tags: Any) -> float | None:
-    """The value that GDAL's tag names for pixels without data."""
-    try:
-        value = float(str(tags[_NO_DATA]).strip("\0 "))
-    except (KeyError, ValueError):
-        return None
-    return value if isfinite(value) else None  # others are no numbers anyway
-
-
-def _white(image: Image.Image, data: Bytes | None, values: np.ndarray) -> int | None:
-    """The largest value that the file declares, if that is less than its samples could hold."""
-    tags: Any = getattr(image, "tag_v2", None)
-    if tags:
-        bits = tags.get(_DEPTH, (16,))[0]
-        found = next((tags[tag] for tag in _LARGEST if tag in tags), None)
-        most = found[0] if isinstance(found, tuple) and found else found
-        # Many writers put the image's own largest value there: TIFF 6.0 calls it statistics.
-        if isinstance(most, int) and 255 <= most < 2**bits - 1 and not most & (most + 1):
-            return most
-        return 2**bits - 1 if bits not in (16, 32) else None
-    if data is None:
-        return None
-    if image.format == "PNG":
-        for name, content in png_chunks(data):
-            if name == b"sBIT" and len(content) and 8 <= (bits := max(content[:3])) < 16:
-                rest = (1 << (16 - bits)) - 1
-                # The specification wants values scaled to 16 bits; many writers leave them.
-                plain = values.max() < 2**bits and bool((values & rest).any())
-                return 2**bits - 1 if plain else 65535
-    if image.format == "PPM":
-        words = re.sub(rb"#[^\r\n]*", b"", bytes(data[:1024])).split()
-        if len(words) > 3 and words[3].isdigit() and int(words[3]) < 65535:
-            return 65535  # PIL has scaled the values to it
-    return None
 
 
 def range_of(low: float, high: float, floats: bool) -> tuple[float, float]:
@@ -218,6 +167,8 @@ class Depths:
         others: images whose file does not; ``low`` and ``high`` are theirs.
         floats: whether any of these has floats.
         example: the name of the first image.
+        near_low, near_high: as ``low`` and ``high``, without the values in ``apart``.
+        apart: values far from all others in their image, and how many images have them.
     """
 
     declared: int = 0
@@ -226,6 +177,9 @@ class Depths:
     high: float = float("-inf")
     floats: bool = False
     example: str = ""
+    near_low: float = float("inf")
+    near_high: float = float("-inf")
+    apart: dict[str, int] = field(default_factory=dict)
 
     def add(self, image: Deep, name: str) -> None:
         """Counts an image.
@@ -236,7 +190,11 @@ class Depths:
         low, high = image.extremes()
         found = Depths(1, example=name)
         if image.white is None:
-            found = Depths(0, 1, low, high, image.values.dtype.kind == "f", name)
+            near = image.apart(low, high)
+            apart = {
+                f"{end:g}": 1 for end, inner in zip((low, high), near, strict=True) if end != inner
+            }
+            found = Depths(0, 1, low, high, image.values.dtype.kind == "f", name, *near, apart)
         self.update(found)
 
     def update(self, other: Depths) -> None:
@@ -247,10 +205,27 @@ class Depths:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.floats = self.floats or other.floats
         self.example = self.example or other.example
+        self.near_low = min(self.near_low, other.near_low)
+        self.near_high = max(self.near_high, other.near_high)
+        for value, count in other.apart.items():
+            self.apart[value] = self.apart.get(value, 0) + count
 
     def pixel_range(self) -> tuple[float, float] | None:
         """The range of the images that declare none; None if there are no such images."""
         return range_of(self.low, self.high, self.floats) if self.others else None
+
+    def stretched(self) -> str:
+        """What to tell of values that lie apart and make the range wider; empty where none does."""
+        if not self.apart or (self.low, self.high) == (self.near_low, self.near_high):
+            return ""
+        near = range_of(self.near_low, self.near_high, self.floats)
+        if near == self.pixel_range():
+            return ""
+        values = ", ".join(f"{value} ({count:,} images)" for value, count in self.apart.items())
+        return (
+            f"pixels of a value far from all others, as of no data, stretch the range: {values}; "
+            f"--pixel-range {near[0]:g},{near[1]:g} (pixel_range) leaves them out"
+        )
 
 
 def shown(pixel_range: PixelRange) -> str:

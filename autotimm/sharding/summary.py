@@ -161,6 +161,8 @@ def _depth_lines(written: Written, pixel_range: PixelRange) -> list[str]:
             f"with values from {found.low:g} to {found.high:g}; {shown(pixel_range)} become 0 to "
             "255 (--pixel-range LOW,HIGH sets other values)"
         )
+        if found.stretched() and pixel_range == found.pixel_range():
+            lines.append(found.stretched())
     return lines
 
 

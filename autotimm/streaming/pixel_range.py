@@ -26,10 +26,17 @@ class _Readable(Protocol):
 def sampled_range(source: _Readable) -> PixelRange:
     """Returns the range of a source's images; None where those looked at have 8 bits, or declare
     how many. The same images give the same range on every rank."""
+    return sampled_depths(source)[0].pixel_range()
+
+
+def sampled_depths(source: _Readable) -> tuple[Depths, int]:
+    """Returns what the images of more than 8 bits have, of those that are looked at, and how many
+    these are."""
     ends = np.cumsum(source.shard_sizes)
     count = int(ends[-1]) if len(ends) else 0
     depths = Depths()
-    for position in sorted({k * count // LOOKED_AT for k in range(LOOKED_AT)} if count else ()):
+    positions = sorted({k * count // LOOKED_AT for k in range(LOOKED_AT)} if count else ())
+    for position in positions:
         shard = int(np.searchsorted(ends, position, side="right"))
         index = position - int(ends[shard] - source.shard_sizes[shard])
         with contextlib.suppress(DataError):  # told where its turn in an epoch is
@@ -37,4 +44,4 @@ def sampled_range(source: _Readable) -> PixelRange:
             deep = deep_pixels(data)
             if deep is not None:
                 depths.add(deep, record["file_name"])
-    return depths.pixel_range()
+    return depths, len(positions)

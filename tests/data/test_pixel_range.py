@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from autotimm.sharding.verify import verify
 from autotimm.streaming.shards import ShardSource
 from autotimm.streaming.store import open_source
 from autotimm.streaming.webdataset_pipeline import webdataset_pipeline
-from autotimm.structures import UPPER_BITS, InputError
+from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 from autotimm.tasks.checkpoint import preprocessing_of, read_checkpoint
 
 SIDE = 64
@@ -215,6 +216,42 @@ def test_a_checkpoint_keeps_the_range_of_its_training(
     assert preprocessing_of(old).pixel_range == UPPER_BITS
     torch.save(old, path)
     assert ObjectDetector.load_from_checkpoint(path).preprocessing.pixel_range == UPPER_BITS
+
+
+def test_what_was_looked_at_and_what_stretches_the_range_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a folder and by its shards; -9999 stands for no data without a tag that says so."""
+    files = {}
+    for n, values in enumerate(VALUES.values()):
+        heights = values.astype(np.float32) + 200
+        heights[:4] = -9999
+        files[f"{n}.tif"] = encoded(heights, "TIFF")
+    root = made(tmp_path / "coco", files)
+    with pytest.warns(
+        UserWarning, match=r"as found in 3 of its 3 images.*-9999 \(3 images\)"
+    ) as all_:
+        assert data(root, val_split=None).preprocessing.pixel_range == (-9999, 4295)
+    assert sum("-9999" in str(one.message) for one in all_) == 1
+    cli.shard(root, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "-9999 (3 images); --pixel-range 328,4295 " in said.replace("\n", " ") or (
+        "-9999 (3 images); --pixel-range" in said
+    )
+    cli.shard(root, tmp_path / "given", pixel_range=(200, 4295))
+    assert "-9999 (3" not in capsys.readouterr().out
+
+
+def test_a_model_of_an_older_version_is_told_once(folder: Path) -> None:
+    module = data(folder, val_split=None)
+    model = SimpleNamespace(
+        preprocessing=dataclasses.replace(Preprocessing(), pixel_range=UPPER_BITS)
+    )
+    module.trainer = SimpleNamespace(lightning_module=model)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="the checkpoint is of an older version") as all_:
+        for _ in range(3):
+            assert module.preprocessing.pixel_range == UPPER_BITS
+    assert len(all_) == 1
 
 
 def test_older_shards_keep_their_numbers_and_are_told(shards: Path, tmp_path: Path) -> None:

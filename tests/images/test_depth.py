@@ -326,3 +326,33 @@ def test_pixels_without_data_do_not_count_and_are_black(
     assert depths.pixel_range() == (low, high)
     assert found[20:].max() == 255
     assert len(np.unique(found[20:])) > 150
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(-9999, np.float32), (1e20, np.float32), (-32768, np.int16), (65535, np.uint16)],
+)
+def test_a_value_far_from_all_others_is_told_with_the_way_out(value: float, kind: Any) -> None:
+    """What stands for no data where no tag says so."""
+    values = (RAMP + 200).astype(kind)
+    empty = values.copy()
+    empty[:9, :9] = value
+    stretched, plain = Depths(), Depths()
+    form = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    for image in (values, empty, empty):
+        stretched.add(deep_pixels(tiff(image, 8 * image.dtype.itemsize, form)), "a.tif")
+        plain.add(deep_pixels(tiff(values, 8 * image.dtype.itemsize, form)), "a.tif")
+    assert plain.stretched() == ""
+    told = stretched.stretched()
+    assert f"{value:g} (2 images)" in told
+    low, high = plain.pixel_range()
+    assert f"--pixel-range {low:g},{high:g} " in told
+
+
+def test_values_that_are_only_saturated_or_few_are_not_told() -> None:
+    saturated = np.minimum(RAMP * 22, 65535).astype(np.uint16)
+    two = np.where(RAMP < 1500, 0, 65535).astype(np.uint16)
+    depths = Depths()
+    for image in (saturated, two, RAMP.astype(np.uint16)):
+        depths.add(deep_pixels(png(image)), "a.png")
+    assert depths.stretched() == "" and depths.apart == {}
