@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotimm.streaming.store import Source
     from autotimm.structures import PixelRange
 
+_MOST_DETECTIONS = 1_000_000  # as coco_eval has it, whose import takes a second
 _OF_MODEL = (
     *("image_size", "batch_size", "num_workers", "accelerator", "precision"),
     *("tile", "overlap", "flip", "score_thresh"),
@@ -178,8 +179,10 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
-    if args.max_detections is not None and args.max_detections < 10:
-        raise InputError(f"--max-detections {args.max_detections} must be at least 10")
+    if args.max_detections is not None and not 10 <= args.max_detections <= _MOST_DETECTIONS:
+        raise InputError(
+            f"--max-detections {args.max_detections} must be 10 to {_MOST_DETECTIONS:,}"
+        )
     if args.score_thresh is not None and not 0 <= args.score_thresh <= 1:
         raise InputError(f"--score-thresh {args.score_thresh:g} must be 0 to 1")
     if args.results:

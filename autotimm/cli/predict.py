@@ -130,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
     model = _model(args, _COMPILE_FROM if videos else len(names))
     images = [one for one in names if one not in set(videos)]
+    if args.pixel_range is None:
+        _tell_of_upper_bits(model, images)
     bad = _images(args, model, options, images) if images else 0
     bad += sum(_videos(args, model, options, videos))
     if bad and videos:  # each line above counts one file, or the images
@@ -137,6 +139,30 @@ def run(args: argparse.Namespace) -> int:
     if bad == len(names):  # nothing was written: files of an earlier run stay
         raise InputError("none of the images could be used")
     return 1 if bad else 0
+
+
+def _tell_of_upper_bits(model: Any, names: list[str]) -> None:
+    """Says once what becomes of 16 bits under a checkpoint of an older version, where some of the
+    first images have them."""
+    from autotimm.images.decode import DataError, deep_pixels
+    from autotimm.structures import UPPER_BITS
+
+    if model.preprocessing.pixel_range != UPPER_BITS:
+        return
+    for name in names[:16]:
+        try:
+            deep = Path(name).is_file() and deep_pixels(Path(name).read_bytes()) is not None
+        except (OSError, DataError):  # told in its turn
+            continue
+        if deep:
+            print(
+                "autotimm predict: images of more than 8 bits a channel keep the upper 8 of 16, as "
+                "the checkpoint is of an older version, which kept no range; --pixel-range "
+                "LOW,HIGH sets other values",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
 
 
 def _images(args: argparse.Namespace, model: Any, options: Any, names: list[str]) -> int:

@@ -253,7 +253,10 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     category_ids = CategoryIds.of(categories)
     images, slots = find_images(entries["images"], folder, problems, category_ids, exact)
     if not images.names:
-        why = "; ".join(problems.lines()) or "it lists none"
+        why = "; ".join(problems.lines()) or (
+            "it lists none: leave this split out (autotimm shard --splits; in training "
+            "val_split=None)"
+        )
         raise InputError(f"{text.path}: no image can be used: {why}")
     annotations = index_annotations(
         text, lists["annotations"], slots, category_ids, problems, rules, exact

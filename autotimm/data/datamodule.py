@@ -204,7 +204,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         model = getattr(self.trainer, "lightning_module", None)
         own = getattr(model, "preprocessing", None) or Preprocessing()
         if own.pixel_range == UPPER_BITS and not self.settings.pixel_range:
-            self._opened().warn_of_upper_bits(self.settings.train_split)
+            self._splits.warn_of_upper_bits(self.settings.train_split)
         return Preprocessing(
             own.mean if self.settings.mean is None else self.settings.mean,
             own.std if self.settings.std is None else self.settings.std,
@@ -345,6 +345,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
         split, run = self._splits.evaluated(stage, self.settings), self._run(train=False)
         categories, source = self.categories, self._splits.measured(split)
+        if role != "predict":
+            self._splits.warn_of_lvis(split)
         loader = evaluation_loader(self.settings, categories, source, self.preprocessing, run)
         self._keep(role, loader)
         return loader

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autotimm.coco import boxes
+from autotimm.coco.federated import FEDERATED
 from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
@@ -42,6 +43,8 @@ class Splits:
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
         self._sources: dict[str, Source] = {}
         self._told_of_model = False  # that it keeps the upper bits
+        self._told_empty: set[str] = set()  # splits without an instance
+        self._told_of_lvis: set[str] = set()  # splits
         self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
         self._ranges: dict[str, PixelRange] = {}
 
@@ -84,6 +87,30 @@ class Splits:
             self._told.add(split)
             self._warn(f"{self.location}, split {split!r}: {source.lacking}")
         return source
+
+    def _warn_of_nothing(self, split: str) -> None:
+        """Warns, once, where validation has nothing to find."""
+        if split not in self._told_empty:
+            self._told_empty.add(split)
+            if not self.source(split).has_instances():
+                self._warn(
+                    f"{self.location}, split {split!r}: no instance that is not a crowd: its AP "
+                    "is -1 in every epoch; val_split=None validates nothing"
+                )
+
+    def warn_of_lvis(self, split: str) -> None:
+        """Warns, once, where metrics of training go by another rule than ``autotimm evaluate``."""
+        if split in self._told_of_lvis:
+            return
+        self._told_of_lvis.add(split)
+        source = self.source(split)
+        if int(source.shard_sizes.sum()) and _is_federated(source):
+            self._warn(
+                f"{self.location}, split {split!r}: its images say which categories were looked "
+                "for (neg_category_ids): autotimm evaluate measures them by LVIS' rule, but the "
+                "metrics of training (such as val/ap) by COCO's, which counts what is found of "
+                "other categories as wrong"
+            )
 
     def pixel_range(self, split: str) -> PixelRange:
         """What becomes black and white in a split's images of more than 8 bits; warns of it, at the
@@ -181,10 +208,19 @@ class Splits:
                 if lost:
                     raise InputError(f"{self.source(split).where(0)}: split {split!r}: {lost}")
             check_instances(self.source(settings.train_split), settings.train_split)
+            for split in splits[1:]:
+                self._warn_of_nothing(split)
         for split in splits:
             source, training = self.source(split), self.source(settings.train_split)
             check_categories(source, training.categories, settings.train_split)
         return splits
+
+
+def _is_federated(source: Source) -> bool:
+    try:
+        return FEDERATED[0] in source.record(0, 0)  # LVIS' lists are in every image
+    except DataError:
+        return False
 
 
 def _first_is_deep(source: Source) -> bool:

@@ -50,6 +50,8 @@ LVIS_STATS = (
 
 MAX_DETECTIONS = 100
 """COCO's: so many detections of a class in an image count, the best ones."""
+MOST_DETECTIONS = 1_000_000
+"""The most that can be asked for."""
 LVIS_MAX_DETECTIONS = 300
 """LVIS': so many detections of an image count, of all its classes together."""
 
@@ -116,8 +118,8 @@ def limits(truth: GroundTruth, max_detections: int | None) -> tuple[int, int, in
     Raises:
         InputError: the limit is below 10.
     """
-    if max_detections is not None and max_detections < 10:
-        raise InputError(f"max_detections {max_detections} must be at least 10")
+    if max_detections is not None and not 10 <= max_detections <= MOST_DETECTIONS:
+        raise InputError(f"max_detections {max_detections} must be 10 to {MOST_DETECTIONS:,}")
     if truth.federated:
         return (max_detections or LVIS_MAX_DETECTIONS,)
     return 1, 10, max_detections or MAX_DETECTIONS

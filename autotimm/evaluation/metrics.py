@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, detection
 
 from autotimm.evaluation import by_hotcoco, by_torchmetrics
-from autotimm.evaluation.coco_eval import MAX_DETECTIONS
+from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
 from autotimm.structures import Detections, InputError, Target
 
@@ -90,8 +90,10 @@ class MetricConfig:
             _choose(f"{where}: metric_class of hotcoco", self.metric_class, METRIC_CLASSES[:1])
             for key in self.params:
                 _choose(f"{where}: parameter of hotcoco", key, OF_HOTCOCO)
-        if self.max_detections < 10:
-            raise InputError(f"{where}: max_detections {self.max_detections} must be at least 10")
+        if not 10 <= self.max_detections <= MOST_DETECTIONS:
+            raise InputError(
+                f"{where}: max_detections {self.max_detections} must be 10 to {MOST_DETECTIONS:,}"
+            )
         if self.max_detections != MAX_DETECTIONS and self.backend != "hotcoco":
             raise InputError(
                 f"{where}: max_detections {self.max_detections} is for backend hotcoco, which has "

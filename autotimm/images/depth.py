@@ -248,7 +248,7 @@ def checked_range(name: str, value: Any) -> tuple[float, float]:
         low, high = (float(part) for part in parts)
     except (TypeError, ValueError, OverflowError):
         low = high = 0.0
-    if not (isfinite(low) and isfinite(high) and low < high):
+    if not (low < high and isfinite(high - low) and isfinite(255 / (high - low))):
         raise InputError(
             f"{name} is {value!r}, but must be the values that become black and white, the lower "
             "first, such as 0,4095"

@@ -15,6 +15,7 @@ import numpy as np
 
 _TAG, _XMP_TAG = 0x0112, 700  # TIFF 6.0, section 8; XMP specification, part 3
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_WHOLE = {3: "H", 4: "I", 8: "h", 9: "i"}  # types that PIL, too, takes an orientation of
 _MOST = 2000  # entries of an IFD that are looked at
 _ENTRY = {42: ("H", "I", 12, 8), 43: ("Q", "Q", 20, 16)}  # magic: count, offset, sizes
 
@@ -62,7 +63,8 @@ def as_stored(data: Bytes) -> Bytes:
     found, place, xmp = _in_tiff(data)
     if found and found != 1:
         changed = bytearray(data)
-        changed[place : place + 2] = struct.pack("<H" if data[0] == 0x49 else ">H", 1)
+        form, at = place
+        changed[at : at + struct.calcsize(form)] = struct.pack(form, 1)
         return bytes(changed)
     if not found and (match := _XMP.search(xmp)):
         return bytes(data).replace(match[0], match[0][:-1] + b"1")
@@ -117,9 +119,9 @@ def _segments(data: Bytes) -> Iterator[tuple[int, Bytes]]:
         at += 2 + max(size, 2)
 
 
-def _in_tiff(data: Bytes) -> tuple[int, int, Bytes]:
-    """Returns the orientation in a TIFF's first IFD (0: none), where it lies, and the XMP."""
-    found, place = 0, 0
+def _in_tiff(data: Bytes) -> tuple[int, tuple[str, int], Bytes]:
+    """Returns the orientation in a TIFF's first IFD (0: none), its form and place, and the XMP."""
+    found, place = 0, ("", 0)
     xmp: Bytes = b""
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     try:
@@ -133,10 +135,11 @@ def _in_tiff(data: Bytes) -> tuple[int, int, Bytes]:
         for _ in range(min(entries, _MOST)):
             tag, kind, count = struct.unpack_from(f"{order}HH{offsets}", data, at)
             value = at + size - struct.calcsize(offsets)
-            if tag == _TAG and kind == 3:
-                number = struct.unpack_from(f"{order}H", data, value)[0]
+            if tag == _TAG and kind in _WHOLE:
+                form = order + _WHOLE[kind]
+                number = struct.unpack_from(form, data, value)[0]
                 if 1 <= number <= 8 and not found:
-                    found, place = number, value
+                    found, place = number, (form, value)
             elif tag == _XMP_TAG:
                 begin = struct.unpack_from(f"{order}{offsets}", data, value)[0]
                 xmp = data[begin : begin + count]

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from autotimm.coco import index, layouts
 from autotimm.data import collate
+from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.evaluation import coco_eval, report
 from autotimm.evaluation.metrics import BACKENDS, MetricConfig, StageMetrics
 from autotimm.evaluation.truth import Truth
@@ -188,6 +189,51 @@ def test_real_files_give_what_pycocotools_gives(
         assert got == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["balloon", "coco_mini", "fruits_nuts", "microscopy_flakes"])
+def test_masks_of_real_files_give_what_pycocotools_gives(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    """Some images of each, their masks moved a little, every fifth truth without its mask."""
+    [split, *_] = layouts.find_splits(shared_data / name).values()
+    truth = json.loads(split.annotation_file.read_text())
+    seldom = {one["image_id"] for one in truth["annotations"] if one.get("iscrowd")}
+    chosen = sorted(truth["images"], key=lambda one: one["id"] not in seldom)[:8]
+    ids = {one["id"] for one in chosen}
+    kept = [one for one in truth["annotations"] if one["image_id"] in ids]
+    truth = {"images": chosen, "categories": truth["categories"], "annotations": kept}
+    whole, rng = coco_of(copy.deepcopy(truth)), np.random.default_rng(7)
+    results = []
+    for one in whole.dataset["annotations"]:
+        mask = np.roll(whole.annToMask(one), rng.integers(-3, 4, 2), (0, 1))
+        rle: Any = coco_mask.encode(np.asfortranarray(mask))
+        found = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+        own = {key: one[key] for key in ("image_id", "category_id")}
+        box, score = coco_mask.toBbox(rle).tolist(), round(float(rng.random()), 4)
+        results.append({**own, **found, "bbox": box, "score": score})
+    given = copy.deepcopy(truth)
+    sizes = {one["id"]: [one["height"], one["width"]] for one in chosen}
+    for k, (one, plain) in enumerate(zip(given["annotations"], kept, strict=True), 1):
+        one["id"] = k  # pycocotools takes a match with annotation 0 for none
+        if k % 5 == 0:
+            plain["segmentation"] = []
+            size = sizes[one["image_id"]]
+            empty = {"size": size, "counts": [size[0] * size[1]]}
+            one["segmentation"] = coco_mask.frPyObjects(empty, *size)
+    detections = [
+        one | {"id": k, "iscrowd": 0, "area": float(coco_mask.area(one["segmentation"]))}
+        for k, one in enumerate(copy.deepcopy(results), 1)
+    ]
+    wanted = official(coco_of(given), coco_of({**given, "annotations": detections}), "segm")
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/instances_val.json"
+    file.write_text(json.dumps(truth))
+    (tmp_path / "val").symlink_to(split.image_folder.resolve(), target_is_directory=True)
+    assert 0.05 < wanted["AP"] < 0.95
+    for source in (file, Truth(open_source(tmp_path, "val")).truth):
+        got = coco_eval.evaluate(source, results, "segm")
+        assert got == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_metrics_of_training_give_the_same(tmp_path: Path, backend: str) -> None:
     truth, results = odd_file(11)
@@ -348,6 +394,19 @@ def test_files_of_lvis_are_measured_by_its_rule(limit: int, tmp_path: Path) -> N
             assert list(got) == names
             assert [round(v, 9) for v in got.values()] == LVIS_NUMBERS[kind, limit]
     assert any("LVIS' rule" in line for line in report.measure(truth, results).remarks)
+
+
+def test_training_on_a_file_of_lvis_says_that_it_goes_by_another_rule(tmp_path: Path) -> None:
+    truth, _ = lvis_file()
+    coco = written(tmp_path / "coco", truth)
+    module = InstanceSegmentationDataModule(
+        coco, train_split="val", val_split="val", image_size=64, num_workers=0, batch_size=1
+    )
+    with pytest.warns(UserWarning, match=r"autotimm evaluate measures .* LVIS' rule") as told:
+        module.setup("fit")
+        module.val_dataloader()
+        module.val_dataloader()
+    assert sum("LVIS" in str(one.message) for one in told) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*not a whole number")

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,7 +288,10 @@ def test_what_gives_no_pixels_is_refused_at_the_first_look(data: bytes) -> None:
         inspect(data)
 
 
-@pytest.mark.parametrize("value", ["1", "5,4", "a,b", "0,inf", "nan,1", "1,2,3", [], [3, 3], 7])
+@pytest.mark.parametrize(
+    "value",
+    ["1", "5,4", "a,b", "0,inf", "nan,1", "-1e308,1e308", "0,1e-320", "1,2,3", [], [3, 3], 7],
+)
 def test_a_range_that_cannot_be_is_refused(value: str | Sequence[int]) -> None:
     with pytest.raises(InputError, match=r"^--pixel-range is .* such as 0,4095"):
         checked_range("--pixel-range", value)

@@ -98,6 +98,23 @@ def test_a_size_that_is_neither_is_refused() -> None:
             decode_image(written(form, 3), 32, 48)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4, 9])
+def test_a_tiffs_orientation_may_be_of_any_whole_type(kind: int, order: str) -> None:
+    """PIL turns such files, too."""
+    from test_depth import tiff
+
+    stored = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    data = tiff(stored, 8, 1, (0x0112, kind, 6), order=order)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert upright.shape == (6, 4)
+    assert np.array_equal(decode_upright(data)[..., 0], upright)
+    assert np.array_equal(decode_image(data, 6, 4)[..., 0], stored)
+    assert np.array_equal(decode_image(data, 4, 6)[..., 0], upright)
+    assert (inspect(data)[1], shown_size(data)) == ((6, 4), (4, 6))
+
+
 def test_an_orientation_may_be_in_xmp() -> None:
     """As PIL reads it, where EXIF says nothing."""
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
