@@ -11,6 +11,7 @@ them. Pairs with the highest scores are joined first, and an object takes one pi
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,19 +115,12 @@ def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
             i = parent[i]
         return i
 
-    boxes = np.array([(p.top, p.left, p.top + p.height, p.left + p.width) for p in pieces]).reshape(
-        -1, 4
-    )
-    tiles, whole = [{piece.tile} for piece in pieces], _end_inside(pieces)
-    pairs = _touching(pieces, boxes)
-    for i, j in sorted(pairs, key=lambda pair: -min(pieces[n].score for n in pair)):
+    tiles = [{piece.tile} for piece in pieces]
+    for i, j in _candidates(pieces):
         a, b = root(i), root(j)
         if a == b or tiles[a] & tiles[b]:
             continue
-        one, other = pieces[i], pieces[j]
-        if (whole[i] and _leaves(other, one.tile)) or (whole[j] and _leaves(one, other.tile)):
-            continue
-        if _same(one, other, least):
+        if _same(pieces[i], pieces[j], least):
             parent[b] = a
             tiles[a] |= tiles[b]
     groups: dict[int, list[Piece]] = {}
@@ -135,20 +129,35 @@ def joined(pieces: list[Piece], least: float = 0.5) -> list[Piece]:
     return sorted(map(_union, groups.values()), key=lambda piece: -piece.score)
 
 
-def _touching(pieces: list[Piece], boxes: np.ndarray) -> list[tuple[int, int]]:
-    """Index pairs of pieces of one class and different tiles whose boxes overlap."""
-    pairs: list[tuple[int, int]] = []
-    by_label: dict[int, list[int]] = {}
-    for i, piece in enumerate(pieces):
-        by_label.setdefault(piece.label, []).append(i)
-    for own in by_label.values():
+def _candidates(pieces: list[Piece]) -> Iterator[list[int]]:
+    """Yields index pairs of pieces that may be of one object, those of the highest scores first.
+
+    They are of one class and different tiles, their boxes overlap, and neither ends inside its tile
+    while the other goes on beyond that tile. All pairs of a tile's pieces and its neighbours' may
+    be such, so that they stay arrays.
+    """
+    extents = np.array([(p.top, p.left, p.top + p.height, p.left + p.width) for p in pieces])
+    boxes, tiles = (np.array([getattr(p, a) for p in pieces]) for a in ("box", "tile"))
+    labels, whole = np.array([p.label for p in pieces]), np.array(_end_inside(pieces))
+    found: list[np.ndarray] = []
+    for label in dict.fromkeys(labels.tolist()):
+        own = np.flatnonzero(labels == label)
         for k, i in enumerate(own):
-            others = np.array(own[k + 1 :], np.int64)
-            first = np.maximum(boxes[i, :2], boxes[others, :2])
-            last = np.minimum(boxes[i, 2:], boxes[others, 2:])
-            touching = others[(first < last).all(axis=1)].tolist()
-            pairs += [(i, j) for j in touching if pieces[i].tile != pieces[j].tile]
-    return pairs
+            others = own[k + 1 :]
+            first = np.maximum(extents[i, :2], extents[others, :2])
+            last = np.minimum(extents[i, 2:], extents[others, 2:])
+            others = others[(first < last).all(axis=1)]
+            others = others[(tiles[others] != tiles[i]).any(axis=1)]
+            goes_on = whole[i] & _leaves(boxes[others], tiles[i])
+            goes_on |= whole[others] & _leaves(boxes[i], tiles[others])
+            others = others[~goes_on]
+            found.append(np.stack([np.full_like(others, i), others], axis=1))
+    if not found:
+        return
+    pairs, scores = np.concatenate(found), np.array([piece.score for piece in pieces])
+    order = np.argsort(-scores[pairs].min(axis=1), kind="stable")
+    for some in range(0, len(order), 4096):  # lists take ten times the memory of arrays
+        yield from pairs[order[some : some + 4096]].tolist()
 
 
 def _same(a: Piece, b: Piece, least: float) -> bool:
@@ -188,13 +197,18 @@ def _end_inside(pieces: list[Piece]) -> list[bool]:
     return [ends_inside(piece) for piece in pieces]
 
 
-def _leaves(piece: Piece, tile: Window) -> bool:
-    """Whether a piece of another tile goes on beyond this tile."""
-    down, across = _margin(tile)
-    x1, y1, x2, y2 = piece.box
-    return bool(
-        y1 < tile[0] - down or x1 < tile[1] - across or y2 > tile[2] + down or x2 > tile[3] + across
-    )
+def _leaves(boxes: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """Whether pieces of other tiles go on beyond these tiles: [n] bool.
+
+    Args:
+        boxes: of the pieces, [n, 4] or [4] x1, y1, x2, y2.
+        tiles: [n, 4] or [4] y1, x1, y2, x2.
+    """
+    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+    top, left, bottom, right = np.moveaxis(tiles, -1, 0)
+    down, across = _NEAR * (bottom - top), _NEAR * (right - left)
+    beyond = (y1 < top - down) | (x1 < left - across)
+    return beyond | (y2 > bottom + down) | (x2 > right + across)
 
 
 def _margin(tile: Window) -> tuple[float, float]:
@@ -228,8 +242,9 @@ def _union(group: list[Piece]) -> Piece:
         max(p.left + p.width for p in group),
     )
     inside = np.zeros((window[2] - window[0], window[3] - window[1]), np.bool_)
-    for piece in group:
-        inside |= _within(piece, window)
+    for piece in group:  # each at its place: an object may span as many tiles as the image has
+        top, left = piece.top - window[0], piece.left - window[1]
+        inside[top : top + piece.height, left : left + piece.width] |= piece.inside
     x1, y1, x2, y2 = zip(*(piece.box for piece in group), strict=True)
     box = (min(x1), min(y1), max(x2), max(y2))
     return piece_of(best.tile, best.label, best.score, window[0], window[1], inside, box)

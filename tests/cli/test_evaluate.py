@@ -359,7 +359,7 @@ def test_what_is_printed_may_fail_when_all_is_written(
         (("--results", "r.json", "--data", SAMPLE, "--score-thresh", 0.1), "--score-thresh is for"),
         (("--checkpoint", "a", "--data", SAMPLE, "--overlap", 0.5), "--overlap is for tiles"),
         (("--checkpoint", "a", "--data", SAMPLE, "--score-thresh", 2), "--score-thresh 2"),
-        (("--results", "r.json", "--data", SAMPLE, "--max-detections", 5), "at least 10"),
+        (("--results", "r.json", "--data", SAMPLE, "--max-detections", 5), "must be 10 to"),
         (("--results", "r.json", "--data", SAMPLE, "--batch-size", 1), "--batch-size is for"),
         (("--results", "r.json", "--data", SAMPLE, "--num-workers", 0), "--num-workers is for"),
         (("--results", "r.json", "--data", SAMPLE, "--accelerator", "cpu"), "--accelerator is for"),
