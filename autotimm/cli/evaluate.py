@@ -137,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint:
         output.write_images(out, truth)
     else:
+        if args.annotations and len(args.annotations) > 1:
+            matching.refuse_clashing(results, truth)
         entries, lines = matching.fitted(entries, results, truth)
         remarks += lines
     measured = report.measure(

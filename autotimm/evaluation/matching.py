@@ -20,6 +20,11 @@ from autotimm.evaluation.truth_files import read_json
 from autotimm.structures import InputError
 
 IMAGES = "images.json"
+_CLASHES = (
+    "image id is in several annotation files",
+    "category has another id in another annotation file",
+    "category id is of another class in another annotation file",
+)
 _WAY_OUT = (
     "write the ground truth's ids into the results, or put images.json beside them, which says "
     "what file each id is, as autotimm predict writes both"
@@ -44,6 +49,25 @@ def fitted(entries: list[Any], file: Path, truth: GroundTruth) -> tuple[list[Any
     if beside.is_file():
         return _by_file_name(entries, beside, truth)
     return _without_left_out(entries, truth)
+
+
+def refuse_clashing(file: Path, truth: GroundTruth) -> None:
+    """Refuses results of joined annotation files whose ids clash, if nothing says what they mean.
+
+    Args:
+        file: of the results; ``images.json`` beside it says it.
+        truth: of the joined files.
+
+    Raises:
+        InputError: nothing does.
+    """
+    kinds = [kind for kind in truth.problems.counts if kind.startswith(_CLASHES)]
+    if kinds and not (file.parent / IMAGES).is_file():
+        example = next(iter(truth.problems.examples[kinds[0]]), "")
+        raise InputError(
+            f"{file}: its ids may mean either of several annotation files ({kinds[0]}: {example}): "
+            "put images.json beside it, which says what file and class each id is"
+        )
 
 
 def refuse_numbered(

@@ -16,6 +16,7 @@ from autotimm.evaluation import truth_files
 from autotimm.evaluation.truth import Truth
 from autotimm.sharding.cli import main
 from autotimm.streaming.store import open_source
+from autotimm.structures import InputError
 
 SOUND = ("segmentation", "area", "bbox")
 
@@ -54,10 +55,13 @@ def test_joined_files_are_measured_as_the_whole_is(tmp_path: Path) -> None:
     for file, part in zip(files, parts(truth), strict=True):
         file.write_text(json.dumps(part))
     (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "images.json").write_text(json.dumps({**truth, "annotations": []}))
     words = ["--results", tmp_path / "results.json", "--out", tmp_path / "out"]
     words += [word for file in files for word in ("--annotations", file)]
-    assert evaluate.run(evaluate.parser().parse_args([str(word) for word in words])) == 0
+    arguments = evaluate.parser().parse_args([str(word) for word in words])
+    with pytest.raises(InputError, match=r"results\.json: its ids may mean .* put images\.json"):
+        evaluate.run(arguments)
+    (tmp_path / "images.json").write_text(json.dumps({**truth, "annotations": []}))
+    assert evaluate.run(arguments) == 0
     got = json.loads((tmp_path / "out/metrics.json").read_text())
     found = [
         one | {"id": k, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]}
