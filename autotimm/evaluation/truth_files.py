@@ -168,7 +168,8 @@ def _record(
     """What an annotation file says of one image, checked."""
     key = id_key(entry["id"], exact=True)
     height, width = _size(entry, raws, sizes.get(key), problems)
-    file_name = entry.get("file_name") if is_text(entry.get("file_name")) else ""
+    given = entry.get("file_name")
+    file_name: str = given if is_text(given) else ""
     shown = file_name or f"image {image_id}"
 
     def odd(raw: dict[str, Any], kind: str) -> None:
