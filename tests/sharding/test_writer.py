@@ -96,7 +96,7 @@ def test_all_image_modes_of_the_wild(shared_data: Path, tmp_path: Path) -> None:
     assert problems.pop(writer._AS_STORED) == 6  # 2, 3, and squares
     assert problems == {
         "width or height missing (picture's taken)": len(paths) - 1,
-        "file is a TIFF of 5 channels of 8-bit integers, which is not read: save one or three of "
+        "file is a TIFF of 5 channels of 16-bit integers, which is not read: save one or three of "
         "its channels with 8 or 16 bits, uncompressed or by deflate (image left out)": 1,
     }
 
