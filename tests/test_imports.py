@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     "structures",
+    "plain",
     "lightning_private",
     "files",
     "images",

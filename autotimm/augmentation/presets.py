@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from autotimm.plain import plain
 from autotimm.structures import InputError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -57,6 +58,8 @@ class Augmentation:
     blur: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, plain(getattr(self, name)))
         try:
             low, high = (float(side) for side in self.scale)
         except (TypeError, ValueError):

@@ -33,6 +33,7 @@ from autotimm.data.watch import StreamWatch
 from autotimm.files.units import byte_count
 from autotimm.files.urls import locate
 from autotimm.images.depth import checked_range
+from autotimm.plain import plain_arguments
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source
@@ -123,6 +124,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
     persistent_workers = Setting[bool]()
     pin_memory = Setting[bool | None]()
 
+    @plain_arguments
     def __init__(
         self,
         data_dir: str | Path,

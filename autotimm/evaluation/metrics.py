@@ -31,6 +31,7 @@ from torchmetrics import Metric, detection
 from autotimm.evaluation import by_hotcoco, by_torchmetrics
 from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
+from autotimm.plain import plain_fields
 from autotimm.structures import Detections, InputError, Target
 
 BACKENDS = ("torchmetrics", "hotcoco")
@@ -76,6 +77,7 @@ class MetricConfig:
     max_detections: int = MAX_DETECTIONS
 
     def __post_init__(self) -> None:
+        plain_fields(self, "metric: ")
         if not self.name or "/" in self.name:
             raise InputError(f"metric name {self.name!r}: give a name without a slash")
         where = f"metric {self.name!r}"

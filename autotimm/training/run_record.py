@@ -7,6 +7,7 @@
     best, last   checkpoints: the path, and for the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
+    number       of the run, higher than those of the runs before it in ``default_root_dir``
     from         the checkpoint that the latest start began from; null for none
     starts       the number of starts of the training, with those after preemptions and crashes
     launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
@@ -22,6 +23,7 @@ the run was killed.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -67,6 +69,31 @@ def write_record(folder: Path, content: dict[str, Any]) -> None:
         file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
+def order_of(folder: Path) -> tuple[int, list[int], str]:
+    """The place of a run among those of the same root: the greatest is the newest.
+
+    It is the run's number, which follows from the runs that were there when it began, so that it
+    does not depend on clocks. For a run without one it is the first number in the folder's name.
+    """
+    in_name = [int(digits) for digits in re.findall(r"\d+", folder.name)]
+    number = read_record(folder).get("number")
+    if not isinstance(number, int):
+        number = next(iter(in_name), -1)
+    return number, in_name, folder.name
+
+
+def next_number(root: Path, folder: Path) -> int:
+    """The number for a new run in ``folder``: its name's, or a higher one if a run has that."""
+    patterns = ("*", "*/*")  # loggers may put runs into a folder of their name
+    others = {one for pattern in patterns for one in root.glob(pattern) if _is_run(one)} - {folder}
+    highest = max((order_of(one)[0] for one in others), default=-1)
+    return max(order_of(folder)[0], highest + 1)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).exists() or (folder / "checkpoints").is_dir()
+
+
 class RunRecord(Callback):
     """Writes ``run.json`` into the run's folder and updates it."""
 
@@ -81,12 +108,14 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         before, launch = read_record(self._folder), find_launch()
+        root = Path(trainer.default_root_dir)
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
             "from": urls.all_shown(getattr(trainer, "begun_from", None)),
             "started": before.get("started", _now()),
+            "number": before.get("number", next_number(root, self._folder)),
             "starts": before.get("starts", 0) + (stage == "fit"),
             "launch_id": launch and launch.id,
             "agents": getattr(trainer, "agents", []),

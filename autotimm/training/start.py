@@ -7,7 +7,6 @@ only the checkpoint that the user names.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
 from autotimm.training.run_folder import find_run
-from autotimm.training.run_record import read_record
+from autotimm.training.run_record import order_of, read_record
 
 LAST = "last"
 """The checkpoint path that stands for the newest checkpoint of the newest run."""
@@ -164,18 +163,21 @@ def starting_point(
 def _check_whole(path: Path) -> None:
     """Raise InputError for a folder that is not a checkpoint, and for a file with changed bytes.
 
-    torch would load the latter. ``read_checkpoint`` reports other kinds of files.
+    The readers on all ranks find the latter too; here all ranks stop together.
     """
     if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
         inside = newest(path)
         what = f"give {inside}" if inside else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")
-    if path.is_file() and zipfile.is_zipfile(path) and (damage := damage_of(path)):
+    if path.is_file() and (damage := damage_of(path)):
         raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
 
 
 def newest_below(root: str | Path) -> Path | None:
-    """The newest whole checkpoint of the run below ``root`` that saved last; None if none has."""
-    paths = sorted(Path(root).glob("**/checkpoints/*.ckpt"), key=lambda path: path.lstat().st_mtime)
-    folders = dict.fromkeys(path.parent for path in reversed(paths))
-    return next((path for folder in folders if (path := newest(folder)) is not None), None)
+    """The newest whole checkpoint of the newest run below ``root`` that has any; None if none has.
+
+    The newest run is the one of the highest number: no clock counts.
+    """
+    runs = {path.parents[1] for path in Path(root).glob("**/checkpoints/*.ckpt")}
+    found = (newest(run / "checkpoints") for run in sorted(runs, key=order_of, reverse=True))
+    return next((path for path in found if path is not None), None)

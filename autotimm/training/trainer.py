@@ -28,6 +28,7 @@ from autotimm.lightning_private import (
 )
 from autotimm.outputs.loggers import make_loggers
 from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.plain import plain, plain_arguments
 from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
@@ -93,6 +94,7 @@ class AutoTrainer(HookedTrainer):
         InputError: settings contradict each other or the launcher.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,
@@ -224,7 +226,7 @@ class AutoTrainer(HookedTrainer):
         # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
-            checkpoint[key] = urls.all_shown(checkpoint[key])
+            checkpoint[key] = urls.all_shown(plain(checkpoint[key]))
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 

@@ -1,0 +1,188 @@
+"""Arguments as plain Python values, so that a checkpoint that holds them can be read again.
+
+Users compute settings: ``num_classes=labels.max() + 1`` is a NumPy integer, which no safe reader of
+checkpoints accepts. Constructors therefore take their arguments through :func:`plain_arguments` and
+the settings' dataclasses through :func:`plain_fields`: both turn NumPy scalars, tensors, paths and
+members of enumerations into plain values, and refuse by name what has another type than the
+annotation says.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from autotimm.structures import InputError
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    dict: "a dict",
+    NoneType: "none",
+}
+
+
+def plain(value: Any) -> Any:
+    """A value with everything in it that stands for a plain value replaced by that.
+
+    NumPy scalars and arrays and tensors become numbers and lists, paths text, members of an
+    enumeration their values, and subclasses of Python's types the types themselves. Other objects
+    stay as they are.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):  # also np.float64
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value)) if isinstance(value, list) else tuple(map(plain, value))
+    if not isinstance(value, type) and callable(getattr(value, "tolist", None)):
+        listed = value.tolist()
+        # NumPy's long doubles have no Python type and return themselves.
+        return plain(listed) if type(listed) is not kind else _as_float(value)
+    return value
+
+
+def plain_arguments(init: _Init) -> _Init:
+    """Decorate a constructor so that it gets plain values, of the types of its annotations.
+
+    Arguments that it passes on as ``**kwargs`` are checked with the annotations of the classes that
+    it inherits from.
+
+    Raises:
+        InputError: from the constructor, if an argument has another type; the message names it.
+    """
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        hints = _hints_of(type(self), wrapped)
+        given = [_checked(n, v, hints) for n, v in zip(names, args, strict=False)]
+        named = {name: _checked(name, value, hints) for name, value in kwargs.items()}
+        init(self, *given, *args[len(given) :], **named)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def plain_fields(settings: Any, where: str = "") -> None:
+    """Turn the fields of a dataclass into plain values; called first in ``__post_init__``.
+
+    Args:
+        settings: an instance, which may be frozen.
+        where: put before the fields' names in messages.
+
+    Raises:
+        InputError: a field has another type than its annotation says.
+    """
+    hints = _hints(type(settings))
+    for name in type(settings).__dataclass_fields__:
+        value = _checked(name, getattr(settings, name), hints, where)
+        object.__setattr__(settings, name, value)
+
+
+def _checked(name: str, value: Any, hints: Mapping[str, Any], where: str = "") -> Any:
+    hint = hints.get(name, Any)
+    value = plain(value)
+    if not _fits(value, hint):
+        raise InputError(f"{where}{name} is {_short(value)}, but must be {_in_words(hint)}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type.
+
+    Choices of text are left to the constructor, which lists them, and so are objects of classes.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) for one in arguments)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict) and _is_plain(value)
+    if inspect.isclass(origin) and issubclass(origin, Iterable):
+        sequence = isinstance(value, list | tuple)
+        inner = [one for one in arguments if one is not Ellipsis]
+        return sequence and all(any(_fits(v, one) for one in inner) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is bool:
+        return isinstance(value, bool) or value in (0, 1)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    if hint in (None, NoneType):
+        return value is None
+    return True
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_in_words(one) for one in arguments))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is dict or hint is dict:
+        return "a dict of plain values"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return f"a list, each {_in_words(arguments[0])}" if arguments else "a list"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _as_float(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+@functools.cache
+def _hints_of(kind: type, init: Any) -> dict[str, Any]:
+    """The annotations of the constructors of a class and of its bases; ``init``'s come first."""
+    above = [
+        vars(one)["__init__"] for one in reversed(kind.__mro__[:-1]) if "__init__" in vars(one)
+    ]
+    hints: dict[str, Any] = {}
+    for one in above:
+        hints |= _hints(one)
+    return hints | _hints(init)
+
+
+@functools.cache
+def _hints(of: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(of)
+    except NameError:  # a user's class with annotations for type checkers alone
+        return {}
