@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
@@ -30,6 +31,10 @@ _WORDS = {
     dict: "a dict",
     NoneType: "none",
 }
+
+
+class WrongTypeError(InputError):
+    """An argument has another type than its annotation says."""
 
 
 def plain(value: Any) -> Any:
@@ -68,7 +73,7 @@ def plain_arguments(init: _Init) -> _Init:
     it inherits from.
 
     Raises:
-        InputError: from the constructor, if an argument has another type; the message names it.
+        WrongTypeError: from the constructor, if an argument has another type; the message names it.
     """
     names = list(inspect.signature(init).parameters)[1:]
 
@@ -90,7 +95,7 @@ def plain_fields(settings: Any, where: str = "") -> None:
         where: put before the fields' names in messages.
 
     Raises:
-        InputError: a field has another type than its annotation says.
+        WrongTypeError: a field has another type than its annotation says.
     """
     hints = _hints(type(settings))
     for name in type(settings).__dataclass_fields__:
@@ -102,14 +107,14 @@ def _checked(name: str, value: Any, hints: Mapping[str, Any], where: str = "") -
     hint = hints.get(name, Any)
     value = plain(value)
     if not _fits(value, hint):
-        raise InputError(f"{where}{name} is {_short(value)}, but must be {_in_words(hint)}")
+        raise WrongTypeError(f"{where}{name} is {_short(value)}, but must be {_in_words(hint)}")
     return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a plain value is of an annotated type.
 
-    Choices of text are left to the constructor, which lists them, and so are objects of classes.
+    Choices of text are left to the constructor, which lists them. A dict may stand for a dataclass.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -132,7 +137,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if hint in (None, NoneType):
         return value is None
-    return True
+    if is_dataclass(hint) and isinstance(value, dict):
+        return True
+    kind = origin or hint
+    if kind is Any:
+        return True
+    return not inspect.isclass(kind) or isinstance(value, kind)
 
 
 def _is_plain(value: Any) -> bool:

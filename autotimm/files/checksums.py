@@ -167,7 +167,7 @@ def _hash_of(
 
 def _compare(found: str, digits: bytes) -> None:
     if found.encode() != digits:
-        raise DamagedError("its bytes are not those that were written")
+        raise DamagedError("its content is not what was written")
 
 
 def _check_members(file: BinaryIO) -> None:

@@ -25,6 +25,7 @@ from autotimm.files import urls
 from autotimm.files.checksums import DamagedError
 from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
+from autotimm.plain import WrongTypeError
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 from autotimm.tasks.archive import read_archive
 from autotimm.tasks.weights import is_safetensors, read_weights
@@ -165,9 +166,11 @@ def model_of(
     settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
     try:
         model = kind(**settings)
+    except WrongTypeError as error:
+        raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
     except InputError:
         raise
-    # Settings of a wrong type fail where they are first used.
+    # Other unusable settings fail where they are first used.
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
     model.on_load_checkpoint(checkpoint)
