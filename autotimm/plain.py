@@ -80,9 +80,18 @@ def plain_arguments(init: _Init) -> _Init:
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         hints = _hints_of(type(self), wrapped)
-        given = [_checked(n, v, hints) for n, v in zip(names, args, strict=False)]
-        named = {name: _checked(name, value, hints) for name, value in kwargs.items()}
-        init(self, *given, *args[len(given) :], **named)
+        given, named = list(map(plain, args)), {name: plain(v) for name, v in kwargs.items()}
+        wrong = _wrong_type({**dict(zip(names, given, strict=False)), **named}, hints)
+        try:
+            init(self, *given, **named)
+        except InputError:  # the constructor's own message says more
+            raise
+        except Exception as error:
+            if wrong is None:
+                raise
+            raise wrong from error
+        if wrong is not None:
+            raise wrong
 
     return wrapped  # type: ignore[return-value]
 
@@ -98,17 +107,22 @@ def plain_fields(settings: Any, where: str = "") -> None:
         WrongTypeError: a field has another type than its annotation says.
     """
     hints = _hints(type(settings))
-    for name in type(settings).__dataclass_fields__:
-        value = _checked(name, getattr(settings, name), hints, where)
+    values = {n: plain(getattr(settings, n)) for n in type(settings).__dataclass_fields__}
+    for name, value in values.items():
         object.__setattr__(settings, name, value)
+    if (wrong := _wrong_type(values, hints, where)) is not None:
+        raise wrong
 
 
-def _checked(name: str, value: Any, hints: Mapping[str, Any], where: str = "") -> Any:
-    hint = hints.get(name, Any)
-    value = plain(value)
-    if not _fits(value, hint):
-        raise WrongTypeError(f"{where}{name} is {_short(value)}, but must be {_in_words(hint)}")
-    return value
+def _wrong_type(
+    given: Mapping[str, Any], hints: Mapping[str, Any], where: str = ""
+) -> WrongTypeError | None:
+    """The error for the first argument that has another type than its annotation says, if any."""
+    for name, value in given.items():
+        if not _fits(value, hint := hints.get(name, Any)):
+            must = _in_words(hint)
+            return WrongTypeError(f"{where}{name} is {_short(value)}, but must be {must}")
+    return None
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -134,6 +134,7 @@ def test_an_odd_value_is_made_plain_or_refused_by_name(
     kind: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector, "Network", NoNetwork)
+    monkeypatch.setattr(provenance, "versions", dict)  # reads many files for each trainer
     monkeypatch.chdir(tmp_path)
     construct, _ = CONSTRUCTORS[kind]
     for value in ODD:
