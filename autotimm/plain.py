@@ -2,9 +2,9 @@
 
 Users compute settings: ``num_classes=labels.max() + 1`` is a NumPy integer, which no safe reader of
 checkpoints accepts. Constructors therefore take their arguments through :func:`plain_arguments` and
-the settings' dataclasses through :func:`plain_fields`: both turn NumPy scalars, tensors, paths and
-members of enumerations into plain values, and refuse by name what has another type than the
-annotation says.
+those of settings' dataclasses through :func:`plain_settings`: both turn NumPy scalars, tensors,
+paths and members of enumerations into plain values, and refuse by name what has another type than
+the annotation says.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from autotimm.structures import InputError
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
+_Class = TypeVar("_Class")
 
 _WORDS = {
     bool: "true or false",
@@ -96,32 +97,18 @@ def plain_arguments(init: _Init) -> _Init:
     return wrapped  # type: ignore[return-value]
 
 
-def plain_fields(settings: Any, where: str = "") -> None:
-    """Turn the fields of a dataclass into plain values; called first in ``__post_init__``.
-
-    Args:
-        settings: an instance, which may be frozen.
-        where: put before the fields' names in messages.
-
-    Raises:
-        WrongTypeError: a field has another type than its annotation says.
-    """
-    hints = _hints(type(settings))
-    values = {n: plain(getattr(settings, n)) for n in type(settings).__dataclass_fields__}
-    for name, value in values.items():
-        object.__setattr__(settings, name, value)
-    if (wrong := _wrong_type(values, hints, where)) is not None:
-        raise wrong
+def plain_settings(kind: type[_Class]) -> type[_Class]:
+    """As :func:`plain_arguments`, for the constructor of a dataclass; the outermost decorator."""
+    kind.__init__ = plain_arguments(kind.__init__)  # type: ignore[misc]
+    return kind
 
 
-def _wrong_type(
-    given: Mapping[str, Any], hints: Mapping[str, Any], where: str = ""
-) -> WrongTypeError | None:
+def _wrong_type(given: Mapping[str, Any], hints: Mapping[str, Any]) -> WrongTypeError | None:
     """The error for the first argument that has another type than its annotation says, if any."""
     for name, value in given.items():
         if not _fits(value, hint := hints.get(name, Any)):
             must = _in_words(hint)
-            return WrongTypeError(f"{where}{name} is {_short(value)}, but must be {must}")
+            return WrongTypeError(f"{name} is {_short(value)}, but must be {must}")
     return None
 
 

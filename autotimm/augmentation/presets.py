@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from autotimm.plain import plain
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -30,6 +30,7 @@ _STAYS, _COSINE, _SINE = (
 _MID_GREY = 114.0  # contrast scales distances from this
 
 
+@plain_settings
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """How to augment training images. The defaults change nothing.
@@ -58,8 +59,6 @@ class Augmentation:
     blur: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            object.__setattr__(self, name, plain(getattr(self, name)))
         try:
             low, high = (float(side) for side in self.scale)
         except (TypeError, ValueError):

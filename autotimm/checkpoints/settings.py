@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from autotimm.plain import plain_fields
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveSettings:
     """When to save, and what to keep.
@@ -39,7 +40,6 @@ class SaveSettings:
     best_mode: Literal["max", "min"] | None = None
 
     def __post_init__(self) -> None:
-        plain_fields(self)
         if self.save_every_n_epochs < 0:
             raise InputError(f"save_every_n_epochs={self.save_every_n_epochs} must be 0 or more")
         if self.save_every_n_steps is not None and self.save_every_n_steps < 1:

@@ -31,7 +31,7 @@ from torchmetrics import Metric, detection
 from autotimm.evaluation import by_hotcoco, by_torchmetrics
 from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
-from autotimm.plain import plain_fields
+from autotimm.plain import plain_settings
 from autotimm.structures import Detections, InputError, Target
 
 BACKENDS = ("torchmetrics", "hotcoco")
@@ -47,6 +47,7 @@ METRIC_CLASSES = (
 OF_HOTCOCO = ("iou_type", "class_metrics", "box_format")
 
 
+@plain_settings
 @dataclass(frozen=True)
 class MetricConfig:
     """A metric to compute in evaluation.
@@ -77,7 +78,6 @@ class MetricConfig:
     max_detections: int = MAX_DETECTIONS
 
     def __post_init__(self) -> None:
-        plain_fields(self, "metric: ")
         if not self.name or "/" in self.name:
             raise InputError(f"metric name {self.name!r}: give a name without a slash")
         where = f"metric {self.name!r}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from autotimm.models.backbone import Norm
-from autotimm.plain import plain_fields
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ OptimizerName = Literal["adamw", "sgd"]
 SchedulerName = Literal["cosine", "multistep", "constant"]
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorSettings:
     """The arguments of :class:`autotimm.tasks.detector.ObjectDetector` except ``metrics``.
@@ -59,7 +60,6 @@ class DetectorSettings:
     compile_kwargs: dict[str, Any] | None
 
     def __post_init__(self) -> None:
-        plain_fields(self)
         if self.freeze_backbone and self.backbone_norm == "sync":
             raise InputError(
                 "backbone_norm='sync' has no effect with freeze_backbone=True: leave one of them "
@@ -107,6 +107,7 @@ class DetectorSettings:
         _check_milestones(self.milestones, self.scheduler)
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskSettings:
     """The additional arguments of :class:`autotimm.tasks.segmentor.InstanceSegmentor`.
@@ -120,7 +121,6 @@ class MaskSettings:
     mask_loss_weight: float
 
     def __post_init__(self) -> None:
-        plain_fields(self)
         if self.mask_size < 2 or self.mask_size % 2:
             raise InputError(f"mask_size={self.mask_size} must be even, such as 28")
         if self.mask_rois < 1:

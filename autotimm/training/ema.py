@@ -164,8 +164,7 @@ class AverageWeights(Callback):
             return
         self._trained = {name: t.detach().clone() for name, t in _tensors(pl_module).items()}
         _copy([(t, a) for a, t in self._pairs(pl_module)])
-        if pl_module.trainer.world_size > 1:
-            from_first_rank(pl_module)
+        from_first_rank(pl_module)
 
     def _put_back(self, pl_module: LightningModule) -> None:
         if self._trained is not None:

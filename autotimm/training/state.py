@@ -77,8 +77,7 @@ class KeepState(Callback):
         self._random = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:  # DDP equals them before a step, and the last one follows
-            from_first_rank(pl_module)
+        from_first_rank(pl_module)  # DDP equals them before a step, and one more has followed
 
 
 def _warn_of_versions(saved: dict[str, str], here: dict[str, str]) -> None:
