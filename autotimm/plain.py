@@ -85,10 +85,9 @@ def plain_arguments(init: _Init) -> _Init:
         wrong = _wrong_type({**dict(zip(names, given, strict=False)), **named}, hints)
         try:
             init(self, *given, **named)
-        except InputError:  # the constructor's own message says more
-            raise
         except Exception as error:
-            if wrong is None:
+            own = isinstance(error, InputError) and not isinstance(error, WrongTypeError)
+            if wrong is None or own:  # the constructor's own message says more
                 raise
             raise wrong from error
         if wrong is not None:

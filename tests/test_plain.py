@@ -209,7 +209,7 @@ def test_the_numbers_that_users_compute_work(
         ({"lr": torch.ones(2)}, r"lr is \[1.0, 1.0\], but must be a number"),
         ({"lr": object()}, "lr is <object object .*>, but must be a number"),
         ({"num_classes": 1 + 0j}, "num_classes is .*, but must be a whole number"),
-        ({"milestones": 7}, "milestones is 7, but must be a list, each a number or none"),
+        ({"metrics": 7}, "metrics is 7, but must be a list, each MetricConfig or none"),
         ({"compile_kwargs": {"backend": print}}, "compile_kwargs is .*must be a dict of plain"),
         ({"mask_size": "28"}, "mask_size is '28', but must be a whole number"),
     ],
