@@ -80,7 +80,7 @@ def plain_arguments(init: _Init) -> _Init:
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        hints = _hints_of(type(self), wrapped)
+        hints = _hints_of(type(self), wrapped)  # type: ignore[arg-type]
         given, named = list(map(plain, args)), {name: plain(v) for name, v in kwargs.items()}
         wrong = _wrong_type({**dict(zip(names, given, strict=False)), **named}, hints)
         try:
@@ -98,7 +98,7 @@ def plain_arguments(init: _Init) -> _Init:
 
 def plain_settings(kind: type[_Class]) -> type[_Class]:
     """As :func:`plain_arguments`, for the constructor of a dataclass; the outermost decorator."""
-    kind.__init__ = plain_arguments(kind.__init__)  # type: ignore[misc]
+    kind.__init__ = plain_arguments(kind.__init__)  # type: ignore[method-assign]
     return kind
 
 

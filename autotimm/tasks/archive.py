@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def write_archive(content: Any, file: BinaryIO) -> None:
     """
     check_readable(content)
     zip_file = SealedZip(file)
-    torch.save(content, zip_file)
+    torch.save(content, cast("IO[bytes]", zip_file))  # it needs no more than these two methods
     zip_file.seal()
 
 

@@ -36,7 +36,7 @@ CONTENT = {
     "global_step": 7,
     "state_dict": {f"w{i}": torch.arange(40.0) + i for i in range(3)},
     "hyper_parameters": {"num_classes": 3, "lr": 1e-3, "backbone": "resnet10t"},
-    "loops": {"seen": list(range(60))},
+    "loops": {"fit_loop": {"seen": list(range(60))}},
     "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(40)}}, "param_groups": [{}]}],
 }
 
