@@ -37,6 +37,7 @@ from autotimm.structures import UPPER_BITS, PixelRange
 
 __all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
 
+_BAND = 2**24  # pixels that are converted at once
 _SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
 
 
@@ -124,9 +125,21 @@ def rgb(
     found = deep(image, None if pixel_range == UPPER_BITS else data)
     if found is not None:
         return found.rgb(pixel_range)
+    height, width = image.height, image.width
+    if height * width <= _BAND:
+        return np.array(_as_rgb(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(_BAND // width, 1)
+    for top in range(0, height, rows):  # at once, PIL would have up to four copies of the image
+        below = min(top + rows, height)
+        pixels[top:below] = _as_rgb(image.crop((0, top, width, below)))
+    return pixels
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _jpeg(data: Bytes, size: tuple[int, int] | None = None) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.resume import damage_of, newest
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
-from autotimm.distributed.rendezvous import JointError, Rendezvous, host_name
+from autotimm.distributed.rendezvous import PATIENCE, JointError, Rendezvous, host_name
 from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
 from autotimm.setup.check import compare_reports, rendezvous_of
@@ -98,9 +98,12 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
     launch = find_launch()
     fits = trainer.state.fn == TrainerFn.FITTING
 
+    rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
+    patience = PATIENCE if rendezvous is None else rendezvous.patience
+
     def choose(reports: list[Any]) -> dict[str, Any]:
         """The first rank's answer to all ranks."""
-        problems = compare_reports(reports)["problems"]
+        problems = compare_reports(reports, patience)["problems"]
         checkpoint, message = requested, None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
@@ -120,7 +123,6 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
         return answer | {"hosts": hosts, "agents": agents}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
-    rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
     answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
     if answer["problems"]:
         raise JointError("; ".join(answer["problems"]))

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
@@ -34,6 +35,7 @@ from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.ema import AverageWeights
+from autotimm.training.other_callbacks import check_callbacks
 from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
@@ -86,8 +88,8 @@ class AutoTrainer(HookedTrainer):
             or "min" if its name contains "loss".
         ema_decay: the decay per step of an average of the weights, such as 0.9998. The average is
             evaluated, and ``load_from_checkpoint`` loads it. None for no average.
-        timeout_minutes: how long a rank waits for the others before the job ends with an error that
-            names a rank that has died or hangs.
+        timeout_minutes: how long a rank waits for the others, from their first contact on, before
+            the job ends with an error that names a rank that has died, hangs or never came.
         **kwargs: other arguments of ``lightning.Trainer``.
 
     Raises:
@@ -122,7 +124,7 @@ class AutoTrainer(HookedTrainer):
         **kwargs: Any,
     ) -> None:
         arguments.check_compatible(use_distributed_sampler, precision, timeout_minutes, kwargs)
-        timeout = timedelta(minutes=timeout_minutes)
+        timeout = self.timeout = timedelta(minutes=timeout_minutes)
         plugins = all_plugins(plugins)
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
@@ -276,6 +278,8 @@ class AutoTrainer(HookedTrainer):
         return batch_size
 
     def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
+        if self.state.fn == TrainerFn.FITTING:
+            check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
         self.begun_from, self.agents = begun.checkpoint, begun.agents

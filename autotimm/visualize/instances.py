@@ -17,6 +17,8 @@ from autotimm.visualize.labels import font_of, write_label
 
 Picture = NDArray[np.uint8]
 
+_BAND = 2**22  # pixels that are tinted or copied at once
+
 
 def draw_instances(
     image: Any,
@@ -92,7 +94,11 @@ def draw_instances(
             text += f" {float(scores[i]):.2f}"
         colour = class_colour(label)
         plates[n] = write_label(pen, text, boxes[i].tolist(), plates[:n], colour, font)
-    return np.array(canvas)
+    rows = max(_BAND // width, 1)
+    for top in range(0, height, rows):  # at once, PIL would have two more copies of the picture
+        below = min(top + rows, height)
+        picture[top:below] = canvas.crop((0, top, width, below))
+    return picture
 
 
 def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int) -> None:
@@ -105,8 +111,11 @@ def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int)
         return
     height, width = inside.shape
     part = picture[y : y + height, x : x + width]
-    tint = part + alpha * (np.array(colour) - part.astype(np.float32))
-    np.copyto(part, tint.round().astype(np.uint8), where=inside[..., None] > 0)
+    rows = max(_BAND // width, 1)  # as floats, the whole of a large mask would take gigabytes
+    for top in range(0, height, rows):
+        band, there = part[top : top + rows], inside[top : top + rows, :, None] > 0
+        tint = band + alpha * (np.array(colour) - band.astype(np.float32))
+        np.copyto(band, tint.round().astype(np.uint8), where=there)
 
     lighter = tuple(round(value + 0.4 * (255 - value)) for value in colour)
     contours, _ = cv2.findContours(inside.copy(), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -1,0 +1,71 @@
+"""Large images take turns, so that memory follows pixels rather than files or processes.
+
+A picture of 500 kB may unfold into 500 MB, and every data worker may hold one. So the processes of
+a program decode images above ``LARGE`` one at a time, each until it is cut out or made smaller; up
+to that many pixels a worker holds at most 200 MB of one, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import IO, Any
+
+LARGE = 2**26
+"""Pixels from which on an image takes its turn, and pixels that are read ahead: 200 MB as RGB, and
+up to three times that while they are decoded."""
+
+_within = threading.Lock()  # one thread of this process; the file's lock knows processes only
+_file: IO[Any] | None = None  # forks inherit it; the system unlocks it when a process dies
+
+
+@contextlib.contextmanager
+def in_turn(pixels: int) -> Iterator[None]:
+    """Waits until no other thread, forked process or process that has joined holds a large image.
+
+    Not to be nested.
+
+    Args:
+        pixels: of the image; nobody waits for one of ``LARGE`` or fewer.
+    """
+    if pixels <= LARGE:
+        yield
+        return
+    with _within:
+        file = _opened()
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN)
+
+
+def share() -> str:
+    """The path with which a process that is spawned, not forked, can join the turns of this one."""
+    return f"/proc/{os.getpid()}/fd/{_opened().fileno()}"
+
+
+def join(path: str) -> None:
+    """Takes turns with the process that has shared this path; without ``/proc`` with forks only."""
+    global _file
+    with contextlib.suppress(OSError):
+        _file = open(path, "r+b")  # noqa: PTH123, SIM115 (for the life of the process)
+
+
+def _opened() -> IO[Any]:
+    global _file
+    if _file is None:
+        _file = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
+    return _file
+
+
+def _unlock_in_child() -> None:
+    global _within
+    _within = threading.Lock()  # a thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
