@@ -26,6 +26,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
 from autotimm.files import urls
+from autotimm.files.shortage import shortage
 from autotimm.lightning_private import FlagsOnlyCLI
 from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
@@ -211,6 +212,9 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
             cause = cause.__cause__ or cause.__context__
         # A worker's end may interrupt any code, such as a training step.
         cause = cause or killed_worker(error) or error
+        if line := shortage(cause):
+            report_error(error, urls.without_secrets(line))
+            raise SystemExit(2) from error
         if not isinstance(cause, _USER_ERRORS) and not _is_raised_by_lightning(cause):
             raise
         report_error(cause, str(cause))

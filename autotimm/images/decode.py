@@ -28,6 +28,7 @@ import simplejpeg
 from PIL import Image
 
 from autotimm.images import buffers
+from autotimm.images.banded import array_of
 from autotimm.images.depth import DataError, Deep
 from autotimm.images.opening import LARGEST, UNKNOWN, open_image
 from autotimm.images.orientation import Bytes, orientation, turned, upright
@@ -37,7 +38,6 @@ from autotimm.structures import UPPER_BITS, PixelRange
 
 __all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
 
-_BAND = 2**24  # pixels that are converted at once
 _SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
 
 
@@ -125,15 +125,7 @@ def rgb(
     found = deep(image, None if pixel_range == UPPER_BITS else data)
     if found is not None:
         return found.rgb(pixel_range)
-    height, width = image.height, image.width
-    if height * width <= _BAND:
-        return np.array(_as_rgb(image))
-    pixels = np.empty((height, width, 3), np.uint8)
-    rows = max(_BAND // width, 1)
-    for top in range(0, height, rows):  # at once, PIL would have up to four copies of the image
-        below = min(top + rows, height)
-        pixels[top:below] = _as_rgb(image.crop((0, top, width, below)))
-    return pixels
+    return array_of(image, _as_rgb)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -23,11 +23,12 @@ from autotimm.distributed.launcher import launcher_world
 from autotimm.files import urls
 from autotimm.lightning_private import (
     HookedTrainer,
+    RowsAhead,
     checkpoint_of,
     leave_signals_alone,
     use_connector,
 )
-from autotimm.outputs.loggers import make_loggers
+from autotimm.outputs.loggers import make_loggers, sync
 from autotimm.outputs.metrics_file import MetricsLogger
 from autotimm.plain import plain, plain_arguments
 from autotimm.setup.check import check_setup
@@ -178,6 +179,7 @@ class AutoTrainer(HookedTrainer):
             **kwargs,
         )
         use_connector(self, NamedCheckpoints(self))
+        self._rows = RowsAhead(self)
         leave_signals_alone(self)
 
     @property
@@ -220,11 +222,15 @@ class AutoTrainer(HookedTrainer):
     ) -> None:
         """Save a checkpoint as in Lightning, without the secrets of URLs in hyper-parameters.
 
+        The row of this step in ``metrics.csv`` is on the disk before.
+
         Raises:
             SaveError: on all ranks, if one of them cannot write.
         """
         if self.model is None:
             super().save_checkpoint(filepath, weights_only, storage_options)  # raises an error
+        self._rows.log()
+        sync(self.loggers)
         # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from autotimm.coco import masks as rle
+from autotimm.images.banded import array_of, bands
 from autotimm.structures import RLE
 from autotimm.visualize.colours import Colour, class_colour
 from autotimm.visualize.labels import font_of, write_label
 
 Picture = NDArray[np.uint8]
 
-_BAND = 2**22  # pixels that are tinted or copied at once
+_BAND = 2**22  # pixels that are tinted at once, as floats
 
 
 def draw_instances(
@@ -94,11 +95,7 @@ def draw_instances(
             text += f" {float(scores[i]):.2f}"
         colour = class_colour(label)
         plates[n] = write_label(pen, text, boxes[i].tolist(), plates[:n], colour, font)
-    rows = max(_BAND // width, 1)
-    for top in range(0, height, rows):  # at once, PIL would have two more copies of the picture
-        below = min(top + rows, height)
-        picture[top:below] = canvas.crop((0, top, width, below))
-    return picture
+    return array_of(canvas)
 
 
 def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int) -> None:
@@ -111,9 +108,8 @@ def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int)
         return
     height, width = inside.shape
     part = picture[y : y + height, x : x + width]
-    rows = max(_BAND // width, 1)  # as floats, the whole of a large mask would take gigabytes
-    for top in range(0, height, rows):
-        band, there = part[top : top + rows], inside[top : top + rows, :, None] > 0
+    for rows in bands(height, width, _BAND):
+        band, there = part[rows], inside[rows, :, None] > 0
         tint = band + alpha * (np.array(colour) - band.astype(np.float32))
         np.copyto(band, tint.round().astype(np.uint8), where=there)
 
