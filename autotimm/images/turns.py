@@ -19,8 +19,15 @@ LARGE = 2**26
 """Pixels from which on an image takes its turn, and pixels that are read ahead: 200 MB as RGB, and
 up to three times that while they are decoded."""
 
+
+def _temporary() -> IO[Any] | None:
+    with contextlib.suppress(OSError):  # nowhere to write: then threads alone take turns
+        return tempfile.TemporaryFile()
+    return None
+
+
 _within = threading.Lock()  # one thread of this process; the file's lock knows processes only
-_file: IO[Any] | None = None  # forks inherit it; the system unlocks it when a process dies
+_file = _temporary()  # forks inherit it; the system unlocks it when a process dies
 
 
 @contextlib.contextmanager
@@ -36,31 +43,25 @@ def in_turn(pixels: int) -> Iterator[None]:
         yield
         return
     with _within:
-        file = _opened()
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        if _file is not None:
+            fcntl.lockf(_file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.lockf(file, fcntl.LOCK_UN)
+            if _file is not None:
+                fcntl.lockf(_file, fcntl.LOCK_UN)
 
 
 def share() -> str:
-    """The path with which a process that is spawned, not forked, can join the turns of this one."""
-    return f"/proc/{os.getpid()}/fd/{_opened().fileno()}"
+    """The path with which a process that is spawned, not forked, joins the turns of this one."""
+    return f"/proc/{os.getpid()}/fd/{_file.fileno()}" if _file is not None else os.devnull
 
 
 def join(path: str) -> None:
-    """Takes turns with the process that has shared this path; without ``/proc`` with forks only."""
+    """Takes turns with the process that shared this path; without ``/proc`` with forks alone."""
     global _file
     with contextlib.suppress(OSError):
         _file = open(path, "r+b")  # noqa: PTH123, SIM115 (for the life of the process)
-
-
-def _opened() -> IO[Any]:
-    global _file
-    if _file is None:
-        _file = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
-    return _file
 
 
 def _unlock_in_child() -> None:

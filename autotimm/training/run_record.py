@@ -1,6 +1,6 @@
 """``run.json``: the origin, progress and outcome of a run, for scripts to read.
 
-    status       "running", "finished", "preempted" or "failed"
+    status       "running", "finished", "preempted", "failed" or "killed"
     stage        "fit", "validate", "test" or "predict"
     step, epoch, total_steps, max_epochs
     metrics      the last value of each, by name; null if it is not finite
@@ -11,17 +11,20 @@
     from         the checkpoint that the latest start began from; null for none
     starts       the number of starts of the training, with those after preemptions and crashes
     launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
+    process      the first rank's: host, boot of the machine, pid, and the ticks of its start
     agents, worker       the torchrun processes of all nodes, and the first process they started
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   the ids of the run at W&B and MLflow
 
 Invariants: the file is replaced whole, so a reader never sees half of it; a failure to write it
-does not end the run; only the first rank writes it. If the status is "running" and the file is old,
-the run was killed.
+does not end the run; only the first rank writes it. A run that was killed cannot say so: the next
+reader on its machine finds its process gone, and the next run there writes it into the file. On
+another machine, a file that says "running" and is old is that of a killed run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
@@ -37,6 +40,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.distributed.launcher import find_launch
+from autotimm.distributed.parent import identity, is_gone
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
 from autotimm.outputs import provenance
@@ -45,6 +49,7 @@ from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
 
 RECORD = "run.json"
+_KILLED = "ended without a word: killed, or the machine was switched off"
 SECONDS = 10.0
 """The minimum time between two updates during training."""
 
@@ -55,7 +60,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = orjson.loads((folder / RECORD).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    if content.get("status") == "running" and is_gone(content.get("process")):
+        content |= {"status": "killed", "error": _KILLED}
+    return content
 
 
 def write_record(folder: Path, content: dict[str, Any]) -> None:
@@ -107,6 +116,7 @@ class RunRecord(Callback):
         self._folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
+        _mark_killed(self._folder.parent)
         before, launch = read_record(self._folder), find_launch()
         root = Path(trainer.default_root_dir)
         self._content = before | {
@@ -117,6 +127,7 @@ class RunRecord(Callback):
             "started": before.get("started", _now()),
             "number": before.get("number", next_number(root, self._folder)),
             "starts": before.get("starts", 0) + (stage == "fit"),
+            "process": identity(),
             "launch_id": launch and launch.id,
             "agents": getattr(trainer, "agents", []),
             "worker": launch and launch.worker,
@@ -182,6 +193,15 @@ class RunRecord(Callback):
                 self._warned = True
                 path = self._folder / RECORD
                 rank_zero_warn(f"{path} cannot be written, and the run goes on ({one_line(error)})")
+
+
+def _mark_killed(root: Path) -> None:
+    """Writes into the records of runs beside this one that they were killed, if they were."""
+    for path in root.glob(f"*/{RECORD}"):
+        content = read_record(path.parent)
+        if content.get("status") == "killed":
+            with contextlib.suppress(OSError):  # another user's run
+                write_record(path.parent, content)
 
 
 def _now() -> str:
