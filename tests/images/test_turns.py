@@ -1,4 +1,4 @@
-"""Large images are held one at a time, by threads, forks and spawned processes; small ones freely."""
+"""Large images are held one at a time, by threads, forks and spawned processes; small ones not."""
 
 from __future__ import annotations
 

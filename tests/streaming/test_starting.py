@@ -86,6 +86,5 @@ def test_a_worker_that_dies_at_its_start_is_left_to_the_loader(
     monkeypatch: pytest.MonkeyPatch, own_threads: None
 ) -> None:
     monkeypatch.setattr(starting, "begin", lambda *_, **__: os._exit(3))
-    batches = Starter(loader, 2).iterator()
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly|exit code 3"):
-        next(batches)
+        next(Starter(loader, 2).iterator())
