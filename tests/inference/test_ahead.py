@@ -49,11 +49,11 @@ def pictures(folder: Path, count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-@pytest.mark.parametrize(("fits", "most"), [(0.5, 2), (1, 2), (3, 4), (100, 10)])
+@pytest.mark.parametrize(("fits", "most"), [(0.5, 3), (1, 3), (3, 5), (100, 10)])
 def test_pixels_limit_what_is_read_ahead(
     fits: float, most: int, held: list[int], tmp_path: Path
 ) -> None:
-    """The caller may still hold the last one while the next is decoded, as ``for`` does."""
+    """The caller may hold the last one while the next is decoded, and a thread the one before."""
     paths = pictures(tmp_path, 12)
     found = [int(p[0, 0, 0]) for p in read_ahead(paths, budget=int(fits * PIXELS))]
     assert found == list(range(12))
