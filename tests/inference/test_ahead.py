@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,3 +88,46 @@ def test_a_caller_that_stops_leaves_no_thread_waiting(tmp_path: Path) -> None:
     next(reading)
     reading.close()
     assert not [one for one in threading.enumerate() if "ThreadPoolExecutor" in one.name]
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from autotimm.cli import main
+
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+def predict(images, out):
+    sys.argv[1:] = ["predict", images, "--checkpoint", checkpoint, "--format", "json", "--out", out]
+    try:
+        main.main()
+    except SystemExit as ended:
+        assert not ended.code
+
+checkpoint, small, large, out = sys.argv[1:]
+predict(small, out)  # the model and what it needs
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+predict(large, out)
+print("more:", memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_over_large_pictures_takes_little_more_than_one(
+    boxes_only: Path, tmp_path: Path
+) -> None:
+    """By a real process: before, nine were read ahead."""
+    side, folders = 9000, [tmp_path / "small", tmp_path / "large"]
+    for folder, size in zip(folders, (64, side), strict=True):
+        folder.mkdir()
+        Image.new("RGB", (size, size), (90, 120, 150)).save(folder / "0.png")
+    for i in range(1, 8):
+        (folders[1] / f"{i}.png").hardlink_to(folders[1] / "0.png")
+    done = forked.run("-c", MEASURED, boxes_only, *folders, tmp_path / "found")
+    assert done.returncode == 0, done.stderr[-3000:]
+    more = int(done.stdout.split("more:")[1])
+    one = side * side * 3
+    assert one < more < 4 * one  # the caller's, and the next with PIL's copy of 4 bytes a pixel
