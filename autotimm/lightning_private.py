@@ -203,9 +203,7 @@ class RowsAhead:
         self._log({name: one for name, one in metrics.items() if name not in self._names}, step)
 
     def _now(self) -> tuple[int, bool]:
-        epochs = self._trainer.fit_loop.epoch_progress.current.processed
-        at_end = self._connector._first_loop_iter is None
-        return (-epochs if at_end else self._trainer.global_step), at_end
+        return self._trainer.global_step, self._connector._first_loop_iter is None
 
 
 def validates_next(trainer: Trainer) -> bool:
