@@ -10,9 +10,11 @@ from __future__ import annotations
 import sys
 import traceback
 from argparse import ArgumentError
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -26,7 +28,7 @@ from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
 from autotimm.files import urls
-from autotimm.files.shortage import shortage
+from autotimm.files.shortage import name_file, shortage
 from autotimm.lightning_private import FlagsOnlyCLI
 from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
@@ -53,6 +55,13 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, _without_secrets(config), **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            name_file(error, Path(trainer.log_dir or "", self.config_filename))
+            raise
 
 
 def _without_secrets(config: Any) -> Any:

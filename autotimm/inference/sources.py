@@ -191,10 +191,10 @@ def image_of(
         name = urls.shown(os.fspath(image))
         try:
             source = _source(os.fspath(image))
-            pixels = pixel_count(source)
-            large = large_image(source, name) if pixels > LARGE else None
+            count = pixel_count(source)
+            large = large_image(source, name) if count > LARGE else None
             if large is None:
-                admit(pixels)
+                admit(count)
                 data = source if isinstance(source, bytes) else source.read_bytes()
                 return decoded(data, os.fspath(image), pixel_range)
             if tiled:
