@@ -8,6 +8,7 @@ to that many pixels a worker holds at most 200 MB of one, and nobody waits.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -48,8 +49,20 @@ def in_turn(pixels: int) -> Iterator[None]:
         try:
             yield
         finally:
+            give_back()
             if _file is not None:
                 fcntl.lockf(_file, fcntl.LOCK_UN)
+
+
+def give_back() -> None:
+    """Returns freed memory to the system after a large image.
+
+    PIL frees an image in blocks, which glibc keeps for the thread that had them: with several
+    threads, several times the image.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def share() -> str:
