@@ -34,6 +34,7 @@ from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.tasks.torchvision_weights import PREFIX
 from autotimm.training.preemption import Stopped
 from autotimm.training.trainer import AutoTrainer
 
@@ -126,8 +127,10 @@ class TrainCLI(FlagsOnlyCLI):
             )
         if self.subcommand != "fit":
             signals.release()  # only a fit has something to save
+        options = self.config[self.subcommand]
+        if options.get("weights"):
+            _prepare_for(options.weights, options.weights_only_fitting, options.model.init_args)
         if self.subcommand in ("validate", "test", "predict"):
-            options = self.config[self.subcommand]
             if not options.ckpt_path:
                 raise InputError(
                     f"{self.subcommand} needs --ckpt_path: without it the weights are random"
@@ -137,6 +140,24 @@ class TrainCLI(FlagsOnlyCLI):
         if self.subcommand == "predict":
             # A callback writes the predictions batch by batch; nothing uses a list of all of them.
             options.return_predictions = False
+
+
+def _prepare_for(weights: str, only_fitting: bool, model: Namespace) -> None:
+    """Change the settings of a model that starts from ``weights``.
+
+    Raises:
+        InputError: weights of the backbone are given besides.
+    """
+    if only_fitting:
+        return
+    if not isinstance(model.get("pretrained"), bool):
+        raise InputError(
+            f"--model.init_args.pretrained {model.get('pretrained')} has no effect with --weights, "
+            f"which has the backbone too: leave one of them out"
+        )
+    model.pretrained = False  # do not download any first
+    if str(weights).startswith(PREFIX):
+        model.layout = "torchvision"
 
 
 _OPTIONS: dict[str, Any] = {

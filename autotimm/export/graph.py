@@ -36,6 +36,7 @@ class Graph(nn.Module):
         nms_thresh: IoU above which a box suppresses a worse one of its class, as in the model.
         max_detections: N, the number of detections in the output of each image.
         min_score: least score of a detection.
+        half_stride: that of the network.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Graph(nn.Module):
         nms_thresh: float,
         max_detections: int,
         min_score: float = 0.0,
+        half_stride: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections, self.min_score = max_detections, min_score
+        self.half_stride = half_stride
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(3, 1, 1))
@@ -70,7 +73,7 @@ class Graph(nn.Module):
         normal = (image - self.mean) / self.std
         outputs = self.network(normal)
         shapes = [level.shape[-2:] for level in outputs.levels[3 - self.network.finest :]]
-        points = locations(shapes, image.device)
+        points = locations(shapes, image.device, self.half_stride)
         height, width = image.shape[-2:]
         boxes = decode_boxes(outputs.head.distances, points)
         boxes = clip_boxes_to_image(boxes, (height, width))

@@ -52,13 +52,16 @@ def locations(
     """The centre of every cell of every level: ``stride // 2 + k * stride``, as in FCOS.
 
     torchvision omits the half stride and so predicts boxes from the cells' corners
-    (pytorch/vision#7473). ``half_stride=False`` gives torchvision's locations, for comparison.
+    (pytorch/vision#7473). ``half_stride=False`` gives torchvision's locations. Where P6 and P7 do
+    not divide the canvas, these lie ``side // cells`` pixels apart, which is less than a stride.
     """
+    height, width = (8 * side for side in shapes[0])
     points, strides, ranges = [], [], []
     for (h, w), stride, extent in zip(shapes, STRIDES, REGRESS_RANGES, strict=True):
         shift = stride // 2 if half_stride else 0
-        y = torch.arange(h, device=device, dtype=torch.float32) * stride + shift
-        x = torch.arange(w, device=device, dtype=torch.float32) * stride + shift
+        down, right = (stride, stride) if half_stride else (height // h, width // w)
+        y = torch.arange(h, device=device, dtype=torch.float32) * down + shift
+        x = torch.arange(w, device=device, dtype=torch.float32) * right + shift
         points.append(torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).view(-1, 2))
         strides.append(torch.full((h * w,), float(stride), device=device))
         ranges.append(torch.stack([torch.full((h * w,), end, device=device) for end in extent], -1))
@@ -80,14 +83,20 @@ class FCOSHead(nn.Module):
         num_convs: the number of convolutions per tower.
         prior: the class probability that the untrained head predicts everywhere. A low one keeps
             the many background locations from dominating the first steps (Lin et al. 2017).
+        tower_bias: whether the convolutions of the towers have biases, as in torchvision.
     """
 
     def __init__(
-        self, channels: int, num_classes: int, num_convs: int = 4, prior: float = 0.01
+        self,
+        channels: int,
+        num_classes: int,
+        num_convs: int = 4,
+        prior: float = 0.01,
+        tower_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.class_tower = _tower(channels, num_convs)
-        self.box_tower = _tower(channels, num_convs)
+        self.class_tower = _tower(channels, num_convs, tower_bias)
+        self.box_tower = _tower(channels, num_convs, tower_bias)
         self.classes = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -132,11 +141,11 @@ def _groups(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 8))
 
 
-def _tower(channels: int, num_convs: int) -> nn.Sequential:
+def _tower(channels: int, num_convs: int, bias: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         layers += [
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
             nn.GroupNorm(_groups(channels), channels),
             nn.ReLU(inplace=True),
         ]

@@ -7,7 +7,7 @@ the losses are float32 under any autocast precision.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
 
 CANVAS_MULTIPLE = 32
+Layout = Literal["autotimm", "torchvision"]
 MASKS_AT_ONCE = 400  # in detection: about 0.6 GB of float32 at 28 x 28 x 256
 
 
@@ -54,6 +55,9 @@ class Network(nn.Module):
         backbone_norm: ``norm`` of :class:`Backbone`.
         frozen_stages: as in :class:`Backbone`.
         with_masks: whether :meth:`add_masks` will be called.
+        layout: ``torchvision`` builds the network as torchvision's detectors are, so that it
+            computes what they do with their weights: biases in the towers' convolutions, locations
+            at the corners of cells, and an output convolution of P2.
     """
 
     def __init__(
@@ -68,17 +72,23 @@ class Network(nn.Module):
         backbone_norm: Norm = "batch",
         frozen_stages: int = 0,
         with_masks: bool = False,
+        layout: Layout = "autotimm",
     ) -> None:
         super().__init__()
+        if layout not in get_args(Layout):
+            raise InputError(f"layout={layout!r} is unknown: take autotimm or torchvision")
+        as_torchvision = layout == "torchvision"
+        self.half_stride = not as_torchvision
+        """As in :func:`autotimm.models.fcos.locations`."""
         self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages, with_masks)
         channels, strides = self.backbone.channels, self.backbone.strides
         self.with_masks = with_masks
         self.fpn: FPN | SimplePyramid = (
             SimplePyramid(channels[0], fpn_channels, strides[0])
             if self.backbone.plain
-            else FPN(channels, fpn_channels, strides)
+            else FPN(channels, fpn_channels, strides, as_torchvision)
         )
-        self.head = FCOSHead(fpn_channels, num_classes, head_convs)
+        self.head = FCOSHead(fpn_channels, num_classes, head_convs, tower_bias=as_torchvision)
         self.mask_head: MaskHead | None = None
         self.mask_rois = 0
         self.lockstep = False
@@ -136,7 +146,7 @@ class Network(nn.Module):
         if boxes is None or labels is None:
             return Outputs(head, levels)
         with torch.autocast(image.device.type, enabled=False):
-            where = locations(shapes, image.device)
+            where = locations(shapes, image.device, self.half_stride)
             targets = assign.targets(where, boxes, labels)
             detection = losses.detection_losses(head, targets)
         zero = detection["classes"].new_zeros(())
@@ -190,7 +200,7 @@ class Network(nn.Module):
         shapes = _shapes(image)
         detections = decode(
             outputs.head,
-            locations(shapes, image.device),
+            locations(shapes, image.device, self.half_stride),
             [h * w for h, w in shapes],
             (image.shape[-2], image.shape[-1]),
             score_thresh,

@@ -30,13 +30,18 @@ class FPN(nn.Module):
         in_channels: of each map.
         channels: of every level of the pyramid.
         strides: of the maps, finest first: optionally 4, then two or three of 8, 16 and 32.
+        fine_output: whether P2 has an output convolution all the same, as in torchvision.
 
     Attributes:
         finest: n of the first level P<n>: 2 or 3.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], channels: int, strides: Sequence[int] = STRIDES[:3]
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        strides: Sequence[int] = STRIDES[:3],
+        fine_output: bool = False,
     ) -> None:
         super().__init__()
         self.fine = nn.Conv2d(in_channels[0], channels, 1) if strides[0] == FINE else None
@@ -50,6 +55,7 @@ class FPN(nn.Module):
         self.p5 = _half(channels) if max(strides) < 32 else None
         self.p6 = _half(channels)
         self.p7 = _half(channels)
+        self.fine_output = _same(channels) if self.fine is not None and fine_output else None
         _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -67,7 +73,8 @@ class FPN(nn.Module):
         if self.p5 is not None:
             levels.append(_halved(self.p5, levels[-1]))
         if self.fine is not None:
-            levels.insert(0, self.fine(maps[0]) + _twice(merged[0]))
+            finest = self.fine(maps[0]) + _twice(merged[0])
+            levels.insert(0, finest if self.fine_output is None else self.fine_output(finest))
         return _coarser(levels, self.p6, self.p7)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypedDict
@@ -56,14 +56,25 @@ class Verdict(TypedDict):
     probes: list[str]
 
 
-def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None) -> None:
+def check_setup(
+    trainer: Trainer,
+    model: LightningModule,
+    ckpt_path: Any = None,
+    prepare: Callable[[], object] | None = None,
+) -> None:
     """Check the set-up of all ranks, which call it together.
+
+    Args:
+        trainer: which is about to start.
+        model: of the run.
+        ckpt_path: the checkpoint to resume from, or None.
+        prepare: changes the model first; its errors count as those of the set-up.
 
     Raises:
         InputError: on all ranks, with the same message, if the set-up of any rank is wrong.
     """
     with contextlib.ExitStack() as stack:
-        report, error = make_report(trainer, model, ckpt_path, stack)
+        report, error = make_report(trainer, model, ckpt_path, stack, prepare)
         if trainer.world_size == 1:
             if error is not None:
                 raise error

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -94,7 +94,11 @@ class Report(TypedDict, total=False):
 
 
 def make_report(
-    trainer: Trainer, model: LightningModule, ckpt_path: Any, stack: contextlib.ExitStack
+    trainer: Trainer,
+    model: LightningModule,
+    ckpt_path: Any,
+    stack: contextlib.ExitStack,
+    prepare: Callable[[], object] | None = None,
 ) -> tuple[Report, Exception | None]:
     """Make the report of this rank.
 
@@ -103,12 +107,15 @@ def make_report(
         model: of the run.
         ckpt_path: the checkpoint to resume from, or None.
         stack: keeps the probes in place until the other ranks have seen them.
+        prepare: changes the model first.
 
     Returns:
         The report, and the error behind its problem or None.
     """
     report = Report(host=host_name())
     try:
+        if prepare is not None:
+            prepare()
         if trainer.is_global_zero:
             least = resources.weight_bytes(model)
             folders = resources.checkpoint_folders(trainer)

@@ -27,6 +27,7 @@ from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
 from autotimm.plain import WrongTypeError
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
+from autotimm.tasks import torchvision_weights
 from autotimm.tasks.archive import read_archive
 from autotimm.tasks.weights import is_safetensors, read_weights
 
@@ -37,14 +38,15 @@ EMA = "ema"
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a Lightning checkpoint, or a safetensors file that was converted from one.
+    """Read a Lightning checkpoint, a safetensors file that was converted from one, or a state dict
+    of a detector of torchvision's.
 
     Files that contain code are refused, and the code does not run. A file with a changed or missing
     byte is refused too; a file without a checksum, as older versions of this package and other
     programs write them, causes a warning.
 
     Args:
-        path: a path, or a URL that fsspec opens.
+        path: a path, a URL that fsspec opens, or ``torchvision/<name>`` for published weights.
         map_location: as in ``torch.load``.
 
     Raises:
@@ -52,7 +54,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             but tensors and plain values.
     """
     name = urls.shown(str(path))
+    if str(path).startswith(torchvision_weights.PREFIX) and not Path(path).exists():
+        return torchvision_weights.download(str(path))
     checkpoint = read_content(path, map_location)
+    if torchvision_weights.is_state(checkpoint):
+        return torchvision_weights.as_checkpoint(checkpoint, name)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):

@@ -37,6 +37,8 @@ class ObjectDetector(Predictor):
         pretrained: True for timm's weights, a path for a local weights file, False for random ones.
         fpn_channels: width of the feature pyramid and of the heads.
         head_convs: convolutions in each tower of the FCOS head.
+        layout: ``torchvision`` for a network that can start from torchvision's detectors: their
+            biases, their locations, and their convolution of P2.
         class_loss_weight, box_loss_weight, centerness_loss_weight: the weights of the losses in
             their sum.
         score_thresh: the minimum class probability of a detection.
@@ -77,6 +79,7 @@ class ObjectDetector(Predictor):
         pretrained: bool | str = True,
         fpn_channels: int = 256,
         head_convs: int = 4,
+        layout: Literal["autotimm", "torchvision"] = "autotimm",
         class_loss_weight: float = 1.0,
         box_loss_weight: float = 1.0,
         centerness_loss_weight: float = 1.0,
@@ -104,6 +107,7 @@ class ObjectDetector(Predictor):
             pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
             fpn_channels=fpn_channels,
             head_convs=head_convs,
+            layout=layout,
             class_loss_weight=class_loss_weight,
             box_loss_weight=box_loss_weight,
             centerness_loss_weight=centerness_loss_weight,
@@ -140,6 +144,7 @@ class ObjectDetector(Predictor):
             backbone_norm=backbone_norm,
             frozen_stages=frozen_stages,
             with_masks=self.with_masks,
+            layout=layout,
         )
         self.preprocessing = self.network.backbone.preprocessing
         if compile_model:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from autotimm.models.backbone import Norm
+from autotimm.models.network import Layout
 from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
@@ -39,6 +40,7 @@ class DetectorSettings:
     pretrained: bool | str
     fpn_channels: int
     head_convs: int
+    layout: Layout
     class_loss_weight: float
     box_loss_weight: float
     centerness_loss_weight: float

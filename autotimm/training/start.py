@@ -1,5 +1,7 @@
 """The start of a run: from new weights, from a requested checkpoint, or where it was stopped.
 
+A new run starts from the model's own weights, or from those of another model (:class:`Weights`).
+
 Invariants: a restarted launch resumes its own run, whatever its flags say and even if only one rank
 knows of the restart; all ranks begin from the checkpoint that the first one chose; a new run loads
 only the checkpoint that the user names.
@@ -17,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.resume import damage_of, newest
+from autotimm.checkpoints.sources import read_source
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.rendezvous import PATIENCE, JointError, Rendezvous, host_name
@@ -25,6 +28,8 @@ from autotimm.lightning_private import CheckpointConnector
 from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
+from autotimm.tasks import transfer
+from autotimm.tasks.detector import ObjectDetector
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import order_of, read_record
 
@@ -85,7 +90,57 @@ class Beginning(NamedTuple):
     agents: list[str]
 
 
-def begin(trainer: Trainer, requested: Any) -> Beginning:
+class Weights(NamedTuple):
+    """A trained model that a new run starts from; ``tasks/transfer.py`` says what it takes."""
+
+    source: str
+    only_fitting: bool
+
+    @classmethod
+    def given(cls, source: str | Path | None, only_fitting: bool, ckpt_path: Any) -> Weights | None:
+        """The weights by the arguments of a fit; None if none are given.
+
+        Raises:
+            InputError: the arguments contradict each other.
+        """
+        if source is None:
+            if only_fitting:
+                raise InputError(
+                    "--weights-only-fitting has no effect without --weights: give both, or none"
+                )
+            return None
+        if not str(source):
+            raise InputError("--weights is empty: give a checkpoint, or leave it out")
+        if ckpt_path not in (None, LAST):
+            raise InputError(
+                "--ckpt_path resumes a run and --weights starts a new one: give one of them"
+            )
+        return cls(str(source), only_fitting)
+
+    def take(self, trainer: Trainer, model: Any) -> None:
+        """Copy the weights into ``model``, and tell what was taken.
+
+        Raises:
+            InputError: the source cannot be read, or is of another kind of model.
+        """
+        if not isinstance(model, ObjectDetector):
+            raise InputError(
+                f"--weights starts an ObjectDetector or InstanceSegmentor, not a "
+                f"{type(model).__name__}"
+            )
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        categories = getattr(datamodule, "categories", None)
+        if categories is not None:
+            names = [one.name for one in categories]
+        else:
+            names = [one["name"] for one in model.categories] if model.categories else None
+        name = urls.shown(self.source)
+        rank_zero_info(
+            transfer.take(model, read_source(self.source), name, names, self.only_fitting)
+        )
+
+
+def begin(trainer: Any, requested: Any) -> Beginning:
     """Let the first rank choose the checkpoint to begin from. All ranks call it together.
 
     Args:
@@ -119,6 +174,8 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
         if checkpoint and not message:
             what = "goes on from" if fits else "weights:"
             message = f"{what} {urls.shown(checkpoint)}"
+        if checkpoint and fits and trainer.start_weights:
+            message = f"{message} (and does not start from --weights again)"
         answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
         return answer | {"hosts": hosts, "agents": agents}
 

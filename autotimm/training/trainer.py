@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
-from autotimm.training.start import NamedCheckpoints, begin
+from autotimm.training.start import NamedCheckpoints, Weights, begin
 from autotimm.training.summary import Summary
 
 quiet_libraries()
@@ -156,6 +157,8 @@ class AutoTrainer(HookedTrainer):
         strategy = choice.strategy(strategy, accelerator, _one_device(devices, num_nodes), timeout)
         precision, plugins = choice.precision(precision, accelerator, strategy, plugins)
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
+        self.start_weights: Weights | None = None
+        """What the model starts from in a fit that does not resume from a checkpoint."""
         self.unlogged: MetricsLogger | None = None
         """Determines the folder of a run without loggers."""
         if not loggers and not kwargs.get("fast_dev_run"):
@@ -197,6 +200,8 @@ class AutoTrainer(HookedTrainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
+        weights: str | Path | None = None,
+        weights_only_fitting: bool = False,
     ) -> None:
         """Train a model.
 
@@ -211,7 +216,13 @@ class AutoTrainer(HookedTrainer):
             ckpt_path: the checkpoint to resume from; ``last`` for the newest one of the newest run
                 in ``default_root_dir``.
             weights_only: without effect, because checkpoints are always read in this way.
+            weights: a trained model to start from, whatever its classes: a checkpoint, a
+                ``.safetensors`` file or a state dict of torchvision's, as a path or URL, or
+                ``torchvision/<name>``. A run that resumes from a checkpoint does not read it.
+            weights_only_fitting: take the tensors of ``weights`` that fit, also from a model with
+                another backbone, width or mask size.
         """
+        self.start_weights = Weights.given(weights, weights_only_fitting, ckpt_path)
         with preemption.stoppable(self):
             super().fit(
                 model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only
@@ -245,6 +256,8 @@ class AutoTrainer(HookedTrainer):
         least: float = 1e-6,
         most: float = 1.0,
         steps: int = 100,
+        weights: str | Path | None = None,
+        weights_only_fitting: bool = False,
     ) -> float:
         """Find the learning rate at which the loss falls fastest.
 
@@ -256,8 +269,11 @@ class AutoTrainer(HookedTrainer):
             least: the rate of the first step.
             most: the rate of the last step.
             steps: the total number of optimizer steps.
+            weights: a trained model to start from, as in :meth:`fit`.
+            weights_only_fitting: as in :meth:`fit`.
         """
-        rate = tuning.find_lr(self, model, datamodule, least, most, steps)
+        start = {"weights": weights, "weights_only_fitting": weights_only_fitting}
+        rate = tuning.find_lr(self, model, datamodule, least, most, steps, **start)
         if self.is_global_zero:
             print(f"learning rate: {rate:.3g} (--model.init_args.lr {rate:.3g})", flush=True)
         return rate
@@ -287,7 +303,9 @@ class AutoTrainer(HookedTrainer):
         if self.state.fn == TrainerFn.FITTING:
             check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
         begun = begin(self, ckpt_path)
-        check_setup(self, model, begun.checkpoint)
+        fits = self.state.fn == TrainerFn.FITTING
+        start = self.start_weights if fits and not begun.checkpoint else None
+        check_setup(self, model, begun.checkpoint, start and partial(start.take, self, model))
         self.begun_from, self.agents = begun.checkpoint, begun.agents
         if begun.rendezvous is not None:
             settle_at_exit()

@@ -35,13 +35,15 @@ def find_lr(
     least: float,
     most: float,
     steps: int,
+    **start: Any,
 ) -> float:
     """The learning rate at which the loss falls fastest, by a range test (Smith 2017).
 
     The rate grows from ``least`` to ``most`` by a constant factor per step, and the ratios between
     the rates of parameter groups stay. (Lightning's finder gives all groups the same rate, which
     does not fit ``layer_decay``.) The test ends early if the smoothed loss is not finite or is four
-    times its minimum. All ranks call it and get the same answer.
+    times its minimum. All ranks call it and get the same answer. ``start`` are arguments of the
+    trainer's ``fit``, for the weights to start from.
 
     Raises:
         InputError: there are too few steps, the range is empty, the strategy shards the weights, or
@@ -63,7 +65,7 @@ def find_lr(
     before = copy.deepcopy(model.state_dict())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "warmup_steps=")  # there is no warm-up here
-        trainer.fit(model, datamodule=datamodule)
+        trainer.fit(model, datamodule=datamodule, **start)
     model.load_state_dict(before)
     return steepest(sweep.rates, sweep.losses)
 
