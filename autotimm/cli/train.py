@@ -111,12 +111,17 @@ class TrainCLI(FlagsOnlyCLI):
         Raises:
             InputError: a flag, or a value of a flag or of the config, cannot be used.
         """
+        words = sys.argv
         try:
+            if args is None or isinstance(args, list):
+                args, sys.argv = _spelt(words[1:] if args is None else args), words[:1]
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             flag = "--help-all" if parser.prog == "autotimm" else "--help"
             line = f"{parse_errors.reword(str(error))} ({flag} lists the flags)"
             raise InputError(line) from error
+        finally:
+            sys.argv = words
 
     def before_instantiate_classes(self) -> None:
         pipeline = self.config[self.subcommand].data.custom_train_transforms
@@ -140,6 +145,18 @@ class TrainCLI(FlagsOnlyCLI):
         if self.subcommand == "predict":
             # A callback writes the predictions batch by batch; nothing uses a list of all of them.
             options.return_predictions = False
+
+
+def _spelt(words: list[str]) -> list[str]:
+    """``words`` with ``--weights-only-fitting`` as jsonargparse spells it, which wants a value."""
+    spelt: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == "__weights_only_fitting":
+            bare = not equals and following.lower() not in ("true", "false")
+            word = "--weights_only_fitting" + ("=true" if bare else equals + value)
+        spelt.append(word)
+    return spelt
 
 
 def _prepare_for(weights: str, only_fitting: bool, model: Namespace) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import safetensors
 import timm
 import torch
 import torch.nn.functional as F
@@ -167,6 +168,7 @@ def _create(name: str, pretrained: bool | str | Path, spec: Features) -> Any:
             model = _model(name, spec, pretrained=True, pretrained_cfg_overlay=overlay)
         # Each file format raises different exceptions.
         except Exception as error:
+            _refuse_whole_model(path)
             raise InputError(
                 f"pretrained={str(path)!r} cannot be read as weights of {name} "
                 f"({type(error).__name__}: {_first_sentence(error)})"
@@ -178,11 +180,31 @@ def _create(name: str, pretrained: bool | str | Path, spec: Features) -> Any:
         if weight.ndim > 1 and weight.min() < weight.max() and torch.equal(weight, empty[key])
     ]
     if missing:
+        _refuse_whole_model(path)
         raise InputError(
             f"pretrained={str(path)!r} does not hold weights of {name}: it lacks {missing[0]}"
             + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
         )
     return model
+
+
+def _refuse_whole_model(path: Path) -> None:
+    """Raise InputError for a checkpoint of a detector, which timm cannot tell from other files."""
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "pt") as file:
+                names = list(file.keys())
+        else:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            names = list(content.get("state_dict", content))
+    # The caller reports what it could not read; this only looks for a better reason.
+    except Exception:
+        return
+    if any(str(name).startswith(("network.", "backbone.body.")) for name in names):
+        raise InputError(
+            f"pretrained={str(path)!r} holds a whole model, and pretrained takes weights of the "
+            f"backbone alone: give --weights {path} (fit(weights=...) in Python)"
+        )
 
 
 def _own_weights(name: str, spec: Features) -> Any:

@@ -168,6 +168,12 @@ def model_of(
     settings = checkpoint.get("hyper_parameters")
     if not isinstance(settings, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{name} is not a checkpoint of {kind.__name__}")
+    of_torchvision = settings.get("layout") == "torchvision"
+    if of_torchvision and not any("network.head." in str(key) for key in checkpoint["state_dict"]):
+        raise InputError(
+            f"{name} has no FCOS head: training can start from it (--weights), and that model can "
+            f"predict"
+        )
     # The weights come from the checkpoint, so do not download pretrained ones.
     settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
     try:

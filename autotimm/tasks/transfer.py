@@ -101,8 +101,9 @@ def take(
     fitting = [key for key in own if key in theirs and _fits(key, own[key], theirs[key])]
     if not only_fitting:
         _check_tensors(name, own, theirs, fitting)
-    if not any(own[key].is_floating_point() for key in fitting if not _is_per_class(key)):
-        raise InputError(f"weights: no tensor of {name} fits the model: give another file")
+    # A few biases have the same shape in any two models.
+    if not any(own[key].ndim > 1 for key in fitting if not _is_per_class(key)):
+        raise InputError(f"weights: no layer of {name} fits the model: give another file")
     for key in fitting:
         if not theirs[key].isfinite().all():
             raise InputError(f"{name}: {key} is not finite: take an earlier checkpoint")

@@ -140,7 +140,7 @@ class Weights(NamedTuple):
         )
 
 
-def begin(trainer: Any, requested: Any) -> Beginning:
+def begin(trainer: Trainer, requested: Any) -> Beginning:
     """Let the first rank choose the checkpoint to begin from. All ranks call it together.
 
     Args:
@@ -174,8 +174,6 @@ def begin(trainer: Any, requested: Any) -> Beginning:
         if checkpoint and not message:
             what = "goes on from" if fits else "weights:"
             message = f"{what} {urls.shown(checkpoint)}"
-        if checkpoint and fits and trainer.start_weights:
-            message = f"{message} (and does not start from --weights again)"
         answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
         return answer | {"hosts": hosts, "agents": agents}
 

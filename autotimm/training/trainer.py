@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
@@ -303,8 +304,10 @@ class AutoTrainer(HookedTrainer):
         if self.state.fn == TrainerFn.FITTING:
             check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
         begun = begin(self, ckpt_path)
-        fits = self.state.fn == TrainerFn.FITTING
-        start = self.start_weights if fits and not begun.checkpoint else None
+        start = self.start_weights if self.state.fn == TrainerFn.FITTING else None
+        if start and begun.checkpoint:
+            rank_zero_info("the checkpoint has all weights: --weights is not read again")
+            start = None
         check_setup(self, model, begun.checkpoint, start and partial(start.take, self, model))
         self.begun_from, self.agents = begun.checkpoint, begun.agents
         if begun.rendezvous is not None:

@@ -1,0 +1,217 @@
+"""torchvision's detectors, converted, compute what torchvision computes with the same weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    FCOS,
+    MaskRCNN,
+    fcos_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from autotimm import InputError, InstanceSegmentor, ObjectDetector, load
+from autotimm.tasks import torchvision_weights, transfer
+from autotimm.tasks.checkpoint import model_of, read_checkpoint
+
+COCO = 80
+MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+
+
+def stirred(model: nn.Module) -> Any:
+    """The model with random statistics in all norms, and heads that find boxes of many sizes."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.3)
+            nn.init.normal_(module.bias, 0, 0.2)
+        elif isinstance(module, nn.Conv2d) and name.startswith("head."):
+            module.weight.data.mul_(3)
+            nn.init.normal_(module.bias, 0, 0.3)
+    if isinstance(model, FCOS):
+        nn.init.constant_(model.head.regression_head.bbox_reg.bias, 2.0)
+        unused = [i for i in range(91) if i not in set(category_ids(model))]
+        model.head.classification_head.cls_logits.bias.data[unused] = -30.0
+    return model.eval()
+
+
+def category_ids(model: nn.Module) -> list[int]:
+    converted = torchvision_weights.as_checkpoint(model.state_dict(), "torchvision's")
+    return [one["id"] for one in converted["categories"]]
+
+
+def small_fcos() -> Any:
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    return stirred(FCOS(body, 91, score_thresh=0.0, detections_per_img=5000))
+
+
+def assert_finds_the_same(theirs: Any, ours: ObjectDetector, image: Tensor) -> None:
+    """Every box of torchvision's has one of ours, 0.01 px and 1e-4 of the score away, and back."""
+    theirs.transform.min_size, theirs.transform.max_size = (min(image.shape[1:]),), 10**6
+    ids = torch.tensor([one["id"] for one in ours.categories or ()])
+    with torch.no_grad():
+        (wanted,) = theirs([image])
+        (found,) = ours.detect(((image - MEAN[:, None, None]) / STD[:, None, None])[None])
+    has_area = ((wanted["boxes"][:, 2:] - wanted["boxes"][:, :2]) > 0).all(-1)
+    real = has_area & torch.isin(wanted["labels"], ids)
+    assert len(found["boxes"]) == real.sum() > 100
+    # Scores that are nearly the same may change places, so compare in an order that they decide
+    # last: by class, then by position.
+    columns = [
+        torch.cat([labels[:, None].double(), boxes.double(), scores[:, None].double()], 1)
+        for labels, boxes, scores in (
+            (wanted["labels"][real], wanted["boxes"][real], wanted["scores"][real]),
+            (ids[found["labels"]], found["boxes"], found["scores"]),
+        )
+    ]
+    distance = torch.cdist(columns[0], columns[1], p=torch.inf)
+    nearest = distance.argmin(1)
+    assert len(nearest.unique()) == len(nearest)  # each of ours answers for one of theirs
+    apart = (columns[0] - columns[1][nearest]).abs()
+    assert (apart[:, 0] == 0).all()
+    assert apart[:, 1:5].max() < 0.01
+    assert apart[:, 5].max() < 1e-4
+
+
+def converted(theirs: nn.Module, path: Path) -> ObjectDetector:
+    """Our model from torchvision's state dict as a file."""
+    torch.save(theirs.state_dict(), path)
+    return load(path, score_thresh=0.0, max_detections_per_image=5000)
+
+
+def test_fcos_finds_what_torchvisions_finds(tmp_path: Path) -> None:
+    theirs = small_fcos()
+    ours = converted(theirs, tmp_path / "fcos.pth")
+    assert ours.settings.backbone == "resnet18"
+    assert ours.settings.layout == "torchvision"
+    assert len(ours.categories or ()) == COCO
+    for size in ((96, 160), (128, 128)):  # P6 and P7 do not divide the first one
+        assert_finds_the_same(theirs, ours, torch.rand(3, *size))
+
+
+@pytest.mark.slow
+def test_fcos_resnet50_on_twenty_images(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    options = {"score_thresh": 0.0, "detections_per_img": 5000}
+    theirs = stirred(fcos_resnet50_fpn(weights=None, weights_backbone=None, **options))
+    ours = converted(theirs, tmp_path / "fcos.pth")
+    for i in range(20):
+        assert_finds_the_same(theirs, ours, torch.rand(3, 96 + 32 * (i % 4), 224 - 32 * (i % 3)))
+
+
+def assert_has_the_same_masks(theirs: Any, content: dict[str, Any]) -> None:
+    """Backbone, pyramid and mask head give torchvision's levels and logits."""
+    settings = content["hyper_parameters"]
+    ours = InstanceSegmentor(**settings | {"pretrained": False, "compile_model": False}).eval()
+    names = [one["name"] for one in content["categories"]]
+    line = transfer.take(ours, content, "maskrcnn.pth", names)
+    assert "starting anew: fpn.p6, fpn.p7, head" in line
+    ids = [one["id"] for one in content["categories"]]
+    with torch.no_grad():
+        image = torch.randn(1, 3, 96, 128)
+        wanted = list(theirs.backbone(image).values())[:4]
+        found = ours.network.fpn(ours.network.backbone(image))[:4]
+        for level, other in zip(found, wanted, strict=True):
+            assert (level - other).abs().max() < 1e-4 * other.abs().max()
+        features = torch.randn(5, 256, 14, 14)
+        logits = theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(features))
+        assert ours.network.mask_head is not None
+        assert (ours.network.mask_head(features) - logits[:, ids]).abs().max() < 1e-5
+
+
+def test_masks_are_torchvisions() -> None:
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)
+    theirs = stirred(MaskRCNN(body, 91))
+    state = theirs.state_dict()
+    assert_has_the_same_masks(theirs, torchvision_weights.as_checkpoint(state, "x"))
+    # The published file has the names of before, and norms without an epsilon.
+    old = {re.sub(r"(_blocks\.\d)\.0\.", r"\1.", key): value for key, value in state.items()}
+    for i in range(4):
+        for kind in ("weight", "bias"):
+            key = f"roi_heads.mask_head.mask_fcn{i + 1}.{kind}"
+            old[key] = old.pop(f"roi_heads.mask_head.{i}.0.{kind}")
+    for module in theirs.backbone.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+            module.running_var[:3] = 1e-6  # where the epsilon matters
+    assert_has_the_same_masks(theirs, torchvision_weights.as_checkpoint(old, "x"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2])
+def test_mask_rcnn_resnet50(make: Any) -> None:
+    torch.manual_seed(2)
+    theirs = stirred(make(weights=None, weights_backbone=None))
+    assert_has_the_same_masks(theirs, torchvision_weights.as_checkpoint(theirs.state_dict(), "x"))
+
+
+def test_mask_rcnn_is_no_model_to_predict_with(tmp_path: Path) -> None:
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)
+    torch.save(MaskRCNN(body, 91).state_dict(), tmp_path / "mask.pth")
+    with pytest.raises(InputError, match=r"mask.pth has no FCOS head.*--weights") as error:
+        load(tmp_path / "mask.pth")
+    assert len(str(error.value)) < 300
+
+
+def test_other_numbers_of_classes_have_no_names(tmp_path: Path) -> None:
+    state = small_fcos().state_dict()
+    for kind in ("weight", "bias"):
+        key = f"head.classification_head.cls_logits.{kind}"
+        state[key] = state[key][:7].clone()
+    torch.save(state, tmp_path / "own.pth")
+    content = read_checkpoint(tmp_path / "own.pth")
+    assert content["categories"] is None
+    assert content["hyper_parameters"]["num_classes"] == 7
+    assert model_of(ObjectDetector, content, "own.pth", None, True, {}).settings.num_classes == 7
+
+
+def test_bad_files_and_names_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"torchvision/ssd300_vgg16 is not one of torchvision's"):
+        read_checkpoint("torchvision/ssd300_vgg16")
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    for name in torchvision_weights.NAMES:
+        with pytest.raises(InputError, match=r"no route to host.*https://download.*\.pth") as error:
+            read_checkpoint(f"torchvision/{name}")
+        assert "\n" not in str(error.value)
+    torch.save({"backbone.body.conv1.weight": torch.ones(3)}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match="odd.pth cannot be read as weights of a detector"):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_published_weights_are_read_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def fetched(url: str, **options: Any) -> Any:
+        given.update(options, url=url)
+        return small_fcos().state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetched)
+    content = read_checkpoint("torchvision/fcos_resnet50_fpn")
+    assert given["weights_only"] and given["check_hash"]
+    assert given["url"].startswith("https://download.pytorch.org/models/fcos_resnet50_fpn_coco")
+    assert len(content["categories"]) == COCO
