@@ -24,6 +24,7 @@ from autotimm.tasks import torchvision_weights, transfer
 from autotimm.tasks.checkpoint import model_of, read_checkpoint
 
 COCO = 80
+BEST = 200  # detections of an image
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 
 
@@ -60,41 +61,36 @@ def small_fcos() -> Any:
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
-    return stirred(FCOS(body, 91, score_thresh=0.0, detections_per_img=5000))
+    return stirred(FCOS(body, 91, score_thresh=0.0, detections_per_img=BEST))
 
 
 def assert_finds_the_same(theirs: Any, ours: ObjectDetector, image: Tensor) -> None:
-    """Every box of torchvision's has one of ours, 0.01 px and 1e-4 of the score away, and back."""
+    """Each of torchvision's boxes has one of ours, 0.01 px and 1e-4 of the score away.
+
+    Both keep the best ones. At the lowest score a box may be kept by one of them alone.
+    """
     theirs.transform.min_size, theirs.transform.max_size = (min(image.shape[1:]),), 10**6
     ids = torch.tensor([one["id"] for one in ours.categories or ()])
     with torch.no_grad():
         (wanted,) = theirs([image])
         (found,) = ours.detect(((image - MEAN[:, None, None]) / STD[:, None, None])[None])
-    has_area = ((wanted["boxes"][:, 2:] - wanted["boxes"][:, :2]) > 0).all(-1)
-    real = has_area & torch.isin(wanted["labels"], ids)
-    assert len(found["boxes"]) == real.sum() > 100
-    # Scores that are nearly the same may change places, so compare in an order that they decide
-    # last: by class, then by position.
-    columns = [
-        torch.cat([labels[:, None].double(), boxes.double(), scores[:, None].double()], 1)
-        for labels, boxes, scores in (
-            (wanted["labels"][real], wanted["boxes"][real], wanted["scores"][real]),
-            (ids[found["labels"]], found["boxes"], found["scores"]),
-        )
-    ]
-    distance = torch.cdist(columns[0], columns[1], p=torch.inf)
-    nearest = distance.argmin(1)
-    assert len(nearest.unique()) == len(nearest)  # each of ours answers for one of theirs
-    apart = (columns[0] - columns[1][nearest]).abs()
-    assert (apart[:, 0] == 0).all()
-    assert apart[:, 1:5].max() < 0.01
-    assert apart[:, 5].max() < 1e-4
+    assert len(found["scores"]) == len(wanted["scores"]) == BEST
+    sides = wanted["boxes"][:, 2:] - wanted["boxes"][:, :2]
+    # Boxes without an area are none of ours, so we have others in their places.
+    lowest = max(found["scores"].min(), wanted["scores"].min()) + 1e-4
+    real = (sides > 0).all(-1) & (wanted["scores"] > lowest)
+    assert real.sum() > BEST / 2
+    same = wanted["labels"][real, None] == ids[found["labels"]]
+    same &= (wanted["boxes"][real, None] - found["boxes"]).abs().amax(-1) < 0.01
+    same &= (wanted["scores"][real, None] - found["scores"]).abs() < 1e-4
+    assert (same.sum(1) == 1).all()
+    assert same.sum() == (found["scores"] > lowest).sum()
 
 
 def converted(theirs: nn.Module, path: Path) -> ObjectDetector:
     """Our model from torchvision's state dict as a file."""
     torch.save(theirs.state_dict(), path)
-    return load(path, score_thresh=0.0, max_detections_per_image=5000)
+    return load(path, score_thresh=0.0, max_detections_per_image=BEST)
 
 
 def test_fcos_finds_what_torchvisions_finds(tmp_path: Path) -> None:
@@ -110,7 +106,7 @@ def test_fcos_finds_what_torchvisions_finds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fcos_resnet50_on_twenty_images(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    options = {"score_thresh": 0.0, "detections_per_img": 5000}
+    options = {"score_thresh": 0.0, "detections_per_img": BEST}
     theirs = stirred(fcos_resnet50_fpn(weights=None, weights_backbone=None, **options))
     ours = converted(theirs, tmp_path / "fcos.pth")
     for i in range(20):
