@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -100,3 +102,39 @@ def test_the_canvases_of_the_published_figures_can_be_had(tmp_path: Path) -> Non
         tmp_path, image_size=int(words[1]), aspect_buckets=buckets
     )
     assert data.canvases == ((1344, 1344), (800, 1344), (1344, 800))
+
+
+def test_fine_tuning_has_what_it_is_for() -> None:
+    config = read(LAUNCH / "finetune.yaml")
+    options, trainer = config["model"]["init_args"], config["trainer"]
+    assert trainer["accelerator"] == "auto"
+    assert options["pretrained"] is True
+    assert 0 < options["backbone_lr_factor"] < 1
+    assert options["warmup_steps"] > 0
+    assert 0 < trainer["ema_decay"] < 1
+    (stopping,) = trainer["callbacks"]
+    assert stopping["class_path"].endswith(".EarlyStopping")
+    first, *_ = options["metrics"]  # also what best.ckpt goes by
+    assert stopping["init_args"]["monitor"] == f"val/{first['name']}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("validated", [True, False])
+def test_fine_tuning_trains_and_stops(validated: bool, tmp_path: Path) -> None:
+    """A rate of nearly nothing makes nothing better, so the second measurement is the last."""
+    stopping = read(LAUNCH / "finetune.yaml")["trainer"]["callbacks"]
+    stopping[0]["init_args"]["patience"] = 1
+    done = forked.run(
+        *("-m", "autotimm", "fit", "--config", LAUNCH / "finetune.yaml"),
+        *("--data.data_dir", LAUNCH.parent / "shards/sample", "--data.image_size", 64),
+        *("--data.num_workers", 0, "--trainer.default_root_dir", tmp_path),
+        *("--trainer.accelerator", "cpu", "--trainer.callbacks", json.dumps(stopping)),
+        *("--trainer.check_val_every_n_epoch", 1, "--trainer.max_epochs", 4),
+        *("--model.init_args.pretrained=false", "--model.init_args.backbone=test_resnet"),
+        *("--model.init_args.fpn_channels=16", "--model.init_args.head_convs=1"),
+        *("--model.init_args.lr=1e-12", "--model.init_args.weight_decay=0"),
+        *([] if validated else ["--data.val_split=null"]),
+    )
+    assert done.returncode == 0, done.stderr
+    run = json.loads(next(tmp_path.glob("*/run.json")).read_text())
+    assert run["epoch"] == (2 if validated else 4)
