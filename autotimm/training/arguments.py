@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.files import urls
@@ -111,3 +112,12 @@ def _is_no_time(given: Any) -> bool:
     if isinstance(given, Mapping):
         return not any(given.values())
     return isinstance(given, timedelta) and given <= timedelta(0)
+
+
+def one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
+    """Whether a run with these arguments of a trainer has one process."""
+    if num_nodes > 1:
+        return False
+    if devices in ("auto", -1, "-1"):
+        return torch.cuda.device_count() <= 1
+    return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)

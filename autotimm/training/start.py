@@ -10,10 +10,11 @@ only the checkpoint that the user names.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -138,6 +139,25 @@ class Weights(NamedTuple):
         rank_zero_info(
             transfer.take(model, read_source(self.source), name, names, self.only_fitting)
         )
+
+
+def preparation(
+    trainer: Trainer, weights: Weights | None, model: LightningModule, checkpoint: Any
+) -> Callable[[], None] | None:
+    """What gives ``model`` the weights that a run starts from; None if the run needs none.
+
+    Args:
+        trainer: of the run.
+        weights: that the user gives for a fit.
+        model: of the run.
+        checkpoint: that the run begins from, with the weights of all of the model.
+    """
+    if weights is None or trainer.state.fn != TrainerFn.FITTING:
+        return None
+    if checkpoint:
+        rank_zero_info("the checkpoint has all weights: --weights is not read again")
+        return None
+    return partial(weights.take, trainer, model)
 
 
 def begin(trainer: Trainer, requested: Any) -> Beginning:

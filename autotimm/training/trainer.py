@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
@@ -43,7 +39,7 @@ from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
-from autotimm.training.start import NamedCheckpoints, Weights, begin
+from autotimm.training.start import NamedCheckpoints, Weights, begin, preparation
 from autotimm.training.summary import Summary
 
 quiet_libraries()
@@ -155,7 +151,9 @@ class AutoTrainer(HookedTrainer):
         else:
             # Shorter than NCCL's timeout, which ends the process without naming the hanging rank.
             saving += [Checkpoints(save), Preemption(0.9 * timeout)]
-        strategy = choice.strategy(strategy, accelerator, _one_device(devices, num_nodes), timeout)
+        strategy = choice.strategy(
+            strategy, accelerator, arguments.one_device(devices, num_nodes), timeout
+        )
         precision, plugins = choice.precision(precision, accelerator, strategy, plugins)
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.start_weights: Weights | None = None
@@ -217,11 +215,9 @@ class AutoTrainer(HookedTrainer):
             ckpt_path: the checkpoint to resume from; ``last`` for the newest one of the newest run
                 in ``default_root_dir``.
             weights_only: without effect, because checkpoints are always read in this way.
-            weights: a trained model to start from, whatever its classes: a checkpoint, a
-                ``.safetensors`` file or a state dict of torchvision's, as a path or URL, or
-                ``torchvision/<name>``. A run that resumes from a checkpoint does not read it.
-            weights_only_fitting: take the tensors of ``weights`` that fit, also from a model with
-                another backbone, width or mask size.
+            weights: a trained model to start from, whatever its classes: a path or URL of a
+                checkpoint or of torchvision's weights, or ``torchvision/<name>``.
+            weights_only_fitting: whether to take the tensors that fit of any other model.
         """
         self.start_weights = Weights.given(weights, weights_only_fitting, ckpt_path)
         with preemption.stoppable(self):
@@ -270,8 +266,7 @@ class AutoTrainer(HookedTrainer):
             least: the rate of the first step.
             most: the rate of the last step.
             steps: the total number of optimizer steps.
-            weights: a trained model to start from, as in :meth:`fit`.
-            weights_only_fitting: as in :meth:`fit`.
+            weights, weights_only_fitting: as in :meth:`fit`.
         """
         start = {"weights": weights, "weights_only_fitting": weights_only_fitting}
         rate = tuning.find_lr(self, model, datamodule, least, most, steps, **start)
@@ -304,11 +299,8 @@ class AutoTrainer(HookedTrainer):
         if self.state.fn == TrainerFn.FITTING:
             check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
         begun = begin(self, ckpt_path)
-        start = self.start_weights if self.state.fn == TrainerFn.FITTING else None
-        if start and begun.checkpoint:
-            rank_zero_info("the checkpoint has all weights: --weights is not read again")
-            start = None
-        check_setup(self, model, begun.checkpoint, start and partial(start.take, self, model))
+        start = preparation(self, self.start_weights, model, begun.checkpoint)
+        check_setup(self, model, begun.checkpoint, start)
         self.begun_from, self.agents = begun.checkpoint, begun.agents
         if begun.rendezvous is not None:
             settle_at_exit()
@@ -316,11 +308,3 @@ class AutoTrainer(HookedTrainer):
             if isinstance(callback, Preemption):
                 callback.join(begun.rendezvous, begun.hosts)
         return begun.checkpoint
-
-
-def _one_device(devices: list[int] | str | int, num_nodes: int) -> bool:
-    if num_nodes > 1:
-        return False
-    if devices in ("auto", -1, "-1"):
-        return torch.cuda.device_count() <= 1
-    return devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)

@@ -85,8 +85,7 @@ def test_photos_get_their_classes(weights: Path, shared_data: Path) -> None:
             assert found.shape == stage.shape
             assert torch.allclose(found, stage, atol=1e-4)
     right = sum(
-        bool(CLASSES[name] & set(top.tolist()))
-        for (name, _), top in zip(images, best, strict=True)
+        bool(CLASSES[name] & set(top.tolist())) for (name, _), top in zip(images, best, strict=True)
     )
     assert len(images) > 15
     assert right >= 0.85 * len(images)

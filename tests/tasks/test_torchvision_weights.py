@@ -180,9 +180,7 @@ def test_other_numbers_of_classes_have_no_names(tmp_path: Path) -> None:
     assert model_of(ObjectDetector, content, "own.pth", None, True, {}).settings.num_classes == 7
 
 
-def test_bad_files_and_names_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_files_and_names_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"torchvision/ssd300_vgg16 is not one of torchvision's"):
         read_checkpoint("torchvision/ssd300_vgg16")
 
@@ -195,7 +193,7 @@ def test_bad_files_and_names_are_one_line(
             read_checkpoint(f"torchvision/{name}")
         assert "\n" not in str(error.value)
     torch.save({"backbone.body.conv1.weight": torch.ones(3)}, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match="odd.pth cannot be read as weights of a detector"):
+    with pytest.raises(InputError, match=r"odd.pth cannot be read as weights of a detector"):
         read_checkpoint(tmp_path / "odd.pth")
 
 

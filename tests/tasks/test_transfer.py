@@ -158,7 +158,9 @@ def test_a_tag_of_the_backbone_is_no_other_backbone() -> None:
 def test_settings_that_do_not_tell_the_shapes_are_found_out() -> None:
     content = content_of(trained(fpn_channels=16))
     content["hyper_parameters"]["fpn_channels"] = 32
-    with pytest.raises(InputError, match=r"fpn.*is \(32, .*\) in the model and \(16, .*more differ"):
+    with pytest.raises(
+        InputError, match=r"fpn.*is \(32, .*\) in the model and \(16, .*more differ"
+    ):
         take(small(), content, "old.ckpt", list(OLD))
     content = content_of(trained())
     del content["state_dict"]["network.head.scales"]

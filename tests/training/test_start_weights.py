@@ -1,4 +1,4 @@
-"""A run on several ranks, by the command line, and from every kind of source starts from weights."""
+"""Runs start from weights: under every strategy, by the command line, from files and folders."""
 
 from __future__ import annotations
 
@@ -130,7 +130,11 @@ def test_the_command_line(tmp_path: Path) -> None:
         (["--weights-only-fitting"], 2, "--weights-only-fitting has no effect without --weights"),
         (["--weights", str(tmp_path / "half.ckpt")], 2, "half.ckpt cannot be read"),
         (["--weights", str(tmp_path / "text.ckpt")], 2, "text.ckpt is not a checkpoint"),
-        (["--weights", old, "--model.init_args.pretrained", old], 2, "has no effect with --weights"),
+        (
+            ["--weights", old, "--model.init_args.pretrained", old],
+            2,
+            "has no effect with --weights",
+        ),
     ):
         done = forked.run(*flags(tmp_path / "runs"), *words)
         assert done.returncode == code, (words, done.stderr)
