@@ -167,9 +167,9 @@ def _prepare_for(weights: str, only_fitting: bool, model: Namespace) -> None:
     """
     if only_fitting:
         return
-    if not isinstance(model.get("pretrained"), bool):
+    if isinstance(model.get("pretrained"), str):
         raise InputError(
-            f"--model.init_args.pretrained {model.get('pretrained')} has no effect with --weights, "
+            f"--model.init_args.pretrained {model.pretrained} has no effect with --weights, "
             f"which has the backbone too: leave one of them out"
         )
     model.pretrained = False  # do not download any first

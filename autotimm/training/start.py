@@ -131,10 +131,11 @@ class Weights(NamedTuple):
             )
         datamodule: Any = getattr(trainer, "datamodule", None)
         categories = getattr(datamodule, "categories", None)
+        names: list[str] | None = None  # of the data; else those the model has been trained on
         if categories is not None:
             names = [one.name for one in categories]
-        else:
-            names = [one["name"] for one in model.categories] if model.categories else None
+        elif model.categories:
+            names = [one["name"] for one in model.categories]
         name = urls.shown(self.source)
         rank_zero_info(
             transfer.take(model, read_source(self.source), name, names, self.only_fitting)

@@ -399,6 +399,21 @@ def test_weights_come_with_their_own_preprocessing(tmp_path) -> None:
     assert Backbone("test_vit", pretrained=False).preprocessing == Preprocessing()
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_whole_model_is_no_backbone(tmp_path, suffix) -> None:
+    network = Network("resnet10t", 3, pretrained=False, fpn_channels=16, head_convs=1)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    path = tmp_path / f"last{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state, "hyper_parameters": {"backbone": "resnet10t"}}, path)
+    else:
+        save_file(state, path)
+    with pytest.raises(InputError, match=f"--weights {re.escape(str(path))}") as error:
+        Backbone("resnet10t", pretrained=path)
+    assert len(str(error.value)) < 200 + 2 * len(str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_a_file_of_another_model_is_refused(tmp_path) -> None:
     path = tmp_path / "weights.pth"
     weights(path, nn.Linear(2, 2))
