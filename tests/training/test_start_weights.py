@@ -13,6 +13,7 @@ from batches import small
 from ranks import on_ranks
 
 from autotimm.checkpoints.sources import read_source
+from autotimm.tasks.transfer import take
 
 SAMPLE = Path(__file__).parents[2] / "shards/sample"  # disc, square, triangle and star
 NAMES = ("star", "moon", "Disc")
@@ -74,26 +75,27 @@ def assert_has(content: dict[str, Any], source: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_every_strategy_starts_from_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_every_strategy_starts_from_the_weights(strategy: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "old.ckpt")
-    for strategy in ("ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
-        folder = tmp_path / strategy
-        words = (folder, SAMPLE, strategy, tmp_path / "old.ckpt", json.dumps(OPTIONS))
-        done = on_ranks(CODE, tmp_path, *words)
-        assert done.returncode == 0, done.stderr
-        told = "classes kept: disc, star; new: square, triangle"
-        assert (done.stdout + done.stderr).count(told) == 1, strategy
-        assert_has(read_source(folder / "done.ckpt"), source)
-    # A folder of ZeRO's is a source itself; here all four classes are the same.
-    folder = tmp_path / "again"
-    words = (folder, SAMPLE, "ddp", tmp_path / "deepspeed_stage_3/done.ckpt", json.dumps(OPTIONS))
+    words = (tmp_path, SAMPLE, strategy, tmp_path / "old.ckpt", json.dumps(OPTIONS))
     done = on_ranks(CODE, tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    assert "classes kept: disc, square, triangle, star" in done.stdout + done.stderr
-    assert_has(read_source(folder / "done.ckpt"), source)
-    # A file that one rank lacks ends all of them, with one line.
+    told = "classes kept: disc, star; new: square, triangle"
+    assert (done.stdout + done.stderr).count(told) == 1
+    content = read_source(tmp_path / "done.ckpt")  # a folder of DeepSpeed's is a source itself
+    assert_has(content, source)
+    again = small(num_classes=4, **OPTIONS)
+    line = take(again, content, "done.ckpt", ["triangle", "STAR", "disc", "square"])
+    assert "classes kept: triangle, STAR, disc, square" in line
+    theirs = content["state_dict"]["network.mask_head.masks.weight"]
+    assert torch.equal(again.network.mask_head.masks.weight, theirs[[2, 3, 0, 1]])
+
+
+@pytest.mark.slow
+def test_a_file_that_one_rank_lacks_ends_all_ranks_with_one_line(tmp_path: Path) -> None:
     saved(tmp_path / "rank_0.ckpt")
-    words = (tmp_path / "lacking", SAMPLE, "ddp", tmp_path / "rank_RANK.ckpt", json.dumps(OPTIONS))
+    words = (tmp_path, SAMPLE, "ddp", tmp_path / "rank_RANK.ckpt", json.dumps(OPTIONS))
     done = on_ranks(CODE, tmp_path, *words)
     assert done.returncode != 0
     lines = [line for line in done.stdout.splitlines() if "refused:" in line]
