@@ -16,10 +16,13 @@ from torchvision.models.detection import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from autotimm import InputError, InstanceSegmentor, ObjectDetector, load
+from autotimm.models.fcos import level_shapes, locations
 from autotimm.tasks import torchvision_weights, transfer
 from autotimm.tasks.checkpoint import model_of, read_checkpoint
 
@@ -101,6 +104,18 @@ def test_fcos_finds_what_torchvisions_finds(tmp_path: Path) -> None:
     assert len(ours.categories or ()) == COCO
     for size in ((96, 160), (128, 128)):  # P6 and P7 do not divide the first one
         assert_finds_the_same(theirs, ours, torch.rand(3, *size))
+
+
+@pytest.mark.parametrize("size", [(96, 160), (256, 384), (800, 1088)])
+def test_locations_are_the_centres_of_torchvisions_anchors(size: tuple[int, int]) -> None:
+    """Also of P6 and P7, whose boxes are rarely the best, on sides that they do not divide."""
+    shapes = level_shapes(*size)
+    generator = AnchorGenerator(tuple((s,) for s in (8, 16, 32, 64, 128)), ((1.0,),) * 5)
+    images = ImageList(torch.zeros(1, 3, *size), [size])
+    (anchors,) = generator(images, [torch.zeros(1, 1, *shape) for shape in shapes])
+    found = locations(shapes, torch.device("cpu"), half_stride=False)
+    assert torch.equal(found.points, (anchors[:, :2] + anchors[:, 2:]) / 2)
+    assert torch.equal(found.strides, anchors[:, 2] - anchors[:, 0])
 
 
 @pytest.mark.slow
