@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentor, ObjectDetector
 from autotimm.checkpoints.convert import convert
-from autotimm.coco.lists import Category
+from autotimm.coco.categories import Category
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.transfer import match_classes, take
 
