@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
