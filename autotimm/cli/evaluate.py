@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.cli.parser import (
+    add_image_size,
+    add_pixel_range,
+    local_path,
+    make_parser,
+    reject_unused,
+)
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "it; of LVIS' files 300 of all classes",
     )
     add_pixel_range(source, "default: the checkpoint's, else that of the data")
-    source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
+    source.add_argument(
+        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if missing"
+    )
     model = flags.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
     add_looking(model)

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from autotimm import __version__
 from autotimm.cli import lightning_help
-from autotimm.files import urls
+from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
 _HEAD = """\
@@ -64,6 +64,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # class names may have letters it cannot encode
             stream.reconfigure(errors="backslashreplace")
+    guard_process()
     try:
         code = _run(words)
         if sys.stdout is not None:  # None if the shell closed it (>&-)
@@ -105,7 +106,7 @@ def _exit_code_and_line(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError):  # a full disk, a folder without write permission
         reason = error.strerror or str(error)
         line = f"{error.filename}: {reason}" if error.filename else reason
-        return 2, " ".join(urls.without_secrets(line).split())
+        return 2, " ".join(line.split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return 2, "out of memory: take smaller batches or images, or fewer workers"
     return None

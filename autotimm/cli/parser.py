@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from autotimm.files import urls
 from autotimm.structures import InputError
 
 _WIDTH = 98
@@ -51,6 +52,22 @@ def make_parser(verb: str, summary: str, examples: str, epilog: str = "") -> Par
         formatter_class=_Help,
         allow_abbrev=False,
     )
+
+
+def local_path(text: str) -> str:
+    """The path of a file or folder to write, for ``type=`` of a flag; a file URL becomes a path.
+
+    Raises:
+        ArgumentTypeError: it is another URL, which would become a folder of that name.
+    """
+    kind = urls.kind(text)
+    if kind == "file":
+        return str(urls.file_path(text))
+    if kind:
+        raise argparse.ArgumentTypeError(
+            f"{urls.shown(text)}: is a URL, but is written on this machine: give a path"
+        )
+    return text
 
 
 class _Size(argparse.Action):

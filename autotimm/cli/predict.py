@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.cli.parser import (
+    add_image_size,
+    add_pixel_range,
+    local_path,
+    make_parser,
+    reject_unused,
+)
 from autotimm.structures import InputError
 
 _COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -47,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
     )
-    flags.add_argument("--out", required=True, metavar="DIR", help="made if missing")
+    flags.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="made if missing"
+    )
     flags.add_argument(
         "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
     )

@@ -25,8 +25,8 @@ from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
-from autotimm.files import urls
 from autotimm.lightning_private import FlagsOnlyCLI
+from autotimm.redaction import guard_process, redacted
 from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
@@ -51,15 +51,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(parser, _without_secrets(config), **options)
-
-
-def _without_secrets(config: Any) -> Any:
-    if isinstance(config, Namespace):
-        return Namespace(**{key: _without_secrets(value) for key, value in vars(config).items()})
-    if isinstance(config, list):
-        return [_without_secrets(one) for one in config]
-    return urls.all_shown(config)
+        super().__init__(parser, redacted(config), **options)
 
 
 class TrainCLI(FlagsOnlyCLI):
@@ -187,6 +179,7 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         args: the arguments; those of the process by default.
         prog: the name of the command in usage lines.
     """
+    guard_process()
     try:
         with signals.caught(ends=True):  # from here: it may be minutes to the first step
             TrainCLI(

@@ -22,6 +22,7 @@ from autotimm.files import urls
 from autotimm.format.fields import plain_name
 from autotimm.format.manifest import Manifest
 from autotimm.images.depth import checked_range
+from autotimm.redaction import guard_process
 from autotimm.sharding.arguments import Arguments, parse
 from autotimm.sharding.destinations.choice import destination
 from autotimm.sharding.destinations.local_folder import LocalFolder
@@ -35,6 +36,7 @@ from autotimm.structures import InputError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits."""
+    guard_process()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _main(parse(arguments))

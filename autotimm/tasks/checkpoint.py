@@ -9,13 +9,12 @@ import pickle
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import torch
 from lightning import LightningModule
 
 from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
-from autotimm.files import urls
+from autotimm.files import remote, urls
 from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
@@ -33,7 +32,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Files that contain code are refused, and the code does not run.
 
     Args:
-        path: a path, or a URL that fsspec opens.
+        path: a path, or a URL: http(s) and S3 are downloaded, fsspec opens others.
         map_location: as in ``torch.load``.
 
     Raises:
@@ -42,7 +41,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     name = urls.shown(str(path))
     try:
-        with fsspec.open(str(path), "rb") as file:
+        with remote.opened(path) as file:
             head = file.read(9)
             file.seek(0)
             if is_safetensors(head):
@@ -51,6 +50,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
                 # Explicitly, because an environment variable can change torch's default.
                 checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except InputError as error:
+        if str(error).startswith(f"{name}: "):  # a server's refusal
+            raise
         raise InputError(f"{name} {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint at {name}") from error

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from autotimm.files.atomic import whole_file
+from autotimm.redaction import redacted
 from autotimm.structures import InputError
 
 KEPT = (
@@ -42,7 +43,7 @@ def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: 
         InputError: the file cannot be written.
     """
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    metadata = {"format": "pt", "autotimm": json.dumps(kept)}
+    metadata = {"format": "pt", "autotimm": json.dumps(redacted(kept))}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

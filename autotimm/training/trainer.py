@@ -19,7 +19,6 @@ from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import on_all_ranks
 from autotimm.distributed.agreement import settle_at_exit
 from autotimm.distributed.launcher import launcher_world
-from autotimm.files import urls
 from autotimm.lightning_private import (
     HookedTrainer,
     checkpoint_of,
@@ -28,6 +27,7 @@ from autotimm.lightning_private import (
 )
 from autotimm.outputs.loggers import make_loggers
 from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.redaction import redacted
 from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
@@ -224,7 +224,7 @@ class AutoTrainer(HookedTrainer):
         # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
-            checkpoint[key] = urls.all_shown(checkpoint[key])
+            checkpoint[key] = redacted(checkpoint[key])
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
