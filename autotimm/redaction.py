@@ -76,10 +76,11 @@ def guard_process() -> None:
     Warnings, tracebacks and log lines go through stdout and stderr, too. Programs call this first;
     a process that is forked later inherits it, and one that is spawned calls it again.
     """
-    for word in sys.orig_argv:
+    words = dict.fromkeys([*sys.orig_argv, *sys.argv])
+    for word in words:
         learn(word)
         _learn_config(word.partition("=")[2] or word)
-    _learn_named(" ".join(sys.orig_argv))  # --token VALUE: a name and its value as two words
+    _learn_named(" ".join(words))  # --token VALUE: a name and its value as two words
     for name, value in os.environ.items():
         learn(value)
         if _VARIABLE.match(name):

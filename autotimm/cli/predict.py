@@ -15,6 +15,7 @@ from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import (
     add_image_size,
     add_pixel_range,
+    check_folder,
     local_path,
     make_parser,
     reject_unused,
@@ -132,10 +133,7 @@ def run(args: argparse.Namespace) -> int:
         pyav()  # before the model is loaded
     else:
         reject_unused(parser(), args, ("every",), "is for videos: there is none")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+    check_folder("--out", out)
     model = _model(args, _COMPILE_FROM if videos else len(names))
     images = [one for one in names if one not in set(videos)]
     if args.pixel_range is None:

@@ -12,7 +12,7 @@ import traceback
 from argparse import ArgumentError
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -20,6 +20,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from yaml import YAMLError
 
 from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
@@ -33,6 +34,16 @@ from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training.preemption import Stopped
 from autotimm.training.trainer import AutoTrainer
+
+_yaml = get_loader("yaml")
+
+
+def _load_yaml(text: str) -> Any:
+    """A value of a flag or a config; YAML alone takes a name that begins with # for a comment."""
+    return text if text.startswith("#") and "\n" not in text else _yaml(text)
+
+
+set_loader("yaml", _load_yaml, exceptions=(YAMLError,))
 
 _DESCRIPTIONS = {
     "validate": "Measures a checkpoint on the split to validate on.",

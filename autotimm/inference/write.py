@@ -87,7 +87,7 @@ class Writer:
     ``COCO("images.json").loadRes("results.json")`` opens both.
 
     Attributes:
-        out: folder; must exist.
+        out: folder; made with the first image.
         categories: ``id`` and ``name`` of each label, for the JSON.
         names: of each label, for pictures and results.
         as_json: whether to write the JSON files.
@@ -124,6 +124,9 @@ class Writer:
         Raises:
             InputError: the picture or the results cannot be written.
         """
+        if not self.images:
+            with self._naming(""):
+                self.out.mkdir(parents=True, exist_ok=True)
         height, width = pixels.shape[:2]
         image_id = len(self.images) + 1
         shown = as_text(name)

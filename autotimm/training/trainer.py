@@ -140,7 +140,12 @@ class AutoTrainer(HookedTrainer):
             best_metric=best_metric,
             best_mode=best_mode,
         )
-        described = any(isinstance(callback, ModelSummary) for callback in given)
+        barebones = bool(kwargs.get("barebones"))
+        if barebones:  # what the user asks for all the same, Lightning refuses by name
+            logger = False if logger is None else logger
+            enable_checkpointing = bool(enable_checkpointing)
+            enable_progress_bar = bool(enable_progress_bar)
+        described = barebones or any(isinstance(callback, ModelSummary) for callback in given)
         if not described and kwargs.get("enable_model_summary") is not False:
             saving.append(Summary())
         if enable_checkpointing is False:
@@ -153,7 +158,7 @@ class AutoTrainer(HookedTrainer):
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.unlogged: MetricsLogger | None = None
         """Determines the folder of a run without loggers."""
-        if not loggers and not kwargs.get("fast_dev_run"):
+        if not loggers and not kwargs.get("fast_dev_run") and not barebones:
             self.unlogged = MetricsLogger(root, name)
         super().__init__(
             accelerator=accelerator,
@@ -161,10 +166,12 @@ class AutoTrainer(HookedTrainer):
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=loggers,
+            logger=loggers or False,
             callbacks=[
                 *given,
-                *default_callbacks(given, enable_progress_bar is not False, *saving),
+                *default_callbacks(
+                    given, enable_progress_bar is not False, *saving, barebones=barebones
+                ),
             ],
             enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
