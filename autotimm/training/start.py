@@ -26,6 +26,7 @@ from autotimm.lightning_private import CheckpointConnector
 from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
+from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record
 
@@ -164,13 +165,15 @@ def starting_point(
 def _check_whole(path: Path) -> None:
     """Raise InputError for a folder that is not a checkpoint, and for a file with changed bytes.
 
-    torch would load the latter. ``read_checkpoint`` reports other kinds of files.
+    torch would load the latter.
     """
     if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
         inside = newest(path)
         what = f"give {inside}" if inside else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")
-    if path.is_file() and zipfile.is_zipfile(path) and (damage := damage_of(path)):
+    if path.is_file() and not zipfile.is_zipfile(path):
+        read_checkpoint(path)  # a file of another kind is refused before the run has a folder
+    elif path.is_file() and (damage := damage_of(path)):
         raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
 
 
