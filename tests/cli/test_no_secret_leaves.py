@@ -54,8 +54,15 @@ PLACES = {
     "export --checkpoint": ["export", "--checkpoint", "URL", "--out", "a.onnx"],
     "export --checkpoint to weights": ["export", "--checkpoint", "URL", "--out", "a.safetensors"],
     "export --out": ["export", "--checkpoint", "GOOD", "--out", "URL/a.onnx"],
-    "export --metrics": ["export", "--checkpoint", "GOOD", "--out", "a.safetensors"]
-    + ["--metrics", "URL"],
+    "export --metrics": [
+        "export",
+        "--checkpoint",
+        "GOOD",
+        "--out",
+        "a.safetensors",
+        "--metrics",
+        "URL",
+    ],
     "preview --data": ["preview", "--data", "URL", "--out", "a.png"],
     "preview --out": ["preview", "--data", "SAMPLE", "--out", "URL/a.png"],
     "shard source": ["shard", "URL", "out"],
@@ -99,7 +106,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_HEAD = do_PUT = do_POST = do_GET
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass

@@ -26,8 +26,15 @@ CASES = {
     "evaluate: bad annotations": [
         *("evaluate", "--out", "OUT", "--results", "none.json", "--annotations", "bad")
     ],
-    "evaluate: out is a file": [*EVALUATE, "--results", "none.json", "--data", "SAMPLE"]
-    + ["--out", "bad/x"],
+    "evaluate: out is a file": [
+        *EVALUATE,
+        "--results",
+        "none.json",
+        "--data",
+        "SAMPLE",
+        "--out",
+        "bad/x",
+    ],
     "predict: no checkpoint": [*PREDICT, "PHOTO", "--checkpoint", "gone.ckpt"],
     "predict: a bad checkpoint": [*PREDICT, "PHOTO", "--checkpoint", "bad"],
     "predict: no image": [*PREDICT, "gone.jpg", "--checkpoint", "GOOD"],
@@ -52,8 +59,14 @@ CASES = {
     "fit: no backbone": [
         *("fit", *FIT, "--data.data_dir", "SAMPLE", "--model.init_args.backbone", "gone")
     ],
-    "validate: no checkpoint": ["validate", *FIT, "--data.data_dir", "SAMPLE"]
-    + ["--ckpt_path", "gone.ckpt"],
+    "validate: no checkpoint": [
+        "validate",
+        *FIT,
+        "--data.data_dir",
+        "SAMPLE",
+        "--ckpt_path",
+        "gone.ckpt",
+    ],
     "test: a bad checkpoint": ["test", *FIT, "--data.data_dir", "SAMPLE", "--ckpt_path", "bad"],
     "find_lr: no data": ["find_lr", *FIT, "--data.data_dir", "gone"],
     "find_batch_size: bad data": ["find_batch_size", *FIT, "--data.data_dir", "empty"],
