@@ -85,7 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "why":
             code, message = (
                 b"<Code>RequestTimeTooSkewed</Code>",
-                b"<Message>too late\x1b[2J</Message>",
+                b"<Message>late\x1b[2J</Message>",
             )
             self.plain(403, b"<Error>" + code + message + b"</Error>")
         elif fault == "nowhere":

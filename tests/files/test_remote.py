@@ -89,7 +89,7 @@ def test_temporary_faults_are_retried_as_often_as_allowed(
         (400, "400"),
         (401, "401"),
         (403, "403"),
-        ("why", r"403 Forbidden \(RequestTimeTooSkewed, too late \[2J\): set the clock of this"),
+        ("why", r"403 Forbidden \(RequestTimeTooSkewed, late \[2J\): set the clock of this"),
         ("nowhere", "301 .*: a redirect that names no address"),
         ("http://no-such-host.invalid/a.tar", "no-such-host.invalid"),
         ("file:///etc/passwd", "file:///etc/passwd is not an http"),

@@ -17,19 +17,17 @@ QUICK = Retry(attempts=3, wait=0.01)
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_shards_that_are_written_again_are_told_as_that(
-    remote: bool, coco: Path, tmp_path: Path
-) -> None:
+def test_shards_that_are_written_again_are_told_as_that(remote: bool, tmp_path: Path) -> None:
     """Nothing that is good for the new shards is deleted, or told to be."""
     coco_folder = tmp_path / "coco"
     make_dataset(coco_folder, train=10, val=3, size=64)
     folder, cache = tmp_path / "shards", tmp_path / "cache"
-    shard(coco, folder, samples_per_shard=2)
+    shard(coco_folder, folder, samples_per_shard=2)
     with serve(folder) as server:
         where = server.url if remote else folder
         source = ShardSource(where, "train", cache, retry=QUICK)
         source.read(0, 0)
-        shard(coco, folder, samples_per_shard=3, overwrite=True)
+        shard(coco_folder, folder, samples_per_shard=3, overwrite=True)
         begun = server.requests.copy()
         for _ in range(2):
             with pytest.raises(InputError, match="its shards were written again while") as error:
