@@ -20,7 +20,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
