@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 INSTANTIATOR = "_instantiator"
@@ -143,6 +144,66 @@ def leave_signals_alone(trainer: Trainer) -> None:
 
 def _nothing() -> None:
     pass
+
+
+class RowsAhead:
+    """Logs the metrics of a step or an epoch before a checkpoint of it is saved.
+
+    Lightning logs them after the callbacks that save, so a process killed in between would lose
+    them: the run resumes behind them. Public hooks after a row was logged, in which a callback
+    could save, would replace ``_logger_connector`` and its private attributes here.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._connector = trainer, trainer._logger_connector
+        self._log = self._connector.log_metrics
+        self._place: tuple[int, bool] | None = None
+        self._names: set[str] = set()  # of the metrics that were logged ahead at this place
+        self._connector.log_metrics = self._log_rest  # type: ignore[method-assign]
+
+    def log(self) -> None:
+        """Logs what Lightning would log after the hook that is running; nothing in other hooks."""
+        trainer, connector = self._trainer, self._connector
+        hook = getattr(trainer.lightning_module, "_current_fx_name", None)
+        loop = trainer.fit_loop.epoch_loop
+        at_end = connector._first_loop_iter is None
+        if trainer.state.fn != "fit" or trainer.validating:
+            return
+        if hook == "on_train_epoch_end" and at_end:
+            metrics = dict(connector.metrics["log"])
+        elif hook == "on_train_batch_end" and not at_end and not loop._should_accumulate():
+            if not (connector.should_update_logs or trainer.fast_dev_run):  # type: ignore[attr-defined]
+                return
+            behind = self._logged_behind()
+            metrics = {n: one for n, one in connector.metrics["log"].items() if n not in behind}
+        else:
+            return
+        loop._batches_that_stepped -= at_end  # as Lightning does around its own call
+        connector.log_metrics(metrics)
+        loop._batches_that_stepped += at_end
+        self._place = self._now()
+        self._names |= metrics.keys()
+
+    def _logged_behind(self) -> set[str]:
+        """Metrics that the model's own ``on_train_batch_end`` may log, which Lightning calls last.
+
+        Until then they have the values of the step before.
+        """
+        model = self._trainer.lightning_module
+        if not is_overridden("on_train_batch_end", model):
+            return set()
+        results: Any = self._trainer._results or {}
+        metas = [one.meta for one in results.values() if one.meta.fx == "on_train_batch_end"]
+        return {name for meta in metas for name in (meta.name, f"{meta.name}_step")}
+
+    def _log_rest(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """As Lightning's, without what was logged ahead."""
+        if self._now() != self._place:
+            self._place, self._names = None, set()
+        self._log({name: one for name, one in metrics.items() if name not in self._names}, step)
+
+    def _now(self) -> tuple[int, bool]:
+        return self._trainer.global_step, self._connector._first_loop_iter is None
 
 
 def validates_next(trainer: Trainer) -> bool:

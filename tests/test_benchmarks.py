@@ -112,6 +112,17 @@ def test_scale() -> None:
 
 
 @pytest.mark.release
+def test_checkpoints(tmp_path: Path) -> None:
+    out = bench("checkpoints.py", "--out", tmp_path / "checkpoints.md")
+    told = rows(out)
+    assert all(float(told[name][1]) > 0 for name in ("save", "load (.ckpt)"))
+    assert {cells[-1].strip(" |") for name, cells in told.items() if name.startswith("cuts")} == {
+        "0"
+    }
+    assert out.strip() in (tmp_path / "checkpoints.md").read_text()
+
+
+@pytest.mark.release
 def test_equal_budget() -> None:
     names = "autotimm,torchvision,torchvision v2 heads with our recipe"
     told = rows(bench("equal_budget.py", "--only", names))

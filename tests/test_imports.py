@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     "redaction",
     "structures",
+    "plain",
     "lightning_private",
     "files",
     "images",

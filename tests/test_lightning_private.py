@@ -31,6 +31,7 @@ from autotimm.lightning_private import (
     ConfiguredDeepSpeed,
     FlagsOnlyCLI,
     HookedTrainer,
+    RowsAhead,
     before_optimizer_step,
     begin_next_epoch,
     checkpoint_of,
@@ -209,6 +210,41 @@ def group() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_a_row_that_was_logged_ahead_is_not_logged_again(hook: str, tmp_path: Path) -> None:
+    class Logged(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+    class Ahead(Callback):
+        """As one that saves; twice, as two would."""
+
+    def log(*_: Any) -> None:
+        before = len(rows)
+        ahead.log()
+        ahead.log()
+        assert len(rows) == before + 1
+
+    class Noting(DummyLogger):
+        def log_metrics(self, metrics, step):
+            rows.append((step, sorted(metrics)))
+
+    rows: list[Any] = []
+    callback = Ahead()
+    setattr(callback, hook, log)
+    fits = {"max_epochs": 2, "log_every_n_steps": 1, "logger": Noting()}
+    plain(tmp_path, **fits).fit(Logged(), loader(2))
+    truth = [row for row in rows if len(row[1]) > 1]
+    rows.clear()
+    trainer = plain(tmp_path, callbacks=[callback], **fits)
+    ahead = RowsAhead(trainer)
+    trainer.fit(Logged(), loader(2))
+    assert [row for row in rows if len(row[1]) > 1] == truth
+    assert len(truth) == 6
 
 
 def test_signals_are_left_alone(

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -29,6 +30,7 @@ _STAYS, _COSINE, _SINE = (
 _MID_GREY = 114.0  # contrast scales distances from this
 
 
+@plain_settings
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """How to augment training images. The defaults change nothing.

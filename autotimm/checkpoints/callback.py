@@ -21,7 +21,7 @@ from typing import Any
 from weakref import proxy
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -31,7 +31,9 @@ from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import SaveError, on_all_ranks, sync_folder
 from autotimm.lightning_private import validates_next
 from autotimm.outputs.loggers import run_folder
+from autotimm.plain import plain
 from autotimm.structures import InputError
+from autotimm.tasks.archive import check_readable
 
 
 def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
@@ -137,6 +139,7 @@ class Checkpoints(Checkpoint):
             self._files, self._restored = {}, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_states(trainer, pl_module)
         if trainer.is_global_zero:
             clear(self.dirpath)
             there = {n: s for n, s in self._restored.items() if (self.dirpath / n).exists()}
@@ -277,6 +280,14 @@ class Checkpoints(Checkpoint):
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
         return path
+
+
+def _check_states(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raise InputError now, not hours later, if the first checkpoint could not be read again."""
+    check_readable(plain(dict(pl_module.hparams)), "hyper_parameters")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        check_readable(callback.state_dict(), f"the state of {type(callback).__name__}: ")
 
 
 def _name(trainer: Trainer) -> str:

@@ -6,11 +6,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from autotimm.checkpoints.storage import COMPLETE
+from autotimm.checkpoints.storage import COMPLETE, check_folder, read_complete
+from autotimm.files.checksums import DamagedError, check
 
 STATE = "autotimm"
 """The key in a checkpoint for the state that Lightning does not save."""
@@ -19,9 +19,9 @@ STATE = "autotimm"
 def newest(folder: str | Path) -> Path | None:
     """The newest whole checkpoint of a run, a file or a folder, from which training can resume.
 
-    It warns of newer ones that are damaged, that is, truncated or with changed bytes. Checkpoints
-    with weights alone do not count. It reads the returned file completely, and only little of the
-    others.
+    The newest is the one of the highest epoch and step. It warns of newer ones that are damaged,
+    that is, truncated or with changed bytes. Checkpoints with weights alone do not count. It reads
+    the returned file completely, and only little of the others.
 
     Args:
         folder: of the run, or its ``checkpoints``.
@@ -31,16 +31,16 @@ def newest(folder: str | Path) -> Path | None:
         _finish(path)
     paths = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
     real = {path.resolve() for path in paths if not path.name.startswith(".") and path.exists()}
-    candidates: list[tuple[float, Path]] = []
+    candidates: list[tuple[tuple[int, int], Path]] = []
     for path in real:
         try:
-            saved = _saved(path)
+            done = _progress(path)
         # torch raises a different exception for each kind of unreadable file.
         except Exception as error:
             rank_zero_warn(f"{path} is damaged and left aside ({_one_line(error)})")
             continue
-        if saved is not None:
-            candidates.append((saved, path))
+        if done is not None:
+            candidates.append((done, path))
     for _, path in sorted(candidates, reverse=True):
         if damage := damage_of(path):
             rank_zero_warn(f"{path} is damaged and left aside ({damage})")
@@ -59,32 +59,40 @@ def _finish(temporary: Path) -> None:
         temporary.rename(target)
 
 
-def _saved(path: Path) -> float | None:
-    """The time at which a checkpoint was saved, in seconds since 1970; None if no run can resume
-    from it."""
+def _progress(path: Path) -> tuple[int, int] | None:
+    """The epoch and step of a checkpoint, by which the newest is found; None if no run can resume
+    from it.
+
+    No clock counts: those of nodes differ, and any may be set back.
+
+    Raises:
+        Exception: the file is damaged where it holds these.
+    """
     if path.is_dir():
-        return float(orjson.loads((path / COMPLETE).read_bytes())["saved"])
+        complete = read_complete(path)
+        return int(complete.get("epoch", 0)), int(complete["step"])
+    with zipfile.ZipFile(path) as archive:
+        # Reading compares the CRC. Otherwise a changed step would hide that this is the newest.
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                archive.read(name)
     content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     if not isinstance(content, dict) or not {"loops", "optimizer_states"} <= content.keys():
         return None
-    return float(content.get(STATE, {}).get("saved", path.stat().st_mtime))
+    return int(content.get("epoch", 0)), int(content.get("global_step", 0))
 
 
 def damage_of(path: Path) -> str | None:
     """A description of the damage to a checkpoint's bytes; None if there is none."""
-    if path.is_dir():
-        files: dict[str, int] = orjson.loads((path / COMPLETE).read_bytes())["files"]
-        for name, size in files.items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != size:
-                return f"{name} is missing or cut off"
-        return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()  # torch does not check this
-    except (zipfile.BadZipFile, OSError) as error:
+        if path.is_dir():
+            check_folder(path)
+        else:
+            with path.open("rb") as file:
+                check(file)
+    except (DamagedError, OSError) as error:
         return _one_line(error)
-    return bad and f"{bad} is not what was written"
+    return None
 
 
 def _one_line(error: Exception) -> str:

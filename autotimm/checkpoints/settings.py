@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveSettings:
     """When to save, and what to keep.

@@ -1,35 +1,47 @@
 """Write and read the trainer's checkpoints: whole or not at all, and plain values only.
 
 Invariants: a file or folder with a checkpoint's name is whole, even if a process dies while writing
-it; a checkpoint that is a folder (of strategies that shard) lists its files in ``complete.json``,
-so that a partial copy can be recognised; if one rank cannot write, all of them raise an error.
+it; a file has a checksum, and a checkpoint that is a folder (of strategies that shard) lists its
+files with theirs in ``complete.json``, so that damage and a partial copy can be recognised; what is
+written can be read again; if one rank cannot write, all of them raise an error.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import orjson
-import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from autotimm.distributed.gather import from_all_ranks
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
+from autotimm.files.checksums import (
+    KEY,
+    UNSEALED,
+    DamagedError,
+    check,
+    checksum,
+    sealed,
+    stated,
+)
 from autotimm.structures import InputError
+from autotimm.tasks.archive import write_archive
 from autotimm.tasks.checkpoint import read_checkpoint
 
 COMPLETE = "complete.json"
-"""The description of a checkpoint that is a folder: ``saved``, the time in seconds since 1970;
-``step``, the number of optimizer steps; ``files``, the bytes of every other file."""
-
+"""The description of a checkpoint that is a folder: ``saved``, the time in seconds since 1970 (for
+people: no decision depends on a clock); ``epoch``; ``step``, the number of optimizer steps;
+``files``, the bytes of every other file; ``checksums`` of them."""
 
 _KINDS = {
     "pytorch-lightning_version": str,
@@ -48,24 +60,27 @@ class PlainCheckpointIO(TorchCheckpointIO):
     """Writes and reads Lightning's checkpoint files, with errors of one line.
 
     On a local disk, a file is written under a temporary name, synced and renamed, so that a crash,
-    a kill or a full disk leaves the old file. URLs are written by Lightning.
+    a kill or a full disk leaves the old file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes a checkpoint; SaveError if that fails."""
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        target = Path(path)
+        """Writes a checkpoint; SaveError if that fails, or if it could not be read again."""
+        name = urls.shown(str(path))
         try:
+            if "://" in str(path):
+                _write_to_url(checkpoint, str(path))
+                return
+            target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
-                torch.save(checkpoint, file)
+                write_archive(checkpoint, file)
             sync_folder(target.parent)
+        except InputError as error:
+            raise SaveError(f"the checkpoint {name} is not written: {error}") from error
         except (OSError, RuntimeError) as error:
-            raise SaveError(f"cannot write the checkpoint {target}: {_reason(error)}") from error
+            raise SaveError(f"cannot write the checkpoint {name}: {_reason(error)}") from error
 
     def load_checkpoint(
         self,
@@ -87,6 +102,15 @@ class PlainCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
+def _write_to_url(checkpoint: dict[str, Any], url: str) -> None:
+    content = io.BytesIO()
+    write_archive(checkpoint, content)
+    files, path = fsspec.core.url_to_fs(url)
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with files.transaction:
+        files.pipe_file(path, content.getvalue())
+
+
 def _check_kinds(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Raise InputError if a key of Lightning's has a value of the wrong type."""
     wrong = [
@@ -101,7 +125,7 @@ def _check_kinds(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, step: int) -> Iterator[Path]:
+def whole_folder(path: Path, step: int, epoch: int = 0) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``path`` if the block succeeds on every rank.
 
     All ranks enter the block and write into the same folder. The first rank creates it, writes
@@ -110,6 +134,7 @@ def whole_folder(path: Path, step: int) -> Iterator[Path]:
     Args:
         path: of the checkpoint, the same on all ranks.
         step: optimizer steps taken.
+        epoch: epochs finished.
 
     Raises:
         SaveError: on all ranks, if one of them cannot write.
@@ -125,9 +150,61 @@ def whole_folder(path: Path, step: int) -> Iterator[Path]:
     with on_all_ranks(path):
         if first:
             files = [one for one in sorted(temporary.rglob("*")) if one.is_file()]
-            sizes = {one.relative_to(temporary).as_posix(): one.stat().st_size for one in files}
-            complete = {"saved": time.time(), "step": step, "files": sizes}
-            put_folder(temporary, path, orjson.dumps(complete))
+            names = {one.relative_to(temporary).as_posix(): one for one in files}
+            complete = {
+                "saved": time.time(),
+                "epoch": epoch,
+                "step": step,
+                "files": {name: one.stat().st_size for name, one in names.items()},
+                "checksums": {name: stated(one) for name, one in names.items()},
+                KEY: UNSEALED,
+            }
+            put_folder(temporary, path, sealed(orjson.dumps(complete)))
+
+
+def read_complete(path: Path) -> dict[str, Any]:
+    """The content of ``complete.json`` of a checkpoint that is a folder.
+
+    Raises:
+        DamagedError: its bytes have changed, or it is not what ``whole_folder`` writes.
+    """
+    content = (path / COMPLETE).read_bytes()
+    check(io.BytesIO(content))
+    try:
+        complete = orjson.loads(content)
+        names = [*complete["files"], *complete.get("checksums", {})]
+        outside = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{COMPLETE} is not what was written") from error
+    if outside:
+        raise DamagedError(f"{COMPLETE} lists files outside the folder")
+    return complete
+
+
+def check_folder(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Compare the files of a checkpoint that is a folder with its ``complete.json``.
+
+    Args:
+        path: of the folder.
+        wanted: which of the files to compare, by their paths in it.
+
+    Raises:
+        DamagedError: a file is missing, or its bytes have changed.
+        OSError: a file cannot be read.
+    """
+    complete = read_complete(path)
+    checksums = complete.get("checksums", {})  # older checkpoints have none
+    for name, size in complete["files"].items():
+        file = path / name
+        if not wanted(name):
+            continue
+        if not file.is_file() or file.stat().st_size != size:
+            raise DamagedError(f"{name} is missing or cut off")
+        if name in checksums and checksum(file) != checksums[name]:
+            raise DamagedError(f"{name} is not what was written")
+        if name not in checksums:
+            with file.open("rb") as opened:
+                check(opened)  # the CRCs of what torch has written
 
 
 def copy_folder(source: Path, path: Path) -> None:

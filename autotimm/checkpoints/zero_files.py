@@ -1,20 +1,24 @@
 """Check the files of a DeepSpeed checkpoint, which is a folder, before DeepSpeed reads them.
 
-Invariant: no code from a checkpoint runs. DeepSpeed unpickles its files without protection, so each
-is checked first, and may contain only tensors, plain values and a few classes of DeepSpeed.
+Invariants: no file with a changed or missing byte is read; no code from a checkpoint runs.
+DeepSpeed unpickles its files without protection, so each is checked first, and may contain only
+tensors, plain values and a few classes of DeepSpeed.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autotimm.checkpoints.storage import COMPLETE
+from autotimm.checkpoints.storage import check_folder as check_files
 from autotimm.distributed.gather import from_all_ranks
+from autotimm.files.checksums import DamagedError, check
 from autotimm.structures import InputError
 
 TAG = "checkpoint"
@@ -27,7 +31,7 @@ def stage_of(path: Path) -> int:
 
 
 def check_folder(path: Path, rank: int | None = None) -> list[Path]:
-    """Check that a DeepSpeed checkpoint contains no code.
+    """Check that a DeepSpeed checkpoint is what was written, and contains no code.
 
     Args:
         path: of the checkpoint.
@@ -38,7 +42,7 @@ def check_folder(path: Path, rank: int | None = None) -> list[Path]:
         The files with the optimizer states of the ranks.
 
     Raises:
-        InputError: this is not a DeepSpeed checkpoint, or a file is truncated or contains more than
+        InputError: this is not a DeepSpeed checkpoint, or a file is damaged or contains more than
             tensors and plain values.
     """
     states = sorted(_files(path, "optim_states"))
@@ -47,10 +51,20 @@ def check_folder(path: Path, rank: int | None = None) -> list[Path]:
             f"{path} is not a DeepSpeed checkpoint: a run with strategy=deepspeed_stage_<n> only "
             f"resumes from one; begin from the weights of another with load_from_checkpoint"
         )
-    for file in [*states, *_files(path, "model_states")]:
-        owner = re.search(r"zero_pp_rank_(\d+)_", file.name)
-        if rank is not None and owner and int(owner[1]) != rank:
-            continue
+
+    def concerns(name: str) -> bool:
+        owner = re.search(r"zero_pp_rank_(\d+)_", name)
+        return rank is None or owner is None or int(owner[1]) == rank
+
+    files = [file for file in [*states, *_files(path, "model_states")] if concerns(file.name)]
+    try:
+        if (path / COMPLETE).exists():
+            check_files(path, concerns)
+        else:  # Lightning's own strategy wrote it
+            _check_crcs(files)
+    except (DamagedError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): give another checkpoint") from error
+    for file in files:
         try:
             with torch.serialization.safe_globals(of_deepspeed()):
                 # Mapped into memory: this checks the classes without reading the tensors.
@@ -79,6 +93,15 @@ def check_on_all_ranks(path: Path, rank: int | None) -> int:
     if message := next(filter(None, from_all_ranks(problem)), None):
         raise InputError(message)
     return len(states)
+
+
+def _check_crcs(files: Iterable[Path]) -> None:
+    for file in files:
+        with file.open("rb") as opened:
+            try:
+                check(opened)
+            except DamagedError as error:
+                raise DamagedError(f"{file.name}: {error}") from error
 
 
 def _files(path: Path, kind: str) -> Iterator[Path]:

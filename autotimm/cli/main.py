@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from autotimm import __version__
 from autotimm.cli import lightning_help
+from autotimm.files.shortage import shortage
 from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
@@ -76,7 +77,7 @@ def main() -> NoReturn:
             traceback.print_exception(cause)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        known = _exit_code_and_line(error)
+        known = _exit_code_and_line(error, next(iter(words), ""))
         if known is None:  # a fault of the program
             raise
         if debug:
@@ -95,7 +96,7 @@ def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
     return [*kept, *words[end:]], len(kept) < end
 
 
-def _exit_code_and_line(error: BaseException) -> tuple[int, str] | None:
+def _exit_code_and_line(error: BaseException, verb: str) -> tuple[int, str] | None:
     """The exit code of an error and its line ("" for none); None for a fault of the program."""
     if isinstance(error, InputError):
         return 2, " ".join(str(error).split())
@@ -103,12 +104,12 @@ def _exit_code_and_line(error: BaseException) -> tuple[int, str] | None:
         return 130, "interrupted"
     if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
         return 141, ""
-    if isinstance(error, OSError):  # a full disk, a folder without write permission
+    if (line := shortage(error, verb)) is not None:
+        return 2, " ".join(line.split())
+    if isinstance(error, OSError):  # a folder without write permission
         reason = error.strerror or str(error)
         line = f"{error.filename}: {reason}" if error.filename else reason
         return 2, " ".join(line.split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return 2, "out of memory: take smaller batches or images, or fewer workers"
     return None
 
 

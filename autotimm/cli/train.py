@@ -10,9 +10,11 @@ from __future__ import annotations
 import sys
 import traceback
 from argparse import ArgumentError
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -26,6 +28,7 @@ from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
+from autotimm.files.shortage import name_file, shortage
 from autotimm.lightning_private import FlagsOnlyCLI
 from autotimm.redaction import guard_process, redacted
 from autotimm.setup.check import report_error
@@ -63,6 +66,13 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, redacted(config), **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            name_file(error, Path(trainer.log_dir or "", self.config_filename))
+            raise
 
 
 class TrainCLI(FlagsOnlyCLI):
@@ -215,6 +225,9 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
             cause = cause.__cause__ or cause.__context__
         # A worker's end may interrupt any code, such as a training step.
         cause = cause or killed_worker(error) or error
+        if line := shortage(cause):
+            report_error(error, line)
+            raise SystemExit(2) from error
         if not isinstance(cause, _USER_ERRORS) and not _is_raised_by_lightning(cause):
             raise
         report_error(cause, str(cause))

@@ -34,6 +34,7 @@ from autotimm.files.retry import Retry
 from autotimm.files.units import byte_count
 from autotimm.files.urls import locate
 from autotimm.images.depth import checked_range
+from autotimm.plain import plain_arguments
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.store import Source
@@ -126,6 +127,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
     persistent_workers = Setting[bool]()
     pin_memory = Setting[bool | None]()
 
+    @plain_arguments
     def __init__(
         self,
         data_dir: str | Path,

@@ -12,6 +12,7 @@ from autotimm.augmentation.presets import Augmentation
 from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
 from autotimm.files.urls import Location
+from autotimm.plain import plain
 from autotimm.streaming.buckets import Canvases
 from autotimm.structures import InputError
 
@@ -118,4 +119,4 @@ class Setting(Generic[_T]):
         return getattr(module.settings, self._name)
 
     def __set__(self, module: Any, value: _T) -> None:
-        module.settings = replace(module.settings, **{self._name: value})
+        module.settings = replace(module.settings, **{self._name: plain(value)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,14 @@ from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.structures import PixelRange, Record
 
+_SMALL = 2**22  # pixels, of the images that wait as pixels: 12 MB each
+
 
 class WholeImages(InstanceSegmentationDataModule):
     """A data module whose batches for prediction hold images in their own pixels.
 
-    A batch is a dict: ``pixels``, B arrays [H, W, 3] uint8; ``image_id`` [B]; ``padding`` [B];
-    ``given_id`` as in :class:`autotimm.structures.Batch`.
+    A batch is a dict: ``pixels``, :class:`Pictures` of B arrays [H, W, 3] uint8; ``image_id`` [B];
+    ``padding`` [B]; ``given_id`` as in :class:`autotimm.structures.Batch`.
     """
 
     def predict_dataloader(self) -> StreamLoader:
@@ -53,16 +56,38 @@ class WholeImages(InstanceSegmentationDataModule):
         return batch
 
 
+class Pictures:
+    """The images of a batch; the large ones are decoded when they are asked for, one by one.
+
+    A worker has decoded them before, to find those that cannot be used. But their pixels would take
+    too much memory where several batches wait.
+    """
+
+    def __init__(self, images: list[np.ndarray | Callable[[], np.ndarray]]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for image in self._images:
+            yield image if isinstance(image, np.ndarray) else image()
+
+
 def _decoded(
     data: bytes | memoryview, record: Record, _: np.random.Generator, *, pixel_range: PixelRange
-) -> tuple[np.ndarray, Record]:
-    return decode_image(data, record["width"], record["height"], pixel_range), record
+) -> tuple[np.ndarray | Callable[[], np.ndarray], Record]:
+    size = record["width"], record["height"]
+    pixels = decode_image(data, *size, pixel_range)
+    if pixels.size // 3 <= _SMALL:
+        return pixels, record
+    return partial(decode_image, bytes(data), *size, pixel_range), record
 
 
-def _together(samples: list[tuple[np.ndarray, Record]], padding: list[bool]) -> dict[str, Any]:
+def _together(samples: list[tuple[Any, Record]], padding: list[bool]) -> dict[str, Any]:
     records = [record for _, record in samples]
     return {
-        "pixels": [pixels for pixels, _ in samples],
+        "pixels": Pictures([pixels for pixels, _ in samples]),
         "image_id": torch.tensor([record["image_id"] for record in records]),
         "padding": torch.tensor(padding),
         **given_ids(records),

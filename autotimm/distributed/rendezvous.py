@@ -33,8 +33,8 @@ from autotimm.structures import InputError
 Compare = Callable[[list[Any]], Any]
 
 PATIENCE = timedelta(minutes=30)
-"""How long the ranks wait for each other at an exchange, because starting from a slow disk takes
-long."""
+"""How long the ranks wait for each other at an exchange unless the trainer's ``timeout_minutes``
+says otherwise: starting from a slow disk takes long."""
 _PARTING = timedelta(seconds=5)
 _ATTEMPT = timedelta(seconds=5)  # to connect to a port whose store may have ended
 _WHERE = "autotimm/where"  # key in torchrun's store: port and token of the first rank's store
@@ -46,6 +46,10 @@ class JointError(InputError):
     """An error that all ranks raise alike, so that only one of them has to print it."""
 
 
+class UnreachableError(InputError):
+    """The first rank cannot be reached, so this rank can agree with nobody on what to print."""
+
+
 @dataclass
 class Rendezvous:
     """The meeting point of a job's ranks.
@@ -55,26 +59,29 @@ class Rendezvous:
         rank: of this process.
         size: the number of ranks.
         exchanges: the number of exchanges so far.
+        patience: how long to wait for the other ranks at an exchange.
     """
 
     store: Store
     rank: int
     size: int
     exchanges: int = 0
+    patience: timedelta = PATIENCE
     _present: tuple[int, ...] = ()
 
-    def exchange(self, report: Any, compare: Compare, patience: timedelta = PATIENCE) -> Any:
+    def exchange(self, report: Any, compare: Compare, patience: timedelta | None = None) -> Any:
         """Sends this rank's report and returns the verdict, which is the same on every rank.
 
         Args:
             report: a JSON value.
             compare: computes the verdict from the reports by rank, with None for ranks that did not
                 come. Only the first rank calls it.
-            patience: how long to wait for the others.
+            patience: how long to wait for the others; by default that of the rendezvous.
 
         Raises:
             TimeoutError: the first rank did not send a verdict in time.
         """
+        patience = self.patience if patience is None else patience
         number, self.exchanges = self.exchanges, self.exchanges + 1
         keys = [f"{number}/{rank}" for rank in range(self.size)]
         verdict = f"{number}/verdict"
@@ -127,7 +134,7 @@ def rendezvous_at(
     The first rank serves the store, and ``torch.distributed`` will use it too.
 
     Raises:
-        InputError: the first rank cannot be reached.
+        UnreachableError: the first rank cannot be reached.
     """
     if (address, port) in _made:
         return _made[address, port]
@@ -139,11 +146,12 @@ def rendezvous_at(
     try:
         store = (_apart_from_torchrun if served else _store)(address, port, rank, patience)
     except DistError as error:
-        raise InputError(
-            f"the first rank cannot be reached at {address}:{port}: see whether it was "
-            "started, and whether the nodes reach each other (MASTER_ADDR, MASTER_PORT)"
+        raise UnreachableError(
+            f"rank {rank} on {host_name()}: rank 0 cannot be reached at {address}:{port} within "
+            f"{patience}: see whether it was started, and whether the nodes reach each other "
+            "(MASTER_ADDR, MASTER_PORT)"
         ) from error
-    rendezvous = Rendezvous(PrefixStore("autotimm", store), rank, size)
+    rendezvous = Rendezvous(PrefixStore("autotimm", store), rank, size, patience=patience)
     return _made.setdefault((address, store.port), rendezvous)
 
 

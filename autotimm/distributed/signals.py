@@ -2,7 +2,7 @@
 
 Invariants: the handler only sets a flag, so it may interrupt any instruction; the same signal a
 second time ends the process at once; a signal that comes too late is not lost; outside of a fit,
-signals have their previous effect.
+signals have their previous effect; the death of torchrun counts as SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOPS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+from autotimm.distributed.parent import told_of_its_end
+
+STOPS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 """Schedulers and torchrun send the first, SLURM the second before the time limit
-(slurm/train.sh), and Ctrl-C sends the third."""
+(slurm/train.sh), Ctrl-C sends the third, and a terminal that closes the fourth."""
 
 ECHO = 3.0
 """Seconds within which a repeated signal counts as the same one. A terminal signals torchrun and
@@ -48,9 +50,11 @@ def caught(ends: bool = False) -> Iterator[None]:
         yield
         return
     _came.clear()
-    _before.update({number: signal.signal(number, _note) for number in STOPS})
+    caught = [n for n in STOPS if n != signal.SIGHUP or not _is_ignored(n)]  # nohup ignores it
+    _before.update({number: signal.signal(number, _note) for number in caught})
     try:
-        yield
+        with told_of_its_end():
+            yield
     except BaseException:
         _restore()
         raise
@@ -75,6 +79,10 @@ def ignore() -> None:
     """Ignore ``STOPS`` from now on, in a process that is about to end."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _restore() -> None:

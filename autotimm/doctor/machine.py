@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from autotimm.files.units import byte_text
 from autotimm.setup.resources import SHARED_MEMORY
+from autotimm.strategies.build_locks import left_locks
 
 _PROBED = 64 * 2**20  # bytes, written or read at most
 _SLOW = 50e6  # bytes/s: about what 8 GPUs that train a usual model read of JPEG
@@ -135,6 +136,9 @@ def limits() -> list[Finding]:
     )
     remedy = "have it raised (ulimit -Hn)" if few else ""
     found.append(Finding("warn" if few else "ok", "open files", text, remedy))
+    for lock in left_locks():
+        text = f"{lock} has every start with DeepSpeed wait; a killed one may have left it"
+        found.append(Finding("warn", "compiled extensions", text, f"rm {lock}"))
     usable = len(os.sched_getaffinity(0))
     found.append(Finding("ok", "CPUs", f"{usable} of {os.cpu_count()} may be used"))
     return found

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from autotimm.evaluation.report import KINDS, Report
+from autotimm.files.atomic import whole_file
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour
 
@@ -85,6 +86,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG; InputError where that fails."""
     FigureCanvasAgg(figure)  # no window system, no global state
     try:
-        figure.savefig(path, dpi=120)
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=120)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error

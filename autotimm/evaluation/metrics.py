@@ -31,6 +31,7 @@ from torchmetrics import Metric, detection
 from autotimm.evaluation import by_hotcoco, by_torchmetrics
 from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
+from autotimm.plain import plain_settings
 from autotimm.structures import Detections, InputError, Target
 
 BACKENDS = ("torchmetrics", "hotcoco")
@@ -46,6 +47,7 @@ METRIC_CLASSES = (
 OF_HOTCOCO = ("iou_type", "class_metrics", "box_format")
 
 
+@plain_settings
 @dataclass(frozen=True)
 class MetricConfig:
     """A metric to compute in evaluation.

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from autotimm.files.shortage import name_file
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The error numbers for a full disk and for a user's exhausted quota."""
 
@@ -47,6 +49,7 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
             if sync:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        name_file(error, path)  # a failed write has no file name
         temporary.unlink(missing_ok=True)
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -60,17 +61,25 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: str | Path, retry: Retry | None = None) -> Iterator[BinaryIO]:
-    """Opens a file at a path or a URL; one of http(s) or S3 is downloaded to a temporary file.
+    """Opens a file at a path or a URL; one at a URL is copied to a temporary file first.
+
+    A reader may therefore read it twice: to compare its checksum, and to use it.
 
     Raises:
         InputError: the file cannot be downloaded.
         FileNotFoundError: there is no such file.
     """
-    if urls.kind(str(path)) not in ("http", "https", "s3"):
+    if (kind := urls.kind(str(path))) not in ("http", "https", "s3"):
         import fsspec
 
         with fsspec.open(str(path), "rb") as file:
-            yield cast(BinaryIO, file)
+            if kind in ("", "file"):
+                yield cast(BinaryIO, file)
+                return
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+                copy.seek(0)
+                yield cast(BinaryIO, copy)
         return
     url, retry = urls.locate(path).given, retry or Retry()
     with tempfile.TemporaryFile() as file:

@@ -28,6 +28,7 @@ import simplejpeg
 from PIL import Image
 
 from autotimm.images import buffers
+from autotimm.images.banded import array_of
 from autotimm.images.depth import DataError, Deep
 from autotimm.images.opening import LARGEST, UNKNOWN, open_image
 from autotimm.images.orientation import Bytes, orientation, turned, upright
@@ -124,9 +125,13 @@ def rgb(
     found = deep(image, None if pixel_range == UPPER_BITS else data)
     if found is not None:
         return found.rgb(pixel_range)
+    return array_of(image, _as_rgb)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _jpeg(data: Bytes, size: tuple[int, int] | None = None) -> np.ndarray | None:

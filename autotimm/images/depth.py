@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from autotimm.images.banded import bands
 from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
 _STRAY = 10_000  # pixels of which one at either end does not count
@@ -60,6 +61,8 @@ class Deep:
         Raises:
             DataError: no value is a number.
         """
+        if self.values.dtype == np.uint16 and self.missing is None:
+            return _extremes_by_counting(self.values)
         values = self.values.ravel()
         if self.missing is not None:
             values = values[~_are(values, self.missing)]
@@ -98,8 +101,10 @@ class Deep:
             DataError: no value is a number, or ``pixel_range`` is UPPER_BITS and the values have
                 not 16 bits.
         """
+        low = high = 0.0
+        shift = 0
         if pixel_range == UPPER_BITS:
-            grey = _upper_bits(self.values)
+            shift = _upper_bits_shift(self.values)
         else:
             low, high = self.extremes()
             if self.white is not None:
@@ -108,11 +113,19 @@ class Deep:
                 low, high = pixel_range
             else:
                 low, high = range_of(low, high, self.values.dtype.kind == "f")
-            grey = _scaled(self.values, low, high)
-            grey = 255 - grey if self.inverted else grey
-            if self.missing is not None:
-                grey = np.where(_are(self.values, self.missing), np.uint8(0), grey)
-        return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
+        height, width = self.values.shape[:2]
+        pixels = np.empty((height, width, 3), np.uint8)
+        for rows in bands(height, width):  # floats of a large image would take gigabytes
+            values = self.values[rows]
+            if pixel_range == UPPER_BITS:
+                grey = (values >> shift).astype(np.uint8)
+            else:
+                grey = _scaled(values, low, high)
+                grey = 255 - grey if self.inverted else grey
+                if self.missing is not None:
+                    grey = np.where(_are(values, self.missing), np.uint8(0), grey)
+            pixels[rows] = grey[..., None] if grey.ndim == 2 else grey
+        return pixels
 
 
 def _are(values: np.ndarray, missing: float) -> np.ndarray:
@@ -149,13 +162,25 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(exact * (255 / (high - low))).astype(np.uint8)
 
 
-def _upper_bits(values: np.ndarray) -> np.ndarray:
+def _extremes_by_counting(values: np.ndarray) -> tuple[float, float]:
+    """What :meth:`Deep.extremes` gives, without a copy of the values."""
+    counts = np.zeros(2**16, np.int64)
+    flat = values.reshape(-1)
+    for part in bands(flat.size, 1):
+        counts += np.bincount(flat[part], minlength=2**16)
+    stray, below = flat.size // _STRAY, counts.cumsum()
+    low, high = np.searchsorted(below, (stray, flat.size - 1 - stray), side="right")
+    return float(low), float(high)
+
+
+def _upper_bits_shift(values: np.ndarray) -> int:
+    """By how many bits values are to be shifted; DataError if they have no upper 8 of 16."""
     if values.dtype.kind == "f":
         raise DataError(f"the image has floating-point pixels: {WAY_OUT}")
     least, most = values.min(), values.max()
     if least < 0 or most > 65535:
         raise DataError(f"the image has 32-bit pixels: {WAY_OUT}")
-    return (values >> (8 if most > 255 or values.ndim == 3 else 0)).astype(np.uint8)
+    return 8 if most > 255 or values.ndim == 3 else 0
 
 
 @dataclass(slots=True)

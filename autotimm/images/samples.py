@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from autotimm.images.banded import array_of, bands
 from autotimm.images.depth import DataError, Deep
 from autotimm.images.orientation import Bytes, as_stored, png_chunks
 
@@ -27,9 +28,9 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
     tags: Any = getattr(image, "tag_v2", {})
     inverted = tags.get(_INVERTED) == 0
     if image.mode == "F":
-        return Deep(np.asarray(image), inverted=inverted, missing=_missing(tags))
+        return Deep(array_of(image), inverted=inverted, missing=_missing(tags))
     if image.mode.startswith("I"):
-        values = np.asarray(image)
+        values = array_of(image)
         if tags.get(_DEPTH) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
             values = values.view(np.uint32)  # PIL has no such mode
         return Deep(values, _white(image, data, values), inverted, _missing(tags))
@@ -42,7 +43,11 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
     found = cv2.imdecode(np.frombuffer(as_stored(data), np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.shape[:2] != image.size[::-1] or found.dtype != np.uint16:
         raise DataError("the image has 16 bits a channel in a form that is not read: convert it")
-    values = found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1])
+    values = found
+    if found.ndim == 3:
+        for rows in bands(*found.shape[:2]):  # in place: a copy would have a gigabyte
+            found[rows, :, :3] = found[rows, :, 2::-1].copy()
+        values = found if found.shape[2] == 3 else np.ascontiguousarray(found[..., :3])
     return Deep(values, _white(image, data, values))
 
 

@@ -98,6 +98,19 @@ class LargeImage:
         return shrunk
 
 
+def pixel_count(source: Path | bytes) -> int:
+    """The pixels of an image by its header; 0 for what is no image, or a broken one.
+
+    Args:
+        source: its file, or that file's content.
+    """
+    try:
+        with quiet, _opened(source) as file, _header(file) as header:
+            return header.width * header.height
+    except (*BROKEN, zlib.error, Image.DecompressionBombError):
+        return 0  # the reader says what is wrong
+
+
 def large_image(source: Path | bytes, name: str) -> LargeImage | None:
     """An image of more pixels than ``LARGEST``; None for others, and for what is no image.
 

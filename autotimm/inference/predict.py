@@ -7,7 +7,7 @@ only with ``half``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from autotimm.coco import masks
-from autotimm.inference.large import LargeImage
+from autotimm.inference.ahead import read_ahead
 from autotimm.inference.options import Options
-from autotimm.inference.predictor import Predictor, View
-from autotimm.inference.sources import read_ahead
+from autotimm.inference.predictor import Predictor
 from autotimm.structures import Detections, InputError
 from autotimm.tasks.detector import ObjectDetector
 
@@ -80,34 +79,18 @@ def predictions(
     For an image that cannot be read it yields the InputError and None; in place of the pixels of
     one that is read tile by tile, the LargeImage.
     """
-    predictor = Predictor(model, options)
-    waiting: list[tuple[Any, list[View]]] = []
-    count = 0
     pixel_range = options.pixel_range or model.preprocessing.pixel_range
-    tiled = options.tile is not None
-    for pixels in read_ahead(images, tiled=tiled, pixel_range=pixel_range):
-        if isinstance(pixels, LargeImage):
-            yield from predictor.detect(waiting)
-            waiting, count = [], 0
-            yield predictor.detect_large(pixels)
-            continue
-        views = [] if isinstance(pixels, InputError) else predictor.views(pixels)
-        waiting.append((pixels, views))
-        count += len(views)
-        if count >= options.batch_size:
-            yield from predictor.detect(waiting)
-            waiting, count = [], 0
-    yield from predictor.detect(waiting)
+    images = read_ahead(images, tiled=options.tile is not None, pixel_range=pixel_range)
+    yield from Predictor(model, options).in_order(images)
 
 
 def looker(
     model: ObjectDetector, options: Options
-) -> Callable[[Sequence[np.ndarray]], list[Detections]]:
+) -> Callable[[Iterable[np.ndarray]], list[Detections]]:
     """What finds the objects in decoded images [H, W, 3] uint8, best first, with these options."""
     predictor = Predictor(model, options)
 
-    def look(images: Sequence[np.ndarray]) -> list[Detections]:
-        waiting = [(pixels, predictor.views(pixels)) for pixels in images]
-        return [found for _, found in predictor.detect(waiting)]
+    def look(images: Iterable[np.ndarray]) -> list[Detections]:
+        return [found for _, found in predictor.in_order(images)]
 
     return look

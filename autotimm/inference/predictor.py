@@ -6,7 +6,7 @@ Everything is in the pixels of the image, as it is shown upright.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from autotimm.augmentation.transforms import fit, render
 from autotimm.coco import masks
 from autotimm.data import options as checks
 from autotimm.data.normalize import Normalize
+from autotimm.images.turns import LARGE
 from autotimm.inference.large import LargeImage
 from autotimm.inference.options import Options
 from autotimm.inference.tiles import Piece, Window, joined, piece_of, tile_windows
@@ -52,6 +53,26 @@ class Predictor:
         self.interpolation = trained.interpolation
         self.fill = trained.fill
         self.normalize = Normalize(trained.mean, trained.std)
+
+    def in_order(self, images: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yields the pixels and detections of what ``read_ahead`` yields, in its order.
+
+        It looks at a batch at once, or at fewer images where these are large.
+        """
+        waiting: list[tuple[Any, list[View]]] = []
+        for pixels in images:
+            if isinstance(pixels, LargeImage):
+                yield from self.detect(waiting)
+                waiting = []
+                yield self.detect_large(pixels)
+                continue
+            waiting.append((pixels, [] if isinstance(pixels, InputError) else self.views(pixels)))
+            held = sum(image.size // 3 for image, views in waiting if views)
+            if held >= LARGE or sum(len(views) for _, views in waiting) >= self.options.batch_size:
+                del pixels  # which this does not hold while the next ones are read
+                yield from self.detect(waiting)
+                waiting = []
+        yield from self.detect(waiting)
 
     def views(self, pixels: np.ndarray) -> list[View]:
         """The image as a whole, or its tiles."""

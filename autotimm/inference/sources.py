@@ -6,7 +6,7 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from autotimm.images import inspect
 from autotimm.images.decode import decode_upright, rgb
 from autotimm.images.kinds import HEAD, Kind, kind_of, refusal
 from autotimm.images.orientation import upright
-from autotimm.inference.large import LargeImage, large_image
+from autotimm.images.turns import LARGE
+from autotimm.inference.large import LargeImage, large_image, pixel_count
 from autotimm.structures import InputError, PixelRange
 
 SUFFIXES = frozenset(
@@ -166,7 +167,13 @@ def pixels_of(image: Any, pixel_range: PixelRange = None) -> np.ndarray:
     return read
 
 
-def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.ndarray | LargeImage:
+def image_of(
+    image: Any,
+    *,
+    tiled: bool,
+    pixel_range: PixelRange = None,
+    admit: Callable[[int], object] = lambda _: None,
+) -> np.ndarray | LargeImage:
     """An image as [H, W, 3] uint8 RGB, upright as viewers show it.
 
     Args:
@@ -175,6 +182,7 @@ def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.n
         tiled: give a :class:`LargeImage` where a file has too many pixels to decode it at once,
             rather than refuse it.
         pixel_range: what becomes black and white in an image of more than 8 bits a channel.
+        admit: called with the number of pixels before they are decoded; it may wait.
 
     Raises:
         InputError: it cannot be read or is no image; the message names the file.
@@ -183,8 +191,10 @@ def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.n
         name = urls.shown(os.fspath(image))
         try:
             source = _source(os.fspath(image))
-            large = large_image(source, name)
+            count = pixel_count(source)
+            large = large_image(source, name) if count > LARGE else None
             if large is None:
+                admit(count)
                 data = source if isinstance(source, bytes) else source.read_bytes()
                 return decoded(data, os.fspath(image), pixel_range)
             if tiled:
@@ -200,6 +210,7 @@ def image_of(image: Any, *, tiled: bool, pixel_range: PixelRange = None) -> np.n
             reason = error.strerror or str(error).removeprefix(f"{name}: ")
             raise InputError(f"{name}: cannot be read: {reason}") from error
     if isinstance(image, Image.Image):
+        admit(image.width * image.height)
         try:
             image.load()  # PIL turns a TIFF here, and then no longer gives its orientation
             which = image.getexif().get(_ORIENTATION, 1)
@@ -266,33 +277,3 @@ def _source(path: str) -> Path | bytes:
         return remote.read_bytes(path, Retry())
     _refuse_others(kind_of_file(local))  # before a long video is read
     return local
-
-
-def read_ahead(
-    items: Iterable[Any],
-    threads: int = 4,
-    *,
-    tiled: bool = False,
-    pixel_range: PixelRange = None,
-) -> Iterator[np.ndarray | LargeImage | InputError]:
-    """Yields the pixels of images in order; threads read ahead while the caller works.
-
-    For an image that cannot be read it yields the error; ``tiled`` is as in :func:`image_of`.
-    """
-    from collections import deque
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    def attempt(item: Any) -> np.ndarray | LargeImage | InputError:
-        try:
-            return image_of(item, tiled=tiled, pixel_range=pixel_range)
-        except InputError as error:
-            return error
-
-    waiting: deque[Future[np.ndarray | LargeImage | InputError]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(attempt, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -2,8 +2,7 @@
 
 Invariants: a pixel belongs to a mask if the probability at its centre, interpolated bilinearly, is
 0.5 or more, as in detectron2's ``_do_paste_mask`` (torchvision rounds boxes to whole pixels first).
-Floats exist only for the part of the image that boxes cover, at most about 128 MiB at once, or one
-mask if it is larger.
+Floats exist only for the part of the image that boxes cover, at most about 128 MiB at once.
 """
 
 from __future__ import annotations
@@ -90,8 +89,16 @@ def _paste(
     with torch.autocast(boxes.device.type, enabled=False):
         down = bilinear.weights(_places(rows, y1, y2, size), size)  # [n, h, S]
         across = bilinear.weights(_places(columns, x1, x2, size), size)  # [n, w, S]
-        inside = down @ probabilities.float() @ across.transpose(1, 2) >= THRESHOLD
-    return inside.to(torch.uint8)
+        down, across = down @ probabilities.float(), across.transpose(1, 2)
+        count, height, width = len(boxes), rows[1] - rows[0], columns[1] - columns[0]
+        band = max(PASTE_BYTES // (4 * count * max(width, 1)), 1)
+        if band >= height:
+            return (down @ across >= THRESHOLD).to(torch.uint8)
+        pixels = torch.empty((count, height, width), dtype=torch.uint8, device=boxes.device)
+        for top in range(0, height, band):  # the floats of a large mask would take gigabytes
+            part = slice(top, top + band)
+            pixels[:, part] = down[:, part] @ across >= THRESHOLD
+        return pixels
 
 
 def _places(pixels: tuple[int, int], low: Tensor, high: Tensor, size: int) -> Tensor:

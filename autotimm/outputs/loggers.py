@@ -125,6 +125,15 @@ def go_on(loggers: Sequence[Logger], step: int) -> None:
             one.attempt(_restart, logger, step)
 
 
+def sync(loggers: Sequence[Logger]) -> None:
+    """Write the rows of ``metrics.csv`` and TensorBoard to the disk, before a checkpoint."""
+    for logger in loggers:
+        if isinstance(logger, MetricsLogger | TensorBoardLogger):
+            logger.save()
+        if isinstance(logger, MetricsLogger):
+            cast(Any, logger).sync()
+
+
 @rank_zero_only
 def _restart(logger: TensorBoardLogger, step: int) -> None:
     proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")

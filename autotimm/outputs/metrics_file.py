@@ -1,14 +1,15 @@
 """``metrics.csv``: the metrics of a run, one row for each time that they are logged.
 
 Invariants: the file contains only whole rows at any time; if the disk is full, rows wait until
-there is room; a run that resumes in its folder appends to its file, after removing the rows of the
-steps that it repeats.
+there is room; a row is on the disk before the checkpoint of its step (``RowsAhead``); a run that
+resumes in its folder appends to its file, after removing the rows of the steps that it repeats.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import name_file
 
 
 class MetricsLogger(CSVLogger):
@@ -73,6 +75,12 @@ class MetricsLogger(CSVLogger):
             self.save()
 
     @rank_zero_only
+    def sync(self) -> None:
+        """Syncs the rows that are written to the disk, so that a power failure keeps them."""
+        if self.file is not None:
+            self.file.sync()
+
+    @rank_zero_only
     def go_on(self, step: int) -> None:
         """Removes the rows of optimizer step ``step``, from 0 on, and later, which are repeated."""
         self.experiment.forget(step)
@@ -121,13 +129,20 @@ class MetricsFile:
                 try:
                     file.write(_rows(self.metrics, columns))
                     file.flush()
-                except OSError:
+                except OSError as error:
+                    name_file(error, self.path)
                     # Close the raw file: closing the buffer would write the rest of it.
                     file.raw.close()
                     with self.path.open("r+b") as again:
                         again.truncate(size)
                     raise
         self.metrics = []
+
+    def sync(self) -> None:
+        """Syncs the file to the disk."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def forget(self, step: int) -> None:
         """Removes the rows of ``step`` and later ones."""

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 import autotimm
 from autotimm.data.settings import DataSettings
+from autotimm.plain import plain
 from autotimm.redaction import redacted
 
 _PACKAGES = (
@@ -125,11 +127,11 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
     }
     data = _arguments(getattr(trainer, "datamodule", None))
     parts = {"model": dict(model.hparams), "data": data, "trainer": trained}
-    plain: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for part, values in parts.items():
-        known = {k: asdict(v) if _is_instance(v) else v for k, v in values.items()}
-        plain[part] = {str(k): _plain(v) for k, v in known.items() if _is_plain(v)}
-    return plain
+        named = {str(k): asdict(v) if _is_instance(v) else v for k, v in values.items()}
+        known[part] = {k: _recorded(plain(v)) for k, v in named.items() if _is_plain(v)}
+    return known
 
 
 def _arguments(datamodule: Any) -> dict[str, Any]:
@@ -153,12 +155,15 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, bool | int | float | str | Path)
+    if value is None or isinstance(value, bool | int | float | str | Path | Enum):
+        return True
+    return getattr(value, "ndim", None) == 0  # a NumPy scalar or a tensor, but no large array
 
 
-def _plain(value: Any) -> Any:
+def _recorded(value: Any) -> Any:
+    """A plain value as JSON has it, with URLs without their secrets."""
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_recorded(one) for one in value]
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return redacted(str(value)) if isinstance(value, str | Path) else value
+        return {str(key): _recorded(one) for key, one in value.items()}
+    return redacted(value) if isinstance(value, str) else value

@@ -12,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
@@ -22,6 +23,7 @@ from autotimm.distributed.rendezvous import (
     PATIENCE,
     JointError,
     Rendezvous,
+    UnreachableError,
     host_name,
     launcher_rendezvous,
     located,
@@ -67,11 +69,10 @@ def check_setup(trainer: Trainer, model: LightningModule, ckpt_path: Any = None)
                 raise error
             return
         rendezvous = rendezvous_of(trainer)
-        verdict = rendezvous.exchange(report, compare_reports)
+        compare = partial(compare_reports, patience=rendezvous.patience)
+        verdict = rendezvous.exchange(report, compare)
         if verdict["probes"]:
-            second = rendezvous.exchange(
-                check_shared_folders(trainer, verdict["probes"]), compare_reports
-            )
+            second = rendezvous.exchange(check_shared_folders(trainer, verdict["probes"]), compare)
             second["warnings"] += verdict["warnings"]
             verdict = second
     for warning in verdict["warnings"]:
@@ -106,6 +107,8 @@ def _agreed(error: BaseException, message: str) -> tuple[Rendezvous | None, str 
         The rendezvous, or None if they could not agree, and the line for this rank to print, or
         None if another rank prints it.
     """
+    if isinstance(error, UnreachableError):  # it would be looked for in vain once more
+        return None, message
     try:
         own = f"rank {rank_and_size()[0]} on {host_name()}: {message}"
     except InputError:  # the error itself reports the same problem
@@ -127,12 +130,13 @@ def _agreed(error: BaseException, message: str) -> tuple[Rendezvous | None, str 
         return None, own
 
 
-def compare_reports(reports: Sequence[Report | None]) -> Verdict:
+def compare_reports(reports: Sequence[Report | None], patience: timedelta = PATIENCE) -> Verdict:
     """Compare the reports of all ranks.
 
     Args:
         reports: by rank; None for a rank that did not come. A rank that is looking for lost ranks
             (``distributed/lost_ranks.py``) sends a text, which counts as None.
+        patience: how long the first rank has waited for them.
     """
     reports = [report if isinstance(report, dict) else None for report in reports]
     hosts = [report["host"] if report else "an unknown node" for report in reports]
@@ -143,8 +147,8 @@ def compare_reports(reports: Sequence[Report | None]) -> Verdict:
     # A rank that did not come is late, or has ended because of a problem that another rank reports.
     if missing and not problems:
         problems = [
-            f"{located(missing, hosts)} did not come within {PATIENCE}: see whether they were "
-            "started, and what they wait for"
+            f"{located(missing, hosts)} did not come within {patience}: see whether they were "
+            "started and what they wait for, or raise timeout_minutes"
         ]
     if problems:
         return Verdict(problems=problems, warnings=[], probes=[])
@@ -198,7 +202,11 @@ def _groups(values: Iterable[str], ranks: Iterable[int] | None = None) -> dict[s
 
 
 def rendezvous_of(trainer: Trainer) -> Rendezvous:
-    """The rendezvous of a trainer's ranks. There must be more than one."""
+    """The rendezvous of a trainer's ranks, of which there must be more than one.
+
+    They wait for each other as long as the trainer's ``timeout_minutes`` says.
+    """
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
     address, port = environment.main_address, environment.main_port
-    return rendezvous_at(address, port, trainer.global_rank, trainer.world_size)
+    patience = getattr(trainer, "timeout", PATIENCE)
+    return rendezvous_at(address, port, trainer.global_rank, trainer.world_size, patience)

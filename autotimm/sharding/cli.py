@@ -19,6 +19,7 @@ from autotimm.coco.checks import Rules
 from autotimm.coco.layouts import Split, find_splits
 from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
+from autotimm.files.shortage import shortage
 from autotimm.format.fields import plain_name
 from autotimm.format.manifest import Manifest
 from autotimm.images.depth import checked_range
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _main(parse(arguments))
     except InputError as error:
         _fail(2, str(error))
-    except OSError as error:  # a full disk, a folder that may not be written, a worker that died
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (line := shortage(error, "shard")) is not None:
+            _fail(2, line, error)
+        if not isinstance(error, OSError):
+            raise
+        # a folder that may not be written, a worker that died
         reason = error.strerror or str(error)
         _fail(2, f"{error.filename}: {reason}" if error.filename else reason, error)
     except KeyboardInterrupt as error:

@@ -21,6 +21,7 @@ from autotimm.format.manifest import MANIFEST, Shard
 from autotimm.format.record import checked_record
 from autotimm.format.tar import BLOCK
 from autotimm.images.decode import decode_image
+from autotimm.images.turns import in_turn
 from autotimm.sharding.processes import Progress
 from autotimm.structures import InputError, PixelRange, Record
 
@@ -167,7 +168,8 @@ def _check_sample(
         found.fault(f"{where}: {fault}")
     if intact:
         try:
-            decode_image(image, width, height, pixel_range)
+            with in_turn(width * height):
+                decode_image(image, width, height, pixel_range)
         except InputError as error:
             found.fault(f"{where}: {error}")
         except MemoryError:

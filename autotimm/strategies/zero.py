@@ -30,11 +30,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autotimm.checkpoints.storage import whole_folder
-from autotimm.checkpoints.zero_files import check_on_all_ranks, stage_of
+from autotimm.checkpoints.storage import SaveError, whole_folder
+from autotimm.checkpoints.zero_files import check_on_all_ranks, of_deepspeed, stage_of
 from autotimm.lightning_private import ConfiguredDeepSpeed
+from autotimm.strategies.build_locks import tell_what_is_waited_for
 from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
+from autotimm.tasks.archive import write_archive
 
 OURS = ("gradient_accumulation_steps", "gradient_clipping", "fp16", "bf16", "torch_autocast")
 """DeepSpeed's settings that follow from those of the trainer."""
@@ -71,6 +73,7 @@ class ZeRO(ConfiguredDeepSpeed):
     accumulates = False  # whether no step follows this batch
 
     def setup_environment(self) -> None:
+        tell_what_is_waited_for()
         if self.zero_stage_3 and _compiled(self.lightning_module):
             raise InputError(
                 "deepspeed_stage_3 removes the weights from the modules between calls, which "
@@ -144,10 +147,13 @@ class ZeRO(ConfiguredDeepSpeed):
                 f"default_root_dir on a disk that all nodes share"
             )
         assert self.lightning_module is not None
-        step = self.lightning_module.trainer.global_step
+        trainer = self.lightning_module.trainer
         files = self.deepspeed_engine.checkpoint_engine
         path = Path(self.broadcast(str(filepath)))
-        with whole_folder(path, step) as folder, _errors_at_the_end(files):
+        with (
+            whole_folder(path, trainer.global_step, trainer.current_epoch) as folder,
+            _errors_at_the_end(files),
+        ):
             super().save_checkpoint(checkpoint, folder, storage_options)
 
     def load_checkpoint(
@@ -251,19 +257,36 @@ def next_scale(scaler: dict[str, float], overflow: bool) -> dict[str, float]:
     return {"scale": scaler["scale"], "steps": scaler["steps"] + 1}
 
 
+def _write_sealed(state: Any, path: Path) -> None:
+    with torch.serialization.safe_globals(of_deepspeed()), path.open("wb") as file:
+        write_archive(state, file)
+
+
 @contextmanager
 def _errors_at_the_end(files: Any) -> Iterator[None]:
     """Delay errors in writing files to the end of the block, in which ranks wait for each other.
 
+    Files have checksums, unless DeepSpeed's config names another kind of writer than the usual one.
+
     Args:
         files: the engine's object that writes files.
     """
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
     write = files.save
+    seals = type(files) is TorchCheckpointEngine
     failures: list[Exception] = []
 
-    def save(*arguments: Any, **options: Any) -> None:
+    def save(state: Any, path: str, *arguments: Any, **options: Any) -> None:
         try:
-            write(*arguments, **options)
+            if seals:
+                _write_sealed(state, Path(path))
+            else:
+                write(state, path, *arguments, **options)
+        except InputError as error:
+            failures.append(
+                SaveError(f"the checkpoint's {Path(path).name} is not written: {error}")
+            )
         except (OSError, RuntimeError) as error:
             failures.append(error)
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from autotimm.images.decode import DataError
+from autotimm.images.turns import in_turn
 from autotimm.streaming.buckets import BucketPlan, Canvases, Segment, assign
 from autotimm.streaming.order import EpochOrder, Plan, drawn_size, partner, sample_rng
 from autotimm.streaming.store import Source
@@ -278,8 +279,10 @@ class SampleStream(IterableDataset):
         given: list[Any] = [data, record, sample_rng(self.seed, epoch, position)]
         if canvas is not None:
             given.append(canvas)
+        records = [record] if other is None else [record, other[1]]
         try:
-            return self.load(*given) if other is None else self.load(*given, other=other)
+            with in_turn(max(one["width"] * one["height"] for one in records)):
+                return self.load(*given) if other is None else self.load(*given, other=other)
         except InputError as error:
             raise type(error)(f"{self._name(record, shard)}: {error}") from error
         except Exception as error:

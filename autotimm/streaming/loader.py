@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from autotimm.streaming.buckets import Segment
 from autotimm.streaming.dataset import Failure, SampleStream, Skipped
 from autotimm.streaming.order import steps_per_epoch
-from autotimm.streaming.workers import outlive_signals, shielded
+from autotimm.streaming.starting import Starter
 from autotimm.structures import InputError
 
 _NAMED = 20  # samples that an error lists
@@ -79,9 +79,12 @@ class StreamLoader:
                 "prefetch_factor": prefetch_factor,
                 "persistent_workers": persistent_workers,
                 "multiprocessing_context": multiprocessing_context,
-                "worker_init_fn": outlive_signals,
             }
-        self._loader: DataLoader | None = None
+
+        def make(more: dict[str, Any]) -> DataLoader:
+            return DataLoader(self.stream, **self._options, **more)
+
+        self._workers = Starter(make, num_workers)
         self._epoch = epoch
         self._start = 0  # samples of the epoch consumed before this iteration began
         self._step = 0  # batches of the epoch yielded, including those before a resume
@@ -124,9 +127,7 @@ class StreamLoader:
         self._start, self.skipped = self._consumed, {}
         self.stream.progress[0], self.stream.progress[1] = self._epoch, self._start
         since = time.perf_counter()
-        if self._loader is None:
-            self._loader = DataLoader(self.stream, **self._options)
-        for item in self._received(self._loader):
+        for item in self._received():
             if isinstance(item, Failure):
                 self.close()
                 raise InputError(item.message)
@@ -146,7 +147,7 @@ class StreamLoader:
 
     def close(self) -> None:
         """Stops the workers; the next iteration starts new ones."""
-        self._loader = None
+        self._workers.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this loader, the same on every rank.
@@ -203,11 +204,9 @@ class StreamLoader:
         self.close()
         self.stream.resume(self._epoch, parts)
 
-    def _received(self, loader: DataLoader) -> Iterator[Any]:
+    def _received(self) -> Iterator[Any]:
         try:
-            with shielded(loader.multiprocessing_context):
-                batches = iter(loader)
-            yield from batches
+            yield from self._workers.iterator()
         except RuntimeError as error:
             killed = killed_worker(error)
             if killed is None:

@@ -33,13 +33,13 @@ def shielded(context: BaseContext | None = None) -> Iterator[None]:
 
 
 def outlive_signals(_worker: int) -> None:
-    """Makes this process ignore SIGINT and SIGUSR2, and SIGTERM unless its parent sends it.
+    """Makes this process ignore SIGINT, SIGHUP and SIGUSR2, and SIGTERM unless its parent sends it.
 
     A terminal, SLURM, or ``kill`` of a process group signals every process of a job. The training
     process then finishes its step, for which it may need a few more batches, and it would take a
     killed worker for a failure.
     """
-    for number in (signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # sigwaitinfo() in a thread returns the sender's process id, which a Python handler cannot get.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

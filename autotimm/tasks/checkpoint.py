@@ -6,18 +6,23 @@ Only weights and plain values are read, because a checkpoint may come from anyon
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
 from autotimm.files import remote, urls
+from autotimm.files.checksums import DamagedError
 from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
+from autotimm.plain import WrongTypeError
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
+from autotimm.tasks.archive import read_archive
 from autotimm.tasks.weights import is_safetensors, read_weights
 
 _Model = TypeVar("_Model", bound=LightningModule)
@@ -29,26 +34,56 @@ EMA = "ema"
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a Lightning checkpoint, or a safetensors file that was converted from one.
 
-    Files that contain code are refused, and the code does not run.
+    Files that contain code are refused, and the code does not run. A file with a changed or missing
+    byte is refused too; a file without a checksum, as older versions of this package and other
+    programs write them, causes a warning.
 
     Args:
         path: a path, or a URL: http(s) and S3 are downloaded, fsspec opens others.
         map_location: as in ``torch.load``.
 
     Raises:
-        InputError: the file does not exist, is not a checkpoint, or contains anything but tensors
-            and plain values.
+        InputError: the file does not exist, is damaged, is not a checkpoint, or contains anything
+            but tensors and plain values.
     """
     name = urls.shown(str(path))
+    checkpoint = read_content(path, map_location)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        settings = checkpoint.get(key)
+        if isinstance(settings, dict) and INSTANTIATOR in settings:
+            raise InputError(
+                f"{name} names code to run ({settings[INSTANTIATOR]!r} as {INSTANTIATOR}), "
+                f"which was not run: the file does not come from this package"
+            )
+    return checkpoint
+
+
+def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read what a file of torch's or a safetensors file of this package holds, whatever it is.
+
+    Every reader of weights calls it, so that no file is used whose bytes have changed.
+
+    Args:
+        path: a path, or a URL as in :func:`read_checkpoint`.
+        map_location: as in ``torch.load``.
+
+    Raises:
+        InputError: as in :func:`read_checkpoint`, except that any content is returned.
+    """
+    name = urls.shown(str(path))
+    content: Any
     try:
         with remote.opened(path) as file:
             head = file.read(9)
             file.seek(0)
             if is_safetensors(head):
-                checkpoint = read_weights(file.read())
+                checked, content = read_weights(file.read())
             else:
-                # Explicitly, because an environment variable can change torch's default.
-                checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+                content, checked = read_archive(file, map_location)
+    except DamagedError as error:
+        raise InputError(f"{name} is damaged ({error}): give another checkpoint") from error
     except InputError as error:
         if str(error).startswith(f"{name}: "):  # a server's refusal
             raise
@@ -73,16 +108,18 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{name} cannot be read as a checkpoint ({type(error).__name__}): it is truncated or "
             f"another kind of file"
         ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
-    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
-        settings = checkpoint.get(key)
-        if isinstance(settings, dict) and INSTANTIATOR in settings:
-            raise InputError(
-                f"{name} names code to run ({settings[INSTANTIATOR]!r} as {INSTANTIATOR}), "
-                f"which was not run: the file does not come from this package"
-            )
-    return checkpoint
+    if not checked:
+        _warn_unchecked(name)
+    return content
+
+
+@cache
+def _warn_unchecked(name: str) -> None:
+    """Warn of a file without a checksum, once in a process."""
+    rank_zero_warn(
+        f"{name} has no checksum, so a changed byte in it would not be found: an older version or "
+        f"another program wrote it"
+    )
 
 
 def model_of(
@@ -113,9 +150,11 @@ def model_of(
     settings = {**settings, "pretrained": False, "compile_model": False, **overrides}
     try:
         model = kind(**settings)
+    except WrongTypeError as error:
+        raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
     except InputError:
         raise
-    # Settings of a wrong type fail where they are first used.
+    # Other unusable settings fail where they are first used.
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{name} is not a checkpoint of {kind.__name__} ({error})") from error
     model.on_load_checkpoint(checkpoint)

@@ -18,6 +18,7 @@ from autotimm.evaluation.coco_eval import MAX_DETECTIONS
 from autotimm.evaluation.metrics import MetricConfig, StageMetrics
 from autotimm.models import compiled
 from autotimm.models.network import Network
+from autotimm.plain import plain, plain_arguments
 from autotimm.structures import Batch, Detections, InputError
 from autotimm.tasks import optimization
 from autotimm.tasks.data_checks import categories_of_data, matched_categories, warn_of_backbone
@@ -66,6 +67,7 @@ class ObjectDetector(Predictor):
 
     with_masks = False
 
+    @plain_arguments
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -125,7 +127,9 @@ class ObjectDetector(Predictor):
         configs = [m if isinstance(m, MetricConfig) else MetricConfig(**m) for m in metrics or ()]
         _check_limits(configs, max_detections_per_image)
         # As a dict: otherwise Lightning would also save the arguments of its command line.
-        self.save_hyperparameters({**by_name(settings), "metrics": [asdict(m) for m in configs]})
+        self.save_hyperparameters(
+            {**by_name(settings), "metrics": plain([asdict(m) for m in configs])}
+        )
         self.network = Network(
             backbone,
             num_classes,

@@ -6,6 +6,7 @@ from typing import Any
 
 from autotimm.evaluation.metrics import MetricConfig
 from autotimm.models import compiled
+from autotimm.plain import plain_arguments
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.settings import MaskSettings, by_name, from_hparams
 
@@ -29,6 +30,7 @@ class InstanceSegmentor(ObjectDetector):
 
     with_masks = True
 
+    @plain_arguments
     def __init__(
         self,
         backbone: str = "resnet50",

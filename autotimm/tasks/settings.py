@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from autotimm.models.backbone import Norm
+from autotimm.plain import plain_settings
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ OptimizerName = Literal["adamw", "sgd"]
 SchedulerName = Literal["cosine", "multistep", "constant"]
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorSettings:
     """The arguments of :class:`autotimm.tasks.detector.ObjectDetector` except ``metrics``.
@@ -105,6 +107,7 @@ class DetectorSettings:
         _check_milestones(self.milestones, self.scheduler)
 
 
+@plain_settings
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskSettings:
     """The additional arguments of :class:`autotimm.tasks.segmentor.InstanceSegmentor`.

@@ -1,11 +1,12 @@
 """Publish a model as one safetensors file with everything that ``load_from_checkpoint`` needs.
 
 The file holds the weights by name, and the settings, categories and preprocessing as JSON under
-``autotimm`` in its metadata. It cannot contain code.
+``autotimm`` in its metadata, and a checksum of the file. It cannot contain code.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from autotimm.files.atomic import whole_file
+from autotimm.files.checksums import KEY, UNSEALED, DamagedError, check, sealed
+from autotimm.plain import plain
 from autotimm.redaction import redacted
 from autotimm.structures import InputError
 
@@ -43,28 +46,40 @@ def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: 
         InputError: the file cannot be written.
     """
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    metadata = {"format": "pt", "autotimm": json.dumps(redacted(kept))}
+    try:
+        settings = json.dumps(redacted(plain(kept)))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot write {path}: its settings are no plain values ({error})"
+        ) from error
+    metadata = {"format": "pt", "autotimm": settings, KEY: UNSEALED}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            file.write(safetensors.torch.save(tensors, metadata))
+            file.write(sealed(safetensors.torch.save(tensors, metadata)))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_weights(content: bytes) -> dict[str, Any]:
+def read_weights(content: bytes) -> tuple[bool, dict[str, Any]]:
     """Read a file of :func:`write_weights` as a checkpoint, with the weights as ``state_dict``.
+
+    Returns:
+        Whether the file has a checksum, which files of older versions lack; and the checkpoint.
 
     Raises:
         InputError: the file is damaged, or another package wrote it. The message begins with a
             verb, so that callers can put the file's name in front.
     """
     try:
+        checked = check(io.BytesIO(content))
         weights = safetensors.torch.load(content)
         length = int.from_bytes(content[:_LENGTH], "little")
         metadata = json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
         kept = json.loads(metadata["autotimm"])
+    except DamagedError as error:
+        raise InputError(f"cannot be read as safetensors: it is damaged ({error})") from error
     except SafetensorError as error:
         raise InputError(f"cannot be read as safetensors ({error})") from error
     except (KeyError, ValueError, AttributeError) as error:
@@ -74,4 +89,4 @@ def read_weights(content: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(kept, dict):
         raise InputError("has settings that are not a JSON object: it is damaged")
-    return {**{key: kept[key] for key in KEPT if key in kept}, "state_dict": weights}
+    return checked, {**{key: kept[key] for key in KEPT if key in kept}, "state_dict": weights}

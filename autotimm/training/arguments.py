@@ -66,6 +66,8 @@ def check_numbers(given: Mapping[str, Any]) -> None:
             raise InputError(f"{length}=0 trains nothing: give at least 1, or -1 for no limit")
     if given.get("limit_train_batches") == 0:
         raise InputError("limit_train_batches=0 trains nothing: leave it out, or give at least 1")
+    for length in ("max_time", "val_check_interval"):
+        _check_time(length, given.get(length))
     if (time := given.get("max_time")) is not None and _is_no_time(time):
         raise InputError(f"max_time={time!r} trains nothing: give more, or leave it out")
 
@@ -89,6 +91,18 @@ def runs_folder(default_root_dir: str | Path | None) -> str | Path:
             f"one on a local or mounted disk"
         )
     return root
+
+
+def _check_time(name: str, given: Any) -> None:
+    """Raise InputError for a text or dict that is not a length of time, which Lightning names
+    otherwise or not at all."""
+    if isinstance(given, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", given.strip()):
+        raise InputError(f"{name}={given!r} must be days, hours, minutes, seconds: DD:HH:MM:SS")
+    if isinstance(given, Mapping):
+        try:
+            timedelta(**given)
+        except TypeError as error:
+            raise InputError(f"{name}={given!r} is no length of time ({error})") from error
 
 
 def _is_no_time(given: Any) -> bool:

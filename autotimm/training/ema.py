@@ -24,7 +24,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from autotimm.plain import plain_arguments
 from autotimm.strategies.choice import shards_weights
+from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import EMA, weights_of
 
@@ -54,6 +56,7 @@ class AverageWeights(Callback):
             the checkpoint to resume from has the average of a different model.
     """
 
+    @plain_arguments
     def __init__(self, decay: float = 0.9998) -> None:
         if not 0 < decay < 1:
             raise InputError(f"ema_decay={decay} must lie between 0 and 1, such as 0.9998")
@@ -152,10 +155,16 @@ class AverageWeights(Callback):
             torch._foreach_copy_([a for a, _ in others], [t for _, t in others])
 
     def _show(self, pl_module: LightningModule) -> None:
+        """Makes the model hold the average: the first rank's, which a checkpoint has.
+
+        The averages of other ranks differ in the statistics of batch norms, which each rank
+        computes over its own images.
+        """
         if not self._average or self._trained is not None:
             return
         self._trained = {name: t.detach().clone() for name, t in _tensors(pl_module).items()}
         _copy([(t, a) for a, t in self._pairs(pl_module)])
+        from_first_rank(pl_module)
 
     def _put_back(self, pl_module: LightningModule) -> None:
         if self._trained is not None:

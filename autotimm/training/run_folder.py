@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autotimm.distributed.launcher import Launch, find_launch
-from autotimm.training.run_record import RECORD, read_record
+from autotimm.training.run_record import RECORD, order_of, read_record
 
 
 def folder_name(root: str | Path) -> str | None:
@@ -59,4 +59,4 @@ def find_run(root: str | Path, launch: Launch, agents: Collection[str]) -> Path 
         if earlier:
             own.append(path)
     # Take the newest: a cluster that is set up again numbers its jobs from one.
-    return max(own, key=lambda path: path.stat().st_mtime).parent if own else None
+    return max((path.parent for path in own), key=order_of, default=None)

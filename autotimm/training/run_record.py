@@ -1,27 +1,32 @@
 """``run.json``: the origin, progress and outcome of a run, for scripts to read.
 
-    status       "running", "finished", "preempted" or "failed"
+    status       "running", "finished", "preempted", "failed" or "killed"
     stage        "fit", "validate", "test" or "predict"
     step, epoch, total_steps, max_epochs
     metrics      the last value of each, by name; null if it is not finite
     best, last   checkpoints: the path, and for the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
+    number       of the run, higher than those of the runs before it in ``default_root_dir``
     from         the checkpoint that the latest start began from; null for none
     starts       the number of starts of the training, with those after preemptions and crashes
     launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
+    process      the first rank's: host, boot of the machine, pid, and the ticks of its start
     agents, worker       the torchrun processes of all nodes, and the first process they started
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   the ids of the run at W&B and MLflow
 
 Invariants: the file is replaced whole, so a reader never sees half of it; a failure to write it
-does not end the run; only the first rank writes it. If the status is "running" and the file is old,
-the run was killed.
+does not end the run; only the first rank writes it. A run that was killed cannot say so: the next
+reader on its machine finds its process gone, and the next run there writes it into the file. On
+another machine, a file that says "running" and is old is that of a killed run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -35,6 +40,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.distributed.launcher import find_launch
+from autotimm.distributed.parent import identity, is_gone
 from autotimm.files.atomic import whole_file
 from autotimm.outputs import provenance
 from autotimm.outputs.loggers import go_on, one_line, run_folder, run_ids
@@ -43,6 +49,7 @@ from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
 
 RECORD = "run.json"
+_KILLED = "ended without a word: killed, or the machine was switched off"
 SECONDS = 10.0
 """The minimum time between two updates during training."""
 
@@ -53,7 +60,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = orjson.loads((folder / RECORD).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    if content.get("status") == "running" and is_gone(content.get("process")):
+        content |= {"status": "killed", "error": _KILLED}
+    return content
 
 
 def write_record(folder: Path, content: dict[str, Any]) -> None:
@@ -69,6 +80,31 @@ def write_record(folder: Path, content: dict[str, Any]) -> None:
         )
 
 
+def order_of(folder: Path) -> tuple[int, list[int], str]:
+    """The place of a run among those of the same root: the greatest is the newest.
+
+    It is the run's number, which follows from the runs that were there when it began, so that it
+    does not depend on clocks. For a run without one it is the first number in the folder's name.
+    """
+    in_name = [int(digits) for digits in re.findall(r"\d+", folder.name)]
+    number = read_record(folder).get("number")
+    if not isinstance(number, int):
+        number = next(iter(in_name), -1)
+    return number, in_name, folder.name
+
+
+def next_number(root: Path, folder: Path) -> int:
+    """The number for a new run in ``folder``: its name's, or a higher one if a run has that."""
+    patterns = ("*", "*/*")  # loggers may put runs into a folder of their name
+    others = {one for pattern in patterns for one in root.glob(pattern) if _is_run(one)} - {folder}
+    highest = max((order_of(one)[0] for one in others), default=-1)
+    return max(order_of(folder)[0], highest + 1)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).exists() or (folder / "checkpoints").is_dir()
+
+
 class RunRecord(Callback):
     """Writes ``run.json`` into the run's folder and updates it."""
 
@@ -82,14 +118,18 @@ class RunRecord(Callback):
         self._folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
+        _mark_killed(self._folder.parent)
         before, launch = read_record(self._folder), find_launch()
+        root = Path(trainer.default_root_dir)
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
             "from": getattr(trainer, "begun_from", None),
             "started": before.get("started", _now()),
+            "number": before.get("number", next_number(root, self._folder)),
             "starts": before.get("starts", 0) + (stage == "fit"),
+            "process": identity(),
             "launch_id": launch and launch.id,
             "agents": getattr(trainer, "agents", []),
             "worker": launch and launch.worker,
@@ -155,6 +195,15 @@ class RunRecord(Callback):
                 self._warned = True
                 path = self._folder / RECORD
                 rank_zero_warn(f"{path} cannot be written, and the run goes on ({one_line(error)})")
+
+
+def _mark_killed(root: Path) -> None:
+    """Writes into the records of runs beside this one that they were killed, if they were."""
+    for path in root.glob(f"*/{RECORD}"):
+        content = read_record(path.parent)
+        if content.get("status") == "killed":
+            with contextlib.suppress(OSError):  # another user's run
+                write_record(path.parent, content)
 
 
 def _now() -> str:

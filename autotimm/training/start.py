@@ -20,7 +20,7 @@ from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.resume import damage_of, newest
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
-from autotimm.distributed.rendezvous import JointError, Rendezvous, host_name
+from autotimm.distributed.rendezvous import PATIENCE, JointError, Rendezvous, host_name
 from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
 from autotimm.setup.check import compare_reports, rendezvous_of
@@ -28,7 +28,7 @@ from autotimm.setup.report import Report
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.training.run_folder import find_run
-from autotimm.training.run_record import read_record
+from autotimm.training.run_record import order_of, read_record
 
 LAST = "last"
 """The checkpoint path that stands for the newest checkpoint of the newest run."""
@@ -100,9 +100,12 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
     launch = find_launch()
     fits = trainer.state.fn == TrainerFn.FITTING
 
+    rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
+    patience = PATIENCE if rendezvous is None else rendezvous.patience
+
     def choose(reports: list[Any]) -> dict[str, Any]:
         """The first rank's answer to all ranks."""
-        problems = compare_reports(reports)["problems"]
+        problems = compare_reports(reports, patience)["problems"]
         checkpoint, message = requested, None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
@@ -122,7 +125,6 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
         return answer | {"hosts": hosts, "agents": agents}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
-    rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
     answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
     if answer["problems"]:
         raise JointError("; ".join(answer["problems"]))
@@ -165,7 +167,7 @@ def starting_point(
 def _check_whole(path: Path) -> None:
     """Raise InputError for a folder that is not a checkpoint, and for a file with changed bytes.
 
-    torch would load the latter.
+    The readers on all ranks find the latter too; here all ranks stop together.
     """
     if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
         inside = newest(path)
@@ -178,7 +180,10 @@ def _check_whole(path: Path) -> None:
 
 
 def newest_below(root: str | Path) -> Path | None:
-    """The newest whole checkpoint of the run below ``root`` that saved last; None if none has."""
-    paths = sorted(Path(root).glob("**/checkpoints/*.ckpt"), key=lambda path: path.lstat().st_mtime)
-    folders = dict.fromkeys(path.parent for path in reversed(paths))
-    return next((path for folder in folders if (path := newest(folder)) is not None), None)
+    """The newest whole checkpoint of the newest run below ``root`` that has any; None if none has.
+
+    The newest run is the one of the highest number: no clock counts.
+    """
+    runs = {path.parents[1] for path in Path(root).glob("**/checkpoints/*.ckpt")}
+    found = (newest(run / "checkpoints") for run in sorted(runs, key=order_of, reverse=True))
+    return next((path for path in found if path is not None), None)

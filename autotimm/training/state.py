@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from autotimm.checkpoints.resume import STATE
 from autotimm.distributed.gather import from_all_ranks
 from autotimm.outputs import provenance
+from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
 
 
@@ -30,6 +31,8 @@ class KeepState(Callback):
     - ``versions``: of Python and the packages;
     - ``settings``: of the model, the data and the trainer, as in ``run.json``;
     - ``random``: for each rank, the states of the generators of Python, NumPy and PyTorch.
+
+    After the training all ranks hold the model that the last checkpoint has.
     """
 
     def __init__(self) -> None:
@@ -72,6 +75,9 @@ class KeepState(Callback):
             # In mid-epoch, the uninterrupted run made its loader long before, so undo its draws.
             set_random_state(self._random, trainer.strategy.root_device)
         self._random = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from_first_rank(pl_module)  # DDP equals them before a step, and one more has followed
 
 
 def _warn_of_versions(saved: dict[str, str], here: dict[str, str]) -> None:

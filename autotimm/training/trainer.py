@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
@@ -21,18 +22,21 @@ from autotimm.distributed.agreement import settle_at_exit
 from autotimm.distributed.launcher import launcher_world
 from autotimm.lightning_private import (
     HookedTrainer,
+    RowsAhead,
     checkpoint_of,
     leave_signals_alone,
     use_connector,
 )
-from autotimm.outputs.loggers import make_loggers
+from autotimm.outputs.loggers import make_loggers, sync
 from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.plain import plain, plain_arguments
 from autotimm.redaction import redacted
 from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.ema import AverageWeights
+from autotimm.training.other_callbacks import check_callbacks
 from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
@@ -85,14 +89,15 @@ class AutoTrainer(HookedTrainer):
             or "min" if its name contains "loss".
         ema_decay: the decay per step of an average of the weights, such as 0.9998. The average is
             evaluated, and ``load_from_checkpoint`` loads it. None for no average.
-        timeout_minutes: how long a rank waits for the others before the job ends with an error that
-            names a rank that has died or hangs.
+        timeout_minutes: how long a rank waits for the others, from their first contact on, before
+            the job ends with an error that names a rank that has died, hangs or never came.
         **kwargs: other arguments of ``lightning.Trainer``.
 
     Raises:
         InputError: settings contradict each other or the launcher.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,
@@ -120,7 +125,7 @@ class AutoTrainer(HookedTrainer):
         **kwargs: Any,
     ) -> None:
         arguments.check_compatible(use_distributed_sampler, precision, timeout_minutes, kwargs)
-        timeout = timedelta(minutes=timeout_minutes)
+        timeout = self.timeout = timedelta(minutes=timeout_minutes)
         plugins = all_plugins(plugins)
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
@@ -181,6 +186,7 @@ class AutoTrainer(HookedTrainer):
             **kwargs,
         )
         use_connector(self, NamedCheckpoints(self))
+        self._rows = RowsAhead(self)
         leave_signals_alone(self)
 
     @property
@@ -223,15 +229,19 @@ class AutoTrainer(HookedTrainer):
     ) -> None:
         """Save a checkpoint as in Lightning, without the secrets of URLs in hyper-parameters.
 
+        The row of this step in ``metrics.csv`` is on the disk before.
+
         Raises:
             SaveError: on all ranks, if one of them cannot write.
         """
         if self.model is None:
             super().save_checkpoint(filepath, weights_only, storage_options)  # raises an error
+        self._rows.log()
+        sync(self.loggers)
         # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
-            checkpoint[key] = redacted(checkpoint[key])
+            checkpoint[key] = redacted(plain(checkpoint[key]))
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
@@ -281,6 +291,8 @@ class AutoTrainer(HookedTrainer):
         return batch_size
 
     def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
+        if self.state.fn == TrainerFn.FITTING:
+            check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
         begun = begin(self, ckpt_path)
         check_setup(self, model, begun.checkpoint)
         self.begun_from, self.agents = begun.checkpoint, begun.agents

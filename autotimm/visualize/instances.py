@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from autotimm.coco import masks as rle
+from autotimm.images.banded import array_of, bands
 from autotimm.structures import RLE
 from autotimm.visualize.colours import Colour, class_colour
 from autotimm.visualize.labels import font_of, write_label
 
 Picture = NDArray[np.uint8]
+
+_BAND = 2**22  # pixels that are tinted at once, as floats
 
 
 def draw_instances(
@@ -92,7 +95,7 @@ def draw_instances(
             text += f" {float(scores[i]):.2f}"
         colour = class_colour(label)
         plates[n] = write_label(pen, text, boxes[i].tolist(), plates[:n], colour, font)
-    return np.array(canvas)
+    return array_of(canvas)
 
 
 def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int) -> None:
@@ -105,8 +108,10 @@ def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int)
         return
     height, width = inside.shape
     part = picture[y : y + height, x : x + width]
-    tint = part + alpha * (np.array(colour) - part.astype(np.float32))
-    np.copyto(part, tint.round().astype(np.uint8), where=inside[..., None] > 0)
+    for rows in bands(height, width, _BAND):
+        band, there = part[rows], inside[rows, :, None] > 0
+        tint = band + alpha * (np.array(colour) - band.astype(np.float32))
+        np.copyto(band, tint.round().astype(np.uint8), where=there)
 
     lighter = tuple(round(value + 0.4 * (255 - value)) for value in colour)
     contours, _ = cv2.findContours(inside.copy(), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

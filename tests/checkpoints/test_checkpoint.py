@@ -22,16 +22,19 @@ from autotimm.tasks.checkpoint import read_checkpoint
 FILES = PlainCheckpointIO()
 
 
-def save(path: Path, saved: float, value: float = 1.0) -> Path:
-    """The parts of a checkpoint that ``newest`` needs."""
+def save(path: Path, step: int, value: float = 1.0, epoch: int = 0) -> Path:
+    """The parts of a checkpoint that ``newest`` needs, by a clock that runs backwards."""
     content = {
         "pytorch-lightning_version": "2.6.0",
         "state_dict": {"a": torch.full((2000,), value)},
         "loops": {},
         "optimizer_states": [],
-        "autotimm": {"saved": saved},
+        "epoch": epoch,
+        "global_step": step,
+        "autotimm": {"saved": 1e9 - step},
     }
     FILES.save_checkpoint(content, path)
+    os.utime(path, (1e9 - step, 1e9 - step))
     return path
 
 
@@ -124,16 +127,18 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, recwarn: pytest.WarningsR
     assert newest(tmp_path) is None
     assert newest(tmp_path / "nowhere") is None
     inside = tmp_path / "checkpoints"
-    first = save(inside / "a.ckpt", saved=10)
+    first = save(inside / "a.ckpt", step=10)
     assert newest(tmp_path) == newest(inside) == first
-    # The time in the checkpoint counts, because a copy changes that of the file.
-    second = save(inside / "b.ckpt", saved=20)
-    os.utime(second, (5, 5))
+    # The step counts, and no clock.
+    second = save(inside / "b.ckpt", step=20)
     (inside / "last.ckpt").symlink_to("b.ckpt")
     assert newest(tmp_path) == second
+    third = save(inside / "Z.ckpt", step=20, epoch=1)  # by the end of the epoch
+    assert newest(tmp_path) == third
+    third.unlink()
     # No run can resume from weights alone, and hidden files may not be complete.
-    FILES.save_checkpoint({"state_dict": {}, "autotimm": {"saved": 99}}, inside / "weights.ckpt")
-    save(inside / ".lr_find.ckpt", saved=99)
+    FILES.save_checkpoint({"state_dict": {}, "global_step": 99}, inside / "weights.ckpt")
+    save(inside / ".lr_find.ckpt", step=99)
     (inside / "gone.ckpt").symlink_to("nothing.ckpt")
     assert newest(tmp_path) == second
     assert not recwarn.list
@@ -166,7 +171,7 @@ def test_a_kill_between_the_renames_of_a_folder_loses_neither(
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "zeros", "text", "bit"])
 def test_a_damaged_one_is_left_aside(harm: str, tmp_path: Path) -> None:
-    good, bad = save(tmp_path / "a.ckpt", saved=10), save(tmp_path / "b.ckpt", saved=20)
+    good, bad = save(tmp_path / "a.ckpt", step=10), save(tmp_path / "b.ckpt", step=20)
     data = bytearray(bad.read_bytes())
     place = data.index(b"\x00\x00\x80\x3f" * 100) + 40  # within the weights
     if harm == "cut":
@@ -185,19 +190,20 @@ def test_a_damaged_one_is_left_aside(harm: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_whole_when_all_of_it_is_there(tmp_path: Path) -> None:
-    old = save(tmp_path / "a.ckpt", saved=10)
+    old = save(tmp_path / "a.ckpt", step=10)
     path = tmp_path / "b.ckpt"
-    with whole_folder(path, step=7) as folder:
+    with whole_folder(path, step=17) as folder:
         (folder / "part").mkdir()
         (folder / "part" / "0.pt").write_bytes(b"12345")
         assert newest(tmp_path) == old
     assert newest(tmp_path) == path
     complete = orjson.loads((path / COMPLETE).read_bytes())
     assert complete["files"] == {"part/0.pt": 5}
-    assert complete["step"] == 7
+    assert complete["step"] == 17
+    assert complete["checksums"].keys() == complete["files"].keys()
     assert abs(complete["saved"] - time.time()) < 60
     # It takes the place of another, and leaves nothing beside it.
-    with whole_folder(path, step=8) as folder:
+    with whole_folder(path, step=18) as folder:
         (folder / "0.pt").write_bytes(b"123")
     assert [p.name for p in path.iterdir() if p.name != COMPLETE] == ["0.pt"]
     assert {p.name for p in tmp_path.iterdir()} == {"a.ckpt", "b.ckpt"}
@@ -205,7 +211,7 @@ def test_a_folder_is_whole_when_all_of_it_is_there(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
         pytest.raises(InputError, match=r"cannot write the checkpoint .*b\.ckpt: No space"),
-        whole_folder(path, step=9),
+        whole_folder(path, step=19),
     ):
         raise full
     assert newest(tmp_path) == path

@@ -155,7 +155,11 @@ def test_who_does_not_read_on_and_a_full_disk() -> None:
     assert (done.returncode, done.stderr) == (141, "")
     with Path("/dev/full").open("w") as full:
         done = run("--help", stdout=full)
-    assert (done.returncode, done.stderr) == (2, "autotimm --help: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "autotimm --help: No space left on device for standard output, or a file that the system "
+        "does not name: free some room there, or choose another folder\n",
+    )
 
 
 def test_help_tells_defaults_also_of_nothing() -> None:

@@ -221,7 +221,7 @@ def test_a_large_image_is_read_in_tiles_and_drawn_smaller(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from autotimm.inference import bands, large
+    from autotimm.inference import bands, large, sources
 
     photo = max(photos.iterdir(), key=lambda one: pixels_of(one).size)
     height, width, _ = pixels_of(photo).shape
@@ -229,6 +229,7 @@ def test_a_large_image_is_read_in_tiles_and_drawn_smaller(
     words = [tmp_path / "a.png", "--checkpoint", checkpoint, "--tile", 96, "--min-score", 0.2]
     assert run(*words, "--out", tmp_path / "plain", "--format", "json") == 0
     monkeypatch.setattr(large, "LARGEST", 1000)
+    monkeypatch.setattr(sources, "LARGE", 1000)
     monkeypatch.setattr(large, "_LONGEST", 60)
     monkeypatch.setattr(bands, "_BAND", 4096)
     capsys.readouterr()

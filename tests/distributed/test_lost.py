@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from ranks import on_ranks, on_torchrun
 from torch.distributed import HashStore
 
 from autotimm.distributed import lost_ranks
@@ -73,3 +76,37 @@ def test_the_first_rank_names_those_that_do_not_come(monkeypatch) -> None:
     assert str(error).startswith("rank 2 on b does not answer within the timeout")
     store.set("0/2", '"here"')
     assert ranks_lost(Rendezvous(store, 0, 3), HOSTS, RuntimeError("Timed out")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "start", "line"),
+    [
+        (1, on_ranks, "rank 1 on an unknown node did not come within 0:00:03"),
+        (0, on_ranks, f"rank 1 on {platform.node()}: rank 0 cannot be reached at 127.0.0.1:"),
+        (1, on_torchrun, "rank 1 on an unknown node did not come within 0:00:03"),
+        (0, on_torchrun, f"rank 1 on {platform.node()}: rank 0 cannot be reached at "),
+    ],
+)
+def test_a_rank_that_never_comes_is_named_after_the_timeout(
+    missing: int, start, line: str, mixed_shards: Path, tmp_path: Path
+) -> None:
+    code = """
+        import os, sys, time
+        missing, shards, root = sys.argv[1:]
+        if os.environ["RANK"] == missing:
+            time.sleep(100_000)
+        from autotimm.cli.train import train
+        flags = {
+            "data.data_dir": shards, "data.image_size": 64, "data.num_workers": 0,
+            "model.init_args.backbone": "test_resnet", "model.init_args.pretrained": "false",
+            "trainer.default_root_dir": root, "trainer.timeout_minutes": 0.05,
+        }
+        train(["fit", *(f"--{name}={value}" for name, value in flags.items())])
+    """
+    done = start(code, tmp_path, missing, mixed_shards, tmp_path / "runs")
+    assert done.returncode == 1
+    lines = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
+    assert len(lines) == 1, done.stderr[-3000:]
+    assert line in lines[0] and "0:00:03" in lines[0]
+    assert not list(tmp_path.glob("runs/*/run.json"))

@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from autotimm.coco import masks
 from autotimm.images.decode import rgb
 from autotimm.inference import bands as bands_module
-from autotimm.inference import large
+from autotimm.inference import large, sources
 from autotimm.inference.large import large_image
 from autotimm.inference.sources import image_of, pixels_of
 from autotimm.structures import InputError
@@ -29,6 +29,7 @@ SIZE = (203, 157)  # width, height: of no even number of bytes, bands or tiles
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are large from 100 pixels on, and a band has some twenty rows."""
     monkeypatch.setattr(large, "LARGEST", 100)
+    monkeypatch.setattr(sources, "LARGE", 100)
     monkeypatch.setattr(bands_module, "_BAND", 4096)
 
 

@@ -17,7 +17,8 @@ from coco_folder import picture
 from PIL import Image, ImageOps
 
 import autotimm
-from autotimm.inference.sources import find, pixels_of, read_ahead
+from autotimm.inference.ahead import read_ahead
+from autotimm.inference.sources import find, pixels_of
 from autotimm.inference.write import is_output
 from autotimm.structures import InputError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -130,3 +131,52 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert len(lines) == 1
         assert message in lines[0]
     assert read_checkpoint(out)["categories"] == CATEGORIES
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_numpys_numbers_is_loaded_published_and_gone_on_with(tmp_path: Path) -> None:
+    """Settings as users compute them, of the model, the trainer, a subclass and its optimizer."""
+
+    class Own(InstanceSegmentor):
+        def __init__(self, margin: Any = 1.0, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.save_hyperparameters({"margin": margin})
+
+    labels = np.array([0, 2])
+    model = small(
+        Own,
+        margin=np.float32(0.5),
+        num_classes=labels.max() + 1,
+        fpn_channels=np.int64(32),
+        mask_size=torch.tensor(12),
+        lr=np.float32(1e-3),
+        weight_decay=np.float64(1e-4),
+        score_thresh=torch.tensor(0.0),
+        freeze_backbone=np.bool_(False),
+        backbone=np.str_("resnet10t"),
+    )
+    model.hparams.lr = np.float32(2e-3)
+    loader = DataLoader([random_batch([1], 64, 64)] * 2, batch_size=None)
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "default_root_dir": tmp_path,
+        "ema_decay": np.float64(0.5),
+        "gradient_clip_val": np.float32(1),
+        "keep_last": np.int64(2),
+        "save_every_n_steps": torch.tensor(1),
+    }
+    AutoTrainer(max_epochs=np.int64(1), **settings).fit(model, loader)
+    last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    loaded = Own.load_from_checkpoint(last)
+    assert loaded.hparams.margin == 0.5
+    assert loaded.hparams.num_classes == 3
+    assert type(loaded.hparams.lr) is float
+    again = Own.load_from_checkpoint(convert(last, tmp_path / "out.safetensors"))
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    run = AutoTrainer(max_epochs=2, **settings)
+    run.fit(model, loader, ckpt_path="last")
+    assert run.global_step == 4

@@ -13,6 +13,7 @@ from fits import fit, fit_on_ranks
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from line import Line, quiet
+from ranks import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -386,3 +387,41 @@ def test_on_two_ranks_it_is_that_of_one_process(shards: str, tmp_path: Path) -> 
             got = copied(InstanceSegmentor.load_from_checkpoint(out))
             for name, tensor in expected.items():
                 torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+ON_RANKS = """
+import sys
+import torch, torch.distributed as dist
+from line import quiet
+from test_ema import Net, copied
+from torch.utils.data import DataLoader
+
+class Differing(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step({"image": batch["image"] + self.global_rank}, batch_idx)
+
+generator = torch.Generator().manual_seed(3)
+image = torch.randn(2, 3, 4, 4, generator=generator)
+batch = {"image": image, "file_name": ["a", "b"], "padding": torch.ones(2)}
+for decay in (None, 0.5):
+    folder = f"{sys.argv[1]}/{decay}"
+    model = Differing()
+    trainer = quiet(folder, max_epochs=2, ema_decay=decay, strategy="ddp", limit_val_batches=0,
+                    logger=False)
+    trainer.fit(model, DataLoader([batch] * 3, batch_size=None))
+    content = torch.load(f"{folder}/version_0/checkpoints/last.ckpt", weights_only=True)
+    saved = content["ema"]["state_dict"] if decay else content["state_dict"]
+    for name, tensor in copied(model).items():
+        assert torch.equal(tensor, saved[name]), (decay, trainer.global_rank, name)
+    print(f"equal {decay} {trainer.global_rank}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_after_a_fit_on_two_ranks_both_hold_the_checkpoints_model(tmp_path: Path) -> None:
+    """Also the statistics of batch norms, which each rank computes over its own images."""
+    done = on_ranks(ON_RANKS, tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("equal")) == [
+        f"equal {decay} {rank}" for decay in ("0.5", "None") for rank in (0, 1)
+    ]

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from line import Line, loader, quiet
 from autotimm.distributed.launcher import Launch, find_launch
 from autotimm.structures import InputError
 from autotimm.training.run_folder import find_run, folder_name
-from autotimm.training.run_record import write_record
+from autotimm.training.run_record import next_number, order_of, read_record, write_record
 from autotimm.training.start import begin, newest_below, starting_point
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
@@ -118,8 +119,8 @@ def test_a_requeued_job_finds_its_folder_and_another_step_has_its_own(
 
 def test_the_newer_of_two_runs_with_an_id_is_taken(tmp_path: Path) -> None:
     for n, name in enumerate(["b", "a"]):
-        write_record(tmp_path / name, {"launch_id": "slurm-1.0"})
-        os.utime(tmp_path / name / "run.json", (n, n))
+        write_record(tmp_path / name, {"launch_id": "slurm-1.0", "number": n})
+        os.utime(tmp_path / name / "run.json", (9 - n, 9 - n))  # no clock counts
     launch = Launch("slurm-1.0", "job_1", True, "", "")
     assert find_run(tmp_path, launch, []) == tmp_path / "a"
     assert find_run(tmp_path / "none", launch, []) is None
@@ -137,14 +138,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def run(
-    root: Path, name: str, checkpoint: Path, saved: float, launch_id: str | None = None
-) -> Path:
+def run(root: Path, name: str, checkpoint: Path, number: int, launch_id: str | None = None) -> Path:
+    """A run whose files are the older, the higher its number is: no clock counts."""
     path = root / name / "checkpoints" / "step_1.ckpt"
     path.parent.mkdir(parents=True)
     shutil.copy(checkpoint, path)
-    os.utime(path, (saved, saved))
-    write_record(root / name, {"launch_id": launch_id})
+    write_record(root / name, {"launch_id": launch_id, "number": number})
+    for one in (path, root / name / "run.json"):
+        os.utime(one, (1000 - number, 1000 - number))
     return path
 
 
@@ -154,8 +155,8 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
     path, message = starting_point(tmp_path, "last")
     assert path is None and message is not None and "no checkpoint below" in message
 
-    newer = run(tmp_path, "version_0", checkpoint, saved=20)
-    own = run(tmp_path, "job_1", checkpoint, saved=10, launch_id="slurm-1.0")
+    newer = run(tmp_path, "version_0", checkpoint, number=20)
+    own = run(tmp_path, "job_1", checkpoint, number=10, launch_id="slurm-1.0")
     assert starting_point(tmp_path, "last") == (str(newer), f"ckpt_path=last: {newer}")
     assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
     assert starting_point(tmp_path, None) == (None, None)
@@ -164,17 +165,54 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
         assert path == str(own) and message == f"started again (slurm-1.0): goes on from {own}"
     # The newest run's is cut off: the one before it is taken.
     newer.write_bytes(newer.read_bytes()[:-100])
-    os.utime(newer, (20, 20))
     with pytest.warns(UserWarning, match="damaged"):
         assert starting_point(tmp_path, "last")[0] == str(own)
     # It died before it saved anything.
     own.unlink()
     path, message = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
     assert path == "a.ckpt" and message is not None and message.endswith("begins from a.ckpt")
-    older = run(tmp_path, "version_1", checkpoint, saved=5)
+    older = run(tmp_path, "version_1", checkpoint, number=5)
     with pytest.warns(UserWarning, match="damaged"):
         path, message = starting_point(tmp_path, "last", tmp_path / "job_1")
     assert (path, message) == (str(older), f"ckpt_path=last: {older}")
+
+
+CLOCKS = (0, 3600, -7200, 86400, -1_000_000)  # seconds by which a start's clock is wrong
+
+
+def test_five_starts_with_wrong_clocks_lose_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes on from the last step, though its node's clock is ahead or behind."""
+    now, begun = time.time, list[int]()
+    monkeypatch.setattr(Line, "on_train_start", lambda self: begun.append(self.global_step))
+    for start, wrong in enumerate(CLOCKS):
+        monkeypatch.setattr(time, "time", lambda wrong=wrong: now() + wrong)
+        there = {path for path in tmp_path.rglob("*") if path.is_file()}
+        trainer = quiet(tmp_path, max_epochs=start + 1, logger=[])
+        trainer.fit(Line(), loader(2), ckpt_path="last")
+        assert begun[-1] == 2 * start
+        assert trainer.global_step == 2 * start + 2
+        for path in {path for path in tmp_path.rglob("*") if path.is_file()} - there:
+            os.utime(path, (now() + wrong, now() + wrong))
+    records = [read_record(tmp_path / f"version_{n}")["number"] for n in range(len(CLOCKS))]
+    assert records == list(range(len(CLOCKS)))
+
+
+def test_the_number_of_a_run_follows_from_the_runs_before_it(tmp_path: Path) -> None:
+    assert next_number(tmp_path, tmp_path / "version_0") == 0
+    assert next_number(tmp_path, tmp_path / "job_812") == 812
+    write_record(tmp_path / "job_812", {"number": 812})
+    # The cluster was set up again and numbers its jobs from one; then someone starts by hand.
+    assert next_number(tmp_path, tmp_path / "job_3") == 813
+    write_record(tmp_path / "job_3", {"number": 813})
+    assert next_number(tmp_path, tmp_path / "version_0") == 814
+    # A run of before has no number, and one whose record is lost has its name's.
+    (tmp_path / "version_9").mkdir()
+    (tmp_path / "version_9" / "checkpoints").mkdir()
+    (tmp_path / "version_10" / "checkpoints").mkdir(parents=True)
+    names = ["job_3", "job_812", "version_10", "version_9"]
+    assert [path.name for path in sorted(tmp_path.iterdir(), key=order_of, reverse=True)] == names
 
 
 def test_a_job_that_is_started_again_evaluates_what_it_was_given(
@@ -182,7 +220,7 @@ def test_a_job_that_is_started_again_evaluates_what_it_was_given(
 ) -> None:
     """Only a fit resumes the job's own run."""
     given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
-    own = run(tmp_path, "job_12", checkpoint, saved=10, launch_id="slurm-12.0")
+    own = run(tmp_path, "job_12", checkpoint, number=10, launch_id="slurm-12.0")
     trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
     for fn, expected in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
         trainer.state = SimpleNamespace(fn=fn)
@@ -203,7 +241,7 @@ def test_only_named_checkpoints_are_loaded(tmp_path: Path, monkeypatch: pytest.M
 def test_damaged_checkpoints_and_other_folders_are_refused_by_path(
     tmp_path: Path, checkpoint: Path
 ) -> None:
-    path = run(tmp_path, "version_0", checkpoint, saved=10)
+    path = run(tmp_path, "version_0", checkpoint, number=10)
     for folder in (tmp_path / "version_0", path.parent):
         with pytest.raises(
             InputError, match=f"{folder} is a folder, but no checkpoint: give {path}"

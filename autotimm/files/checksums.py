@@ -1,0 +1,190 @@
+"""Checksums within files, so that a reader finds every byte that changed or is missing.
+
+A checksum is the XXH3-64 of a whole file, written into the file itself as 16 hexadecimal digits:
+
+- a zip, as torch writes it, ends in the comment ``autotimm xxh3 <digits>``, and the checksum is of
+  all bytes before the digits;
+- a JSON text, also the header of a safetensors file, has the entry ``"xxh3":"<digits>"``, and the
+  checksum is of the file with zeros instead of the digits.
+
+A zip without such a comment is compared with the CRC-32 of each of its members.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+KEY = "xxh3"
+"""The name of the entry in a JSON text."""
+UNSEALED = "0" * 16
+"""The value of that entry before :func:`sealed` replaces it."""
+
+_COMMENT = b"autotimm xxh3 "
+_ENTRY = f'"{KEY}":"'.encode()
+_CHUNK = 1 << 18  # bytes, which fit into a core's cache
+_LENGTH = 8  # bytes at the beginning of a safetensors file, which hold the length of its header
+_LONGEST = 100_000_000  # bytes of JSON, the most that safetensors accepts
+
+
+class DamagedError(ValueError):
+    """A file's bytes are not those that were written. The message says which, without its name."""
+
+
+class SealedZip:
+    """A file to write a zip to, whose checksum :meth:`seal` adds as the zip's comment.
+
+    Args:
+        file: open for writing. Nothing else may write to it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_64()
+        self._held = b""  # the last two bytes, which become the comment's length
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        if len(view) < 2:
+            view = memoryview(self._held + bytes(view))
+            self._held = b""
+        self._put(self._held)
+        self._put(view[:-2])
+        self._held = bytes(view[-2:])
+        return len(memoryview(data).cast("B"))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seal(self) -> None:
+        """Ends the file; ValueError if what was written is not a zip without a comment."""
+        if self._held != bytes(2):
+            raise ValueError("not a zip without a comment")
+        self._put((len(_COMMENT) + len(UNSEALED)).to_bytes(2, "little"))
+        self._put(_COMMENT)
+        self._file.write(self._hash.hexdigest().encode())
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+
+
+def sealed(content: bytes) -> bytes:
+    """A JSON text or safetensors file, with its checksum in place of ``UNSEALED``."""
+    at = content.index(_ENTRY + UNSEALED.encode()) + len(_ENTRY)
+    digits = xxhash.xxh3_64_hexdigest(content).encode()
+    return b"".join((content[:at], digits, content[at + len(digits) :]))
+
+
+def check(file: BinaryIO) -> bool:
+    """Compare the bytes of a file with its checksum, or with the CRCs of a zip.
+
+    Args:
+        file: open for reading, seekable; afterwards it is at its beginning.
+
+    Returns:
+        Whether the file has a checksum or CRCs.
+
+    Raises:
+        DamagedError: they differ, or the file is cut off.
+    """
+    try:
+        return _check(file)
+    finally:
+        file.seek(0)
+
+
+def _check(file: BinaryIO) -> bool:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - len(_COMMENT) - len(UNSEALED)))
+    end = file.read()
+    if end.startswith(_COMMENT):
+        _compare(_hash_of(file, 0, size - len(UNSEALED)).hexdigest(), end[len(_COMMENT) :])
+        return True
+    file.seek(0)
+    head = file.read(_LENGTH + 1)
+    if head.startswith(b"PK"):
+        _check_members(file)
+        return True
+    start = 0 if head.startswith(b"{") else _LENGTH
+    if head[start : start + 1] != b"{":
+        return False
+    length = size if start == 0 else int.from_bytes(head[:_LENGTH], "little")
+    file.seek(start)
+    found = file.read(min(length, _LONGEST)).find(_ENTRY)
+    if found < 0:
+        return False
+    at = start + found + len(_ENTRY)
+    file.seek(at)
+    digits = file.read(len(UNSEALED))
+    total = _hash_of(file, 0, at)
+    total.update(UNSEALED.encode())
+    _compare(_hash_of(file, at + len(UNSEALED), size, total).hexdigest(), digits)
+    return True
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a file's bytes, apart from the digits at the end of a sealed zip."""
+    with path.open("rb") as file:
+        return _hash_of(file, 0, _body(file)).hexdigest()
+
+
+def stated(path: Path) -> str:
+    """As :func:`checksum`, but a sealed zip is not read: its comment states the checksum."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if (body := _body(file)) < size:
+            file.seek(body)
+            return file.read().decode("ascii", "replace")
+        return _hash_of(file, 0, size).hexdigest()
+
+
+def _body(file: BinaryIO) -> int:
+    """The number of bytes that a checksum covers: all, or those before a sealed zip's digits."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - len(_COMMENT) - len(UNSEALED)))
+    return size - len(UNSEALED) if file.read().startswith(_COMMENT) else size
+
+
+def _hash_of(
+    file: BinaryIO, begin: int, end: int, total: xxhash.xxh3_64 | None = None
+) -> xxhash.xxh3_64:
+    """Add the bytes of a file from ``begin`` to ``end`` to ``total``, a new checksum by default."""
+    total = total or xxhash.xxh3_64()
+    buffer = memoryview(bytearray(_CHUNK))
+    file.seek(begin)
+    while (left := end - begin) > 0:
+        count = file.readinto(buffer[: min(left, _CHUNK)])  # type: ignore[attr-defined]
+        if not count:
+            break  # the file has become shorter, which changes the checksum
+        total.update(buffer[:count])
+        begin += count
+    return total
+
+
+def _compare(found: str, digits: bytes) -> None:
+    if found.encode() != digits:
+        raise DamagedError("its content is not what was written")
+
+
+def _check_members(file: BinaryIO) -> None:
+    """Compare the members of a zip with their CRCs, which torch does not do."""
+    file.seek(0)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            comment, bad = len(archive.comment), archive.testzip()
+            # For torch, a member with this bit is a folder, and its bytes are zeros.
+            folders = [one.filename for one in archive.infolist() if one.external_attr & 0x10]
+    except OSError:  # the disk
+        raise
+    # zipfile raises a different exception for each kind of damage.
+    except Exception as error:
+        raise DamagedError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    if bad or folders:
+        raise DamagedError(f"{(bad or folders[0])[:100]!r} in it is not what was written")
+    file.seek(-comment - 2, 2)
+    if int.from_bytes(file.read(2), "little") != comment:
+        raise DamagedError("its end is missing")

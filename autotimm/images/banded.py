@@ -1,0 +1,43 @@
+"""PIL's images as arrays, in bands of rows.
+
+At once, PIL would hold up to three more copies of an image: its own, the pieces of bytes that it
+hands over, and these joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+BAND = 2**24
+"""Pixels of a band; images of as many or fewer are one."""
+
+
+def bands(height: int, width: int, pixels: int = BAND) -> Iterator[slice]:
+    """Yields the rows of each band of an image."""
+    rows = max(pixels // max(width, 1), 1)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def array_of(
+    image: Image.Image, change: Callable[[Image.Image], Image.Image] = lambda band: band
+) -> np.ndarray:
+    """A new array [H, W] or [H, W, C] with an image's pixels.
+
+    Args:
+        image: to read; PIL may decode it only now.
+        change: applied to each band; it gives each pixel a value that depends on no other pixel.
+    """
+    width, height = image.size
+    if width * height <= BAND:
+        return np.array(change(image))
+    whole = np.zeros(0)
+    for rows in bands(height, width):
+        part = np.asarray(change(image.crop((0, rows.start, width, rows.stop))))
+        if not whole.size:
+            whole = np.empty((height, *part.shape[1:]), part.dtype)
+        whole[rows] = part
+    return whole
