@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
+from autotimm.redaction import redacted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,8 +42,11 @@ class InputError(ValueError):
     """A user's input cannot be used.
 
     The message is one line: what is wrong, in which file or flag, and how to solve it. Commands
-    print it without a traceback and exit with 2.
+    print it without a traceback and exit with 2. It shows no secret of a URL.
     """
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 @dataclass(frozen=True, slots=True)

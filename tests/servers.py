@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Fault = int | str
-"""A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close" or a URL to
-redirect to."""
+"""A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close", "headers"
+(byte by byte), "continue" (100 without an end), "empty" (compressed blocks that hold nothing),
+"why" (403 with a reason in XML), "nowhere" (301 without an address), "later" (503 with Retry-After)
+or a URL to redirect to."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -72,10 +74,42 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif fault == "close":
             self.connection.close()
+        elif fault == "headers":
+            self.drip(b"HTTP/1.1 200 OK\r\n", b"X-Long: " + bytes(99).replace(b"\0", b"a"))
+        elif fault == "continue":
+            self.drip(*[b"HTTP/1.1 100 Continue\r\n\r\n"] * 9999, pieces=True)
+        elif fault == "empty":
+            head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+            begin = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+            self.drip(head, begin, *[b"\0\0\0\xff\xff"] * 9999, pieces=True)
+        elif fault == "why":
+            code, message = (
+                b"<Code>RequestTimeTooSkewed</Code>",
+                b"<Message>late\x1b[2J</Message>",
+            )
+            self.plain(403, b"<Error>" + code + message + b"</Error>")
+        elif fault == "nowhere":
+            self.plain(301, b"")
+        elif fault == "later":
+            self.plain(503, b"", ("Retry-After", "77"))
         elif not (self.server.folder / name).is_file():
             self.send_error(404)
         else:
             self.body((self.server.folder / name).read_bytes(), fault)
+
+    def plain(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def drip(self, *parts: bytes, pieces: bool = False) -> None:
+        """Sends parts one by one, or their bytes."""
+        for piece in parts if pieces else [bytes([byte]) for byte in b"".join(parts)]:
+            self.wfile.write(piece)
+            if self.server.over.wait(0.02):
+                return
 
     def body(self, content: bytes, fault: Fault | None) -> None:
         self.send_response(200)

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from autotimm.checkpoints.sources import read_source
+from autotimm.files import urls
+from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 from autotimm.tasks.checkpoint import weights_of
 from autotimm.tasks.weights import write_weights
@@ -30,6 +32,8 @@ def convert(checkpoint: str | Path, out: str | Path) -> Path:
     Raises:
         InputError: the checkpoint does not exist or is unsafe, or ``out`` cannot be written.
     """
+    if urls.kind(str(out)):
+        raise InputError(f"{out}: is a URL, but is written on this machine: give a path")
     out = Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file to write has to end in .safetensors")
@@ -48,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", help="a .ckpt file or URL, or a folder of DeepSpeed's")
     parser.add_argument("out", help="the file to write, <name>.safetensors")
+    guard_process()
     given = parser.parse_args(arguments)
     try:
         print(convert(given.checkpoint, given.out))

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.cli.parser import (
+    add_image_size,
+    add_pixel_range,
+    check_folder,
+    local_path,
+    make_folder,
+    make_parser,
+    reject_unused,
+)
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
         "it; of LVIS' files 300 of all classes",
     )
     add_pixel_range(source, "default: the checkpoint's, else that of the data")
-    source.add_argument("--out", metavar="DIR", default="evaluation", help="made if missing")
+    source.add_argument(
+        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if missing"
+    )
     model = flags.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
     add_looking(model)
@@ -112,10 +122,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+    check_folder("--out", out)
 
     from autotimm.evaluation import coco_input, matching, output, report
 
@@ -132,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         source = _open_source(args)
     entries = coco_input.entries_of(results)
     truth, drawn = _truth(args, source, entries, pixel_range)
+    make_folder("--out", out)
     # With a checkpoint, the data module has said it.
     remarks = [source.lacking] if source and source.lacking and args.results else []
     if args.checkpoint:
@@ -252,6 +260,8 @@ def _detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] |
         pixel_range=args.pixel_range,  # else the model's
     )
     machine = {"accelerator": args.accelerator, "precision": args.precision}
+    data.check("test")
+    make_folder("--out", path.parent)
     first = find_all(model, data, path, **machine, look=look)
     return (data.source(args.split), data.preprocessing.pixel_range) if first else None
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.parser import add_image_size, make_parser, reject_unused
+from autotimm.cli.parser import add_image_size, local_path, make_parser, reject_unused
+from autotimm.redaction import redacted
 from autotimm.structures import InputError
 
 _SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -33,7 +34,11 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--checkpoint", required=True, metavar="FILE", help="of a run")
     flags.add_argument(
-        "--out", required=True, metavar="FILE", help="to write: .onnx, .pt2 or .safetensors"
+        "--out",
+        required=True,
+        type=local_path,
+        metavar="FILE",
+        help="to write: .onnx, .pt2 or .safetensors",
     )
     graph = flags.add_argument_group(".onnx and .pt2")
     add_image_size(graph, "a side, or height and width; default: of the training")
@@ -144,5 +149,5 @@ def _safetensors(args: argparse.Namespace, out: Path) -> list[Path]:
         steps=content.get("global_step"),
     )
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(redacted(text).encode())
     return [out, path]

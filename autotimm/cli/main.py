@@ -18,8 +18,8 @@ from typing import NamedTuple, NoReturn
 
 from autotimm import __version__
 from autotimm.cli import lightning_help
-from autotimm.files import urls
 from autotimm.files.shortage import shortage
+from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
 _HEAD = """\
@@ -65,6 +65,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # class names may have letters it cannot encode
             stream.reconfigure(errors="backslashreplace")
+    guard_process()
     try:
         code = _run(words)
         if sys.stdout is not None:  # None if the shell closed it (>&-)
@@ -104,11 +105,11 @@ def _exit_code_and_line(error: BaseException, verb: str) -> tuple[int, str] | No
     if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
         return 141, ""
     if (line := shortage(error, verb)) is not None:
-        return 2, " ".join(urls.without_secrets(line).split())
+        return 2, " ".join(line.split())
     if isinstance(error, OSError):  # a folder without write permission
         reason = error.strerror or str(error)
         line = f"{error.filename}: {reason}" if error.filename else reason
-        return 2, " ".join(urls.without_secrets(line).split())
+        return 2, " ".join(line.split())
     return None
 
 

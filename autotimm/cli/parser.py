@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from autotimm.files import urls
 from autotimm.structures import InputError
 
 _WIDTH = 98
@@ -51,6 +54,46 @@ def make_parser(verb: str, summary: str, examples: str, epilog: str = "") -> Par
         formatter_class=_Help,
         allow_abbrev=False,
     )
+
+
+def local_path(text: str) -> str:
+    """The path of a file or folder to write, for ``type=`` of a flag; a file URL becomes a path.
+
+    Raises:
+        ArgumentTypeError: it is another URL, which would become a folder of that name.
+    """
+    kind = urls.kind(text)
+    if kind == "file":
+        return str(urls.file_path(text))
+    if kind:
+        raise argparse.ArgumentTypeError(
+            f"{urls.shown(text)}: is a URL, but is written on this machine: give a path"
+        )
+    return text
+
+
+def check_folder(flag: str, out: Path) -> None:
+    """Raises an InputError if no folder can be made at ``out``; makes none.
+
+    A verb makes its folder once its inputs are checked, but this fails before they are read.
+    """
+    there = next(one for one in (out, *out.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise InputError(f"{flag}: cannot make {out}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{flag}: cannot make {out}: {there} is read-only")
+
+
+def make_folder(flag: str, out: Path) -> None:
+    """Makes a folder for the output of a verb, unless it exists.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: cannot make {out}: {error.strerror}") from error
 
 
 class _Size(argparse.Action):

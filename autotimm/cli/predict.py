@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.cli.looking import add_looking, check_looking
-from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.cli.parser import (
+    add_image_size,
+    add_pixel_range,
+    check_folder,
+    local_path,
+    make_parser,
+    reject_unused,
+)
 from autotimm.structures import InputError
 
 _COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -47,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
     )
-    flags.add_argument("--out", required=True, metavar="DIR", help="made if missing")
+    flags.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="made if missing"
+    )
     flags.add_argument(
         "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
     )
@@ -124,10 +133,7 @@ def run(args: argparse.Namespace) -> int:
         pyav()  # before the model is loaded
     else:
         reject_unused(parser(), args, ("every",), "is for videos: there is none")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+    check_folder("--out", out)
     model = _model(args, _COMPILE_FROM if videos else len(names))
     images = [one for one in names if one not in set(videos)]
     if args.pixel_range is None:

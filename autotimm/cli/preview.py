@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser
+from autotimm.cli.parser import add_image_size, add_pixel_range, local_path, make_parser
 from autotimm.structures import InputError
 
 _PRESETS = ("light", "default", "strong", "lsj")
@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--data", required=True, metavar="DIR", help="a COCO folder, a folder of shards or its URL"
     )
-    made.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    made.add_argument(
+        "--out", required=True, type=local_path, metavar="FILE.png", help="the picture to write"
+    )
     made.add_argument(
         "--preset",
         nargs="+",

@@ -13,7 +13,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
@@ -22,14 +22,15 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from autotimm.cli import parse_errors
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.distributed import signals
 from autotimm.distributed.lost_ranks import LostRanksError
-from autotimm.files import urls
 from autotimm.files.shortage import name_file, shortage
 from autotimm.lightning_private import FlagsOnlyCLI
+from autotimm.redaction import guard_process, redacted
 from autotimm.setup.check import report_error
 from autotimm.streaming.loader import killed_worker
 from autotimm.structures import InputError
@@ -37,6 +38,16 @@ from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.torchvision_weights import PREFIX
 from autotimm.training.preemption import Stopped
 from autotimm.training.trainer import AutoTrainer
+
+_yaml = get_loader("yaml")
+
+
+def _load_yaml(text: str) -> Any:
+    """A value of a flag or a config; YAML alone takes a name that begins with # for a comment."""
+    return text if text.startswith("#") and "\n" not in text else _yaml(text)
+
+
+set_loader("yaml", _load_yaml, exceptions=(YAMLError,))
 
 _DESCRIPTIONS = {
     "validate": "Measures a checkpoint on the split to validate on.",
@@ -55,7 +66,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(parser, _without_secrets(config), **options)
+        super().__init__(parser, redacted(config), **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         try:
@@ -63,14 +74,6 @@ class SaveConfig(SaveConfigCallback):
         except OSError as error:
             name_file(error, Path(trainer.log_dir or "", self.config_filename))
             raise
-
-
-def _without_secrets(config: Any) -> Any:
-    if isinstance(config, Namespace):
-        return Namespace(**{key: _without_secrets(value) for key, value in vars(config).items()})
-    if isinstance(config, list):
-        return [_without_secrets(one) for one in config]
-    return urls.all_shown(config)
 
 
 class TrainCLI(FlagsOnlyCLI):
@@ -235,6 +238,7 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         args: the arguments; those of the process by default.
         prog: the name of the command in usage lines.
     """
+    guard_process()
     try:
         with signals.caught(ends=True):  # from here: it may be minutes to the first step
             TrainCLI(
@@ -260,7 +264,7 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
         # A worker's end may interrupt any code, such as a training step.
         cause = cause or killed_worker(error) or error
         if line := shortage(cause):
-            report_error(error, urls.without_secrets(line))
+            report_error(error, line)
             raise SystemExit(2) from error
         if not isinstance(cause, _USER_ERRORS) and not _is_raised_by_lightning(cause):
             raise

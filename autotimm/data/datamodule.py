@@ -30,6 +30,7 @@ from autotimm.data.normalize import Normalize
 from autotimm.data.settings import DataSettings, Setting
 from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
+from autotimm.files.retry import Retry
 from autotimm.files.units import byte_count
 from autotimm.files.urls import locate
 from autotimm.images.depth import checked_range
@@ -76,6 +77,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         cache_limit: bytes that this folder may take, such as "200GB"; the least recently used
             shards make room. None for no limit.
+        retry_minutes: how long to try a download again before it fails.
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: put batches into page-locked memory; by default if the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
@@ -121,6 +123,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
     masks = Setting[bool]()
     cache_dir = Setting[str | Path | None]()
     cache_limit = Setting[int | None]()
+    retry_minutes = Setting[float]()
     persistent_workers = Setting[bool]()
     pin_memory = Setting[bool | None]()
 
@@ -153,6 +156,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         multi_scale: bool | list[int | list[int]] = False,
         max_corrupt: float = 0.01,
         pixel_range: Sequence[float] | None = None,
+        retry_minutes: float = 10.0,
     ) -> None:
         super().__init__()
         location = locate(data_dir)
@@ -180,6 +184,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             masks=masks,
             cache_dir=cache_dir,
             cache_limit=None if cache_limit is None else byte_count("cache_limit", cache_limit),
+            retry_minutes=retry_minutes,
             persistent_workers=persistent_workers,
             pin_memory=pin_memory,
             mean=None if mean is None else options.three("mean", mean),
@@ -342,7 +347,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
     @cached_property
     def _splits(self) -> Splits:
         at = self.settings
-        return Splits(at.location, at.cache_dir, at.cache_limit, rank_zero_warn)
+        retry = Retry(minutes=at.retry_minutes)
+        return Splits(at.location, at.cache_dir, at.cache_limit, retry, rank_zero_warn)
 
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
         split, run = self._splits.evaluated(stage, self.settings), self._run(train=False)

@@ -151,6 +151,14 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
+def minutes(name: str, value: Any) -> float:
+    """A time in minutes, 0 or more and finite."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise InputError(f"{name} is {value!r}, but must be a number of minutes, 0 or more")
+    return float(value)
+
+
 def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
     """Checks a whole number from ``least`` to ``most``; InputError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

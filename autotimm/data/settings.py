@@ -59,6 +59,7 @@ class DataSettings:
     masks: bool
     cache_dir: str | Path | None
     cache_limit: int | None
+    retry_minutes: float
     persistent_workers: bool
     pin_memory: bool | None
     mean: tuple[float, float, float] | None
@@ -72,6 +73,7 @@ class DataSettings:
         options.whole("num_workers", self.num_workers, 0)
         options.whole("prefetch_factor", self.prefetch_factor, 1)
         options.whole("seed", self.seed, 0)
+        options.minutes("retry_minutes", self.retry_minutes)
         options.one_of("resize", self.resize, RESIZES)
         for name in ("copy_paste", "max_corrupt"):
             object.__setattr__(self, name, options.share(name, getattr(self, name)))

@@ -11,6 +11,7 @@ from autotimm.coco.federated import FEDERATED
 from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
+from autotimm.files.retry import Retry
 from autotimm.files.urls import Location
 from autotimm.images.decode import DataError, deep_pixels
 from autotimm.images.depth import shown
@@ -29,6 +30,7 @@ class Splits:
         location: of the data.
         cache_dir: see :func:`autotimm.streaming.store.open_source`.
         cache_limit: see :func:`autotimm.streaming.store.open_source`.
+        retry: how long to try a download.
         warn: gets a line about what opening a split has left out.
     """
 
@@ -37,10 +39,12 @@ class Splits:
         location: Location,
         cache_dir: str | Path | None,
         cache_limit: int | None,
+        retry: Retry,
         warn: Callable[[str], None],
     ) -> None:
         self.location = location
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
+        self._retry = retry
         self._sources: dict[str, Source] = {}
         self._told_of_model = False  # that it keeps the upper bits
         self._told_empty: set[str] = set()  # splits without an instance
@@ -55,7 +59,7 @@ class Splits:
     @cached_property
     def names(self) -> list[str]:
         """The names of all splits."""
-        return split_names(self._folder)
+        return split_names(self._folder, self._retry)
 
     def source(self, split: str) -> Source:
         """The source of a split, which may have another usual name: ``valid`` for ``val``.
@@ -64,8 +68,13 @@ class Splits:
             InputError: there is no such split, or it is damaged.
         """
         if split not in self._sources:
-            limit = self._cache_limit
-            source = open_source(self._folder, split, self._cache_dir, cache_limit=limit)
+            source = open_source(
+                self._folder,
+                split,
+                self._cache_dir,
+                cache_limit=self._cache_limit,
+                retry=self._retry,
+            )
             remarks = [source.remark] if source.remark else []
             problems = source.problems.lines()
             if isinstance(source, FolderSource):

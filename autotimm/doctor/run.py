@@ -16,7 +16,7 @@ import torch
 from autotimm.coco.checks import Problems
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor.machine import Finding, read_speed
-from autotimm.files import urls
+from autotimm.files.retry import Retry
 from autotimm.images.decode import DataError
 from autotimm.setup import resources
 from autotimm.strategies import choice
@@ -25,6 +25,7 @@ from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 
 _FILES = 500  # of a folder, read at most
+_RETRY = Retry(minutes=0.25)  # whoever asks for a diagnosis does not wait for an outage to end
 _IMAGES = 2_000  # of a split, evenly spread, whose annotations are looked through
 
 
@@ -33,9 +34,9 @@ def data(location: str) -> list[Finding]:
     begun = time.perf_counter()
     try:
         where = detect_layout(location)
-        splits = split_names(where)
+        splits = split_names(where, _RETRY)
     except (InputError, OSError) as error:
-        return [Finding("fail", "data", urls.without_secrets(str(error)), "see --data")]
+        return [Finding("fail", "data", str(error), "see --data")]
     took = time.perf_counter() - begun
     text = f"{where.location}: splits {', '.join(splits)}, in {took:.2f} s"
     found = [Finding("ok", "data", text), *(_split(where, split) for split in splits)]
@@ -48,7 +49,7 @@ def data(location: str) -> list[Finding]:
 def _split(where: DataFolder, split: str) -> Finding:
     name = f"split {split}"
     try:
-        source = open_source(where, split)
+        source = open_source(where, split, retry=_RETRY)
         images = int(source.shard_sizes.sum())
         if images and where.folder is not None:  # remote: it would download a whole shard
             source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
@@ -61,7 +62,7 @@ def _split(where: DataFolder, split: str) -> Finding:
         remedy = "autotimm shard --verify lists all damage"
         if where.layout == "coco":
             remedy = "autotimm shard --dry-run checks all of a COCO folder"
-        return Finding("fail", name, urls.without_secrets(str(error)), remedy)
+        return Finding("fail", name, str(error), remedy)
     text = f"{images:,} images, {len(source.categories)} categories"
     if lost:
         return Finding("fail", name, f"{text}; {lost}", source.remedy)
@@ -117,11 +118,10 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
 def _module(data: Mapping[str, Any]) -> tuple[InstanceSegmentationDataModule | None, Finding]:
     """The data module with its splits open; None if it cannot be made."""
     try:
-        module = InstanceSegmentationDataModule(**data)
+        module = InstanceSegmentationDataModule(**{**data, "retry_minutes": _RETRY.minutes})
         splits = module.check("fit")
     except (InputError, OSError) as error:
-        text = urls.without_secrets(str(error))
-        return None, Finding("fail", "config and data", text, "see data in the config")
+        return None, Finding("fail", "config and data", str(error), "see data in the config")
     height, width = module.image_size
     text = f"{', '.join(splits)}: {module.num_classes} classes at {height} x {width} pixels"
     return module, Finding("ok", "config and data", text)

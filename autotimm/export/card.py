@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 
-from autotimm.files import urls
 from autotimm.images.depth import shown
 from autotimm.structures import UPPER_BITS, PixelRange
 from autotimm.tasks.detector import ObjectDetector
@@ -115,7 +114,7 @@ def _cell(text: str) -> str:
 def _training(settings: DetectorSettings, run: Mapping[str, Any], steps: int | None) -> list[str]:
     recorded = run.get("settings")
     data = recorded.get("data") or {} if isinstance(recorded, dict) else {}
-    where = urls.shown(str(data["data_dir"])) if data.get("data_dir") else "not known"
+    where = data.get("data_dir") or "not known"
     used = [f"{name} {getattr(settings, name)}" for name in _SETTINGS]
     lines = [f"- data: {where}", f"- {', '.join(used)}"]
     if steps is not None:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from autotimm.data import options
 from autotimm.export.graph import CANDIDATES, Graph
 from autotimm.files.atomic import whole_file
+from autotimm.redaction import redacted
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
 
@@ -123,7 +124,7 @@ def to_onnx(traced: ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
     assert exported is not None
     content = exported.model_proto
     for name, value in facts.items():
-        content.metadata_props.add(key=name, value=json.dumps(value))
+        content.metadata_props.add(key=name, value=json.dumps(redacted(value)))
     onnx.checker.check_model(content)
     _write(content.SerializeToString(), path)
 

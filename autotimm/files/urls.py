@@ -1,4 +1,4 @@
-"""Parsing the folders and URLs that users give, and hiding the secrets of URLs in messages.
+"""Parsing the folders and URLs that users give.
 
 Invariant: a URL as shown has no user, password, query (a signature) or fragment.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from autotimm import redaction
 from autotimm.structures import InputError
 
 
@@ -44,12 +43,13 @@ def locate(given: str | Path | Location) -> Location:
     if isinstance(given, Location):
         return given
     text = str(given)
+    redaction.learn(text)
     scheme, name = kind(text), shown(text)
     if not scheme:
         other = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):", text)
         if other is None or Path(text).exists():
             return Location(text, home_expanded(text))
-        scheme, name = other[1].lower(), without_secrets(text)
+        scheme, name = other[1].lower(), re.split(r"[?#]", text, maxsplit=1)[0]
     if re.match(r"https?://(?:[^/?#]*@)?\[", text, re.IGNORECASE):
         raise InputError(f"{name}: IPv6 addresses are not supported: give the server's name")
     if scheme in ("http", "https", "s3") and not re.match(r"[^:]*://[^/?#]", text):
@@ -57,6 +57,7 @@ def locate(given: str | Path | Location) -> Location:
         raise InputError(f"{name}: not a complete URL, such as {scheme}://{host}/folder")
     if scheme == "file":
         return Location(text, file_path(text))
+    _check_user(text, scheme, name)
     if scheme not in ("http", "https", "s3"):
         raise InputError(
             f"{name}: {scheme} URLs are not read: give a folder, or a file, http, https or s3 URL"
@@ -66,12 +67,27 @@ def locate(given: str | Path | Location) -> Location:
     return Location(text, None)
 
 
+def _check_user(url: str, scheme: str, name: str) -> None:
+    user = redaction.user_part(url.partition("://")[2])
+    if user and scheme == "s3":
+        raise InputError(
+            f"{name}: an s3 URL takes no keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if re.search(r"[/?#]", user) and "@" not in re.split(r"[/?#]", user)[0]:
+        raise InputError(
+            f"{name}: its user or password holds a /, ? or #, where a URL's host would end: write "
+            "%2F, %3F or %23"
+        )
+
+
 def home_expanded(path: str | Path) -> Path:
     """A local path with a ``~`` at its beginning replaced by the user's home folder.
 
     Raises:
         InputError: there is no such home folder, or the path contains a NUL byte.
     """
+    if kind(str(path)):
+        raise InputError(f"{path}: is a URL: give a folder on this machine")
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: a path cannot contain a NUL byte")
     try:
@@ -102,27 +118,9 @@ def file_path(url: str) -> Path:
 
 def shown(location: str) -> str:
     """A path as it is, or a URL without its secrets, for messages."""
-    if not kind(location):
-        return location
-    return re.sub(r"(?<=://)[^/]*@", "", re.split(r"[?#]", location, maxsplit=1)[0])
+    return redaction.bare(location) if kind(location) else location
 
 
-def all_shown(value: Any) -> Any:
-    """A copy of a plain value with :func:`shown` applied to every string in it."""
-    if isinstance(value, Mapping):
-        return {key: all_shown(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(all_shown, value))
-    return shown(value) if isinstance(value, str) else value
-
-
-def without_secrets(text: str) -> str:
-    """A library's message without the secrets of the URLs in it, a redirect's included."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(?<=\S)[?#][^\s'\"]+", "", text)  # also after a path without a scheme
-
-
-def reason(error: Exception, url: str) -> str:
-    """The first line of an error about ``url``, without secrets, or else the error's type."""
-    text = str(error).split("\n")[0].replace(url, shown(url))
-    return without_secrets(text) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """The first line of an error, or else the error's type."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

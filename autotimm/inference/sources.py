@@ -148,7 +148,7 @@ def _matching(pattern: str, skipped: Counter[str]) -> list[str]:
     try:
         files = fsspec.filesystem(kind).glob(pattern)
     except Exception as error:  # each of fsspec's back ends raises its library's own errors
-        reason = urls.without_secrets(" ".join(str(error).split()))
+        reason = " ".join(str(error).split())
         raise InputError(f"{urls.shown(pattern)}: cannot be listed: {reason}") from error
     found = [file if "://" in file else f"{kind}://{file}" for file in files]
     images = sorted(one for one in found if Path(one).suffix.lower() in SUFFIXES)

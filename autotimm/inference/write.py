@@ -17,6 +17,7 @@ from autotimm.evaluation.coco_eval import to_results
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
 from autotimm.inference.large import LargeImage
+from autotimm.redaction import redacted
 from autotimm.structures import Detections, InputError
 
 RESULTS, IMAGES, PICTURES = "results.json", "images.json", "pictures"
@@ -32,7 +33,7 @@ class Stems:
 
     def of(self, name: str) -> str:
         """The image's name, shortened for file systems, and numbered if another image has it."""
-        stem = Path(name.partition("?")[0] if urls.kind(name) else name).stem or "image"
+        stem = Path(urls.shown(name)).stem or "image"
         stem = stem.encode()[:_LONGEST].decode(errors="ignore")
         chosen = stem
         while chosen.lower() in self._used:  # some file systems take a for A
@@ -44,7 +45,7 @@ class Stems:
 
 def as_text(name: str) -> str:
     """A path or URL for JSON, which must be UTF-8 where a file's name need not be; no secrets."""
-    return os.fsencode(urls.shown(name)).decode("utf-8", "backslashreplace")
+    return os.fsencode(redacted(name)).decode("utf-8", "backslashreplace")
 
 
 def drawn_over(
@@ -86,7 +87,7 @@ class Writer:
     ``COCO("images.json").loadRes("results.json")`` opens both.
 
     Attributes:
-        out: folder; must exist.
+        out: folder; made with the first image.
         categories: ``id`` and ``name`` of each label, for the JSON.
         names: of each label, for pictures and results.
         as_json: whether to write the JSON files.
@@ -123,6 +124,9 @@ class Writer:
         Raises:
             InputError: the picture or the results cannot be written.
         """
+        if not self.images:
+            with self._naming(""):
+                self.out.mkdir(parents=True, exist_ok=True)
         height, width = pixels.shape[:2]
         image_id = len(self.images) + 1
         shown = as_text(name)

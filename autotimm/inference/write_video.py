@@ -74,7 +74,7 @@ class VideoWriter:
         self.instances += len(found["scores"])
 
     def _begin(self, height: int, width: int) -> None:
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         if self._draw_from is not None:
             file = self._open.enter_context(whole_file(self._folder / f"{self._stem}.mp4"))
             self._drawing = self._open.enter_context(_Encoder(file, height, width))

@@ -26,8 +26,8 @@ from lightning.pytorch.loggers import (
 from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from autotimm.files import urls
 from autotimm.outputs.metrics_file import MetricsLogger
+from autotimm.redaction import redacted
 from autotimm.structures import InputError
 
 NAMES = ("csv", "tensorboard", "wandb", "mlflow")
@@ -157,8 +157,8 @@ def log_picture(logger: Logger, name: str, picture: Any, step: int) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line of at most 500 characters, without the secrets of URLs."""
-    return urls.without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    """The error as one line of at most 500 characters, without secrets."""
+    return redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
 
 
 # ---------------------------------------------------------------- a logger that may fail
@@ -209,6 +209,8 @@ class Guard:
         """Call ``do`` and return its result, or None with a warning if it fails."""
         if self._failures >= GIVEN_UP and not isinstance(self._logger, CSVLogger):
             return None
+        if getattr(do, "__name__", "") == "log_hyperparams":  # they go to files, or to a server
+            args, kwargs = redacted(args), redacted(kwargs)
         try:
             result = do(*args, **kwargs)
         except Exception as error:

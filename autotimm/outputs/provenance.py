@@ -1,7 +1,7 @@
 """The origin of a run as plain values: command line, versions, environment, git state, settings.
 
 Invariants: no function raises or takes more than seconds; only listed environment variables are
-recorded, so that no key or password gets into a file; URLs are recorded without their secrets.
+recorded, so that no key or password gets into a file; no value holds a secret of a URL.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 import autotimm
 from autotimm.data.settings import DataSettings
-from autotimm.files import urls
 from autotimm.plain import plain
+from autotimm.redaction import redacted
 
 _PACKAGES = (
     *("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "albumentations"),
@@ -44,7 +44,7 @@ _GIT_SECONDS = 20  # git needs long for a large checkout on a slow network disk
 
 def command_line() -> list[str]:
     """The command line of this process, as words."""
-    return [urls.without_secrets(word) for word in sys.orig_argv]
+    return redacted(list(sys.orig_argv))
 
 
 def versions() -> dict[str, str]:
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """The environment variables that are set and influence a run."""
     names = [name for name in os.environ if name in _ENVIRONMENT or name.startswith("NCCL_")]
-    return {name: os.environ[name] for name in sorted(names)}
+    return redacted({name: os.environ[name] for name in sorted(names)})
 
 
 def machine(trainer: Trainer) -> dict[str, Any]:
@@ -166,4 +166,4 @@ def _recorded(value: Any) -> Any:
         return [_recorded(one) for one in value]
     if isinstance(value, dict):
         return {str(key): _recorded(one) for key, one in value.items()}
-    return urls.shown(value) if isinstance(value, str) else value
+    return redacted(value) if isinstance(value, str) else value

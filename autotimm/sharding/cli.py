@@ -23,6 +23,7 @@ from autotimm.files.shortage import shortage
 from autotimm.format.fields import plain_name
 from autotimm.format.manifest import Manifest
 from autotimm.images.depth import checked_range
+from autotimm.redaction import guard_process
 from autotimm.sharding.arguments import Arguments, parse
 from autotimm.sharding.destinations.choice import destination
 from autotimm.sharding.destinations.local_folder import LocalFolder
@@ -36,6 +37,7 @@ from autotimm.structures import InputError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits."""
+    guard_process()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _main(parse(arguments))

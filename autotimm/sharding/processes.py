@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _ended(code: int) -> str:
 
 def _serve(work: Work[Any], pipe: Connection) -> None:
     """Runs in a worker: does tasks from the pipe until it ends."""
+    guard_process()  # a worker that was spawned does not inherit it
     # Terminals and SLURM signal all processes; the parent handles it, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

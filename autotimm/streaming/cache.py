@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +42,8 @@ class RemoteFile:
         suffix: of its name in the cache: ".tar" or ".npy".
         at_most: bytes after which a download stops.
         size: in bytes, if it is known.
+        changed: called when a download has another content; raises an error if another file lies
+            there for good.
     """
 
     url: str
@@ -49,6 +51,7 @@ class RemoteFile:
     suffix: str
     at_most: int
     size: int | None = None
+    changed: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -251,9 +254,11 @@ def _download(file: RemoteFile, out: BinaryIO, retry: Retry) -> None:
         digest.update(chunk)
         count += out.write(chunk)
     if file.size is not None and count != file.size:
+        file.changed()
         more = "or more " if count > file.size else ""
         raise OSError(f"{count:,} bytes {more}came, the manifest says {file.size:,}")
     if digest.hexdigest() != file.sha256:
+        file.changed()
         raise OSError("its content is not what the manifest says (sha256 differs)")
     out.truncate(count)
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +31,7 @@ class CachedShardFiles(ShardFiles):
 
     Args:
         cache: where to download to.
-        location, shards, authority: see ``ShardFiles``.
+        location, shards, authority, current: see ``ShardFiles``.
 
     Raises:
         InputError: the cache's limit is less than a window of shards takes.
@@ -40,9 +40,14 @@ class CachedShardFiles(ShardFiles):
     _remedy = "delete it"
 
     def __init__(
-        self, location: Location, shards: list[Shard], authority: str, cache: Cache
+        self,
+        location: Location,
+        shards: list[Shard],
+        authority: str,
+        cache: Cache,
+        current: Callable[[], list[Shard]] | None = None,
     ) -> None:
-        super().__init__(location, shards, authority)
+        super().__init__(location, shards, authority, current)
         self.cache = cache
         self.thread: threading.Thread | None = None  # downloads in the background
         # The plan of the thread: shards, and the names of files that must not make room for each.
@@ -109,13 +114,15 @@ class CachedShardFiles(ShardFiles):
     def _tar(self, shard: int) -> RemoteFile:
         info = self._shards[shard]
         url = remote.join(self._location.given, info.name)
-        return RemoteFile(url, info.sha256, ".tar", info.bytes, info.bytes)
+        check = self.check_not_rewritten
+        return RemoteFile(url, info.sha256, ".tar", info.bytes, info.bytes, changed=check)
 
     def _index(self, shard: int) -> RemoteFile:
         info = self._shards[shard]
         url = remote.join(self._location.given, info.index)
         largest = info.samples * INDEX_DTYPE.itemsize + 4096
-        return RemoteFile(url, info.index_sha256, ".npy", largest)
+        check = self.check_not_rewritten
+        return RemoteFile(url, info.index_sha256, ".npy", largest, changed=check)
 
     @contextlib.contextmanager
     def _named(self, shard: int) -> Iterator[None]:
@@ -123,6 +130,7 @@ class CachedShardFiles(ShardFiles):
         try:
             yield
         except FileNotFoundError as error:
+            self.check_not_rewritten()
             raise InputError(f"{error}, but {MANIFEST} names it") from None
 
     def _open(self, shard: int) -> BinaryIO:

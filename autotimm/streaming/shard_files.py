@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -23,6 +24,10 @@ from autotimm.format.manifest import Shard
 from autotimm.structures import InputError
 
 
+class RewrittenError(InputError):
+    """A run's shards were replaced by others while it read them."""
+
+
 class ShardFiles(ABC):
     """The tars and indices of a split.
 
@@ -30,12 +35,40 @@ class ShardFiles(ABC):
         location: the folder or URL of the shards.
         shards: the shards of the split.
         authority: what states the sizes and hashes of the files, for messages.
+        current: reads the shards of the split that the manifest names now.
     """
 
     _remedy: ClassVar[str]  # against a tar whose content has changed
 
-    def __init__(self, location: Location, shards: list[Shard], authority: str) -> None:
+    def __init__(
+        self,
+        location: Location,
+        shards: list[Shard],
+        authority: str,
+        current: Callable[[], list[Shard]] | None = None,
+    ) -> None:
         self._location, self._shards, self._authority = location, shards, authority
+        self._current = current
+
+    def check_not_rewritten(self) -> None:
+        """Finds why a file is not what the manifest said when this run read it.
+
+        Raises:
+            InputError: autotimm-shard has written other shards into the folder since then. Their
+                files are good, and none of them is to be deleted.
+        """
+        if self._current is None:
+            return
+        try:
+            rewritten = self._current() != self._shards
+        except (InputError, OSError):
+            return  # the file's own error says more
+        if rewritten:
+            raise RewrittenError(
+                f"{self._location}: its shards were written again while this run reads them: start "
+                "again to train on the new ones, and write shards to be trained on later into "
+                "another folder"
+            )
 
     def where(self, shard: int) -> str:
         """The path or URL of a shard, without secrets, for messages."""
@@ -58,10 +91,12 @@ class ShardFiles(ABC):
         try:
             file = self._open(shard)
         except OSError as error:
+            self.check_not_rewritten()
             raise InputError(f"{self.where(shard)}: cannot be read: {error.strerror}") from None
         size, expected = os.fstat(file.fileno()).st_size, self._shards[shard].bytes
         if size != expected:
             file.close()
+            self.check_not_rewritten()
             raise InputError(
                 f"{self.where(shard)}: has {size} bytes, {self._authority} says {expected}"
             )
@@ -81,6 +116,7 @@ class ShardFiles(ABC):
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != info.index_sha256:
+            self.check_not_rewritten()
             raise InputError(f"{path}: its content is not what {self._authority} says: delete it")
         return read_index(content, info)
 
@@ -97,6 +133,7 @@ class ShardFiles(ABC):
         for shard, info in enumerate(self._shards):
             path = self.path(shard)
             if remote.sha256_of(path) != info.sha256:
+                self.check_not_rewritten()
                 raise self._changed(path)
 
     def _changed(self, path: Path) -> InputError:
@@ -142,7 +179,7 @@ class LocalShardFiles(ShardFiles):
     Args:
         folder: holds the tars.
         indices: the folder of the indices.
-        location, shards, authority: see ``ShardFiles``.
+        location, shards, authority, current: see ``ShardFiles``.
 
     Raises:
         InputError: a tar is missing or does not have its size.
@@ -157,8 +194,9 @@ class LocalShardFiles(ShardFiles):
         authority: str,
         folder: Path,
         indices: Path,
+        current: Callable[[], list[Shard]] | None = None,
     ) -> None:
-        super().__init__(location, shards, authority)
+        super().__init__(location, shards, authority, current)
         self._folder, self._indices = folder, indices
         self._check_sizes()
 
@@ -198,4 +236,5 @@ class LocalShardFiles(ShardFiles):
     def _check_content(self, shard: int) -> None:
         path = self.path(shard)
         if remote.sha256_of(path) != self._shards[shard].sha256:
+            self.check_not_rewritten()
             raise self._changed(path)

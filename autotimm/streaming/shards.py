@@ -25,7 +25,7 @@ from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
-from autotimm.format.manifest import MANIFEST, Manifest, SplitInfo, lacking, untrained_names
+from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo, lacking, untrained_names
 from autotimm.format.manifest_file import read_manifest
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
@@ -49,7 +49,7 @@ class ShardSource:
         split: such as "train".
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         verify: check the sha256 of all shards first, which reads them all.
-        retry: how often to try a download.
+        retry: how long to try a download.
         cache_limit: bytes that the cache may take; None for no limit.
 
     Raises:
@@ -105,10 +105,14 @@ class ShardSource:
         self.fingerprint = _fingerprint(info, self.categories)
         self.files: LocalShardFiles | CachedShardFiles
         if folder is None:
-            self.files = CachedShardFiles(location, info.shards, authority, cache)
-        else:
-            indices = cache_folder / foreign.FOLDER if data.layout == "tars" else folder
+            current = partial(_shards_now, location, cache.retry, named)
+            self.files = CachedShardFiles(location, info.shards, authority, cache, current)
+        elif data.layout == "tars":
+            indices = cache_folder / foreign.FOLDER
             self.files = LocalShardFiles(location, info.shards, authority, folder, indices)
+        else:
+            current = partial(_shards_now, location, cache.retry, named)
+            self.files = LocalShardFiles(location, info.shards, authority, folder, folder, current)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         if verify:
             self.verify()
@@ -154,6 +158,7 @@ class ShardSource:
             self._open.pop(shard, None)
             found = self._checked(shard, index)
         if found is None:
+            self.files.check_not_rewritten()
             raise DataError(
                 f"sample {index} of {self.where(shard)}: its bytes have changed since it was "
                 "written"
@@ -235,6 +240,12 @@ def manifest_of(location: urls.Location, retry: Retry) -> Manifest:
             f"{error}: {location} is not a folder of shards that autotimm-shard has "
             "written; copy another tool's tars to a local folder, which needs no manifest"
         ) from None
+
+
+def _shards_now(location: urls.Location, retry: Retry, split: str) -> list[Shard]:
+    """The shards of a split that the manifest names now; none if it has no such split."""
+    split_now = manifest_of(location, retry).splits.get(split)
+    return split_now.shards if split_now else []
 
 
 def _fingerprint(info: SplitInfo, categories: list[Category]) -> str:

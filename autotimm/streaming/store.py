@@ -97,6 +97,7 @@ def open_source(
     cache_dir: str | Path | None = None,
     verify: bool = False,
     cache_limit: int | None = None,
+    retry: Retry | None = None,
 ) -> Source:
     """Opens a split of a folder or URL of shards, a folder of tars, or a COCO folder.
 
@@ -106,17 +107,18 @@ def open_source(
         cache_dir: the folder for shards from a URL; by default in the user's cache folder.
         verify: check the sha256 of all shards first, which reads them all.
         cache_limit: bytes that the cache may take; None for no limit.
+        retry: how long to try a download.
 
     Raises:
         InputError: the folder or split does not exist, or is damaged.
     """
     data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
-        return ShardSource(data, split, cache_dir, verify, cache_limit=cache_limit)
+        return ShardSource(data, split, cache_dir, verify, retry, cache_limit)
     return FolderSource(_coco_split(data.folder, split), data.folder, split)
 
 
-def split_names(data_dir: str | Path | DataFolder) -> list[str]:
+def split_names(data_dir: str | Path | DataFolder, retry: Retry | None = None) -> list[str]:
     """The names of the splits in a folder or URL of shards, a folder of tars, or a COCO folder.
 
     Raises:
@@ -124,7 +126,7 @@ def split_names(data_dir: str | Path | DataFolder) -> list[str]:
     """
     data = detect_layout(data_dir)
     if data.folder is None or data.layout == "shards":
-        return list(manifest_of(data.location, Retry()).splits)
+        return list(manifest_of(data.location, retry or Retry()).splits)
     if data.layout == "tars":
         return list(foreign.split_tars(data.folder))
     return list(_coco_splits(data.folder))

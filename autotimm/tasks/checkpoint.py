@@ -6,22 +6,17 @@ Only weights and plain values are read, because a checkpoint may come from anyon
 from __future__ import annotations
 
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
-import fsspec
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.augmentation.transforms import INTERPOLATIONS, RESIZES
 from autotimm.data import options
-from autotimm.files import urls
+from autotimm.files import remote, urls
 from autotimm.files.checksums import DamagedError
 from autotimm.images.depth import checked_range
 from autotimm.lightning_private import INSTANTIATOR
@@ -46,7 +41,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     programs write them, causes a warning.
 
     Args:
-        path: a path, a URL that fsspec opens, or ``torchvision/<name>`` for published weights.
+        path: a path, a URL (http(s) and S3 are downloaded, fsspec opens others), or
+            ``torchvision/<name>`` for published weights.
         map_location: as in ``torch.load``.
 
     Raises:
@@ -77,7 +73,7 @@ def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
     Every reader of weights calls it, so that no file is used whose bytes have changed.
 
     Args:
-        path: a path, or a URL that fsspec opens.
+        path: a path, or a URL as in :func:`read_checkpoint`.
         map_location: as in ``torch.load``.
 
     Raises:
@@ -86,7 +82,7 @@ def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
     name = urls.shown(str(path))
     content: Any
     try:
-        with _on_disk(str(path)) as file:
+        with remote.opened(path) as file:
             head = file.read(9)
             file.seek(0)
             if is_safetensors(head):
@@ -96,6 +92,8 @@ def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
     except DamagedError as error:
         raise InputError(f"{name} is damaged ({error}): give another checkpoint") from error
     except InputError as error:
+        if str(error).startswith(f"{name}: "):  # a server's refusal
+            raise
         raise InputError(f"{name} {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint at {name}") from error
@@ -120,19 +118,6 @@ def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
     if not checked:
         _warn_unchecked(name)
     return content
-
-
-@contextmanager
-def _on_disk(path: str) -> Iterator[BinaryIO]:
-    """Open a file. One at a URL is copied first, because it is read twice."""
-    with fsspec.open(path, "rb") as file:
-        if urls.kind(path) in ("", "file"):
-            yield file
-            return
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-            copy.seek(0)
-            yield copy
 
 
 @cache

@@ -18,6 +18,7 @@ from torch import Tensor
 from autotimm.files.atomic import whole_file
 from autotimm.files.checksums import KEY, UNSEALED, DamagedError, check, sealed
 from autotimm.plain import plain
+from autotimm.redaction import redacted
 from autotimm.structures import InputError
 
 KEPT = (
@@ -46,7 +47,7 @@ def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: 
     """
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     try:
-        settings = json.dumps(plain(kept))
+        settings = json.dumps(redacted(plain(kept)))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"cannot write {path}: its settings are no plain values ({error})"

@@ -33,25 +33,22 @@ def all_plugins(given: Any) -> list[Any]:
     return plugins
 
 
-def default_callbacks(given: Sequence[Callback], bar: bool, *more: Callback) -> list[Callback]:
+def default_callbacks(
+    given: Sequence[Callback], bar: bool, *more: Callback, barebones: bool = False
+) -> list[Callback]:
     """The default callbacks of a run, without those that the user replaces.
 
     Args:
         given: the user's callbacks. Each replaces the default of the same class.
         bar: whether to add a progress bar.
         *more: callbacks for the trainer's arguments.
+        barebones: whether to leave out all that writes or measures something.
     """
-    defaults: list[Callback] = [
-        CheckLoss(),
-        Throughput(),
-        LearningRate(),
-        EpochLines(),
-        SavePictures(),
-        SaveResults(),
-        RunRecord(),
-        KeepState(),
-        *more,
-    ]
+    defaults: list[Callback] = [CheckLoss()]
+    if not barebones:
+        defaults += [Throughput(), LearningRate(), EpochLines()]
+        defaults += [SavePictures(), SaveResults(), RunRecord(), KeepState()]
+    defaults += more
     if bar and not any(isinstance(callback, LightningBar) for callback in given):
         defaults.append(ProgressBar())
     return [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]

@@ -41,10 +41,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.parent import identity, is_gone
-from autotimm.files import urls
 from autotimm.files.atomic import whole_file
 from autotimm.outputs import provenance
 from autotimm.outputs.loggers import go_on, one_line, run_folder, run_ids
+from autotimm.redaction import redacted
 from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
 
@@ -68,14 +68,16 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, content: dict[str, Any]) -> None:
-    """Replace ``run.json`` in ``folder``, and create the folder if necessary.
+    """Replace ``run.json`` in ``folder``, without secrets, and create the folder if necessary.
 
     Raises:
         OSError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / RECORD) as file:
-        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.write(
+            orjson.dumps(redacted(content), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
 
 
 def order_of(folder: Path) -> tuple[int, list[int], str]:
@@ -123,7 +125,7 @@ class RunRecord(Callback):
             "status": "running",
             "stage": stage,
             "error": None,
-            "from": urls.all_shown(getattr(trainer, "begun_from", None)),
+            "from": getattr(trainer, "begun_from", None),
             "started": before.get("started", _now()),
             "number": before.get("number", next_number(root, self._folder)),
             "starts": before.get("starts", 0) + (stage == "fit"),

@@ -9,6 +9,7 @@ only the checkpoint that the user names.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
 from autotimm.tasks import transfer
+from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import order_of, read_record
@@ -247,7 +249,9 @@ def _check_whole(path: Path) -> None:
         inside = newest(path)
         what = f"give {inside}" if inside else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")
-    if path.is_file() and (damage := damage_of(path)):
+    if path.is_file() and not zipfile.is_zipfile(path):
+        read_checkpoint(path)  # a file of another kind is refused before the run has a folder
+    elif path.is_file() and (damage := damage_of(path)):
         raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
 
 

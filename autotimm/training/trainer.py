@@ -19,7 +19,6 @@ from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import on_all_ranks
 from autotimm.distributed.agreement import settle_at_exit
 from autotimm.distributed.launcher import launcher_world
-from autotimm.files import urls
 from autotimm.lightning_private import (
     HookedTrainer,
     RowsAhead,
@@ -30,6 +29,7 @@ from autotimm.lightning_private import (
 from autotimm.outputs.loggers import make_loggers, sync
 from autotimm.outputs.metrics_file import MetricsLogger
 from autotimm.plain import plain, plain_arguments
+from autotimm.redaction import redacted
 from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
@@ -144,7 +144,12 @@ class AutoTrainer(HookedTrainer):
             best_metric=best_metric,
             best_mode=best_mode,
         )
-        described = any(isinstance(callback, ModelSummary) for callback in given)
+        barebones = bool(kwargs.get("barebones"))
+        if barebones:  # what the user asks for all the same, Lightning refuses by name
+            logger = False if logger is None else logger
+            enable_checkpointing = bool(enable_checkpointing)
+            enable_progress_bar = bool(enable_progress_bar)
+        described = barebones or any(isinstance(callback, ModelSummary) for callback in given)
         if not described and kwargs.get("enable_model_summary") is not False:
             saving.append(Summary())
         if enable_checkpointing is False:
@@ -161,7 +166,7 @@ class AutoTrainer(HookedTrainer):
         """What the model starts from in a fit that does not resume from a checkpoint."""
         self.unlogged: MetricsLogger | None = None
         """Determines the folder of a run without loggers."""
-        if not loggers and not kwargs.get("fast_dev_run"):
+        if not loggers and not kwargs.get("fast_dev_run") and not barebones:
             self.unlogged = MetricsLogger(root, name)
         super().__init__(
             accelerator=accelerator,
@@ -169,10 +174,12 @@ class AutoTrainer(HookedTrainer):
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
-            logger=loggers,
+            logger=loggers or False,
             callbacks=[
                 *given,
-                *default_callbacks(given, enable_progress_bar is not False, *saving),
+                *default_callbacks(
+                    given, enable_progress_bar is not False, *saving, barebones=barebones
+                ),
             ],
             enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
@@ -243,7 +250,7 @@ class AutoTrainer(HookedTrainer):
         # As a bool: Lightning prints a message for None at every checkpoint.
         checkpoint = checkpoint_of(self, bool(weights_only))
         for key in HYPER_PARAMETERS & checkpoint.keys():
-            checkpoint[key] = urls.all_shown(plain(checkpoint[key]))
+            checkpoint[key] = redacted(plain(checkpoint[key]))
         with on_all_ranks(filepath):
             self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,14 @@ from servers import Fault, Server, serve
 
 from autotimm import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
-from autotimm.files import remote
+from autotimm.files import answers, remote, retry
 from autotimm.files.retry import Retry
 from autotimm.files.urls import locate
 from autotimm.sharding.cli import shard
 from autotimm.streaming.cache import Cache, RemoteFile
 from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
+from autotimm.tasks.checkpoint import read_checkpoint
 
 QUICK = Retry(attempts=3, wait=0.01, stall=0.3)
 CONTENT = os.urandom(100_000)
@@ -54,6 +57,9 @@ PASSING: list[tuple[Fault, str]] = [
     ("other", "its content is not what the manifest says"),
     ("endless", "200,000|bytes or more came"),
     ("close", "[Dd]isconnected"),  # aiohttp itself tries again once
+    ("headers", "nothing came for 0.3 seconds"),
+    ("continue", "nothing came for 0.3 seconds"),
+    ("empty", "nothing came for 0.3 seconds"),
 ]
 
 
@@ -83,6 +89,9 @@ def test_temporary_faults_are_retried_as_often_as_allowed(
         (400, "400"),
         (401, "401"),
         (403, "403"),
+        ("why", r"403 Forbidden \(RequestTimeTooSkewed, late \[2J\): set the clock of this"),
+        ("nowhere", "301 .*: a redirect that names no address"),
+        ("http://no-such-host.invalid/a.tar", "no-such-host.invalid"),
         ("file:///etc/passwd", "file:///etc/passwd is not an http"),
         ("ftp://127.0.0.1/a.tar?key=secret", "ftp://127.0.0.1/a.tar is not an http"),
         ("pipe:cat /etc/passwd", "pipe:cat /etc/passwd is not an http"),
@@ -97,6 +106,66 @@ def test_lasting_faults_are_not_retried(
     assert server.requests["a.tar"] == 1
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
     assert [path for path in cache.folder.iterdir() if path.is_file()] == []
+
+
+def test_a_server_may_ask_to_wait(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the retries would last: the download ends at once. Shorter: it is waited."""
+    slept: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
+    server.faults["a.tar"] = ["later"]
+    with Cache(tmp_path / "c", None, Retry(stall=5, minutes=2)).open(file_of(server)) as file:
+        assert file.read() == CONTENT
+    server.faults["a.tar"] = ["later"]
+    with pytest.raises(InputError, match=r"a\.tar: cannot be downloaded: 503"):
+        Cache(tmp_path / "d", None, Retry(stall=5, minutes=1)).open(file_of(server))
+    assert [one for one in slept if one > 1] == [77]
+
+
+def test_a_date_in_retry_after_is_of_the_servers_clock() -> None:
+    headers = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    for text, seconds in (
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:00:00 GMT", 0),
+        ("120", 120),
+        ("soon", 0),
+        ("-5", 0),
+    ):
+        assert answers.asked_wait({**headers, "retry-after": text}) == seconds
+    assert answers.asked_wait({}) == 0
+
+
+def test_a_checkpoint_at_a_url_has_the_servers_reason(server: Server) -> None:
+    server.faults["a.tar"] = ["why", 404]
+    with pytest.raises(InputError, match=r"/a\.tar: cannot be downloaded: 403 .*TooSkewed"):
+        read_checkpoint(f"{server.url}/a.tar?sig=Hidden12")
+    with pytest.raises(InputError, match=r"^there is no checkpoint at .*/a\.tar$"):
+        read_checkpoint(f"{server.url}/a.tar?sig=Hidden12")
+
+
+def test_a_certificate_that_nobody_signed_is_not_tried_again(
+    server: Server, tmp_path: Path
+) -> None:
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    made = made.public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2090, 1, 1))
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    content = made.sign(key, hashes.SHA256()).public_bytes(pem) + key.private_bytes(pem, *plain)
+    (tmp_path / "own.pem").write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = f"{server.url}/a.tar".replace("http:", "https:")
+    with pytest.raises(InputError, match=r"a\.tar: cannot be downloaded: .*CERTIFICATE_VERIFY"):
+        remote.read_bytes(url, Retry(stall=5))
 
 
 def test_a_file_that_is_not_there(server: Server, cache: Cache) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from autotimm.files import retry
-from autotimm.files.retry import Retry, poll, retried
+from autotimm.files.retry import Retry, poll, retried, tries_of
 
 
 class Clock:
@@ -87,10 +87,38 @@ def test_ctrl_c_ends_the_tries(clock: Clock) -> None:
 
 
 def test_the_policy_of_requests() -> None:
-    assert Retry() == Retry(attempts=5, wait=1, stall=60)
-    assert Retry(7).tries(final=False) == " after 7 tries" and Retry(7).tries(final=True) == ""
-    with pytest.raises(ValueError, match="at least one attempt"):
-        Retry(0)
+    assert Retry() == Retry(attempts=None, wait=1, stall=60, minutes=10)
+    for bad in ({"attempts": 0}, {"minutes": -1}, {"minutes": float("nan")}):
+        with pytest.raises(ValueError, match=r"at least one attempt|0 or more"):
+            Retry(**bad)
+
+
+def test_an_outage_of_minutes_is_outlasted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(*[OSError("503\nmore")] * 12)
+    assert retried(server, Retry(), is_final, what="https://host/a") == "answer"
+    assert clock.slept == [1, 2, 4, 8, 16, 32, *[60] * 6]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["https://host/a: 503: trying again for 597 seconds"]
+
+
+def test_the_tries_end_with_the_minutes(clock: Clock) -> None:
+    with pytest.raises(OSError, match="down") as raised:
+        retried(Server(*[OSError("down")] * 99), Retry(minutes=10), is_final)
+    assert sum(clock.slept) <= 600 < sum(clock.slept) + 60
+    assert tries_of(raised.value) == " after 15 tries in 9 minutes"
+    with pytest.raises(OSError, match="down") as raised:
+        retried(Server(*[OSError("down")] * 9), Retry(minutes=0), is_final)
+    assert tries_of(raised.value) == ""
+
+
+def test_a_server_may_ask_to_wait(clock: Clock) -> None:
+    server = Server(OSError("100"), OSError("0"), OSError("100"))
+    asked = lambda error: float(str(error))  # noqa: E731
+    assert retried(server, Retry(), is_final, asked) == "answer"
+    assert clock.slept == [100, 2, 100]
+    with pytest.raises(OSError, match="3600"):  # at once: the minutes do not reach as far
+        retried(Server(OSError("3600")), Retry(), is_final, asked)
+    assert len(clock.slept) == 3
 
 
 def test_poll_does_not_wait_for_what_is_there(clock: Clock) -> None:

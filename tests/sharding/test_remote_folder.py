@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from servers import wait_until
 from shard_runs import COMMAND, PAIRS, WORK, big_source, files_of, shard, source, stop_after
 
-from autotimm.files.retry import Retry
+from autotimm.files.retry import Retry, retried
 from autotimm.sharding import cli
-from autotimm.sharding.destinations import remote_folder
+from autotimm.sharding.destinations import object_store, remote_folder
 from autotimm.sharding.destinations.journal import entry_name
 from autotimm.sharding.destinations.object_store import ObjectStore
 from autotimm.sharding.destinations.remote_folder import RemoteFolder
@@ -242,6 +242,10 @@ class Flaky:
         return request
 
 
+def impatiently(attempt: Any, retry: Retry, *others: Any) -> Any:
+    return retried(attempt, replace(retry, attempts=3, wait=0), *others)
+
+
 @pytest.mark.parametrize(
     ("failures", "error", "message"),
     [
@@ -263,9 +267,9 @@ def test_a_store_that_fails_is_tried_again_some_times(
 ) -> None:
     real = ObjectStore._files
     flaky: list[Flaky] = []
+    monkeypatch.setattr(object_store, "retried", impatiently)
 
     def store(self: ObjectStore) -> tuple[Any, str]:
-        self.retry = Retry(3, 0)
         files, root = real(self)
         flaky[:] = flaky or [Flaky(files, failures, error)]
         return flaky[0], root
@@ -297,7 +301,7 @@ def test_what_cannot_be_reached_is_one_line_without_secrets(
     url: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(object_store, "retried", impatiently)
     assert shard(source(tmp_path / "coco"), url, *PAIRS) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and message in err and "secret" not in err

@@ -71,6 +71,16 @@ def test_runs_without_a_logger_have_a_folder_each(tmp_path: Path) -> None:
     assert not (tmp_path / "version_2").exists()
 
 
+def test_barebones_trains_and_writes_nothing(tmp_path: Path) -> None:
+    run = AutoTrainer(
+        accelerator="cpu", barebones=True, max_steps=2, default_root_dir=tmp_path / "runs"
+    )
+    run.fit(Line(), loader())
+    assert run.global_step == 2 and not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"barebones=True, logger="):
+        AutoTrainer(accelerator="cpu", barebones=True, logger="csv")
+
+
 def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> None:
     class Mine(SavePictures):
         pass

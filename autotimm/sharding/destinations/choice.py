@@ -37,6 +37,8 @@ def destination(text: str) -> Destination:
         )
     if kind == "file":
         return LocalFolder(urls.file_path(text))
+    if kind == "s3":
+        urls.locate(text)  # refuses keys in the URL, which would count as the bucket's name
     from autotimm.sharding.destinations.remote_folder import RemoteFolder
 
     return RemoteFolder(text)

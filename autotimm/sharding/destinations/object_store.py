@@ -1,6 +1,6 @@
 """The requests that shards in a store need: list, read, send and remove, each tried again.
 
-Invariants: a file appears under its name when it is complete; no message contains a URL's secrets.
+Invariants: a file appears under its name when it is complete.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from autotimm.files import urls
+from autotimm.files import answers, urls
 from autotimm.files.atomic import FULL
-from autotimm.files.retry import Retry, retried
+from autotimm.files.retry import Retry, retried, tries_of
 from autotimm.sharding.destinations.journal import WORK
 from autotimm.structures import InputError
 
@@ -139,30 +139,30 @@ class ObjectStore:
         try:
             yield
         except ImportError as error:  # fsspec's message says what to install
-            raise InputError(f"{self}: {urls.reason(error, self.url)}") from None
+            raise InputError(f"{self}: {urls.reason(error)}") from None
         except ValueError as error:
-            reason = urls.reason(error, self.url)
+            reason = urls.reason(error)
             raise InputError(f"{self}: cannot be written to: {reason}") from None
 
     def _retried(self, what: str, attempt: Callable[[Any, str], _T]) -> _T:
         try:
-            return retried(lambda: attempt(*self._files()), self.retry, _is_final)
+            store = lambda: attempt(*self._files())  # noqa: E731
+            return retried(store, self.retry, _is_final, _wait_after, str(self))
         except InputError:
             raise
         except Exception as error:
             if _is_full(error):
                 raise
-            tries, reason = self.retry.tries(_is_final(error)), urls.reason(error, self.url)
-            raise OSError(f"{self}: cannot be {what}{tries}: {reason}") from None
+            reason = urls.reason(answers.of_store(error))
+            raise OSError(f"{self}: cannot be {what}{tries_of(error)}: {reason}") from None
 
 
 def _is_final(error: Exception) -> bool:
-    lasting = InputError | FileNotFoundError | PermissionError | NotImplementedError
-    return (
-        isinstance(error, lasting)
-        or _is_full(error)
-        or type(error).__name__ == "NoCredentialsError"  # botocore's
-    )
+    return isinstance(error, NotImplementedError) or answers.is_final(answers.of_store(error))
+
+
+def _wait_after(error: Exception) -> float:
+    return answers.wait_after(answers.of_store(error))
 
 
 def _is_full(error: Exception) -> bool:
