@@ -277,12 +277,13 @@ def _errors_at_the_end(files: Any) -> Iterator[None]:
     seals = type(files) is TorchCheckpointEngine
     failures: list[Exception] = []
 
-    def save(state: Any, path: str, *arguments: Any, **options: Any) -> None:
+    # DeepSpeed gives both by position at some calls and by these names at others.
+    def save(state_dict: Any, path: str, *arguments: Any, **options: Any) -> None:
         try:
             if seals:
-                _write_sealed(state, Path(path))
+                _write_sealed(state_dict, Path(path))
             else:
-                write(state, path, *arguments, **options)
+                write(state_dict, path, *arguments, **options)
         except InputError as error:
             failures.append(
                 SaveError(f"the checkpoint's {Path(path).name} is not written: {error}")
