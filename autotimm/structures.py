@@ -14,6 +14,7 @@ contiguous; only ``coco/`` and ``evaluation/`` use the category ids of a dataset
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
@@ -38,15 +39,48 @@ PixelRange = tuple[float, float] | Literal["upper bits"] | None
 each image. ``images/depth.py`` has the rule."""
 
 
+_LONGEST = 3000  # characters of a message; its beginning and its end are kept
+
+
 class InputError(ValueError):
     """A user's input cannot be used.
 
     The message is one line: what is wrong, in which file or flag, and how to solve it. Commands
     print it without a traceback and exit with 2. It shows no secret of a URL.
+
+    Names and values from files are part of it: line ends become spaces, what cannot be printed, such
+    as a terminal's control characters, is escaped, and the middle of a very long line is left out.
     """
 
     def __str__(self) -> str:
-        return redacted(super().__str__())
+        line = redacted(super().__str__())  # first, as a part of a secret is not recognised
+        if not line.isprintable():
+            line = "".join(one if one.isprintable() else _escaped(one) for one in line)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        return line
+
+
+def _escaped(character: str) -> str:
+    return " " if character.isspace() else ascii(character)[1:-1]
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 80, 40, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write more than some 4,000 digits.
+        return super().repr_int(x, level) if x.bit_length() < 4096 else "a very long number"
+
+
+def brief(value: object) -> str:
+    """A value for a message: its ``repr``, shortened where it is long or nested deep."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = _Brief()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, as_id
+from autotimm.structures import brief
 
 FEDERATED: tuple[Literal["neg_category_ids"], Literal["not_exhaustive_category_ids"]] = (
     "neg_category_ids",
@@ -47,7 +48,7 @@ def federated_lists(
         unknown = [raw for raw, one in zip(given, keys, strict=True) if one not in categories.ids]
         if unknown:
             kind = f"{key} has an id that no category of its file has (left out)"
-            problems.add(kind, f"{unknown[0]} of {shown}")
+            problems.add(kind, f"{brief(unknown[0])} of {shown}")
     return found
 
 

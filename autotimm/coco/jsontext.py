@@ -179,6 +179,7 @@ def parse(data: bytes, exact: bool = False) -> Any:
     Args:
         data: UTF-8.
         exact: keep whole numbers of more than 64 bits, which otherwise become floats: slower.
+            Which parser reads them makes no difference.
 
     Raises:
         NotJSONError: it is not JSON.
@@ -187,9 +188,18 @@ def parse(data: bytes, exact: bool = False) -> Any:
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(data)
     try:
-        return json.loads(data)  # slower, and takes more
+        # Slower, and takes more.
+        return json.loads(data, parse_int=int if exact else _of_64_bits)
     except (ValueError, RecursionError) as error:
         raise NotJSONError(str(error)) from None
+
+
+def _of_64_bits(digits: str) -> int | float:
+    """A whole number as orjson reads it."""
+    if len(digits) < 19:
+        return int(digits)
+    number = int(digits) if len(digits) <= 20 else 2**64
+    return number if -(2**63) <= number < 2**64 else float(digits)
 
 
 def scan(text: Text, piece: int = _SCANNED) -> tuple[Any, list[Array]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import zipfile
-import zlib
 from pathlib import Path
 
 from autotimm.structures import InputError
@@ -54,12 +53,15 @@ def unpacked(data: bytes, how: str, path: Path) -> bytes:
                 content = file.read(most + 1)
         else:
             content = _of_zip(data, most, path)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: is {how}, but damaged: {error}") from None
+    except (InputError, MemoryError):
+        raise
     except (NotImplementedError, RuntimeError) as error:  # a method of its own, a password
         raise InputError(
             f"{path}: is {how} that cannot be read: {error}: unpack it first"
         ) from None
+    # zipfile raises another type of error for each kind of damage.
+    except Exception as error:
+        raise InputError(f"{path}: is {how}, but damaged: {error}") from None
     if len(content) > most:
         raise InputError(
             f"{path}: is {how} that unpacks to more than {most:,} bytes: unpack it first, if it is "

@@ -7,7 +7,6 @@ ValueError whose message is a short reason.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from autotimm.coco.jsontext import NotJSONError, parse
 from autotimm.structures import RLE
 
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
+_PRINTED = re.compile(r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1""")
+"""What Python prints of the bytes of compressed counts: a backslash is doubled."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 Odd = Callable[[str], object]
@@ -188,8 +189,8 @@ def _xy(point: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _number(value: Any) -> float | None:
-    if type(value) is float or type(value) is int:
-        return value
+    if type(value) is float or (type(value) is int and value.bit_length() < 1024):
+        return value  # others are no float
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else None
 
 
@@ -231,13 +232,9 @@ def _counts(counts: Any, kinds: list[str]) -> Any:
     """Returns counts as COCO has them, where they can mean one thing only."""
     if isinstance(counts, str):
         # Neither quote, nor bracket with a comma behind it, is a character of compressed counts.
-        if re.fullmatch(r"b(['\"]).*\1", counts, re.DOTALL):
-            try:
-                plain = ast.literal_eval(counts)  # what Python prints of bytes
-                kinds.append("RLE counts are Python's text of bytes (read)")
-                return plain.decode("ascii")
-            except (ValueError, SyntaxError, UnicodeDecodeError, MemoryError, RecursionError):
-                return counts
+        if printed := _PRINTED.fullmatch(counts):
+            kinds.append("RLE counts are Python's text of bytes (read)")
+            return printed[2].replace("\\\\", "\\")
         if counts.startswith("[") and counts.endswith("]") and "," in counts:
             try:
                 found = parse(counts.encode("utf-8", "surrogatepass"))
@@ -266,7 +263,7 @@ def _turned(counts: Any, height: int, width: int, bbox: Any) -> RLE:
     x1, y1, x2, y2 = masks.box(turned)
     try:
         x, y, w, h = (float(side) for side in bbox)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(reason) from None
     given = (x, y, x + w, y + h)
     fits = [boxes.is_close(given, box) for box in (masks.box(straight), (y1, x1, y2, x2))]

@@ -9,7 +9,7 @@ from typing import Any
 
 from autotimm.augmentation.transforms import RESIZES
 from autotimm.streaming.buckets import Canvases
-from autotimm.structures import InputError
+from autotimm.structures import InputError, brief
 
 STRIDE = 32
 """Sides of the canvas are multiples of this, so that every backbone level has a whole size."""
@@ -38,7 +38,7 @@ def canvas(image_size: int | Sequence[int], name: str = "image_size") -> tuple[i
         or not all(STRIDE <= s <= 16384 for s in sides)
     ):
         raise InputError(
-            f"{name} is {image_size!r}, but must be a number of pixels, or height and width, "
+            f"{name} is {brief(image_size)}, but must be a number of pixels, or height and width, "
             f"from {STRIDE} to 16384"
         )
     height, width = (-(-s // STRIDE) * STRIDE for s in sides)
@@ -65,7 +65,7 @@ def canvases(
     one_of("resize", resize, RESIZES)
     if resize != "letterbox":
         raise InputError(
-            f"aspect_buckets needs resize='letterbox': {resize!r} leaves no padding to save"
+            f"aspect_buckets needs resize='letterbox': {brief(resize)} leaves no padding to save"
         )
     height, width = image_size
     if aspect_buckets is True:
@@ -80,7 +80,8 @@ def canvases(
         found = [canvas(pair, "a canvas of aspect_buckets") for pair in aspect_buckets]
     else:
         raise InputError(
-            f"aspect_buckets is {aspect_buckets!r}, but must be true, false or a list of canvases"
+            f"aspect_buckets is {brief(aspect_buckets)}, but must be true, false or a list of "
+            "canvases"
         )
     found = _others("aspect_buckets", found, image_size)
     for h, w in found:
@@ -114,7 +115,8 @@ def scales(
         found = [canvas(size, "a size of multi_scale") for size in multi_scale]
     else:
         raise InputError(
-            f"multi_scale is {multi_scale!r}, but must be true, false or a list of sizes in pixels"
+            f"multi_scale is {brief(multi_scale)}, but must be true, false or a list of sizes in "
+            "pixels"
         )
     found = _others("multi_scale", found, image_size)
     for height, width in found:
@@ -147,7 +149,7 @@ def _others(
 def share(name: str, value: Any) -> float:
     """Checks a number from 0 to 1; InputError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-        raise InputError(f"{name} is {value!r}, but must be a number from 0 to 1")
+        raise InputError(f"{name} is {brief(value)}, but must be a number from 0 to 1")
     return float(value)
 
 
@@ -162,7 +164,7 @@ def minutes(name: str, value: Any) -> float:
 def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
     """Checks a whole number from ``least`` to ``most``; InputError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is {value!r}, but must be a whole number, {least} or more")
+        raise InputError(f"{name} is {brief(value)}, but must be a whole number, {least} or more")
     if value > most:
         raise InputError(f"{name} is {value}, but must be {most} or less")
     return value
@@ -175,16 +177,16 @@ def three(
     try:
         red, green, blue = (float(v) for v in values)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} is {values!r}, but must be three numbers") from None
+        raise InputError(f"{name} is {brief(values)}, but must be three numbers") from None
     if not math.isfinite(red + green + blue):
-        raise InputError(f"{name} is {values!r}, but must be three finite numbers")
+        raise InputError(f"{name} is {brief(values)}, but must be three finite numbers")
     if min(red, green, blue) <= above:
-        raise InputError(f"{name} is {values!r}, but must be above {above:g}")
+        raise InputError(f"{name} is {brief(values)}, but must be above {above:g}")
     return red, green, blue
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """Checks one of several choices; InputError, which lists them, for any other value."""
     if value not in choices:
-        raise InputError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+        raise InputError(f"{name} is {brief(value)}, but must be one of {', '.join(choices)}")
     return value

@@ -17,7 +17,7 @@ from autotimm.coco.checks import Problems
 from autotimm.coco.ids import id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
 from autotimm.evaluation.truth_files import read_json
-from autotimm.structures import InputError
+from autotimm.structures import InputError, brief
 
 IouType = Literal["bbox", "segm"]
 OF_NO_SIZE = 1e12
@@ -124,8 +124,8 @@ def _detection(
         raise InputError(f"{where} is not an object with an image_id that is a whole number")
     if image_id not in sizes:
         raise InputError(
-            f"{where}: image_id {source['image_id']} is not in the ground truth (of results of "
-            "'autotimm predict', whose ids are its own, keep the images.json beside them)"
+            f"{where}: image_id {brief(source['image_id'])} is not in the ground truth (of results "
+            "of 'autotimm predict', whose ids are its own, keep the images.json beside them)"
         )
     for key in ("category_id", "score"):
         if key not in source:
@@ -133,11 +133,11 @@ def _detection(
     (category, _), score = categories.find(source["category_id"], exact=True), source["score"]
     if category not in categories.ids:
         raise InputError(
-            f"{where}: category_id {source['category_id']!r} is not in the ground truth"
+            f"{where}: category_id {brief(source['category_id'])} is not in the ground truth"
             " (results hold the dataset's own ids, not the model's labels)"
         )
     if not _is_number(score):
-        raise InputError(f"{where}: score is {score!r}, not a number")
+        raise InputError(f"{where}: score is {brief(score)}, not a number")
     return {
         "id": number,
         "image_id": image_id,
@@ -149,7 +149,12 @@ def _detection(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _extent(
@@ -167,8 +172,10 @@ def _extent(
     box, mask = source.get("bbox"), source.get("segmentation")
     if iou_type == "bbox" and (box or not mask):
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-            raise InputError(f"{where}: bbox is {box!r}, not [x, y, width, height]")
-        return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
+            raise InputError(f"{where}: bbox is {brief(box)}, not [x, y, width, height]")
+        x, y, w, h = (float(value) for value in box)
+        area = min(max(w * h, -OF_NO_SIZE), OF_NO_SIZE)  # finite
+        return {"bbox": [x, y, w, h], "area": area}
     if not mask:
         raise InputError(
             f"{where} has no segmentation: compare boxes alone (--boxes-only, iou_type bbox)"

@@ -17,7 +17,8 @@ from autotimm.coco.categories import CategoryIds
 from autotimm.coco.ids import Key, id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
 from autotimm.evaluation.truth_files import read_json
-from autotimm.structures import InputError
+from autotimm.format import fields
+from autotimm.structures import InputError, brief
 
 IMAGES = "images.json"
 _CLASHES = (
@@ -133,7 +134,9 @@ def _by_file_name(
         given = entry.get("image_id") if isinstance(entry, dict) else None
         id_ = id_key(given, exact=True)
         if id_ is None or id_ not in images:
-            raise InputError(f"result {number}: {beside} has no image of its image_id {given!r}")
+            raise InputError(
+                f"result {number}: {beside} has no image of its image_id {brief(given)}"
+            )
         if id_ not in image_ids:
             elsewhere += 1
             continue
@@ -154,9 +157,14 @@ def _listed(beside: Path) -> tuple[dict[Key, str], dict[Key, str]]:
     """Names of images and of categories by id."""
     content = read_json(beside)
     try:
-        images = {id_key(one["id"], True): str(one["file_name"]) for one in content["images"]}
-        categories = {id_key(one["id"], True): str(one["name"]) for one in content["categories"]}
-    except (TypeError, KeyError):
+        images, categories = (
+            {
+                id_key(one["id"], exact=True): fields.text(one[name], empty=True)
+                for one in content[key]
+            }
+            for key, name in (("images", "file_name"), ("categories", "name"))
+        )
+    except (TypeError, KeyError, ValueError):
         raise InputError(
             f"{beside}: does not say which images the ids of the results are: remove it, or write "
             "images and categories with their ids and names into it"
@@ -243,7 +251,9 @@ def _without_left_out(entries: list[Any], truth: GroundTruth) -> tuple[list[Any]
             number_of(entry.get("image_id"), truth.numbers) in known
         )
 
-    strange = {str(entry.get("image_id")) for entry in entries if not is_known(entry)}
+    strange = {
+        id_key(entry.get("image_id"), exact=True) for entry in entries if not is_known(entry)
+    }
     kept = [entry for entry in entries if is_known(entry)]
     if not strange or len(strange) > may_be or not kept:
         return entries, []

@@ -21,9 +21,10 @@ from autotimm.coco.join import Joined
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.truths import checked_annotations
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, of_records
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, Record, brief
 
 Source = dict[str, Any] | list[dict[str, Any]] | str | Path
+_FARTHEST = 2**20  # pixels: no image is larger
 _LONG = re.compile(rb"[:,\[\s]-?[0-9]{20}")  # 2**64 has 20 digits
 
 
@@ -214,7 +215,7 @@ def _images(entries: list[Any], name: str) -> tuple[dict[int, dict[str, Any]], d
             raise InputError(f"{name}: images[{position}] is no object with an id")
         key = id_key(entry["id"], exact=True)
         if key is None:
-            raise InputError(f"{name}: image id {entry['id']!r} is neither a number nor text")
+            raise InputError(f"{name}: image id {brief(entry['id'])} is neither a number nor text")
         known: dict[Any, dict[str, Any]] = by_image if isinstance(key, int) else texts
         if key in known:
             raise InputError(f"{name}: two images have the id {key}")
@@ -259,22 +260,26 @@ def _size(
     size = as_size(entry.get("width"), entry.get("height"))
     if size is not None:
         return size[1], size[0]
-    what, shown = "width or height missing or odd", str(entry.get("file_name") or entry["id"])
+    what, shown = "width or height missing or odd", brief(entry.get("file_name") or entry["id"])
     runs = [
         raw["segmentation"].get("size") for raw in raws if isinstance(raw.get("segmentation"), dict)
     ]
     for height, width in (
         one for one in (known, *runs) if isinstance(one, list | tuple) and len(one) == 2
     ):
-        if as_size(width, height) is not None:
+        if (size := as_size(width, height)) is not None:
             problems.add(f"{what} (its masks' taken)", shown)
-            return int(height), int(width)
+            return size[1], size[0]
     problems.add(f"{what} (taken as large as its boxes and polygons need)", shown)
     x, y = 1.0, 1.0
     for raw in raws:
         polygons = raw.get("segmentation")
         for part in polygons if isinstance(polygons, list) else []:
-            flat = [v for v in part if isinstance(v, int | float)] if isinstance(part, list) else []
-            x, y = max([x, *flat[::2]]), max([y, *flat[1::2]])
-    sides = [math.ceil(side) if math.isfinite(side) else 0 for side in (y, x)]
-    return (sides[0], sides[1]) if as_size(sides[1], sides[0]) else (1, 1)
+            flat = part if isinstance(part, list) else []
+            x, y = max([x, *filter(_is_side, flat[::2])]), max([y, *filter(_is_side, flat[1::2])])
+    size = as_size(math.ceil(x), math.ceil(y)) or (1, 1)
+    return size[1], size[0]
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _FARTHEST

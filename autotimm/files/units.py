@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from autotimm.structures import InputError
+from autotimm.structures import InputError, brief
 
 
 def byte_count(name: str, value: int | str) -> int:
@@ -19,13 +19,14 @@ def byte_count(name: str, value: int | str) -> int:
         InputError: the value is not such a number.
     """
     amount = r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *(?:([kMGT])(i?))?B?"
-    match = re.fullmatch(amount, str(value).strip(), re.ASCII | re.IGNORECASE)
+    text = value.strip() if isinstance(value, str) else brief(value)
+    match = re.fullmatch(amount, text, re.ASCII | re.IGNORECASE)
     count = 0
     if match and not isinstance(value, bool | float):
         power = " KMGT".index((match[2] or " ").upper())
         count = int(Fraction(match[1]) * (1024 if match[3] else 1000) ** power)
     if not count:
-        raise InputError(f"{name}: 512MiB, 1GB or a number of bytes, not {value!r}")
+        raise InputError(f"{name}: 512MiB, 1GB or a number of bytes, not {brief(value)}")
     return count
 
 

@@ -28,8 +28,8 @@ def brief(value: Any) -> str:
 
 
 def whole(value: Any, least: int | None = 0) -> int:
-    """Checks that this is a whole number, and not below ``least``."""
-    if type(value) is not int or (least is not None and value < least):
+    """Checks that this is a whole number of 64 bits, and not below ``least``."""
+    if type(value) is not int or not (-(2**63) if least is None else least) <= value < 2**63:
         raise ValueError(f"{brief(value)} is not a count or an id")
     return value
 

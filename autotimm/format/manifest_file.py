@@ -96,7 +96,7 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
             fields.kind(made_from, dict, "source")
         pixel_range = content.get("pixel_range", UPPER_BITS)
         if isinstance(pixel_range, list):
-            pixel_range = checked_range("its pixel_range", pixel_range)
+            pixel_range = checked_range(f"{where}: its pixel_range", pixel_range)
         elif pixel_range not in (None, UPPER_BITS):
             raise ValueError(f"its pixel_range is {fields.brief(pixel_range)}")
         return Manifest(

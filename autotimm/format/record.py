@@ -17,7 +17,7 @@ from autotimm.coco.checks import as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, as_stored
 from autotimm.coco.truths import checked_annotations
 from autotimm.images.decode import DataError
-from autotimm.structures import Annotation, Record, Unmasked
+from autotimm.structures import Annotation, Record, Unmasked, brief
 
 
 def checked_record(text: bytes | memoryview, where: str) -> Record:
@@ -149,6 +149,6 @@ def _are_polygons(value: Any) -> bool:
 
 
 def _whole(value: Any, least: int | None = None) -> int:
-    if type(value) is not int or (least is not None and value < least):
-        raise ValueError(f"{value!r} is not a whole number in range")
+    if type(value) is not int or not (-(2**63) if least is None else least) <= value < 2**63:
+        raise ValueError(f"{brief(value)} is not a whole number in range")
     return value

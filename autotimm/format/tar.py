@@ -18,6 +18,7 @@ RECORD = 20 * BLOCK  # tar files end on a multiple of this
 
 _NO_DATA = b"12346"  # links and devices, which have no data whatever size the header gives
 _LONGEST = 1 << 20  # bytes of a name that are read
+_PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 
 
 def members(tar: memoryview, plain: bool = True) -> Iterator[tuple[str, int, int]]:
@@ -90,11 +91,11 @@ def _pax_path(body: bytes, start: int) -> bytes | None:
     """
     path, position = None, 0
     while position < len(body):
-        length = re.match(rb"([0-9]{1,9}) ", body[position:])
+        length = _PAX_LENGTH.match(body, position)
         end = position + int(length[1]) if length else 0
         if not length or end > len(body) or body[end - 1 : end] != b"\n":
             raise InputError(f"the shard is damaged at byte {start + position}")
-        key, _, value = body[position + length.end() : end - 1].partition(b"=")
+        key, _, value = body[length.end() : end - 1].partition(b"=")
         if key == b"size" or key.startswith(b"GNU.sparse"):
             raise InputError(f"the shard has a sparse or huge file at byte {start}: not read")
         path = value if key == b"path" else path

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from autotimm.images.banded import bands
-from autotimm.structures import UPPER_BITS, InputError, PixelRange
+from autotimm.structures import UPPER_BITS, InputError, PixelRange, brief
 
 _STRAY = 10_000  # pixels of which one at either end does not count
 _BITS = range(8, 33)
@@ -275,7 +275,7 @@ def checked_range(name: str, value: Any) -> tuple[float, float]:
         low = high = 0.0
     if not (low < high and isfinite(high - low) and isfinite(255 / (high - low))):
         raise InputError(
-            f"{name} is {value!r}, but must be the values that become black and white, the lower "
-            "first, such as 0,4095"
+            f"{name} is {brief(value)}, but must be the values that become black and white, the "
+            "lower first, such as 0,4095"
         )
     return low, high

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 """Pixels of an image; PIL refuses what has more."""
 # What PIL's readers raise when they trip over a broken file.
-BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error),
+    *(ArithmeticError, AttributeError, EOFError, RuntimeError, zlib.error),
+)
 
 UNKNOWN = "image cannot be opened"
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES = 254, 256, 257, 258, 259, 277
@@ -74,7 +78,7 @@ def open_image(data: Bytes) -> Image.Image:
             return floats
         raise ValueError(_reason(data)) from error
     tags: Any = getattr(image, "tag_v2", {})
-    if _DNG in tags or (tags.get(_SUBFILE, 0) & 1 and _SUB_IFDS in tags):
+    if _DNG in tags or (_whole(tags, _SUBFILE, 0) & 1 and _SUB_IFDS in tags):
         raise ValueError(f"file {refusal(CAMERA)}")  # else its thumbnail would be taken for it
     return image
 
@@ -82,7 +86,7 @@ def open_image(data: Bytes) -> Image.Image:
 def undecodable(image: Image.Image) -> str:
     """Why the pixels of an open image cannot be decoded: a short reason."""
     tags: Any = getattr(image, "tag_v2", {})
-    packed = _COMPRESSIONS.get(tags.get(_COMPRESSION))
+    packed = _COMPRESSIONS.get(_whole(tags, _COMPRESSION, 1))
     return _odd_tiff(f"compressed by {packed}") if packed else "image cut off or broken"
 
 
@@ -95,15 +99,14 @@ def _reason(data: Bytes) -> str:
 
 
 def _tiff_reason(tags: Any) -> str:
-    bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (1,))
-    channels, packed = tags.get(_SAMPLES, 1), _COMPRESSIONS.get(tags.get(_COMPRESSION))
-    if packed:
+    bits, form, channels = (_whole(tags, tag, 1) for tag in (_BITS, _FORMAT, _SAMPLES))
+    if packed := _COMPRESSIONS.get(_whole(tags, _COMPRESSION, 1)):
         return _odd_tiff(f"compressed by {packed}")
-    if form[0] == 1 and bits[0] <= 16 and channels <= 4:
+    if form == 1 and bits <= 16 and channels <= 4:
         return UNKNOWN  # of a kind that is read, but broken
-    kind = _FORMATS.get(form[0], "integers")
+    kind = _FORMATS.get(form, "integers")
     several = f"{channels} channels" if channels > 1 else "one channel"
-    return _odd_tiff(f"of {several} of {bits[0]}-bit {kind}")
+    return _odd_tiff(f"of {several} of {bits}-bit {kind}")
 
 
 def _odd_tiff(what: str) -> str:
@@ -111,6 +114,14 @@ def _odd_tiff(what: str) -> str:
         f"file is a TIFF {what}, which is not read: save one or three of its channels with 8 or 16 "
         "bits, uncompressed or by deflate"
     )
+
+
+def _whole(tags: Any, tag: int, default: int) -> int:
+    """The value of a tag, the first of several; the default where that is no whole number."""
+    value = tags.get(tag, default)
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return value if isinstance(value, int) else default
 
 
 def _tags(data: Bytes) -> Any:
@@ -122,7 +133,7 @@ def _tags(data: Bytes) -> Any:
         tags.load(file)
         sides = tags[_WIDTH], tags[_LENGTH]
         return tags if all(isinstance(side, int) for side in sides) else None
-    except (*BROKEN, EOFError):
+    except BROKEN:
         return None
 
 
@@ -130,14 +141,17 @@ def _floats(data: Bytes) -> Image.Image | None:
     """A TIFF of one channel of 64-bit floats, which PIL does not read, with its tags."""
     if bytes(data[:2]) not in (b"II", b"MM") or not (tags := _tags(data)):
         return None
-    bits, form = tags.get(_BITS, (1,)), tags.get(_FORMAT, (1,))
-    if tags.get(_SAMPLES, 1) != 1 or (bits[0], form[0]) != _BY_CV2:
+    bits, form, channels = (_whole(tags, tag, 1) for tag in (_BITS, _FORMAT, _SAMPLES))
+    if channels != 1 or (bits, form) != _BY_CV2:
         return None
     if tags[_WIDTH] * tags[_LENGTH] > LARGEST:
         raise Image.DecompressionBombError
     import cv2
 
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        values = None
     if values is None or values.shape != (tags[_LENGTH], tags[_WIDTH]):
         raise ValueError("image cut off or broken")
     values = values.astype(np.float64)

@@ -42,7 +42,7 @@ from autotimm.structures import InputError
 FOLDER = "foreign"
 """The subfolder of the cache folder for the indices."""
 
-_VERSION = 2  # of the files in that folder
+_VERSION = 3  # of the files in that folder
 _OF_SHARD = ("samples", "bytes", "sha256", "index", "index_sha256")  # kept in them
 _IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
@@ -266,7 +266,8 @@ def _row(
 
 
 def _dump(scan: _Scan) -> bytes:
-    return orjson.dumps(
+    """The summary of a scan: its sha256, and on the next line the rest as JSON."""
+    content = orjson.dumps(
         {
             **{name: getattr(scan.shard, name) for name in _OF_SHARD},
             "categories": sorted(scan.categories),
@@ -276,13 +277,18 @@ def _dump(scan: _Scan) -> bytes:
             "examples": scan.problems.examples,
         }
     )
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def _load(path: Path, name: str) -> _Scan | None:
+    """A scan that was kept; None if it is missing or damaged, so that the tar is scanned again."""
     try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):  # missing or incomplete: _scanned() scans the tar again
+        digest, _, text = path.read_bytes().partition(b"\n")
+    except OSError:
         return None
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        return None
+    content = orjson.loads(text)
     shard = Shard(name, *(content[key] for key in _OF_SHARD))
     try:
         index = path.with_name(shard.index).read_bytes()
