@@ -72,7 +72,7 @@ class LargeImage:
                 f"{self.name}: this kind of {self._format} is decoded in parts of more than "
                 f"{LARGEST:,} pixels, which is refused: {WAY_OUT}"
             ) from error
-        except (*BROKEN, zlib.error, EOFError) as error:
+        except BROKEN as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise InputError(f"{self.name}: the image cannot be decoded ({reason})") from error
         self.reduced = upright(np.concatenate(small), self._which)
@@ -133,7 +133,7 @@ def large_image(source: Path | bytes, name: str) -> LargeImage | None:
             return LargeImage(source, header, name)
     except InputError:
         raise
-    except (*BROKEN, zlib.error, Image.DecompressionBombError):
+    except (*BROKEN, Image.DecompressionBombError):
         return None  # the ordinary reader says what is wrong
 
 
