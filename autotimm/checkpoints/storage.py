@@ -172,7 +172,7 @@ def read_complete(path: Path) -> dict[str, Any]:
     check(io.BytesIO(content))
     try:
         complete = orjson.loads(content)
-        names = [*complete["files"], *complete.get("checksums", {})]
+        names = [*complete["files"].keys(), *complete.get("checksums", {}).keys()]
         outside = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{COMPLETE} is not what was written") from error

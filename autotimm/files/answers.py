@@ -78,7 +78,8 @@ def asked_wait(headers: Mapping[str, str]) -> float:
     after = value.get("retry-after", "").strip()
     if after.isascii() and after.isdigit():
         return float(after)
-    with contextlib.suppress(ValueError):
+    # Each odd date is another error of Python's.
+    with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
         # By the server's own clock, which need not be that of this machine.
         now = _date(value["date"]) if "date" in value else datetime.now(UTC)
         return max(0.0, (_date(after) - now).total_seconds())
