@@ -48,8 +48,8 @@ class InputError(ValueError):
     The message is one line: what is wrong, in which file or flag, and how to solve it. Commands
     print it without a traceback and exit with 2. It shows no secret of a URL.
 
-    Names and values from files are part of it: line ends become spaces, what cannot be printed, such
-    as a terminal's control characters, is escaped, and the middle of a very long line is left out.
+    Names and values from files are part of it: line ends become spaces, what cannot be printed,
+    such as a terminal's control characters, is escaped, and a very long line loses its middle.
     """
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ def read_runs(counts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
     last one a negative number. From the fourth on, a number is the difference to the one before the
     last.
     """
-    data = "".join(counts).encode("utf-8", "replace")
+    data = "".join(counts).encode("utf-8", "surrogatepass")
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     ends = np.cumsum([len(text) for text in counts])
     if codes.size != ends[-1] or not all(counts) or codes.min() < 0 or codes.max() > 63:

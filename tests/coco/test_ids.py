@@ -127,3 +127,19 @@ def test_keys() -> None:
     assert free_ids({1, 5}, 2) == [6, 7]
     assert free_ids({2**63 - 1, 1}, 2) == [2, 3]
     assert free_ids(set(), 1) == [1]
+
+
+def test_long_ids_beside_a_nan_are_the_same_without(tmp_path: Path) -> None:
+    """A NaN makes another parser read what is near it: long numbers mean the same to both."""
+    index = load(
+        tmp_path,
+        images=[image(), image(id=2, file_name="b.jpg")],
+        annotations=[
+            annotation(category_id=LARGE[0], score=float("nan")),
+            annotation(id=2, image_id=2, category_id=LARGE[0]),
+        ],
+        categories=[{"id": LARGE[0], "name": "long", "score": float("nan")}],
+        files={"a.jpg": picture(), "b.jpg": picture()},
+    )
+    assert [len(index.record(i)["annotations"]) for i in range(2)] == [1, 1]
+    assert index.categories[0].given_id == str(LARGE[0])

@@ -127,3 +127,14 @@ def test_a_packed_index_is_pickled_with_its_text(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(index))  # noqa: S301 (our own)
     assert again.record(0) == index.record(0)
     assert json.loads(json.dumps(again.record(0))) == index.record(0)
+
+
+def test_a_zip_whose_directory_points_nowhere_is_damaged(tmp_path: Path) -> None:
+    def damaged(content: bytes) -> bytes:
+        data = bytearray(zipped(content))
+        end = data.rindex(b"PK\x05\x06")
+        data[end + 16 : end + 20] = b"\xff\xff\xff\x7f"  # where the directory begins
+        return bytes(data)
+
+    with pytest.raises(InputError, match=r"x\.json\.zip: is zip, but damaged"):
+        load(tmp_path, damaged, FILE.replace("instances_train", "x") + ".zip")

@@ -170,3 +170,22 @@ def test_parts_that_cannot_be_used_are_counted_beside_what_is_read() -> None:
         "list of RLEs (their union taken)",
         "RLE of another size than the image (part left out)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "bbox", "reason"),
+    [
+        ({"size": [HEIGHT, WIDTH], "counts": [1.0, 10**400]}, BOX, "RLE counts are broken"),
+        ([[1.5, 10**400, 3.0, 4.0, "5", 6.0]], BOX, "polygon is not a list of numbers"),
+        ({"size": [WIDTH, HEIGHT], "counts": COUNTS}, [10**400, 0, 1, 1], "RLE of another size"),
+        ({"size": [HEIGHT, WIDTH], "counts": "b'1', b'2'"}, BOX, "RLE counts are broken"),
+        ({"size": [HEIGHT, WIDTH], "counts": r"b'\d'"}, BOX, "RLE counts are broken"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\ud800"}, BOX, "RLE counts are broken"),
+    ],
+)
+def test_numbers_that_no_float_holds_and_odd_texts(
+    segmentation: Any, bbox: Any, reason: str
+) -> None:
+    mask, kinds, _ = read(segmentation, bbox)
+    assert mask is None
+    assert kinds[0].startswith(reason) and kinds[0].endswith("(instance left out)")

@@ -13,6 +13,7 @@ from test_every_truth import CATEGORIES, odd_file, written
 
 from autotimm.cli import evaluate
 from autotimm.evaluation import truth_files
+from autotimm.evaluation.coco_input import OF_NO_SIZE, prepared
 from autotimm.evaluation.truth import Truth
 from autotimm.sharding.cli import main
 from autotimm.streaming.store import open_source
@@ -110,3 +111,36 @@ def test_joined_files_are_what_their_shards_are(tmp_path: Path, text: bool) -> N
     assert of_files.numbers == of_shards.numbers
     kind = "image is in several annotation files (annotations joined)"
     assert of_files.problems.counts[kind] == of_shards.problems.counts[kind] == 1
+
+
+def test_sizes_in_quotes_and_coordinates_beyond_any_float() -> None:
+    mask = {"size": ["48.0", "64"], "counts": "0"}
+    truth = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": CATEGORIES,
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "segmentation": mask},
+            {"id": 2, "image_id": 2, "category_id": 3, "segmentation": [[10**400, 5, 7.5, 9]]},
+        ],
+    }
+    images = truth_files.of_source(truth).images
+    assert [(one["height"], one["width"]) for one in images] == [(48, 64), (9, 8)]
+
+
+@pytest.mark.parametrize("key", ["score", "bbox"])
+def test_results_of_numbers_that_no_float_holds_are_refused(key: str) -> None:
+    truth = truth_files.of_source(
+        {"images": [{"id": 1}], "annotations": [], "categories": CATEGORIES}
+    )
+    result = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}
+    large = 10**400 if key == "score" else [0, 0, 10**400, 1]
+    with pytest.raises(InputError, match=rf"result 1: {key} is "):
+        prepared(truth, [result | {key: large}], "bbox")
+
+
+def test_areas_are_finite() -> None:
+    truth = truth_files.of_source(
+        {"images": [{"id": 1}], "annotations": [], "categories": CATEGORIES}
+    )
+    result = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [0, 0, 10**200, 1e200]}
+    assert prepared(truth, [result], "bbox")[1]["annotations"][0]["area"] == OF_NO_SIZE

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotimm.files import retry
+from autotimm.files import answers, retry
 from autotimm.files.retry import Retry, poll, retried, tries_of
 
 
@@ -139,3 +139,10 @@ def test_poll_gives_up_after_its_patience(clock: Clock) -> None:
 def test_pauses_grow_to_the_longest(clock: Clock) -> None:
     assert poll(lambda: clock.now >= 110, patience=99, pause=1, longest=3)
     assert clock.slept == [1, 1.5, 2.25, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "after", ["Mon, 01 Nov 99999999999999999999 10:00:00 GMT", "9" * 400, "x", "1 2 3", ""]
+)
+def test_an_odd_retry_after_is_no_error(after: str) -> None:
+    assert answers.asked_wait({"Retry-After": after}) >= 0

@@ -79,3 +79,14 @@ def test_an_s3_url_takes_no_keys() -> None:
 def test_a_folder_of_this_machine_is_no_url() -> None:
     with pytest.raises(InputError, match=r"^s3://b/x: is a URL: give a folder on this machine"):
         urls.home_expanded("s3://b/x")
+
+
+@pytest.mark.parametrize("text", ["http://a]b/x", "file://[/x", "https://\u2100.org/x"])
+def test_what_python_takes_for_no_url_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not a URL: "):
+        urls.locate(text)
+
+
+def test_a_name_that_no_file_system_has_is_refused() -> None:
+    with pytest.raises(InputError, match="x URLs are not read"):
+        urls.locate("x:" + "a" * 5000)

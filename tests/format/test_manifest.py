@@ -15,7 +15,7 @@ import pytest
 from autotimm.coco.index import Category
 from autotimm.files.atomic import whole_file
 from autotimm.format.manifest import Manifest, Shard, SplitInfo
-from autotimm.format.manifest_file import read_manifest, write_manifest
+from autotimm.format.manifest_file import manifest_bytes, read_manifest, write_manifest
 from autotimm.structures import InputError
 
 SHARD = Shard("train-000000.tar", 2, 10240, "0" * 64, "train-000000.idx.npy", "f" * 64)
@@ -308,3 +308,20 @@ def test_data_reaches_the_disk_before_the_name(
     with whole_file(tmp_path / "file") as file:
         file.write(b"data")
     assert order == [4, "rename"]
+
+
+def test_a_pixel_range_that_is_none_names_the_file() -> None:
+    content = json.loads(manifest_bytes(MANIFEST))
+    del content["sha256"]
+    content["pixel_range"] = [5, 1]
+    with pytest.raises(InputError, match=r"^s/manifest\.json: its pixel_range is \[5, 1\]"):
+        read_manifest(json.dumps(content).encode(), "s/manifest.json")
+
+
+def test_an_id_of_more_than_63_bits_is_refused() -> None:
+    """Neither an index nor a tensor holds one."""
+    content = json.loads(manifest_bytes(MANIFEST))
+    del content["sha256"]
+    content["categories"][0]["id"] = 2**63
+    with pytest.raises(InputError, match="9223372036854775808 is not a count or an id"):
+        read_manifest(json.dumps(content).encode())

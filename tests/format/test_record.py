@@ -84,3 +84,10 @@ def test_a_size_that_no_image_has_is_refused(
         foreign_record(encoded(huge), "here", KNOWN)
     with pytest.raises(DataError, match=r"^here: .* no image has its width and height"):
         checked_record(encoded(huge), "here")
+
+
+def test_an_id_of_more_than_63_bits_is_refused(record: dict[str, Any]) -> None:
+    """No tensor holds one."""
+    assert checked_record(encoded(record | {"image_id": 2**63 - 1}), "x")
+    with pytest.raises(DataError, match="9223372036854775808 is not a whole number in range"):
+        checked_record(encoded(record | {"image_id": 2**63}), "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 from typing import Any
@@ -126,3 +127,25 @@ def test_a_cameras_raw_file_is_known_by_its_extension() -> None:
     Image.new("RGB", (8, 8)).save(content, "TIFF")
     assert kind_of(content.getvalue(), "a/b.NEF").name == "camera raw"
     assert kind_of(content.getvalue(), "a/b.tif").name == "TIFF"
+
+
+@pytest.mark.parametrize(
+    "tags", [{254: (2, b"1\0\0\0")}, {277: (2, b"1\0\0\0")}, {258: (12, b"\0\0\0\0")}]
+)
+def test_tags_of_another_type_than_theirs_are_no_fault_of_the_program(
+    tags: dict[int, tuple[int, bytes]],
+) -> None:
+    plain = {256: (4, 64), 257: (4, 48), 258: (3, 8), 262: (3, 1), 277: (3, 9), 273: (4, 200)}
+    entries = {tag: (kind, value.to_bytes(4, "little")) for tag, (kind, value) in plain.items()}
+    body = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + value
+        for tag, (kind, value) in sorted((entries | tags).items())
+    )
+    data = b"II\x2a\0\x08\0\0\0" + struct.pack("<H", len(entries | tags)) + body + bytes(4000)
+    with pytest.raises(ValueError, match=r"image|file"):
+        inspect(data)
+
+
+def test_a_big_tiff_whose_directory_lies_beyond_any_file() -> None:
+    with pytest.raises(ValueError, match=r"image cannot be opened|file is not an image"):
+        inspect(b"II\x2b\0\x08\0\0\0" + b"\xff" * 8 + bytes(300))
