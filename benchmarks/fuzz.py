@@ -1,6 +1,6 @@
 """What parsers do with broken input: the properties of ``tests/fuzz``, tried for minutes each.
 
-    python benchmarks/fuzz.py --minutes 10 --out benchmarks/results
+    python benchmarks/fuzz.py --minutes 10
 
 Every property has a process of its own, which may take 2 GB of address space beyond what it begins
 with, and 60 seconds an example. Its examples follow from ``--seed``. Found counts the different
@@ -21,9 +21,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
-
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 _ROOM = 2 * 2**30  # bytes
@@ -37,7 +34,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a second each, to see that it runs")
     parser.add_argument("--only", default="", help="properties whose names hold this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a folder for fuzz.md")
     options = parser.parse_args()
     minutes = 1 / 60 if options.quick else options.minutes
     sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
@@ -54,10 +50,7 @@ def main() -> None:
                 cells = (parsed, name.removeprefix("test_"), f"{examples:,}", f"{seconds:.0f}")
                 lines.append(f"| {' | '.join(cells)} | {found} |".replace("_", " "))
                 print(lines[-1], file=sys.stderr, flush=True)
-    table = "\n".join(lines) + "\n"
-    print(table)
-    if options.out:
-        (options.out / "fuzz.md").write_text(table)
+    print("\n".join(lines))
 
 
 def tried(test: Any, seconds: float, first: int) -> tuple[int, float, int | str]:
@@ -85,6 +78,9 @@ def tried(test: Any, seconds: float, first: int) -> tuple[int, float, int | str]
 
 
 def _try(test: Any, seconds: float, first: int, to: Connection) -> None:
+    from hypothesis import HealthCheck, Phase, given, seed, settings  # of the extra dev
+    from hypothesis import strategies as st
+
     had = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (had + _ROOM, had + _ROOM))
     count, faults = 0, set()

@@ -47,6 +47,14 @@ def test_order() -> None:
 
 
 @pytest.mark.release
+def test_fuzz() -> None:
+    pytest.importorskip("hypothesis")
+    examples, _, found = rows(bench("fuzz.py", "--only", "test_amounts"))["values"][1:]
+    assert int(examples.replace(",", "")) > 0
+    assert found == "0"
+
+
+@pytest.mark.release
 def test_coco_load() -> None:
     out = bench("coco_load.py", "--images", 20, "--instances", 100, "--repeats", 1, quick=False)
     assert "20 images, 100 instances" in out

@@ -16,6 +16,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
+pytest.importorskip("hypothesis")  # of the extra dev; every file here imports this one first
+
 from hypothesis import strategies as st
 
 DEPTHS = (5, 200, 990, 1020, 100_000)

@@ -100,7 +100,7 @@ def test_checkpoint(data: bytes) -> None:
 @functools.cache
 def safetensors() -> bytes:
     path = folder("safetensors") / "sound.safetensors"
-    write_weights(CONTENT, {"weight": WEIGHT, "bias": WEIGHT[0]}, path)
+    write_weights(CONTENT, {"weight": WEIGHT, "bias": WEIGHT[0].clone()}, path)
     return path.read_bytes()
 
 
