@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from properties import fuzzed, outcome
 from samples import folder, picture, record, tar
 
+from autotimm.augmentation.presets import augmentation_of
 from autotimm.coco.index import Category
+from autotimm.data.load import Load
 from autotimm.files.retry import Retry
 from autotimm.format.index import INDEX_DTYPE, build_index, index_bytes, read_index
 from autotimm.format.manifest import Manifest, Shard, SplitInfo
@@ -169,11 +171,19 @@ def check_read(found: Any) -> None:
     assert 0 < found["width"] * found["height"] <= 2**28
 
 
-@fuzzed(texts(mutated(st.just(record())), plain=True), examples=80)
+LOADS = [
+    Load({3: 0, 7: 1}, (32, 32), vary, "letterbox", (0, 0, 0), True)
+    for vary in (None, augmentation_of("strong"))
+]
+
+
+@fuzzed(texts(mutated(st.just(record())), plain=True), examples=60)
 def test_own_record(data: bytes) -> None:
     found = outcome(lambda: checked_record(data, "shard: sample 3"), naming="shard: sample 3")
     if found is not None:
         check_read(found)
+        for load in LOADS:  # what checked_record leaves to whoever reads the masks
+            outcome(lambda load=load: load(picture(), found, np.random.default_rng(0)))
 
 
 @fuzzed(texts(mutated(st.just(record())), plain=True), examples=80)
