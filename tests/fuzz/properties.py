@@ -78,8 +78,7 @@ def outcome(parse: Callable[[], Any], *errors: type[Exception], naming: str = ""
     try:
         with bounded(), warnings.catch_warnings():
             warnings.simplefilter("error")
-            # pycocotools under NumPy 2.4, at every mask that it decodes.
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # between libraries: not shown
             return parse()
     except refusals as error:
         line = str(error)

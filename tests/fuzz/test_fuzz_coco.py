@@ -59,7 +59,7 @@ def records_of(index: Any) -> None:
     assert all(line.isprintable() for line in index.problems.lines())
 
 
-@fuzzed(texts(mutated(coco())), rules, examples=60)
+@fuzzed(texts(mutated(coco())), rules, examples=40)
 def test_annotation_file(data: bytes, chosen: Rules) -> None:
     file = folder("coco") / "file.json"
     file.write_bytes(data)
@@ -76,7 +76,7 @@ def test_joined_files(parts: list[bytes]) -> None:
     outcome(lambda: records_of(load_split(split)), naming=str(folder("joined")))
 
 
-@fuzzed(texts(mutated(coco())), st.integers(1, 40), examples=60)
+@fuzzed(texts(mutated(coco())), st.integers(1, 40), examples=30)
 def test_pieces_against_json(data: bytes, piece: int) -> None:
     """The scanner finds what json finds, whatever the pieces, and refuses what json refuses."""
     file = folder("pieces") / "file.json"
