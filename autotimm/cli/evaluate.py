@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+        raise InputError(f"--out: cannot make {out}: {reason(error)}") from error
 
     from autotimm.evaluation import coco_input, matching, output, report
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import add_image_size, add_pixel_range, make_parser, reject_unused
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
 _COMPILE_FROM = 500  # images: compiling for a GPU takes a minute or two
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out: cannot make {out}: {error.strerror}") from error
+        raise InputError(f"--out: cannot make {out}: {reason(error)}") from error
     model = _model(args, _COMPILE_FROM if videos else len(names))
     images = [one for one in names if one not in set(videos)]
     if args.pixel_range is None:
@@ -273,8 +274,8 @@ def _model(args: argparse.Namespace, images: int) -> Any:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"--device {device} is not available here: {reason}") from error
+        why = next(iter(str(error).splitlines()), "")
+        raise InputError(f"--device {device} is not available here: {why}") from error
     worth_it = device.startswith("cuda") and images >= _COMPILE_FROM
     compiled = args.compile == "yes" or (args.compile == "auto" and worth_it)
     model = load(args.checkpoint, device, metrics=None, compile_model=compiled, compile_kwargs=None)
