@@ -55,6 +55,12 @@ def test_fuzz() -> None:
 
 
 @pytest.mark.release
+def test_large_images() -> None:
+    told = rows(bench("large_images.py"))
+    assert {"predict", "evaluate", "fit", "shard", "preview"} <= set(told)
+
+
+@pytest.mark.release
 def test_coco_load() -> None:
     out = bench("coco_load.py", "--images", 20, "--instances", 100, "--repeats", 1, quick=False)
     assert "20 images, 100 instances" in out

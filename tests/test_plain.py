@@ -16,6 +16,7 @@ import lightning.pytorch
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors import callback_connector
 from torch import nn
 
 from autotimm import (
@@ -134,7 +135,10 @@ def test_an_odd_value_is_made_plain_or_refused_by_name(
     kind: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector, "Network", NoNetwork)
-    monkeypatch.setattr(provenance, "versions", dict)  # reads many files for each trainer
+    # What takes long and depends on no argument: a compiler's import, files of every package.
+    monkeypatch.setattr(detector.compiled, "compile_in_place", lambda *_: None)
+    monkeypatch.setattr(provenance, "versions", dict)
+    monkeypatch.setattr(callback_connector, "_load_external_callbacks", lambda _: [])
     monkeypatch.chdir(tmp_path)
     construct, _ = CONSTRUCTORS[kind]
     for value in ODD:

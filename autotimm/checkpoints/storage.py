@@ -34,6 +34,7 @@ from autotimm.files.checksums import (
     sealed,
     stated,
 )
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 from autotimm.tasks.archive import write_archive
 from autotimm.tasks.checkpoint import read_checkpoint
@@ -278,8 +279,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's message, which torch.save replaces by one of its own."""
+    """The system's message, which torch.save replaces by one of its own, and the way out."""
     first: BaseException | None = error
     while first is not None and not (isinstance(first, OSError) and first.strerror):
         first = first.__cause__ or first.__context__
-    return str(getattr(first, "strerror", "")) or next(iter(str(error).splitlines()), "")
+    return reason(first) if isinstance(first, OSError) else next(iter(str(error).splitlines()), "")

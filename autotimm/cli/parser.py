@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.files import urls
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
 _WIDTH = 98
@@ -93,7 +94,7 @@ def make_folder(flag: str, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{flag}: cannot make {out}: {error.strerror}") from error
+        raise InputError(f"{flag}: cannot make {out}: {reason(error)}") from error
 
 
 class _Size(argparse.Action):

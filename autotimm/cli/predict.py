@@ -279,8 +279,8 @@ def _model(args: argparse.Namespace, images: int) -> Any:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"--device {device} is not available here: {reason}") from error
+        why = next(iter(str(error).splitlines()), "")
+        raise InputError(f"--device {device} is not available here: {why}") from error
     worth_it = device.startswith("cuda") and images >= _COMPILE_FROM
     compiled = args.compile == "yes" or (args.compile == "auto" and worth_it)
     model = load(args.checkpoint, device, metrics=None, compile_model=compiled, compile_kwargs=None)

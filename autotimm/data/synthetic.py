@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from autotimm.coco import masks
 from autotimm.data.painting import CATEGORIES, Painted, paint
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
 SMALLEST_SIDE = 64
@@ -78,7 +79,7 @@ def make_dataset(
             path.write_bytes(orjson.dumps(coco))
         partial.replace(folder)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from autotimm.evaluation.report import KINDS, Report
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour
 
@@ -89,4 +90,4 @@ def save(figure: Figure, path: Path) -> None:
         with whole_file(path) as file:
             figure.savefig(file, format="png", dpi=120)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {reason(error)}") from error

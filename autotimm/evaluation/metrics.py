@@ -209,6 +209,10 @@ class StageMetrics(nn.Module):
         dist.broadcast_object_list(values)
         return values[0]
 
+    def names(self) -> set[str]:
+        """The names of what :meth:`compute` returns, without the values of single classes."""
+        return {*self._compute([], ())}
+
     def _compute(
         self, images: Sequence[tuple[Detections, Target]], class_names: Sequence[str]
     ) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from autotimm.data import options
 from autotimm.export.graph import CANDIDATES, Graph
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import reason
 from autotimm.redaction import redacted
 from autotimm.structures import InputError
 from autotimm.tasks.detector import ObjectDetector
@@ -160,4 +161,4 @@ def _write(content: bytes, path: Path) -> None:
         with whole_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {reason(error)}") from error

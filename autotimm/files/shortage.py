@@ -58,10 +58,16 @@ def disk(error: BaseException) -> str | None:
     """The line for an OSError of a full, failing or read-only disk; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return None
-    reason, way_out = error.strerror or str(error), _DISK[error.errno]
     if error.filename is None:  # of print(), or a library's own writer
-        return f"{reason} for standard output, or a file that the system does not name: {way_out}"
-    return f"{error.filename}: {reason}: {way_out}"
+        what, way_out = error.strerror or str(error), _DISK[error.errno]
+        return f"{what} for standard output, or a file that the system does not name: {way_out}"
+    return f"{error.filename}: {reason(error)}"
+
+
+def reason(error: OSError) -> str:
+    """The system's message without the file's name, and the way out where a disk is short."""
+    way_out = _DISK.get(error.errno or 0)
+    return f"{error.strerror or error}{f': {way_out}' if way_out else ''}"
 
 
 def name_file(error: BaseException, path: object) -> None:

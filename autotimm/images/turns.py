@@ -14,17 +14,17 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO, Any
 
 LARGE = 2**26
 """Pixels from which on an image takes its turn, and pixels that are read ahead: 200 MB as RGB, and
 up to three times that while they are decoded."""
 
 
-def _temporary() -> IO[Any] | None:
-    with contextlib.suppress(OSError):  # nowhere to write: then threads alone take turns
-        return tempfile.TemporaryFile()
-    return None
+def _temporary() -> int | None:
+    """A file without a name, for the life of the process; a file object would warn at its end."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+    return None  # nowhere to write: then threads alone take turns
 
 
 _within = threading.Lock()  # one thread of this process; the file's lock knows processes only
@@ -67,14 +67,14 @@ def give_back() -> None:
 
 def share() -> str:
     """The path with which a process that is spawned, not forked, joins the turns of this one."""
-    return f"/proc/{os.getpid()}/fd/{_file.fileno()}" if _file is not None else os.devnull
+    return f"/proc/{os.getpid()}/fd/{_file}" if _file is not None else os.devnull
 
 
 def join(path: str) -> None:
     """Takes turns with the process that shared this path; without ``/proc`` with forks alone."""
     global _file
     with contextlib.suppress(OSError):
-        _file = open(path, "r+b")  # noqa: PTH123, SIM115 (for the life of the process)
+        _file = os.open(path, os.O_RDWR)  # the own one stays open: another thread may hold it
 
 
 def _unlock_in_child() -> None:

@@ -16,6 +16,7 @@ from autotimm import visualize
 from autotimm.evaluation.coco_eval import to_results
 from autotimm.files import urls
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import reason
 from autotimm.inference.large import LargeImage
 from autotimm.redaction import redacted
 from autotimm.structures import Detections, InputError
@@ -177,5 +178,4 @@ class Writer:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write {self.out / name}: {reason}") from error
+            raise InputError(f"cannot write {self.out / name}: {reason(error)}") from error

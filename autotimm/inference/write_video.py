@@ -15,6 +15,7 @@ import orjson
 
 from autotimm.evaluation.coco_eval import to_results
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import reason
 from autotimm.inference.video import Frame, pyav
 from autotimm.inference.write import VIDEOS, as_text, drawn_over
 from autotimm.structures import Detections, InputError
@@ -106,8 +107,8 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write {self._folder / self._stem}.*: {reason}") from error
+            where = self._folder / self._stem
+            raise InputError(f"cannot write {where}.*: {reason(error)}") from error
 
 
 class _Encoder:

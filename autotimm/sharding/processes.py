@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from autotimm.images.turns import join, share
 from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
@@ -64,7 +65,8 @@ def worker_pool(work: Work[_Result], workers: int) -> Iterator[RunTasks[_Result]
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+            arguments = (work, theirs, "" if forks else share())
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             # A Ctrl-C that reaches a worker before it ignores SIGINT would print a traceback.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
@@ -131,9 +133,17 @@ def _ended(code: int) -> str:
     return f"a worker ended by {signal.Signals(-code).name if code < 0 else f'exit {code}'}"
 
 
-def _serve(work: Work[Any], pipe: Connection) -> None:
-    """Runs in a worker: does tasks from the pipe until it ends."""
+def _serve(work: Work[Any], pipe: Connection, turns: str) -> None:
+    """Runs in a worker: does tasks from the pipe until it ends.
+
+    Args:
+        work: does a task.
+        pipe: from which the tasks come.
+        turns: with which a spawned worker joins those that take turns at large images.
+    """
     guard_process()  # a worker that was spawned does not inherit it
+    if turns:
+        join(turns)
     # Terminals and SLURM signal all processes; the parent handles it, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -220,6 +220,11 @@ class ObjectDetector(Predictor):
             "centerness": settings.centerness_loss_weight,
         }
 
+    def logged(self) -> set[str]:
+        """The names of what this class logs in a fit, without the values of single classes."""
+        losses = {f"train/{name}_loss" for name in self._loss_weights()}
+        return {"train/loss", *losses, *self._metrics("val").names()}
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimization.configure(self.network, self.settings, self.trainer)
 

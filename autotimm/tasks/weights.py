@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autotimm.files.atomic import whole_file
 from autotimm.files.checksums import KEY, UNSEALED, DamagedError, check, sealed
+from autotimm.files.shortage import reason
 from autotimm.plain import plain
 from autotimm.redaction import redacted
 from autotimm.structures import InputError
@@ -59,7 +60,7 @@ def write_weights(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: 
         with whole_file(path) as file:
             file.write(sealed(safetensors.torch.save(tensors, metadata)))
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def read_weights(content: bytes) -> tuple[bool, dict[str, Any]]:

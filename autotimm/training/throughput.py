@@ -28,6 +28,11 @@ BOUND = 0.1
 """The share of time spent waiting for data from which data bounds a run. The first batches of each
 epoch always cause some wait."""
 
+LOGGED = frozenset(
+    f"train/{name}" for name in ("images_per_second", "data_wait", "gpu_memory_gib", "lr")
+)
+"""The names of what the callbacks of this module log."""
+
 
 class _Mark(NamedTuple):
     """The counters at a moment. The difference of two describes the time between them."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from autotimm.files.atomic import whole_file
+from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 from autotimm.visualize.instances import Picture
 from autotimm.visualize.labels import font_of
@@ -85,7 +86,7 @@ def save_png(path: str | Path, image: Any) -> None:
         with whole_file(path) as file:
             Image.fromarray(np.asarray(image)).save(file, format="PNG")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _fit(image: Any, width: int) -> Picture:

@@ -17,6 +17,7 @@ import fsspec
 import pytest
 import torch
 from batches import small
+from conftest import SAMPLE
 
 import autotimm
 from autotimm import InputError, InstanceSegmentor, load
@@ -184,23 +185,38 @@ def test_every_reader_finds_a_bit_and_names_the_file(
     assert [p.name for p in tmp_path.glob("out*")] == []
 
 
+@pytest.mark.parametrize("ending", ["ckpt", "safetensors"])
 def test_the_verbs_find_it(
+    ending: str,
     model_file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bad = flipped(model_file, tmp_path / "bad.ckpt")
+    whole = model_file
+    if ending == "safetensors":
+        whole = convert(model_file, tmp_path / "whole.safetensors")
+    bad = flipped(whole, tmp_path / f"bad.{ending}")
+    out = tmp_path / "out"
     picture = Path(__file__).parents[2] / "docs" / "shapes.jpg"
+    model = ("backbone=test_resnet", "pretrained=false", "compile_model=false")
     for words in (
-        ["predict", picture, "--checkpoint", bad, "--out", tmp_path / "p"],
-        ["export", "--checkpoint", bad, "--out", tmp_path / "e.safetensors"],
+        ["predict", picture, "--checkpoint", bad, "--out", out],
+        ["export", "--checkpoint", bad, "--out", out / "e.safetensors"],
+        ["evaluate", "--checkpoint", bad, "--data", SAMPLE, "--out", out],
+        [
+            *("fit", f"--ckpt_path={bad}", f"--data.data_dir={SAMPLE}", "--data.image_size=64"),
+            *(f"--model.init_args.{one}" for one in model),
+            *("--trainer.max_steps=1", f"--trainer.default_root_dir={out}"),
+        ],
     ):
         monkeypatch.setattr(sys, "argv", ["autotimm", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             verbs.main()
-        assert end.value.code == 2
-        assert "bad.ckpt is damaged" in capsys.readouterr().err
+        assert end.value.code == 2, words
+        said = capsys.readouterr().err
+        assert f"bad.{ending}" in said and "is damaged" in said, (words, said[-3000:])
+        assert not [one for one in out.rglob("*") if one.is_file()], words
 
 
 def test_a_requested_one_is_refused_before_the_training(model_file: Path, tmp_path: Path) -> None:

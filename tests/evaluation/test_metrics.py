@@ -225,6 +225,7 @@ def test_class_metrics_are_named_by_label(
     metrics = StageMetrics("val", [MetricConfig("m", backend, params=params)])
     metrics.update(*disturbance[2:])
     values = metrics.compute()
+    assert metrics.names() == {key for key in values if "_class_" not in key}
     category_ids = disturbance[0]
     for label in (0, category_ids.index(44)):
         alone = truth | {
@@ -296,7 +297,9 @@ def test_every_metric_class_computes(metric_class: str) -> None:
     metrics = StageMetrics("val", [MetricConfig("m", metric_class=metric_class)])
     box = [3, 4, 10, 12]
     metrics.update([found([box], [0], [], [1])], [target([box], [0], [], [0], [56])])
-    assert metrics.compute()["val/m"] == pytest.approx(1)
+    values = metrics.compute()
+    assert values["val/m"] == pytest.approx(1)
+    assert metrics.names() == {*values}
 
 
 def test_stages_choose_their_metrics() -> None:

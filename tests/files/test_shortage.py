@@ -15,7 +15,7 @@ import torch
 from conftest import SAMPLE
 
 from autotimm.files.atomic import whole_file
-from autotimm.files.shortage import shortage
+from autotimm.files.shortage import reason, shortage
 
 
 def raised(do) -> BaseException:
@@ -98,6 +98,13 @@ def test_an_error_of_writing_gets_the_name_of_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reason_has_the_way_out_only_where_a_disk_is_short() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "a")
+    assert reason(full) == "No space left on device: free some room there, or choose another folder"
+    assert reason(OSError(errno.EACCES, "Permission denied", "a")) == "Permission denied"
+    assert reason(OSError("what a library says")) == "what a library says"
+
+
 LIMITED = """
 import resource, sys
 from autotimm.cli.main import main
@@ -150,4 +157,5 @@ def test_a_full_disk_names_the_file(checkpoint: Path, photos: Path, tmp_path: Pa
         assert "File too large" in last, (verb, said[-2000:])
         names = ("runs/", "evaluation/", "found/", "a.png", "a.safetensors")
         assert any(name in last for name in names), (verb, last)
+        assert last.endswith("choose another folder"), (verb, last)
     assert not list(tmp_path.rglob("*.tmp"))

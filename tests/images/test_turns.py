@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,3 +54,13 @@ def test_a_process_that_dies_with_a_large_image_leaves_the_turn_to_others(tmp_pa
     one.join()
     with turns.in_turn(turns.LARGE + 1):
         pass
+
+
+def test_no_file_is_left_open_at_the_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", "import autotimm.images.turns"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "ResourceWarning" not in done.stderr

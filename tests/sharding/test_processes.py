@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from autotimm.images import turns
 from autotimm.sharding.processes import Progress, worker_pool
 from autotimm.structures import InputError
 
@@ -22,6 +23,13 @@ def square(task: int, progress: Progress) -> tuple[int, int]:
     for _ in range(task):
         progress(1)
     return task * task, os.getpid()
+
+
+def file_of_turns(task: int, progress: Progress) -> tuple[int, int]:
+    """By whose lock a process waits for others that decode large images."""
+    assert turns._file is not None
+    found = os.fstat(turns._file)
+    return found.st_dev, found.st_ino
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -47,10 +55,11 @@ def test_workers_are_spawned_beside_a_thread() -> None:
     thread = threading.Thread(target=end.wait)
     thread.start()
     try:
-        with worker_pool(square, 2) as deal:
+        with worker_pool(file_of_turns, 2) as deal:
             children = multiprocessing.active_children()
             assert {type(child).__name__ for child in children} == {"SpawnProcess"}
-            assert sorted(task for task, _ in deal(range(4), lambda _: None)) == [0, 1, 2, 3]
+            locked = dict(deal(range(4), lambda _: None))
+        assert locked == dict.fromkeys(range(4), file_of_turns(0, lambda _: None))
     finally:
         end.set()
 

@@ -49,7 +49,9 @@ class Numbers:
         number = int(self.firsts[shard] + index)
         if number in self.damaged:
             raise DataError(f"number {number} is odd")
-        return b"", {"image_id": number, "file_name": str(number)}
+        height, width = self.sizes[number].tolist()
+        named = {"image_id": number, "file_name": str(number)}
+        return b"", {**named, "width": width, "height": height}
 
     def prefetch(self, shards: Iterable[int]) -> None:
         assert all(0 <= s < len(self.shard_sizes) for s in shards)

@@ -13,7 +13,13 @@ from conftest import SAMPLE
 from lightning.pytorch import Callback, callbacks
 from line import Line, loader, quiet
 
-from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
+from autotimm import (
+    AutoTrainer,
+    InputError,
+    InstanceSegmentationDataModule,
+    InstanceSegmentor,
+)
+from autotimm.training.other_callbacks import check_callbacks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -126,6 +132,59 @@ def test_a_backbone_that_the_model_does_not_have_is_not_looked_for(tmp_path: Pat
         run.fit(Line(), loader())
 
 
+AP = [{"name": "mAP", "params": {"class_metrics": True}}]
+
+
+@pytest.mark.parametrize(
+    ("extra", "metrics", "message"),
+    [
+        (callbacks.EarlyStopping("mAP"), AP, r"EarlyStopping's monitor='mAP' .*did you mean val/m"),
+        (callbacks.EarlyStopping("val/map"), AP, "'val/map' is not logged by InstanceSegmentor"),
+        (callbacks.EarlyStopping("xyz"), AP, "it logs val/mAP, .*val/mAP_mar_100.* and train/loss"),
+        (callbacks.EarlyStopping("val/mAP"), [], "it has no metrics.*give the model metrics"),
+        (callbacks.ModelCheckpoint(monitor="train/los"), AP, "ModelCheckpoint's.*mean train/loss"),
+        (callbacks.ModelCheckpoint(monitor="lr-SGD"), AP, "monitor='lr-SGD' is not logged"),
+        ({"best_metric": "val/mAP50"}, AP, "best_metric='val/mAP50' .*did you mean val/mAP_50"),
+    ],
+)
+def test_what_nothing_logs_cannot_be_monitored(
+    extra: Any, metrics: list[Any], message: str, tmp_path: Path
+) -> None:
+    options = extra if isinstance(extra, dict) else {"callbacks": [extra]}
+    run = quiet(tmp_path, **options)
+    with pytest.raises(InputError, match=message):
+        run.fit(small(metrics=metrics), loader())
+    assert run.global_step == 0 and not list(tmp_path.iterdir())
+
+
+class OwnSegmentor(InstanceSegmentor):
+    """May log anything."""
+
+
+class OwnCallback(Callback):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    ("monitor", "kind", "more"),
+    [
+        ("val/mAP_75", InstanceSegmentor, []),
+        ("val/mAP_class_disc", InstanceSegmentor, []),
+        ("train/masks_loss", InstanceSegmentor, []),
+        ("train/lr", InstanceSegmentor, []),
+        ("lr-AdamW", InstanceSegmentor, [callbacks.LearningRateMonitor()]),
+        ("val/own", OwnSegmentor, []),
+        ("val/own", InstanceSegmentor, [OwnCallback()]),
+        ("val/own", InstanceSegmentor, [callbacks.LambdaCallback()]),
+    ],
+)
+def test_what_is_or_may_be_logged_can_be_monitored(
+    monitor: str, kind: type, more: list[Callback], tmp_path: Path
+) -> None:
+    run = quiet(tmp_path, callbacks=[callbacks.EarlyStopping(monitor), *more])
+    check_callbacks(run.callbacks, small(kind, metrics=AP))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*WORK.keys() - {"BackboneFinetuning"}, "BatchSizeFinder"])
 def test_a_callback_works_with_a_segmentor(name: str, tmp_path: Path) -> None:
@@ -133,7 +192,7 @@ def test_a_callback_works_with_a_segmentor(name: str, tmp_path: Path) -> None:
         if name == "BatchSizeFinder":
             made = callbacks.BatchSizeFinder(max_trials=1)
         elif name == "EarlyStopping":
-            made = callbacks.EarlyStopping("val/mAP", mode="max")
+            made = callbacks.EarlyStopping("val/mAP", mode="max", patience=9)
         else:
             made = WORK[name](tmp_path)
         return trainer_with(made, tmp_path, max_epochs=epochs, limit_val_batches=1)
@@ -141,7 +200,9 @@ def test_a_callback_works_with_a_segmentor(name: str, tmp_path: Path) -> None:
     def fit(run: Any, ckpt_path: str | None = None) -> None:
         data = InstanceSegmentationDataModule(SAMPLE, image_size=64, batch_size=2, num_workers=0)
         run.fit(
-            small(num_classes=4, mask_size=12, mask_rois=2), datamodule=data, ckpt_path=ckpt_path
+            small(num_classes=4, mask_size=12, mask_rois=2, metrics=[{"name": "mAP"}]),
+            datamodule=data,
+            ckpt_path=ckpt_path,
         )
 
     first = trainer(2)
