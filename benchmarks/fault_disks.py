@@ -66,9 +66,9 @@ def full_disk(folder: Path, repeats: int) -> Result:
             mounted(outer / "disk", "tmpfs", "-o", "size=4m", "none"),
         ):
             root, ballast = outer / "disk", outer / "disk/ballast"
-            ballast.write_bytes(bytes(150_000 * (number % 6)))
-            # Its 3rd checkpoint does not fit beside two others.
-            life = start(root, 2, model=Bulky, keep_last=3 + number % 2, max_epochs=4)
+            ballast.write_bytes(bytes(300_000 + 120_000 * (number % 6)))
+            # A fourth checkpoint does not fit beside three others.
+            life = start(root, 2, model=Bulky, log=outer, keep_last=3, max_epochs=4)
             code, said = life.wait(), life.said()
             before = last_step(root)
             if not before or code not in (1, 2):
@@ -79,7 +79,7 @@ def full_disk(folder: Path, repeats: int) -> Result:
             if Path(newest(root / "version_0") or "").name != f"step_{before}.ckpt":
                 found.append("the newest whole checkpoint is not found")
             subprocess.run(["mount", "-o", "remount,size=40m", str(root)], check=True)
-            again = start(root, 2, model=Bulky)
+            again = start(root, 2, model=Bulky, log=outer)
             if again.wait() != 0 or again.steps()[:1] != [before + 1]:
                 found.append(f"does not go on: {again.said()[-300:]}")
             elif not same(final(root), truth):

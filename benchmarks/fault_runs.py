@@ -70,12 +70,15 @@ class Tell(Callback):
         time.sleep(self.pause)
 
 
-def train(root: Path, log: Path, pause: float = 0.0, data: Path = SAMPLE, **options: Any) -> None:
+def train(
+    root: Path, log: Path, pause: float = 0.0, data: str | Path = SAMPLE, **options: Any
+) -> None:
     """Trains in this process: 32 optimizer steps for two ranks, with a checkpoint at each."""
     workers = options.pop("num_workers", 0)
+    extra = options.pop("data_options", {})
     if version := options.pop("version", None):  # goes on in its own folder
         options["logger"] = make_loggers("csv", root, version)
-    given: dict[str, Any] = {"image_size": 64, "batch_size": 1, "num_workers": workers}
+    given: dict[str, Any] = {"image_size": 64, "batch_size": 1, "num_workers": workers} | extra
     module = InstanceSegmentationDataModule(data, **given)
     torch.manual_seed(0)
     ckpt_path, model = options.pop("ckpt_path", "last"), options.pop("model", Model)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -24,13 +25,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # forks of a process with threads
 
 import fault_disks
 import fault_kills
+import fault_live
 import fault_places
 import torch
 from fault_disks import SkippedError
 
 Fault = Callable[[Path, int], tuple[int, int, list[str]]]
-FAULTS: list[Fault] = [*fault_kills.FAULTS, *fault_disks.FAULTS, *fault_places.FAULTS]
-QUICK = ["optimizer_of_a_file", "optimizer_of_a_folder", "worker_killed", "last_ckpt_dangling"]
+FAULTS: list[Fault] = [
+    *fault_kills.FAULTS,
+    *fault_disks.FAULTS,
+    *fault_places.FAULTS,
+    *fault_live.FAULTS,
+]
+QUICK = [
+    *("torchrun_killed_at_changes", "optimizer_of_a_file", "optimizer_of_a_folder"),
+    *("last_ckpt_an_empty_folder", "run_json_of_other_types"),
+]
 HEAD = ["| fault | tried | survived | found |", "| --- | ---: | ---: | --- |"]
 
 
@@ -41,7 +51,7 @@ def main() -> None:
     names = [fault.__name__ for fault in FAULTS]
     parser.add_argument("--repeats", type=int, default=10, help="tries of a fault of chance")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="one try each of four cheap ones")
+    parser.add_argument("--quick", action="store_true", help="one try each of five cheap ones")
     parser.add_argument("--out", type=Path, help="a file to write the table to")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,7 +63,7 @@ def main() -> None:
         for fault in FAULTS:
             if fault.__name__ in chosen:
                 rows.append(row(fault, Path(folder), options.repeats))
-                print(rows[-1], flush=True)
+                print(rows[-1], file=sys.stderr, flush=True)
     text = "\n".join([*HEAD, *rows, "", *sums(rows)])
     print(text)
     if options.out:

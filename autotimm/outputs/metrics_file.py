@@ -195,7 +195,7 @@ def _parsed(whole: bytes) -> tuple[list[str], list[dict[str, Any]], int]:
         return [], [], 1 + len(found)
     rows = []
     for row in found:
-        row.pop(None, None)  # type: ignore[call-overload]  # more cells than there are columns
+        row.pop(None, None)  # more cells than there are columns
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             rows.append(row | {"step": int(float(row["step"]))})
     return columns, rows, len(found) - len(rows)
