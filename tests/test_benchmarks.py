@@ -41,6 +41,15 @@ def test_every_script_imports_what_there_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_faults() -> None:
+    """A few of them, so that the campaign can be trusted to find what does not survive."""
+    table = rows(bench("faults.py"))
+    assert len(table) == 2 + 5
+    for fault, (tried, survived, *found) in list(table.items())[2:]:
+        assert tried == survived != "0", (fault, found)
+
+
 @pytest.mark.release
 def test_order() -> None:
     assert "neighbours of 118287 samples" in bench("order.py")

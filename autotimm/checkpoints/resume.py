@@ -56,7 +56,10 @@ def _finish(temporary: Path) -> None:
     """
     target = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".new.tmp"))
     if (temporary / COMPLETE).is_file() and not target.exists():
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError as error:  # a disk that may only be read
+            rank_zero_warn(f"{temporary} is a checkpoint, but cannot be renamed: {error.strerror}")
 
 
 def _progress(path: Path) -> tuple[int, int] | None:

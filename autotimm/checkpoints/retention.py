@@ -57,6 +57,8 @@ def point(link: Path, name: str) -> None:
         with whole_file(link) as copy, target.open("rb") as file:
             shutil.copyfileobj(file, copy)
     else:
+        if link.is_dir() and not link.is_symlink():  # a copy, or what a user has made
+            remove(link)
         temporary.replace(link)
 
 
@@ -66,7 +68,7 @@ def remove(path: Path) -> None:
     A folder is renamed first, so that a partly removed one does not look like a checkpoint.
     """
     try:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             moved = path.with_name(f".{path.name}.old.tmp")
             shutil.rmtree(moved, ignore_errors=True)
             path.rename(moved)

@@ -235,7 +235,9 @@ def put_folder(temporary: Path, path: Path, complete: bytes) -> None:
     for inner in {one.parent for one in files} | {temporary}:
         sync_folder(inner)
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if path.is_symlink():  # even one that leads nowhere; a folder cannot replace it
+        path.unlink()
+    elif path.exists():
         path.rename(old)
     temporary.rename(path)
     sync_folder(path.parent)

@@ -31,6 +31,12 @@ _LOWER = {
 }
 _OF_TRAINING = "lower --data.batch_size, --data.image_size or --data.num_workers"
 
+_LIMITS = {
+    errno.EMFILE: "raise ulimit -n, or use fewer workers",
+    errno.ENFILE: "the machine has too many files open: use fewer workers, or end other programs",
+    errno.EAGAIN: "no further process may start: raise ulimit -u or the container's limit of "
+    "processes, or use fewer workers",
+}
 _DISK = {
     errno.ENOSPC: "free some room there, or choose another folder",
     errno.EDQUOT: "your quota is used up: free some room there, or choose another folder",
@@ -48,7 +54,7 @@ def shortage(error: BaseException, verb: str = "fit") -> str | None:
         verb: of the command, whose flags the line names.
     """
     for one in _chain(error):
-        line = _memory(one, verb) or disk(one)
+        line = _memory(one, verb) or disk(one) or _limit(one)
         if line is not None:
             return line
     return None
@@ -68,6 +74,13 @@ def reason(error: OSError) -> str:
     """The system's message without the file's name, and the way out where a disk is short."""
     way_out = _DISK.get(error.errno or 0)
     return f"{error.strerror or error}{f': {way_out}' if way_out else ''}"
+
+
+def _limit(error: BaseException) -> str | None:
+    """The line for an OSError of a limit of the system's; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _LIMITS:
+        return None
+    return f"{error.strerror or error}: {_LIMITS[error.errno]}"
 
 
 def name_file(error: BaseException, path: object) -> None:

@@ -7,6 +7,7 @@ resumes in its folder appends to its file, after removing the rows of the steps 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -17,7 +18,7 @@ from typing import Any
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from autotimm.files.atomic import whole_file
@@ -99,14 +100,34 @@ class MetricsFile:
         self.metrics_keys: list[str] = []
         self.hparams: dict[str, Any] = {}
         if self.path.exists():
-            text = self.path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]  # the last row is partial if a run was killed
-            self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
-            if not self.metrics_keys:
-                self.path.unlink()
-            elif len(whole) < len(text):
-                with self.path.open("r+b") as file:
-                    file.truncate(len(whole))
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Goes on with the file of an earlier start, which a program may have saved in between.
+
+        If it has rows without a step, it is kept under another name, and the others are copied.
+        """
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # the last row is partial if a run was killed
+        columns, rows, left_out = _parsed(whole)
+        if left_out:
+            numbers = ("", *map(str, range(2, 1000)))
+            names = (self.path.with_name(f"{self.path.name}.old{n}") for n in numbers)
+            old = next(name for name in names if not name.exists())
+            self.path.replace(old)
+            rank_zero_warn(
+                f"{self.path} has {left_out} rows that are none of a run's, or is no table: it is "
+                f"kept as {old}, and the run goes on with its other {len(rows)} rows"
+            )
+        elif not columns:
+            self.path.unlink()
+        elif whole == _table(rows, columns):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+            self.metrics_keys = columns
+            return
+        if columns:
+            self._rewrite(rows, columns)
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         self.hparams |= params
@@ -159,8 +180,29 @@ class MetricsFile:
 
     def _rewrite(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
         with whole_file(self.path, sync=False) as file:
-            file.write(_rows([dict(zip(columns, columns, strict=True)), *rows], columns))
+            file.write(_table(rows, columns))
         self.metrics_keys = columns
+
+
+def _parsed(whole: bytes) -> tuple[list[str], list[dict[str, Any]], int]:
+    """The columns and rows of a table, and the number of rows that have no step."""
+    try:
+        table = csv.DictReader(io.StringIO(whole.decode("utf-8-sig"), newline=""))
+        columns, found = list(table.fieldnames or ()), list(table)
+    except (ValueError, csv.Error):
+        return [], [], 1
+    if columns and "step" not in columns:
+        return [], [], 1 + len(found)
+    rows = []
+    for row in found:
+        row.pop(None, None)  # more cells than there are columns
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            rows.append(row | {"step": int(float(row["step"]))})
+    return columns, rows, len(found) - len(rows)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
+    return _rows([dict(zip(columns, columns, strict=True)), *rows], columns)
 
 
 def _rows(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:

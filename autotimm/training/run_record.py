@@ -50,18 +50,25 @@ from autotimm.training.throughput import is_logged
 
 RECORD = "run.json"
 _KILLED = "ended without a word: killed, or the machine was switched off"
+_KINDS = {"starts": int, "number": int, "started": str, "agents": list, "logger_ids": dict}
 SECONDS = 10.0
 """The minimum time between two updates during training."""
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of ``run.json`` in ``folder``; empty if there is none or it cannot be read."""
+    """The content of ``run.json`` in ``folder``; empty if there is none or it cannot be read.
+
+    Entries that a start goes on with are left out if they are of another type than is written.
+    """
     try:
         content = orjson.loads((folder / RECORD).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
     if not isinstance(content, dict):
         return {}
+    for key, kind in _KINDS.items():
+        if not isinstance(content.get(key, kind()), kind):
+            del content[key]
     if content.get("status") == "running" and is_gone(content.get("process")):
         content |= {"status": "killed", "error": _KILLED}
     return content
@@ -80,17 +87,21 @@ def write_record(folder: Path, content: dict[str, Any]) -> None:
         )
 
 
-def order_of(folder: Path) -> tuple[int, list[int], str]:
+def order_of(folder: Path) -> tuple[int, int, int, list[int], str]:
     """The place of a run among those of the same root: the greatest is the newest.
 
     It is the run's number, which follows from the runs that were there when it began, so that it
     does not depend on clocks. For a run without one it is the first number in the folder's name.
+    A copy of a run's folder has the number of the run: the one with more steps is newer, and of
+    equal ones that with the shorter name, so that a run does not go on in a backup of its folder.
     """
     in_name = [int(digits) for digits in re.findall(r"\d+", folder.name)]
     number = read_record(folder).get("number")
     if not isinstance(number, int):
         number = next(iter(in_name), -1)
-    return number, in_name, folder.name
+    saved = (path.name for path in folder.glob("checkpoints/step_*.ckpt"))
+    steps = [int(found[1]) for name in saved if (found := re.fullmatch(r"step_(\d+)\.ckpt", name))]
+    return number, max(steps, default=-1), -len(folder.name), in_name, folder.name
 
 
 def next_number(root: Path, folder: Path) -> int:
