@@ -189,14 +189,13 @@ BY_NAME: dict[str, Change] = {
     ),
     "stdout and stderr closed": Change(before=lambda: (os.close(1), os.close(2))),
     "stdin closed": Change(before=functools.partial(os.close, 0), options=WORKERS),
-    "64 open files": Change(before=functools.partial(limit, resource.RLIMIT_NOFILE, 64)),
+    "64 open files": Change(
+        before=functools.partial(limit, resource.RLIMIT_NOFILE, 64), line=("a run needs", "ulimit")
+    ),
     "64 open files, 2 workers": Change(
         before=functools.partial(limit, resource.RLIMIT_NOFILE, 64),
         options=WORKERS,
-        line=("open files", "ulimit", "num_workers"),
-    ),
-    "12 open files": Change(
-        before=functools.partial(limit, resource.RLIMIT_NOFILE, 12), line=("ulimit -n",)
+        line=("open files with 2 data workers", "ulimit"),
     ),
     "no process more": Change(
         lambda root: subprocess.run(["chmod", "-R", "a+rwX", str(root)], check=True),

@@ -60,6 +60,7 @@ def main() -> None:
         options.repeats, chosen = 1, QUICK
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # one start is another user's
         for fault in FAULTS:
             if fault.__name__ in chosen:
                 rows.append(row(fault, Path(folder), options.repeats))

@@ -62,6 +62,14 @@ def is_gone(known: Any) -> bool:
     return isinstance(pid, int) and _ticks(pid) != known.get("ticks")
 
 
+def still_runs(known: Any) -> bool:
+    """Whether the process of an :func:`identity` surely runs, and is another one than this."""
+    if not isinstance(known, dict) or known.get("host") != platform.node() or is_gone(known):
+        return False
+    pid, ticks = known.get("pid"), known.get("ticks")
+    return isinstance(pid, int) and pid != os.getpid() and bool(ticks) and _ticks(pid) == ticks
+
+
 def _boot() -> str:
     """A text that differs from start to start of a machine; "" where the system has none."""
     with contextlib.suppress(OSError):

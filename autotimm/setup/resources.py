@@ -39,9 +39,10 @@ def check_open_files(workers: int, prefetch: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
+        fewer = ", or lower data.num_workers" if hard >= _FILES else ""
         raise InputError(
-            f"{workers} data workers need {needed} open files, but the limit is {hard} (ulimit "
-            "-Hn): have it raised, or lower data.num_workers"
+            f"a run needs {needed} open files with {workers} data workers, but the limit is {hard} "
+            f"(ulimit -Hn): have it raised{fewer}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

@@ -24,6 +24,7 @@ from autotimm.checkpoints.resume import damage_of, newest
 from autotimm.checkpoints.sources import read_source
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
+from autotimm.distributed.parent import still_runs
 from autotimm.distributed.rendezvous import PATIENCE, JointError, Rendezvous, host_name
 from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
@@ -226,7 +227,7 @@ def starting_point(
         again = f"started again ({read_record(own).get('launch_id')})"
         path = newest(own)
         if path is not None:
-            return str(path), f"{again}: goes on from {path}"
+            return str(path), f"{again}: goes on from {path}{_while_it_trains(own)}"
         if requested != LAST:
             begins = f"from {requested}" if requested else "anew"
             return requested, f"{again}: {own} has no checkpoint, begins {begins}"
@@ -237,7 +238,18 @@ def starting_point(
     path = newest_below(root)
     if path is None:
         return None, f"ckpt_path=last: there is no checkpoint below {root}"
-    return str(path), f"ckpt_path=last: {path}"
+    return str(path), f"ckpt_path=last: {path}{_while_it_trains(path.parents[1])}"
+
+
+def _while_it_trains(run: Path) -> str:
+    """What to add to the line of a run that another process still trains; else nothing."""
+    known = read_record(run)
+    if known.get("status") != "running" or not still_runs(known.get("process")):
+        return ""
+    pid = known["process"]["pid"]
+    return (
+        f" (process {pid} still trains this run, and may remove the checkpoint: stop one of both)"
+    )
 
 
 def _check_whole(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from saves import names, state
 from autotimm.checkpoints.resume import newest
 from autotimm.checkpoints.retention import point
 from autotimm.checkpoints.storage import whole_folder
+from autotimm.distributed import parent
 from autotimm.distributed.launcher import Launch
 from autotimm.outputs.metrics_file import MetricsFile
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record, write_record
-from autotimm.training.start import newest_below
+from autotimm.training.start import newest_below, starting_point
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -144,6 +146,21 @@ def test_a_record_of_other_types_ends_no_run(odd: dict[str, Any], runs: Path) ->
     assert find_run(runs, Launch("torchrun-x", None, False, "agent", "worker"), ["agent"]) is None
     fit(runs, 3)
     assert state(runs / "version_1/checkpoints/last.ckpt")["global_step"] == 12
+
+
+@pytest.mark.parametrize("ticks", ["its own", "of a process before it"])
+def test_a_run_that_another_process_trains_is_told(ticks: str, runs: Path) -> None:
+    pid = os.getppid()
+    other = parent.identity() | {"pid": pid, "ticks": parent._ticks(pid)}
+    if ticks != "its own":
+        other["ticks"] = "1"
+    write_record(
+        runs / "version_0",
+        read_record(runs / "version_0") | {"status": "running", "process": other},
+    )
+    path, line = starting_point(runs, "last")
+    assert Path(path).name == "step_8.ckpt"
+    assert (f"process {pid} still trains this run" in str(line)) == (ticks == "its own")
 
 
 ROWS = b"epoch,loss,step\n0,0.5,0\n0,0.25,1\n"

@@ -28,8 +28,12 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not raised
     resources.check_open_files(8, 2)
     assert raised == [(256 + 80, 1000)]
-    with pytest.raises(InputError, match=r"100 data workers need 1256 open files.*limit is 1000"):
+    many = r"1256 open files with 100 data workers.*limit is 1000 .*lower data\.num_workers"
+    with pytest.raises(InputError, match=many):
         resources.check_open_files(100, 2)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(InputError, match=r"256 open files with 0 data.*limit is 64 .*raised$"):
+        resources.check_open_files(0, 2)
 
 
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
