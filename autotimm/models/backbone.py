@@ -18,6 +18,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autotimm.files.checksums import DamagedError, check
 from autotimm.models.features import Features, features, first_stages
 from autotimm.structures import InputError, Preprocessing
 
@@ -159,6 +160,11 @@ def _create(name: str, pretrained: bool | str | Path, spec: Features) -> Any:
     path = Path(pretrained)
     if not path.is_file():
         raise InputError(f"pretrained={str(path)!r} is not a file")
+    try:
+        with path.open("rb") as file:
+            check(file)  # torch does not compare a zip's CRCs
+    except DamagedError as error:
+        raise InputError(f"pretrained={str(path)!r} is damaged ({error}): give another") from error
     overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
