@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from coco_folder import annotation, image, picture, write
 from shard_commands import run, two_splits
+from shard_runs import WORK
 
 from autotimm.format.manifest_file import read_manifest
 
@@ -64,7 +65,7 @@ def test_what_cannot_be_written_to_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["coco"]
 
 
-def test_a_full_disk_names_the_folder(
+def test_a_full_disk_names_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.write
@@ -79,8 +80,9 @@ def test_a_full_disk_names_the_folder(
     code, out, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
     assert code == 2 and not out
     assert err == (
-        f"autotimm-shard: {tmp_path / 'out'}: No space left on device; 0 of 1 shards are finished "
-        "and kept: run the same command again to go on\n"
+        f"autotimm-shard: {tmp_path / 'out' / WORK / 'train-000000.tar'}: No space left on device: "
+        "free some room there, or choose another folder; 0 of 1 shards are finished and kept: run "
+        "the same command again to go on\n"
     )
 
 

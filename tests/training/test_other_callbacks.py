@@ -186,7 +186,13 @@ def test_what_is_or_may_be_logged_can_be_monitored(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*WORK.keys() - {"BackboneFinetuning"}, "BatchSizeFinder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("EarlyStopping", "ModelCheckpoint", "WeightAveraging", "GradientAccumulationScheduler"),
+        "BatchSizeFinder",
+    ],
+)
 def test_a_callback_works_with_a_segmentor(name: str, tmp_path: Path) -> None:
     def trainer(epochs: int) -> Any:
         if name == "BatchSizeFinder":
