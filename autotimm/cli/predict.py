@@ -258,7 +258,7 @@ def _counts(args: argparse.Namespace, writer: Any) -> str:
     found = f"instances: {writer.instances:,}"
     if args.format == "json":
         return found
-    return f"{found}, of them drawn: {writer.drawn:,} (score from {args.draw_score:g})"
+    return f"{found}, of them drawn: {writer.drawn:,} (--draw-score {args.draw_score:g})"
 
 
 def _categories(model: Any) -> list[dict[str, Any]]:

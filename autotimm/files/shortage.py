@@ -11,8 +11,9 @@ import errno
 import re
 from collections.abc import Iterator
 
+# With a question mark it is a guess about a killed worker, whose line says what to do.
 _MEMORY = re.compile(
-    r"can(?:no|')t allocate memory|cannot allocate memory|std::bad_alloc|out of memory(?!\?)"  # of a killed worker it is a guess, which has a line of its own
+    r"can(?:no|')t allocate memory|cannot allocate memory|std::bad_alloc|out of memory(?!\?)"
     r"|failed to allocate|insufficient memory|unable to allocate|CUBLAS_STATUS_ALLOC_FAILED"
     r"|failed to map segment|can't start new thread|\bMemoryError\b",
     re.IGNORECASE,

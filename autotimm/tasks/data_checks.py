@@ -13,26 +13,42 @@ from autotimm.models.backbone import Backbone
 from autotimm.structures import InputError
 
 
-def categories_of_data(datamodule: Any, num_classes: int) -> list[dict[str, Any]]:
+def categories_of_data(
+    datamodule: Any, num_classes: int, trained: Sequence[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """The categories of a data module, by label, in the form that a model saves.
 
     Args:
         datamodule: has ``categories`` and ``num_classes``.
         num_classes: of the model.
+        trained: the categories that the model was trained on, whose number cannot be changed.
 
     Raises:
         InputError: the data have a different number of categories.
     """
     if datamodule.num_classes != num_classes:
+        where = urls.shown(str(datamodule.data_dir))
+        if trained:
+            raise InputError(
+                f"the model was trained on {_listed(trained)}, but {where} has "
+                f"{datamodule.num_classes} categories: give data of the model's classes, or train "
+                f"on these with fit --weights CHECKPOINT"
+            )
         raise InputError(
-            f"num_classes={num_classes} of the model, but {urls.shown(str(datamodule.data_dir))} "
-            f"has {datamodule.num_classes} categories: give the model num_classes="
-            f"{datamodule.num_classes}, or other data"
+            f"num_classes={num_classes} of the model, but {where} has {datamodule.num_classes} "
+            f"categories: give the model num_classes={datamodule.num_classes}, or other data"
         )
     return [
         {"id": c.id, "name": c.name} | ({} if c.given_id is None else {"given_id": c.given_id})
         for c in datamodule.categories
     ]
+
+
+def _listed(categories: Sequence[dict[str, Any]], most: int = 5) -> str:
+    """The number of categories and the first names, such as ``2 categories (apple, pear)``."""
+    names = [str(one["name"]) for one in categories]
+    more = ", ..." if len(names) > most else ""
+    return f"{len(names)} categories ({', '.join(names[:most])}{more})"
 
 
 def matched_categories(

@@ -162,7 +162,7 @@ class ObjectDetector(Predictor):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "categories"):
             return
-        categories = categories_of_data(datamodule, self.settings.num_classes)
+        categories = categories_of_data(datamodule, self.settings.num_classes, self.categories)
         if stage != "fit":  # training may continue with other classes, but evaluation may not
             own, predicts = self.categories, stage == "predict"
             categories = matched_categories(own, categories, any_order=predicts) or categories

@@ -167,8 +167,8 @@ class Preemption(Checkpoint):
             launch = find_launch()
             # A requeued job finds its run, but a new process or a new call of torchrun does not.
             requeued = launch is not None and launch.name is not None
-            how = "when the job is requeued" if requeued else "when started with it as ckpt_path"
-            message += f"saved {path}, from which it goes on {how}"
+            how = "the job goes on once it is requeued" if requeued else "--ckpt_path last goes on"
+            message += f"saved {path}, from which {how}"
         else:
             message += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:

@@ -43,7 +43,7 @@ def test_the_verb_writes_coco_json_and_pictures(
     assert len(left_out) == 3
     assert "bad.jpg" in left_out[0]
     assert "images: 8, instances: " in said.out
-    assert "(score from 0.1)" in said.out
+    assert "(--draw-score 0.1)" in said.out
     assert "3 left out" in said.out
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "o" / "images.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,26 @@ def test_bfloat16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> No
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     resources.check_precision("bf16-mixed", torch.device("cpu"))
     resources.check_precision("16-mixed", gpu)
     with pytest.raises(InputError, match=r"bf16-mixed needs.*8\.0.*Tesla V100 has 7\.0.*16-mixed"):
         resources.check_precision("bf16-mixed", gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     resources.check_precision("bf16-mixed", gpu)
+
+
+@pytest.mark.parametrize(("avx512", "warns"), [(False, True), (True, False)])
+def test_a_cpu_without_bfloat16_is_told(
+    avx512: bool, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able = {"architecture": "x86_64", "avx512_f": avx512}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        resources.check_precision("bf16-mixed", torch.device("cpu"))
+        resources.check_precision("32-true", torch.device("cpu"))
+    assert [("--trainer.precision 32-true" in str(one.message)) for one in told] == [True] * warns
 
 
 def test_the_batch_of_deepspeed_is_that_of_the_other_settings() -> None:

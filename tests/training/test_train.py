@@ -252,7 +252,7 @@ def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
         line for line in output.splitlines() if line.startswith("stopped by SIGINT at step ")
     )
     step = int(line.split()[5].rstrip(":"))
-    how = "from which it goes on when started with it as ckpt_path"
+    how = "from which --ckpt_path last goes on"
     assert step >= 14 and f"checkpoints/step_{step}.ckpt, {how}" in line
     done = run(
         "fit", "--config", SMALL, *flags, f"--trainer.max_steps={step + 2}", "--ckpt_path=last"
