@@ -144,6 +144,11 @@ def run(args: argparse.Namespace) -> int:
     remarks = [source.lacking] if source and source.lacking and args.results else []
     if args.checkpoint:
         output.write_images(out, truth)
+        if not entries:
+            remarks.append(
+                "the model found no object on any image: it needs more training, or give a lower "
+                "--score-thresh"
+            )
     else:
         if args.annotations and len(args.annotations) > 1:
             matching.refuse_clashing(results, truth)

@@ -282,6 +282,18 @@ def test_a_checkpoint_is_measured_on_the_only_split_and_on_what_cannot_be_read(
     assert {one["image_id"] for one in found} == {1}
 
 
+def test_a_model_that_finds_nothing_is_said_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    categories = autotimm.load(checkpoint).categories
+    made = {"categories": categories, "split": "val", "files": {"a.jpg": picture()}}
+    one = annotation(category_id=categories[0]["id"])
+    folder = write(tmp_path / "coco", [image()], [one], **made)
+    words = ("--checkpoint", checkpoint, "--data", folder, "--num-workers", 0, "--worst", 0)
+    assert run(*words, "--score-thresh", 1, "--out", tmp_path / "out") == 0
+    assert "the model found no object" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_three_ranks_give_what_one_gives(evaluated: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Eight images on three: one is a repeat that evens out the ranks, and must not count."""
