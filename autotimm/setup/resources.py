@@ -95,7 +95,7 @@ def _is_slow_in_bfloat16() -> bool:
     On x86, oneDNN has such convolutions from AVX-512 on. A CPU with AVX2 alone took 6.3 s for what
     it did in 0.9 s in float32 (96 to 96 channels, 32 x 32, forward and backward).
     """
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.14 has it
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.14 has it
     return able.get("architecture") == "x86_64" and not able.get("avx512_f", True)
 
 
