@@ -72,6 +72,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost(hangs) -> None:
     assert len(list(folder.iterdir())) == 1 and not is_alive(folder)
 
 
+@pytest.mark.slow  # torch waits for hung workers, 10 s each time
 @pytest.mark.filterwarnings("ignore:data worker")
 def test_a_worker_that_hangs_twice_is_an_error_with_a_way_out(hangs) -> None:
     folder = hangs(2)
