@@ -36,6 +36,7 @@ FORMS = {  # what stands before and behind the host, and what must not be seen
 }
 LIGHT = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.max_steps=1"]
 LIGHT += ["--model.init_args.backbone=resnet10t", "--model.init_args.pretrained=false"]
+LIGHT += ["--model.init_args.compile_model=false", "--model.init_args.mask_rois=4"]
 LIGHT += ["--data.image_size=64", "--data.batch_size=2", "--trainer.enable_progress_bar=false"]
 DATA = ["--data.data_dir", "SAMPLE"]
 PLACES = {
@@ -178,7 +179,15 @@ def test_every_form_in_every_place(
 
 
 @pytest.mark.slow  # processes
-@pytest.mark.parametrize("form", ["plain", "encoded", "token", "signature", "shared access"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "plain",
+        "signature",
+        *(pytest.param(one, marks=pytest.mark.release) for one in ("encoded", "token")),
+        pytest.param("shared access", marks=pytest.mark.release),
+    ],
+)
 def test_a_run_records_no_secret(form: str, tmp_path: Path) -> None:
     """In its folder: run.json, config.yaml, hparams.yaml, TensorBoard's events, checkpoints."""
     user, query, secret = FORMS[form]
