@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.parser import make_parser
+from autotimm.cli.parser import local_path, make_parser
 from autotimm.structures import InputError
 
 
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--config", metavar="FILE", help="YAML for fit; --data replaces its data")
     flags.add_argument(
         "--out",
+        type=local_path,
         metavar="DIR",
         help="where runs will write (64 MiB, removed); default: the config's",
     )
