@@ -273,7 +273,7 @@ def _learn_config(path: str) -> None:
 
 def _lines(path: str) -> Iterator[str]:
     try:
-        # More would be no config; whoever reads the file says what is wrong with it.
+        # A longer file is no config; the parser reads it next and reports what is wrong.
         with open(path, errors="replace") as file:  # noqa: PTH123
             yield file.read(1 << 20)
     except (OSError, ValueError):

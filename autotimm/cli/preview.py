@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             copy_paste=copy_paste,
             multi_scale=multi_scale,
             pixel_range=args.pixel_range,
-            max_corrupt=1.0,  # what cannot be read is told below; the others are drawn
+            max_corrupt=1.0,  # it draws the others, and names below what it cannot read
         )
 
     columns = {_PLAIN: data(Augmentation(), 0.0, False)}

@@ -25,7 +25,7 @@ from autotimm.streaming.store import open_source, split_names
 from autotimm.structures import InputError
 
 _FILES = 500  # of a folder, read at most
-_RETRY = Retry(minutes=0.25)  # whoever asks for a diagnosis does not wait for an outage to end
+_RETRY = Retry(minutes=0.25)  # a diagnosis does not wait for the end of an outage
 _IMAGES = 2_000  # of a split, evenly spread, whose annotations are looked through
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 _LONGEST = 60.0  # seconds up to which the wait between two tries grows
-_TOLD_FROM = 5.0  # seconds of waiting from which the user is told what is waited for
+_TOLD_FROM = 5.0  # seconds of waiting, after which a line names the server's answer
 
 
 @dataclass(frozen=True, slots=True)

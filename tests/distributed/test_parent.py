@@ -1,4 +1,4 @@
-"""Ranks save and end when torchrun dies; a process is told from another of its number."""
+"""Ranks save and end when torchrun dies; two processes that had one number are distinguished."""
 
 from __future__ import annotations
 

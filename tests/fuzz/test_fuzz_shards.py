@@ -182,7 +182,7 @@ def test_own_record(data: bytes) -> None:
     found = outcome(lambda: checked_record(data, "shard: sample 3"), naming="shard: sample 3")
     if found is not None:
         check_read(found)
-        for load in LOADS:  # what checked_record leaves to whoever reads the masks
+        for load in LOADS:  # checked_record leaves the masks to their readers
             outcome(lambda load=load: load(picture(), found, np.random.default_rng(0)))
 
 

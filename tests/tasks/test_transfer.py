@@ -1,4 +1,4 @@
-"""A model starts from another one's weights: which tensors, which rows of classes, what is told."""
+"""A run starts from the weights of another model: what it takes of them, and what it reports."""
 
 from __future__ import annotations
 

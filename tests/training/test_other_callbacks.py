@@ -162,7 +162,7 @@ class OwnSegmentor(InstanceSegmentor):
 
 
 class OwnCallback(Callback):
-    """Likewise."""
+    """May log anything, too."""
 
 
 @pytest.mark.parametrize(
