@@ -52,6 +52,7 @@ class Joined(Generic[P]):
     Args:
         parts: the files' contents, at least one.
         files: their names, for examples of problems.
+        known: the classes of other splits, whose ids a class of the same name takes.
 
     Attributes:
         categories: of all files, sorted by id.
@@ -61,12 +62,14 @@ class Joined(Generic[P]):
         InputError: annotation ids clash and are too large to be numbered anew.
     """
 
-    def __init__(self, parts: Sequence[P], files: Sequence[Path]) -> None:
+    def __init__(
+        self, parts: Sequence[P], files: Sequence[Path], known: Sequence[Category] = ()
+    ) -> None:
         self.problems = Problems()
         for part in parts:
             self.problems.update(part.problems)
         self._parts = list(parts)
-        self.categories, self._category_ids = _join_categories(parts, files, self.problems)
+        self.categories, self._category_ids = _join_categories(parts, files, self.problems, known)
         self._shifts = _shifts(parts, files, self.problems)
         # Of each image: (part, position in it), more than one where several files describe it.
         self._places: list[list[tuple[int, int]]] = []
@@ -200,28 +203,52 @@ class JoinedIndex(Joined[CocoIndex]):
 Index = CocoIndex | JoinedIndex
 
 
-def load_split(split: Split, rules: Rules = RULES) -> Index:
+def load_split(split: Split, rules: Rules = RULES, known: Sequence[Category] = ()) -> Index:
     """Reads the annotation files of a split and sees that its images are there.
 
     Args:
         split: what to read.
         rules: how boxes and crowds are taken.
+        known: the classes of other splits. A class of the same name takes their id, which is
+            counted as a problem.
 
     Raises:
-        InputError: as from ``load``, or the files cannot be joined.
+        InputError: as from ``load``, the files cannot be joined, or an id is another class's in the
+            other splits, which have none of that name.
     """
     indices = [load(file, folder, rules) for file, folder in split.sources]
+    files = [file for file, _ in split.sources]
+    _refuse_other_classes(indices, files, known)
     if len(indices) == 1:
-        return indices[0]
-    return JoinedIndex(indices, [file for file, _ in split.sources])
+        _, (ids,) = _join_categories(indices, files, Problems(), known)
+        if all(old == new for old, new in ids.items()):
+            return indices[0]
+    return JoinedIndex(indices, files, known)
+
+
+def _refuse_other_classes(
+    indices: Sequence[CocoIndex], files: Sequence[Path], known: Sequence[Category]
+) -> None:
+    by_id = {one.id: one.name for one in known if one.given_id is None}
+    names = {one.name for one in known}
+    for index, file in zip(indices, files, strict=True):
+        for one in index.categories:
+            other = by_id.get(one.id, one.name)
+            if one.given_id is None and one.name != other and one.name not in names:
+                raise InputError(
+                    f"{file}: category {one.id} is {one.name!r}, but {other!r} in another split: "
+                    "give a class the same name in all splits, and another class another id"
+                )
 
 
 def _join_categories(
-    parts: Sequence[Part], files: Sequence[Path], problems: Problems
+    parts: Sequence[Part], files: Sequence[Path], problems: Problems, known: Sequence[Category]
 ) -> tuple[list[Category], list[dict[int, int]]]:
     """Returns the classes of all files, and for each file what its category ids become."""
-    joined: dict[int, Category] = {}
-    keys: set[Key | None] = set()  # of ids that are no whole numbers
+    joined = {category.id: category for category in known}
+    keys: set[Key | None] = {
+        id_key(one.given_id, exact=True) for one in known if one.given_id is not None
+    }  # of ids that are no whole numbers
     maps: list[dict[int, int]] = []
     for part, file in zip(parts, files, strict=True):
         ids: dict[int, int] = {}
@@ -235,10 +262,12 @@ def _join_categories(
             same = (id_ for id_, c in joined.items() if c.name == category.name)
             new = next((id_ for id_ in same if id_ not in taken), None)
             if new is not None:
-                problems.add(
-                    "category has another id in another annotation file (matched by name)",
-                    f"'{category.name}' of {file.name} (id {category.id}, now {new})",
-                )
+                # Numbers that stand for equal ids are ours, and the user has never seen them.
+                if category.given_id is None or category.given_id != joined[new].given_id:
+                    problems.add(
+                        "category has another id in another annotation file (matched by name)",
+                        f"'{category.name}' of {file.name} (id {category.id}, now {new})",
+                    )
             else:
                 new, given = category.id, category.given_id
                 if new in joined:
@@ -258,7 +287,8 @@ def _join_categories(
             ids[category.id] = new
             taken.add(new)
         maps.append(ids)
-    return [joined[id_] for id_ in sorted(joined)], maps
+    used = {id_ for ids in maps for id_ in ids.values()}
+    return [joined[id_] for id_ in sorted(used)], maps
 
 
 def _shifts(parts: Sequence[Part], files: Sequence[Path], problems: Problems) -> list[int]:

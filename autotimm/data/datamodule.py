@@ -348,7 +348,14 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def _splits(self) -> Splits:
         at = self.settings
         retry = Retry(minutes=at.retry_minutes)
-        return Splits(at.location, at.cache_dir, at.cache_limit, retry, rank_zero_warn)
+        return Splits(
+            at.location,
+            at.cache_dir,
+            at.cache_limit,
+            retry,
+            lambda: self.settings.train_split,
+            rank_zero_warn,
+        )
 
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
         split, run = self._splits.evaluated(stage, self.settings), self._run(train=False)

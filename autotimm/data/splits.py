@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Splits:
         cache_dir: see :func:`autotimm.streaming.store.open_source`.
         cache_limit: see :func:`autotimm.streaming.store.open_source`.
         retry: how long to try a download.
+        train_split: tells the name of the split whose classes are the labels.
         warn: gets a line about what opening a split has left out.
     """
 
@@ -40,11 +41,12 @@ class Splits:
         cache_dir: str | Path | None,
         cache_limit: int | None,
         retry: Retry,
+        train_split: Callable[[], str],
         warn: Callable[[str], None],
     ) -> None:
         self.location = location
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
-        self._retry = retry
+        self._retry, self._train_split = retry, train_split
         self._sources: dict[str, Source] = {}
         self._told_of_model = False  # that it keeps the upper bits
         self._told_empty: set[str] = set()  # splits without an instance
@@ -74,6 +76,7 @@ class Splits:
                 self._cache_dir,
                 cache_limit=self._cache_limit,
                 retry=self._retry,
+                known=self._known(split),
             )
             remarks = [source.remark] if source.remark else []
             problems = source.problems.lines()
@@ -88,6 +91,13 @@ class Splits:
                 self._warn(f"{self.location}, split {split!r}: {'; '.join(remarks)}")
             self._sources[split] = source
         return self._sources[split]
+
+    def _known(self, split: str) -> Sequence[Category]:
+        """The classes whose ids a split of a COCO folder takes; of shards, all splits have them."""
+        training = same_split(self._train_split(), self.names)
+        if self._folder.layout != "coco" or training in (None, same_split(split, self.names)):
+            return ()
+        return self.source(self._train_split()).categories
 
     def measured(self, split: str) -> Source:
         """The same, to evaluate on: warns, once, of what these data lack for it."""

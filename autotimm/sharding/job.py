@@ -104,11 +104,13 @@ def read_job(
         InputError: the input cannot be used.
     """
     indices: dict[str, Index] = {}
+    categories: list[Category] = []
     plans: list[tuple[str, ShardPlan]] = []
     sources: dict[str, Any] = {}
     for split in splits:
         with waiting(f"reading {split.annotation_file.name}"):
-            index = load_split(split, options.rules)
+            index = load_split(split, options.rules, categories)
+            categories = _joined(categories, index.categories)
             if strict:
                 refuse_problems(split.name, index.problems)
                 refuse_untrained(split.name, index.untrained())
@@ -133,7 +135,7 @@ def read_job(
     return Job(
         splits={split.name: split for split in splits},
         indices=indices,
-        categories=_joined({split: indices[split.name] for split in splits}),
+        categories=categories,
         plans=plans,
         source={"options": options.content(), "splits": sources},
         pixel_range=options.pixel_range,
@@ -225,17 +227,10 @@ def _given(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 
-def _joined(indices: dict[Split, Index]) -> list[Category]:
-    categories: dict[int, Category] = {}
-    for split, index in indices.items():
-        for category in index.categories:
-            known = categories.setdefault(category.id, category)
-            if known.name != category.name:
-                raise InputError(
-                    f"{split.annotation_file}: category {category.id} is '{category.name}', "
-                    f"but '{known.name}' in another split"
-                )
-    return [categories[id_] for id_ in sorted(categories)]
+def _joined(known: Sequence[Category], more: Sequence[Category]) -> list[Category]:
+    """The classes of some splits and of one that was read with these known, sorted by id."""
+    by_id = {category.id: category for category in (*more, *known)}
+    return [by_id[id_] for id_ in sorted(by_id)]
 
 
 def _sha256(paths: Sequence[Path]) -> str:

@@ -7,7 +7,7 @@ any order.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -98,6 +98,7 @@ def open_source(
     verify: bool = False,
     cache_limit: int | None = None,
     retry: Retry | None = None,
+    known: Sequence[Category] = (),
 ) -> Source:
     """Opens a split of a folder or URL of shards, a folder of tars, or a COCO folder.
 
@@ -108,6 +109,7 @@ def open_source(
         verify: check the sha256 of all shards first, which reads them all.
         cache_limit: bytes that the cache may take; None for no limit.
         retry: how long to try a download.
+        known: for a COCO folder, the classes of its training split; see ``join.load_split``.
 
     Raises:
         InputError: the folder or split does not exist, or is damaged.
@@ -115,7 +117,7 @@ def open_source(
     data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
         return ShardSource(data, split, cache_dir, verify, retry, cache_limit)
-    return FolderSource(_coco_split(data.folder, split), data.folder, split)
+    return FolderSource(_coco_split(data.folder, split), data.folder, split, known)
 
 
 def split_names(data_dir: str | Path | DataFolder, retry: Retry | None = None) -> list[str]:
@@ -139,10 +141,13 @@ class FolderSource:
         split: what is read.
         folder: that it was found in.
         asked: the name that it was asked for by.
+        known: as for ``open_source``.
     """
 
-    def __init__(self, split: layouts.Split, folder: Path, asked: str) -> None:
-        self._index = load_split(split)
+    def __init__(
+        self, split: layouts.Split, folder: Path, asked: str, known: Sequence[Category] = ()
+    ) -> None:
+        self._index = load_split(split, known=known)
         self._file = split.annotation_file
         self.problems = self._index.problems
         self.odd, self.lacking = self.problems, ""

@@ -113,6 +113,55 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     }
 
 
+KNOWN = [Category(1, "cat"), Category(2, "dog"), Category(4, "bat"), Category(5, "bat")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "become", "counted"),
+    [
+        ({1: "cat", 2: "dog"}, {1: "cat", 2: "dog"}, 0),
+        ({2: "dog", 9: "owl"}, {2: "dog", 9: "owl"}, 0),
+        ({4: "bat", 5: "bat"}, {4: "bat", 5: "bat"}, 0),
+        ({11: "cat", 12: "dog"}, {1: "cat", 2: "dog"}, 2),
+        ({0: "cat", 1: "dog"}, {1: "cat", 2: "dog"}, 2),
+        ({2: "cat", 1: "dog", 3: "owl"}, {1: "cat", 2: "dog", 3: "owl"}, 2),
+        ({5: "bat", 6: "bat"}, {4: "bat", 5: "bat"}, 1),
+    ],
+)
+def test_a_split_takes_the_ids_that_its_classes_have_in_another(
+    classes: dict[int, str], become: dict[int, str], counted: int, tmp_path: Path
+) -> None:
+    annotations = [annotation(id=n, category_id=id_) for n, id_ in enumerate(classes, 1)]
+    file = put(tmp_path, "a", [image()], annotations, classes)
+    index = load_split(Split("val", file, tmp_path / "a"), known=KNOWN)
+    assert {c.id: c.name for c in index.categories} == become
+    ids = [one["category_id"] for one in index.record(0)["annotations"]]
+    assert [become[id_] for id_ in ids] == [*classes.values()] and len({*ids}) == len(ids)
+    kind = "category has another id in another annotation file (matched by name)"
+    assert index.problems.counts == ({kind: counted} if counted else {})
+
+
+def test_the_numbers_of_text_ids_are_those_of_the_other_split(tmp_path: Path) -> None:
+    known = [Category(1, "cat", given_id="c"), Category(2, "dog", given_id="d")]
+    classes = [{"id": "d", "name": "dog"}, {"id": "o", "name": "owl"}, {"id": "c", "name": "cat"}]
+    annotations = [annotation(id=n, category_id=id_) for n, id_ in enumerate("doc", 1)]
+    file = put(tmp_path, "a", [image()], annotations, classes)
+    index = load_split(Split("val", file, tmp_path / "a"), known=known)
+    assert [(c.id, c.name, c.given_id) for c in index.categories] == [
+        (1, "cat", "c"),
+        (2, "dog", "d"),
+        (4, "owl", "o"),
+    ]
+    assert [one["category_id"] for one in index.record(0)["annotations"]] == [2, 4, 1]
+    assert index.problems.counts == {"category id is not a whole number (numbered anew)": 3}
+
+
+def test_an_id_of_two_classes_of_different_names_is_refused(tmp_path: Path) -> None:
+    file = put(tmp_path, "a", [image()], [], {1: "dog", 2: "owl"})
+    with pytest.raises(InputError, match=r"a\.json: category 2 is 'owl', but 'dog' in another"):
+        load_split(Split("val", file, tmp_path / "a"), known=KNOWN)
+
+
 def test_classes_that_share_a_name_stay_apart(tmp_path: Path) -> None:
     classes = {1: "cat", 2: "cat"}
     a = put(tmp_path, "a", [image()], [], classes)

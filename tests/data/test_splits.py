@@ -55,9 +55,22 @@ def test_splits(coco_folder: Path, tmp_path: Path) -> None:
     (annotations / "instances_odd.json").write_text(json.dumps(content))
     shutil.copytree(folder / "val2017", folder / "odd")
     with pytest.raises(
-        InputError, match=r"odd\.json: category 1 \('ellipse'\) is not .* the same categories$"
+        InputError, match=r"odd\.json: category 1 is 'ellipse', but 'disc' in another split: give"
     ):
         module(folder, val_split="odd").setup("fit")
+
+    # Other ids of the same names: those of the training split are taken.
+    own = json.loads((annotations / "instances_odd.json").read_text())
+    own["categories"][0]["name"] = "disc"
+    for one in (*own["categories"], *own["annotations"]):
+        one["category_id" if "image_id" in one else "id"] += 1
+    (annotations / "instances_odd.json").write_text(json.dumps(own))
+    with pytest.warns(UserWarning, match="split 'odd': category has another id .* by name"):
+        renumbered = module(folder, val_split="odd")
+        renumbered.setup("fit")
+    source, usual = renumbered.source("odd"), module(folder).source("val")
+    for i in range(2):
+        assert source.record(0, i) == usual.record(0, i)
 
     # With one more category: the shards of both splits have it, so both have a label for it.
     content["categories"][0]["name"] = "disc"
