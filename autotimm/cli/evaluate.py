@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "Box and mask AP at the original image size, as pycocotools computes it: all classes and "
         "class by class; curves, confusions and the worst images as pictures.",
         """\
-        autotimm evaluate --checkpoint runs/version_0/checkpoints/best.ckpt --data shards/
+        autotimm evaluate --checkpoint runs/last/checkpoints/best.ckpt --data shards/
         autotimm evaluate --results theirs.json --data coco/ --split val
         autotimm evaluate --results theirs.json --annotations instances_val2017.json
         autotimm evaluate --results theirs.json --annotations a.json --annotations b.json

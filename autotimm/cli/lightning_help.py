@@ -72,7 +72,7 @@ VERBS = {
     "test": _Verb(
         "measure a checkpoint on the split to test on, with fit's flags",
         "Measures a checkpoint on the split to test on, and writes what it finds there.",
-        "autotimm test --config runs/version_0/config.yaml --data.test_split val --ckpt_path C",
+        "autotimm test --config runs/last/config.yaml --data.test_split val --ckpt_path C",
     ),
     "find_lr": _Verb(
         "look for a learning rate to begin with",

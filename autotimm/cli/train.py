@@ -126,6 +126,11 @@ class TrainCLI(FlagsOnlyCLI):
         finally:
             sys.argv = words
 
+    def before_fit(self) -> None:
+        """Leave a finished run as it is, without a folder for another one."""
+        assert isinstance(self.trainer, AutoTrainer)
+        self.trainer.leaves_finished_runs = True
+
     def before_instantiate_classes(self) -> None:
         pipeline = self.config[self.subcommand].data.custom_train_transforms
         if isinstance(pipeline, Namespace | dict):

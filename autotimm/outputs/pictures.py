@@ -103,9 +103,6 @@ class SavePictures(Callback):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rank_zero_info(f"run: {self._folder}")
-
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True

@@ -134,6 +134,15 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
     return known
 
 
+def fingerprint(datamodule: Any) -> str | None:
+    """A hash of the samples that a data module of ours trains on; None for any other."""
+    settings: Any = getattr(datamodule, "settings", None)
+    if not isinstance(settings, DataSettings):
+        return None
+    found: str = datamodule.source(settings.train_split).fingerprint
+    return found
+
+
 def _arguments(datamodule: Any) -> dict[str, Any]:
     """The settings of our data module, or the public attributes of any other."""
     if datamodule is None:

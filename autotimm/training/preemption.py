@@ -28,6 +28,7 @@ from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.lost_ranks import is_of_another_rank, ranks_lost
 from autotimm.distributed.rendezvous import Rendezvous
 from autotimm.strategies.choice import shards_weights
+from autotimm.training.next_commands import to_go_on
 
 CODE = 85
 """Exit code of a run that a signal stopped and that resumes when it is started again."""
@@ -167,14 +168,26 @@ class Preemption(Checkpoint):
             launch = find_launch()
             # A requeued job finds its run, but a new process or a new call of torchrun does not.
             requeued = launch is not None and launch.name is not None
-            how = "the job goes on once it is requeued" if requeued else "--ckpt_path last goes on"
-            message += f"saved {path}, from which {how}"
+            message += f"saved {path}, from which "
+            if requeued:
+                message += "the job goes on once it is requeued"
+            else:
+                message += "--ckpt_path last goes on"
+                message += _command(trainer, path)
         else:
             message += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:
             print(message, file=sys.stderr, flush=True)
         self._stopped = Stopped(steps)
         return self._stopped
+
+
+def _command(trainer: Trainer, checkpoint: Path) -> str:
+    """The command that goes on from a checkpoint, for the end of a line; empty if none is known."""
+    if trainer.num_nodes > 1:
+        return ""
+    command = to_go_on(checkpoint.parents[1], checkpoint, trainer.world_size)
+    return command and f", or: {command}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autotimm.distributed.launcher import Launch, find_launch
+from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import RECORD, order_of, read_record
 
 
@@ -45,7 +46,8 @@ def find_run(root: str | Path, launch: Launch, agents: Collection[str]) -> Path 
     if not (launch.again or launch.agent):
         return None
     patterns = (RECORD, f"*/{RECORD}", f"*/*/{RECORD}")
-    records = [path for pattern in patterns for path in Path(root).glob(pattern)]
+    found = [path for pattern in patterns for path in Path(root).glob(pattern)]
+    records = [path for path in found if not is_link_to_newest(root, path)]
     own = []
     for path in records:
         known = read_record(path.parent)

@@ -7,6 +7,7 @@
     best, last   checkpoints: the path, and for the best one its metric and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
+    data         a hash of the samples to train on; null if their source has none
     number       of the run, higher than those of the runs before it in ``default_root_dir``
     from         the checkpoint that the latest start began from; null for none
     starts       the number of starts of the training, with those after preemptions and crashes
@@ -36,7 +37,7 @@ from typing import Any
 import orjson
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.distributed.launcher import find_launch
@@ -45,6 +46,8 @@ from autotimm.files.atomic import whole_file
 from autotimm.outputs import provenance
 from autotimm.outputs.loggers import go_on, one_line, run_folder, run_ids
 from autotimm.redaction import redacted
+from autotimm.training.newest_link import is_link_to_newest, link_newest
+from autotimm.training.next_commands import after_fit
 from autotimm.training.preemption import Stopped
 from autotimm.training.throughput import is_logged
 
@@ -107,7 +110,8 @@ def order_of(folder: Path) -> tuple[int, int, int, list[int], str]:
 def next_number(root: Path, folder: Path) -> int:
     """The number for a new run in ``folder``: its name's, or a higher one if a run has that."""
     patterns = ("*", "*/*")  # loggers may put runs into a folder of their name
-    others = {one for pattern in patterns for one in root.glob(pattern) if _is_run(one)} - {folder}
+    found = {one for pattern in patterns for one in root.glob(pattern) if _is_run(one)}
+    others = {one for one in found if not is_link_to_newest(root, one)} - {folder}
     highest = max((order_of(one)[0] for one in others), default=-1)
     return max(order_of(folder)[0], highest + 1)
 
@@ -132,14 +136,17 @@ class RunRecord(Callback):
         _mark_killed(self._folder.parent)
         before, launch = read_record(self._folder), find_launch()
         root = Path(trainer.default_root_dir)
+        fits = stage == "fit"
+        datamodule = getattr(trainer, "datamodule", None)
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
+            "data": provenance.fingerprint(datamodule) if fits else before.get("data"),
             "from": getattr(trainer, "begun_from", None),
             "started": before.get("started", _now()),
             "number": before.get("number", next_number(root, self._folder)),
-            "starts": before.get("starts", 0) + (stage == "fit"),
+            "starts": before.get("starts", 0) + fits,
             "process": identity(),
             "launch_id": launch and launch.id,
             "agents": getattr(trainer, "agents", []),
@@ -156,6 +163,8 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         go_on(trainer.loggers, trainer.global_step)
+        if trainer.is_global_zero:  # no earlier: the checkpoint to load may be behind the link
+            link_newest(trainer.default_root_dir, self._folder)
         if self._content:
             total = trainer.estimated_stepping_batches
             self._content["total_steps"] = total if math.isfinite(total) and total >= 0 else None
@@ -174,6 +183,19 @@ class RunRecord(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._write(trainer, trainer.callback_metrics)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._content:
+            self._write(trainer)
+            checkpoint = (self._content.get("best") or {}).get("checkpoint")
+            datamodule: Any = getattr(trainer, "datamodule", None)
+            rank_zero_info(
+                after_fit(
+                    self._folder,
+                    checkpoint or self._content.get("last"),
+                    getattr(datamodule, "data_dir", None),
+                )
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._content:

@@ -10,7 +10,7 @@ only the checkpoint that the user names.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,17 @@ from autotimm.distributed.parent import still_runs
 from autotimm.distributed.rendezvous import PATIENCE, JointError, Rendezvous, host_name
 from autotimm.files import urls
 from autotimm.lightning_private import CheckpointConnector
+from autotimm.outputs import provenance
 from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
 from autotimm.tasks import transfer
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.detector import ObjectDetector
+from autotimm.training import earlier_runs
+from autotimm.training.newest_link import behind
 from autotimm.training.run_folder import find_run
-from autotimm.training.run_record import order_of, read_record
+from autotimm.training.run_record import read_record
 
 LAST = "last"
 """The checkpoint path that stands for the newest checkpoint of the newest run."""
@@ -86,12 +89,14 @@ class Beginning(NamedTuple):
         rendezvous: of the ranks; None for one process.
         hosts: the node of every rank.
         agents: the torchrun process of every node; empty without torchrun.
+        finished: how far the run of the checkpoint got, if a fit has no step left.
     """
 
     checkpoint: Any
     rendezvous: Rendezvous | None
     hosts: list[str]
     agents: list[str]
+    finished: str
 
 
 class Weights(NamedTuple):
@@ -164,11 +169,12 @@ def preparation(
     return partial(weights.take, trainer, model)
 
 
-def begin(trainer: Trainer, requested: Any) -> Beginning:
+def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning:
     """Let the first rank choose the checkpoint to begin from. All ranks call it together.
 
     Args:
         trainer: of the run.
+        model: of the run.
         requested: the checkpoint that the user names.
 
     Raises:
@@ -183,14 +189,18 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
     def choose(reports: list[Any]) -> dict[str, Any]:
         """The first rank's answer to all ranks."""
         problems = compare_reports(reports, patience)["problems"]
-        checkpoint, message = requested, None
+        checkpoint, message, finished = requested, None, ""
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
             try:
                 root, own = trainer.default_root_dir, None
                 if launch is not None and fits:
                     own = find_run(root, launch, agents)
-                checkpoint, message = starting_point(root, requested, own)
+                wanted = _wanted(trainer, model) if requested == LAST else None
+                checkpoint, message = starting_point(root, requested, own, wanted)
+                if fits and checkpoint and not urls.kind(str(checkpoint)):
+                    limits = trainer.max_epochs, trainer.max_steps
+                    finished = earlier_runs.finished(Path(checkpoint), *limits)
             except (InputError, OSError) as error:  # to raise it on all ranks
                 problems = [str(error)]
         hosts = [report and report["host"] for report in reports]
@@ -199,7 +209,7 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
             what = "goes on from" if fits else "weights:"
             message = f"{what} {urls.shown(checkpoint)}"
         answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
-        return answer | {"hosts": hosts, "agents": agents}
+        return answer | {"hosts": hosts, "agents": agents, "finished": finished}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
     answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
@@ -207,11 +217,22 @@ def begin(trainer: Trainer, requested: Any) -> Beginning:
         raise JointError("; ".join(answer["problems"]))
     if answer["message"]:
         rank_zero_info(answer["message"])
-    return Beginning(answer["checkpoint"], rendezvous, answer["hosts"], answer["agents"])
+    chosen = answer["checkpoint"], rendezvous, answer["hosts"], answer["agents"]
+    return Beginning(*chosen, answer["finished"])
+
+
+def _wanted(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
+    """What ``run.json`` has to say of the run that ``LAST`` means."""
+    fits = trainer.state.fn == TrainerFn.FITTING  # a model may be evaluated on any data
+    data = provenance.fingerprint(getattr(trainer, "datamodule", None)) if fits else None
+    return earlier_runs.identity(model, data)
 
 
 def starting_point(
-    root: str | Path, requested: Any, own: Path | None = None
+    root: str | Path,
+    requested: Any,
+    own: Path | None = None,
+    wanted: Mapping[str, Any] | None = None,
 ) -> tuple[Any, str | None]:
     """The checkpoint that a run begins from.
 
@@ -219,6 +240,7 @@ def starting_point(
         root: the folder that contains the runs.
         requested: the path that the user names, ``LAST`` or None.
         own: the folder of the run of a restarted launch; None for a first start.
+        wanted: as in :func:`autotimm.training.earlier_runs.newest_below`.
 
     Returns:
         The path, or None for a new run; and a line to print if it is not the requested path.
@@ -229,16 +251,22 @@ def starting_point(
         if path is not None:
             return str(path), f"{again}: goes on from {path}{_while_it_trains(own)}"
         if requested != LAST:
+            if requested and behind(requested) != Path(requested):
+                # The link leads to this run now, and its record has where it led before.
+                requested = read_record(own).get("from") or requested
             begins = f"from {requested}" if requested else "anew"
             return requested, f"{again}: {own} has no checkpoint, begins {begins}"
     if requested != LAST:
         if requested and not urls.kind(str(requested)):
             _check_whole(Path(requested))
+            if behind(requested) != Path(requested):
+                return str(behind(requested)), None
         return requested, None
-    path = newest_below(root)
+    path, others = earlier_runs.newest_below(root, wanted)
+    passed = f"; passed over: {', '.join(others)}" if others else ""
     if path is None:
-        return None, f"ckpt_path=last: there is no checkpoint below {root}"
-    return str(path), f"ckpt_path=last: {path}{_while_it_trains(path.parents[1])}"
+        return None, f"ckpt_path=last: there is no checkpoint below {root} to go on from{passed}"
+    return str(path), f"ckpt_path=last: {path}{_while_it_trains(path.parents[1])}{passed}"
 
 
 def _while_it_trains(run: Path) -> str:
@@ -265,13 +293,3 @@ def _check_whole(path: Path) -> None:
         read_checkpoint(path)  # a file of another kind is refused before the run has a folder
     elif path.is_file() and (damage := damage_of(path)):
         raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
-
-
-def newest_below(root: str | Path) -> Path | None:
-    """The newest whole checkpoint of the newest run below ``root`` that has any; None if none has.
-
-    The newest run is the one of the highest number: no clock counts.
-    """
-    runs = {path.parents[1] for path in Path(root).glob("**/checkpoints/*.ckpt")}
-    found = (newest(run / "checkpoints") for run in sorted(runs, key=order_of, reverse=True))
-    return next((path for path in found if path is not None), None)

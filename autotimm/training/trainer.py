@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
@@ -34,6 +35,7 @@ from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
+from autotimm.training.earlier_runs import FinishedError
 from autotimm.training.ema import AverageWeights
 from autotimm.training.other_callbacks import check_callbacks
 from autotimm.training.preemption import Preemption
@@ -54,7 +56,8 @@ class AutoTrainer(HookedTrainer):
     - Under torchrun or srun, the launcher determines the number of processes and nodes.
     - Each run writes into ``<default_root_dir>/version_<n>``: ``metrics.csv``, ``checkpoints/``
       (links ``last.ckpt`` and ``best.ckpt`` to ``step_<n>.ckpt``), ``pictures/``, ``run.json``
-      (progress and origin of the run), and the results of a test as COCO JSON.
+      (progress and origin of the run), and the results of a test as COCO JSON. The link
+      ``<default_root_dir>/last`` leads to the newest run.
     - On SIGTERM, SIGUSR2 or Ctrl-C, all ranks of a fit save the same step and exit with code 85. If
       SLURM or torchrun restarts them, they resume from there.
     - A loss or gradient that is not finite ends the run before it changes the weights.
@@ -164,6 +167,9 @@ class AutoTrainer(HookedTrainer):
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.start_weights: Weights | None = None
         """What the model starts from in a fit that does not resume from a checkpoint."""
+        self.leaves_finished_runs = False
+        """Whether a fit that would resume a run without a step left tells so and does nothing. It
+        does not load the checkpoint then, which is for callers that end after it."""
         self.unlogged: MetricsLogger | None = None
         """Determines the folder of a run without loggers."""
         if not loggers and not kwargs.get("fast_dev_run") and not barebones:
@@ -228,10 +234,13 @@ class AutoTrainer(HookedTrainer):
             weights_only_fitting: whether to take the tensors that fit of any other model.
         """
         self.start_weights = Weights.given(weights, weights_only_fitting, ckpt_path)
-        with preemption.stoppable(self):
-            super().fit(
-                model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only
-            )
+        try:
+            with preemption.stoppable(self):
+                super().fit(
+                    model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only
+                )
+        except FinishedError as finished:
+            rank_zero_info(str(finished))
 
     def save_checkpoint(
         self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
@@ -306,7 +315,9 @@ class AutoTrainer(HookedTrainer):
     def before_run(self, model: LightningModule, ckpt_path: Any) -> Any:
         if self.state.fn == TrainerFn.FITTING:
             check_callbacks(self.callbacks, model)  # type: ignore[attr-defined]
-        begun = begin(self, ckpt_path)
+        begun = begin(self, model, ckpt_path)
+        if begun.finished and self.leaves_finished_runs:
+            raise FinishedError(begun.checkpoint, begun.finished)
         start = preparation(self, self.start_weights, model, begun.checkpoint)
         check_setup(self, model, begun.checkpoint, start)
         self.begun_from, self.agents = begun.checkpoint, begun.agents

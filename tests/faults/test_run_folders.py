@@ -21,9 +21,10 @@ from autotimm.checkpoints.storage import whole_folder
 from autotimm.distributed import parent
 from autotimm.distributed.launcher import Launch
 from autotimm.outputs.metrics_file import MetricsFile
+from autotimm.training.earlier_runs import newest_below
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record, write_record
-from autotimm.training.start import newest_below, starting_point
+from autotimm.training.start import starting_point
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -70,7 +71,7 @@ def test_a_run_does_not_go_on_in_an_older_copy_of_its_folder(
     copy = backup(run, name)
     if not recorded:
         (copy / "run.json").unlink()
-    assert newest_below(runs) == run / "checkpoints/step_8.ckpt"
+    assert newest_below(runs)[0] == run / "checkpoints/step_8.ckpt"
 
 
 def test_a_requeued_job_goes_on_in_its_own_folder(runs: Path) -> None:

@@ -45,9 +45,26 @@ def loader(more: dict[str, Any], **options: Any) -> DataLoader:
 
 @pytest.fixture
 def hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_threads: None):
+    """Sets how often the second worker hangs. The patience ends once it does and the first one has
+    begun, and not before, so that a busy machine changes nothing."""
+    attempts, all_begin = [0], starting._all_begin
+
     def times(count: int) -> Path:
+        def soon(begun: Any, workers: list[Any]) -> bool:
+            attempts[0] += 1
+            if attempts[0] > count:
+                return all_begin(begun, workers)
+            while len(list(tmp_path.iterdir())) < attempts[0] or not begun[0]:
+                time.sleep(0.01)
+            monkeypatch.setattr(starting, "PATIENCE", 0.1)
+            try:
+                return all_begin(begun, workers)
+            finally:
+                monkeypatch.setattr(starting, "PATIENCE", patience)
+
+        patience = starting.PATIENCE
         monkeypatch.setattr(starting, "begin", partial(hanging, folder=tmp_path, times=count))
-        monkeypatch.setattr(starting, "PATIENCE", 0.5)
+        monkeypatch.setattr(starting, "_all_begin", soon)
         return tmp_path
 
     return times

@@ -21,9 +21,10 @@ from line import Line, loader, quiet
 
 from autotimm.distributed.launcher import Launch, find_launch
 from autotimm.structures import InputError
+from autotimm.training.earlier_runs import newest_below
 from autotimm.training.run_folder import find_run, folder_name
 from autotimm.training.run_record import next_number, order_of, read_record, write_record
-from autotimm.training.start import begin, newest_below, starting_point
+from autotimm.training.start import begin, starting_point
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -133,7 +134,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     trainer = quiet(root, max_steps=1, logger=[])
     trainer.fit(Line(), loader())
-    found = newest_below(root)
+    found, _ = newest_below(root)
     assert found is not None
     return found
 
@@ -221,10 +222,10 @@ def test_a_job_that_is_started_again_evaluates_what_it_was_given(
     """Only a fit resumes the job's own run."""
     given(monkeypatch, SLURM | {"SLURM_RESTART_COUNT": "1"})
     own = run(tmp_path, "job_12", checkpoint, number=10, launch_id="slurm-12.0")
-    trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1)
+    trainer = SimpleNamespace(default_root_dir=tmp_path, world_size=1, max_epochs=9, max_steps=-1)
     for fn, expected in ((TrainerFn.FITTING, str(own)), (TrainerFn.VALIDATING, str(checkpoint))):
         trainer.state = SimpleNamespace(fn=fn)
-        assert begin(trainer, checkpoint).checkpoint == expected  # type: ignore[arg-type]
+        assert begin(trainer, Line(), checkpoint).checkpoint == expected  # type: ignore[arg-type]
 
 
 def test_only_named_checkpoints_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +273,7 @@ def test_a_state_that_is_not_there_does_not_begin_anew(
 
     path = tmp_path / "odd.ckpt"
     quiet(tmp_path, max_steps=1).fit(Scheduled(), loader())
-    whole = torch.load(newest_below(tmp_path), weights_only=True)
+    whole = torch.load(newest_below(tmp_path)[0], weights_only=True)
     torch.save({**whole, key: []}, path)
     model = Scheduled()
     with pytest.raises(InputError, match=f"has 0 {key}, but this run has 1: give one"):

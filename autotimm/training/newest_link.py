@@ -1,0 +1,53 @@
+"""``runs/last``: a link beside the runs that leads to the newest one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+NEWEST = "last"
+"""The name of the link beside the runs to the newest one."""
+
+
+def link_newest(root: str | Path, run: Path) -> None:
+    """Make ``root / NEWEST`` a link to a run's folder; what is no link of that name stays.
+
+    Where links cannot be made, as on FAT, it warns and goes on.
+
+    Args:
+        root: the folder that contains the runs.
+        run: the folder of the newest one, below ``root``.
+    """
+    link = Path(root, NEWEST)
+    if link.exists() and not link.is_symlink():
+        rank_zero_warn(f"{link} is no link, and stays as it is: it does not lead to {run}")
+        return
+    # Another run may make the link at the same time: it is replaced in one step.
+    temporary = link.with_name(f".{NEWEST}.{os.getpid()}.tmp")
+    try:
+        temporary.symlink_to(os.path.relpath(run, root), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        rank_zero_warn(f"{link} cannot lead to {run} ({error.strerror}), and the run goes on")
+
+
+def is_link_to_newest(root: str | Path, path: Path) -> bool:
+    """Whether a path leads through the link of :func:`link_newest`: not to a run of its own."""
+    link = Path(root, NEWEST)
+    return link in (path, *path.parents) and link.is_symlink()
+
+
+def behind(path: str | Path) -> Path:
+    """A path with the link replaced by the run's folder that it leads to now.
+
+    The link of a run's own root leads to the run itself as soon as it trains.
+    """
+    path = Path(path)
+    if any(one.name == NEWEST and one.is_symlink() for one in path.parents):
+        return path.resolve()
+    return path
