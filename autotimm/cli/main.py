@@ -51,6 +51,7 @@ VERBS: dict[str, _Verb] = {
     "preview": _Verb("autotimm.cli.preview", "draw what each augmentation makes of real samples"),
     "export": _Verb("autotimm.cli.export", "write a checkpoint as ONNX, .pt2 or safetensors"),
     "evaluate": _Verb("autotimm.cli.evaluate", "COCO AP of a checkpoint or of a results file"),
+    "plot": _Verb("autotimm.cli.plot", "draw losses, learning rates and AP of runs"),
     "doctor": _Verb("autotimm.cli.doctor", "what a run needs here, and what to do about it"),
     "completion": _Verb("autotimm.cli.completion", "have bash, zsh or fish complete the rest"),
 }

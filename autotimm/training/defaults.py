@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from autotimm.checkpoints.storage import PlainCheckpointIO
 from autotimm.distributed.launcher import find_launcher
+from autotimm.outputs.curves import SaveCurves
 from autotimm.outputs.pictures import SavePictures
 from autotimm.outputs.results import SaveResults
 from autotimm.training.check_loss import CheckLoss
@@ -47,7 +48,7 @@ def default_callbacks(
     defaults: list[Callback] = [CheckLoss()]
     if not barebones:
         defaults += [Throughput(), LearningRate(), EpochLines()]
-        defaults += [SavePictures(), SaveResults(), RunRecord(), KeepState()]
+        defaults += [SavePictures(), SaveResults(), SaveCurves(), RunRecord(), KeepState()]
     defaults += more
     if bar and not any(isinstance(callback, LightningBar) for callback in given):
         defaults.append(ProgressBar())
