@@ -36,6 +36,7 @@ from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
 from autotimm.training.defaults import all_plugins, default_callbacks
 from autotimm.training.earlier_runs import FinishedError
+from autotimm.training.early_stopping import StopEarly
 from autotimm.training.ema import AverageWeights
 from autotimm.training.other_callbacks import check_callbacks
 from autotimm.training.preemption import Preemption
@@ -91,6 +92,8 @@ class AutoTrainer(HookedTrainer):
             or "min" if its name contains "loss".
         ema_decay: the decay per step of an average of the weights, such as 0.9998. The average is
             evaluated, and ``load_from_checkpoint`` loads it. None for no average.
+        patience: the number of validations in a row that do not get better by ``best_metric`` after
+            which the fit ends. None to train to the end.
         timeout_minutes: how long a rank waits for the others, from their first contact on, before
             the job ends with an error that names a rank that has died, hangs or never came.
         **kwargs: other arguments of ``lightning.Trainer``.
@@ -123,6 +126,7 @@ class AutoTrainer(HookedTrainer):
         best_metric: str | None = None,
         best_mode: Literal["max", "min"] | None = None,
         ema_decay: float | None = None,
+        patience: int | None = None,
         timeout_minutes: float = 30.0,
         **kwargs: Any,
     ) -> None:
@@ -147,6 +151,8 @@ class AutoTrainer(HookedTrainer):
             best_metric=best_metric,
             best_mode=best_mode,
         )
+        if patience is not None:
+            saving.append(StopEarly(patience))
         barebones = bool(kwargs.get("barebones"))
         if barebones:  # what the user asks for all the same, Lightning refuses by name
             logger = False if logger is None else logger

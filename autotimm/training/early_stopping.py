@@ -1,0 +1,68 @@
+"""``patience``: ends a fit when validations no longer get better."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities import rank_zero_info
+
+from autotimm.checkpoints.callback import Checkpoints
+from autotimm.structures import InputError
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's EarlyStopping by the metric that also decides which checkpoint is the best one.
+
+    Args:
+        patience: the number of validations in a row without a better value after which to stop.
+
+    Raises:
+        InputError: ``patience`` is no whole number above 0; in a fit, if there is no such metric.
+    """
+
+    def __init__(self, patience: int) -> None:
+        given: Any = patience
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise InputError(f"patience={given!r} must be a whole number of validations, 1 or more")
+        # A failed metric is NaN, which is not better, and a missing one is an error of Checkpoints.
+        super().__init__(
+            monitor="", patience=patience, mode="max", strict=False, check_finite=False
+        )
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__name__  # the monitor is not known yet when a checkpoint is read
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        given = self.patience
+        super().load_state_dict(state_dict)
+        self.patience = given  # a resumed run may be given another one
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.limit_val_batches == 0:
+            raise InputError("patience has no effect with limit_val_batches=0: leave one out")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+        monitor = None if saver is None else saver.monitor
+        if saver is None or monitor is None:
+            raise InputError(
+                "patience needs the metric of the best checkpoint, and there is none: give the "
+                "model metrics, or best_metric, and leave keep_best and enable_checkpointing on"
+            )
+        self.monitor, self.mode = monitor, saver.mode
+        if not torch.isfinite(self.best_score):
+            self.best_score = torch.tensor(math.inf if saver.mode == "min" else -math.inf)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            rank_zero_info(
+                f"ended early: {self.monitor} was best at {float(self.best_score):.4g}, and "
+                f"{self.patience} validations since were not better"
+            )
