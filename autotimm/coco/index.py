@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ from autotimm.coco.checks import RULES, Problems, Rules, as_id
 from autotimm.coco.ids import InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import ImageList, find_images, find_lists
-from autotimm.coco.truths import checked_annotations
+from autotimm.coco.truths import checked_annotations, trained_categories
 from autotimm.structures import InputError, Record
 
 __all__ = [
@@ -151,6 +151,16 @@ class CocoIndex:
             record["unmasked"] = unmasked
         record.update(self._images.federated.get(i, {}))  # type: ignore[typeddict-item]
         return record
+
+    def trained_ids(self, i: int, known: Collection[int] = ()) -> set[int]:
+        """Returns the categories of which image ``i`` has an instance that is trained on.
+
+        Args:
+            i: 0 to ``len(self) - 1``.
+            known: categories that are not looked for, which saves the time to check their masks.
+        """
+        width, height = self.size(i)
+        return trained_categories(self._read(i), height, width, self._rules, known)
 
     def _read(self, i: int) -> list[dict[str, Any]]:
         """Reads the annotations of an image, ``id`` (made unique) and ``category_id`` integers."""

@@ -8,7 +8,7 @@ describe is one image with the annotations of all. What is changed is counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from autotimm.coco.ids import Key, id_key
 from autotimm.coco.index import Category, CocoIndex, load, names_of
 from autotimm.coco.layouts import Split
 from autotimm.coco.merge import merged
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, Record, is_trained_on
 
 __all__ = ["Index", "JoinedIndex", "load_split"]
 
@@ -179,6 +179,16 @@ class JoinedIndex(Joined[CocoIndex]):
         """See ``CocoIndex``."""
         parts = zip(self._parts, self._category_ids, strict=True)
         return sorted({ids[id_] for part, ids in parts for id_ in part.used_ids()})
+
+    def trained_ids(self, i: int, known: Collection[int] = ()) -> set[int]:
+        """See ``CocoIndex``."""
+        if len(self._places[i]) > 1:  # of what files have alike, the first one counts
+            every = self.record(i)["annotations"]
+            return {one["category_id"] for one in every if is_trained_on(one)} - {*known}
+        (part, position), *_ = self._places[i]
+        ids = self._category_ids[part]
+        skipped = {own for own, id_ in ids.items() if id_ in known}
+        return {ids[id_] for id_ in self._parts[part].trained_ids(position, skipped)}
 
     def untrained_ids(self) -> list[int]:
         """See ``CocoIndex``."""

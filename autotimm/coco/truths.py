@@ -8,11 +8,18 @@ beside it, only where the two differ, what the file says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypedDict
 
 from autotimm.coco import masks
-from autotimm.coco.checks import RULES, Problems, Rules, as_flag, check_annotation
+from autotimm.coco.checks import (
+    RULES,
+    Problems,
+    Rules,
+    as_flag,
+    check_annotation,
+    is_trained_on,
+)
 from autotimm.structures import RLE, Annotation, Record, Unmasked
 
 # How kinds of problems begin: what training takes otherwise, and what pycocotools takes alike.
@@ -66,6 +73,32 @@ def checked_annotations(
             _keep_given(raw, checked)
         annotations.append(checked)
     return annotations, unmasked
+
+
+def trained_categories(
+    raws: Iterable[dict[str, Any]],
+    height: int,
+    width: int,
+    rules: Rules = RULES,
+    known: Collection[int] = (),
+) -> set[int]:
+    """The categories of which an image has an instance that can be trained on.
+
+    Args:
+        raws: its annotations, as for ``checked_annotations``; one of each category is enough.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        rules: what to do with boxes and crowds.
+        known: categories that are not looked for.
+    """
+    found: set[int] = set()
+    for raw in raws:
+        id_ = raw["category_id"]
+        if id_ in found or id_ in known or not is_trained_on(raw, rules):
+            continue
+        if check_annotation(raw, height, width, lambda _: None, rules) is not None:
+            found.add(id_)
+    return found
 
 
 def truths(record: Record) -> list[Truth]:

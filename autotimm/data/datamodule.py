@@ -97,6 +97,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
             ``custom_train_transforms``. Evaluation uses image_size.
         max_corrupt: the share of a rank's samples in an epoch that may be skipped because they
             cannot be used; if there are more, the run stops and lists them.
+        repeat_threshold: the share of the training images below which a class is rare; images with
+            a rare class come more often in an epoch, by LVIS's repeat factors
+            (``streaming/repeats.py``), such as 0.001. None or 0 for each image once.
 
     Raises:
         InputError: an argument cannot be used.
@@ -117,6 +120,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
     copy_paste = Setting[float]()
     scales = Setting[Canvases]()
     max_corrupt = Setting[float]()
+    repeat_threshold = Setting[float | None]()
     train_split = Setting[str]()
     val_split = Setting[str | None]()
     test_split = Setting[str | None]()
@@ -155,6 +159,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         copy_paste: float = 0.0,
         multi_scale: bool | list[int | list[int]] = False,
         max_corrupt: float = 0.01,
+        repeat_threshold: float | None = None,
         pixel_range: Sequence[float] | None = None,
         retry_minutes: float = 10.0,
     ) -> None:
@@ -176,6 +181,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             canvases=options.canvases(aspect_buckets, size, resize),
             custom_train_transforms=custom_train_transforms,
             copy_paste=copy_paste,
+            repeat_threshold=repeat_threshold,
             scales=options.scales(multi_scale, size),
             max_corrupt=max_corrupt,
             train_split=train_split,
@@ -284,7 +290,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
                 if remark:
                     rank_zero_warn(remark)
         source, run = self.source(self.settings.train_split), self._run(train=True)
-        loader = training_loader(self.settings, self.categories, source, wanted, run)
+        repeats = self._splits.repeats(self.settings)
+        loader = training_loader(self.settings, self.categories, source, wanted, run, repeats)
         self._keep("train", loader)
         if self._pending is not None:
             loader.load_state_dict(self._pending)

@@ -16,6 +16,7 @@ from autotimm.data.load import Load
 from autotimm.data.settings import DataSettings
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
+from autotimm.streaming.repeats import Repeats
 from autotimm.streaming.store import Source
 from autotimm.structures import Preprocessing, World
 
@@ -45,6 +46,7 @@ def training_loader(
     source: Source,
     wanted: Preprocessing,
     run: Run,
+    repeats: Repeats | None = None,
 ) -> StreamLoader:
     """Makes a loader of shuffled, augmented batches.
 
@@ -56,6 +58,7 @@ def training_loader(
         source: reads the samples.
         wanted: how to preprocess images.
         run: the run that trains on the batches.
+        repeats: how often an epoch has each image; None for once.
     """
     vary: Augmentation | Transforms = settings.augmentation
     if settings.custom_train_transforms is not None:  # an empty Compose counts as false
@@ -72,6 +75,7 @@ def training_loader(
         max_corrupt=settings.max_corrupt,
         sizes=settings.scales,
         paired=settings.copy_paste,
+        repeats=repeats,
         # A user's own pipeline may have random state that threads must not share.
         threads=torch.get_num_threads() if isinstance(vary, Augmentation) else 1,
     )

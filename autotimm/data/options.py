@@ -148,7 +148,7 @@ def _others(
 
 def share(name: str, value: Any) -> float:
     """Checks a number from 0 to 1; InputError if the value is not one."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         raise InputError(f"{name} is {brief(value)}, but must be a number from 0 to 1")
     return float(value)
 

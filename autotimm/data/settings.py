@@ -51,6 +51,7 @@ class DataSettings:
     canvases: Canvases
     custom_train_transforms: Transforms | None
     copy_paste: float
+    repeat_threshold: float | None
     scales: Canvases
     max_corrupt: float
     train_split: str
@@ -75,7 +76,10 @@ class DataSettings:
         options.whole("seed", self.seed, 0)
         options.minutes("retry_minutes", self.retry_minutes)
         options.one_of("resize", self.resize, RESIZES)
-        for name in ("copy_paste", "max_corrupt"):
+        shares = ["copy_paste", "max_corrupt"]
+        if self.repeat_threshold is not None:
+            shares.append("repeat_threshold")
+        for name in shares:
             object.__setattr__(self, name, options.share(name, getattr(self, name)))
         self._check_own_transforms()
         if self.scales and self.canvases:

@@ -17,6 +17,7 @@ from autotimm.images.decode import DataError, deep_pixels
 from autotimm.images.depth import shown
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.pixel_range import sampled_depths
+from autotimm.streaming.repeats import Repeats, repeat_factors
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import UPPER_BITS, InputError, PixelRange
 
@@ -53,6 +54,7 @@ class Splits:
         self._told_of_lvis: set[str] = set()  # splits
         self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
         self._ranges: dict[str, PixelRange] = {}
+        self._repeats: dict[tuple[str, float], Repeats] = {}  # by split and threshold
 
     @cached_property
     def _folder(self) -> DataFolder:
@@ -130,6 +132,23 @@ class Splits:
                 "metrics of training (such as val/ap) by COCO's, which counts what is found of "
                 "other categories as wrong"
             )
+
+    def repeats(self, settings: DataSettings) -> Repeats | None:
+        """How often an epoch has each training image; None for once.
+
+        Raises:
+            InputError: the data do not say which classes an image has.
+        """
+        split, threshold = settings.train_split, settings.repeat_threshold
+        if not threshold:
+            return None
+        if (split, threshold) not in self._repeats:
+            source = self.source(split)
+            images = int(source.shard_sizes.sum())
+            pairs = source.image_categories(enough=int(threshold * images) + 1)
+            factors = repeat_factors(images, *pairs, threshold)
+            self._repeats[split, threshold] = Repeats(factors, threshold)
+        return self._repeats[split, threshold]
 
     def pixel_range(self, split: str) -> PixelRange:
         """What becomes black and white in a split's images of more than 8 bits; warns of it, at the
@@ -227,6 +246,7 @@ class Splits:
                 if lost:
                     raise InputError(f"{self.source(split).where(0)}: split {split!r}: {lost}")
             check_instances(self.source(settings.train_split), settings.train_split)
+            self.repeats(settings)
             for split in splits[1:]:
                 self._warn_of_nothing(split)
         for split in splits:

@@ -1,4 +1,8 @@
-"""The index of a shard: the place of each sample in the tar, and checksums of its bytes.
+"""The index of a shard: where each sample lies in the tar, checksums of its bytes, its categories.
+
+An index file is two arrays of NumPy's format, one behind the other: a row of INDEX_DTYPE a sample,
+and a row of PAIR_DTYPE for each category of which a sample has an instance to train on. The second
+array is missing before version 4 of the manifest.
 
 Invariants: one row a sample, in the order of the tar; every member has a checksum, so that a reader
 notices a flipped bit; input is not trusted: this module loads NumPy files without pickle, and
@@ -9,7 +13,9 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,7 +23,7 @@ import xxhash
 
 from autotimm.format.manifest import Shard
 from autotimm.format.tar import members
-from autotimm.structures import InputError
+from autotimm.structures import InputError, is_trained_on
 
 INDEX_DTYPE = np.dtype(
     [
@@ -33,17 +39,43 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 
+PAIR_DTYPE = np.dtype([("sample", "<u4"), ("category_id", "<i8")])
+
 
 def checksum(data: bytes | bytearray | memoryview) -> int:
     """The checksum of a member's bytes in an index: XXH3, 64 bits."""
     return xxhash.xxh3_64_intdigest(data)
 
 
-def index_bytes(index: np.ndarray) -> bytes:
-    """Returns the content of an index file."""
+def index_bytes(index: np.ndarray, pairs: np.ndarray | None = None) -> bytes:
+    """Returns the content of an index file.
+
+    Args:
+        index: [samples] of INDEX_DTYPE.
+        pairs: of PAIR_DTYPE, from ``category_pairs``; None for an index as version 3 has it.
+    """
     buffer = BytesIO()
-    np.save(buffer, index, allow_pickle=False)
+    for part in (index,) if pairs is None else (index, pairs):
+        np.save(buffer, part, allow_pickle=False)
     return buffer.getvalue()
+
+
+def most_bytes(shard: Shard) -> int:
+    """The bytes after which an index file is not read on, since it cannot be that of the shard."""
+    if shard.index_size is not None:
+        return shard.index_size
+    return shard.samples * INDEX_DTYPE.itemsize + 4096
+
+
+def trained_categories(annotations: Iterable[Any]) -> set[int]:
+    """The ids of the categories of which a record has an instance to train on."""
+    return {one["category_id"] for one in annotations if is_trained_on(one)}
+
+
+def category_pairs(categories: Iterable[Iterable[int]]) -> np.ndarray:
+    """Joins the category ids of each sample of a shard, in its order, to an array of PAIR_DTYPE."""
+    rows = [(sample, id_) for sample, ids in enumerate(categories) for id_ in sorted(ids)]
+    return np.array(rows, PAIR_DTYPE)
 
 
 # The header that np.save writes before the rows. Parsing it with NumPy would take most of the time
@@ -63,17 +95,7 @@ def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
     Raises:
         InputError: the index is damaged, or belongs to another shard.
     """
-    usual = _HEADER.match(content)
-    try:
-        if usual and usual.end() + int(usual[1]) * INDEX_DTYPE.itemsize == len(content):
-            index = np.frombuffer(content, INDEX_DTYPE, offset=usual.end())
-        else:
-            index = np.load(BytesIO(content), allow_pickle=False)
-    # NumPy parses the header as Python text, and raises errors of any kind if it is damaged.
-    except Exception as error:
-        raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
-    if not isinstance(index, np.ndarray) or index.dtype != INDEX_DTYPE:
-        raise InputError(f"{shard.index}: not an index of a shard: run autotimm-shard again")
+    index = _first_array(content, shard)[0]
     ends = np.maximum(
         index["image_offset"] + index["image_bytes"], index["json_offset"] + index["json_bytes"]
     )
@@ -83,6 +105,47 @@ def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
     ):
         raise InputError(f"{shard.index}: does not fit {shard.name}: run autotimm-shard again")
     return index
+
+
+def read_pairs(content: bytes | memoryview, shard: Shard) -> np.ndarray | None:
+    """Reads which categories the samples of a shard have, from its index file.
+
+    Returns:
+        An array of PAIR_DTYPE; None if the index is of a version that has none.
+
+    Raises:
+        InputError: the index is damaged, or belongs to another shard.
+    """
+    end = _first_array(content, shard)[1]
+    if end == len(content):
+        return None
+    try:
+        pairs = np.load(BytesIO(content[end:]), allow_pickle=False)
+    except Exception as error:  # of any kind, as in _first_array
+        raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
+    if not isinstance(pairs, np.ndarray) or pairs.dtype != PAIR_DTYPE or pairs.ndim != 1:
+        raise InputError(f"{shard.index}: not an index of a shard: run autotimm-shard again")
+    if pairs["sample"].max(initial=0) >= max(shard.samples, 1):
+        raise InputError(f"{shard.index}: does not fit {shard.name}: run autotimm-shard again")
+    return pairs
+
+
+def _first_array(content: bytes | memoryview, shard: Shard) -> tuple[np.ndarray, int]:
+    """The rows of an index file, and where in it they end."""
+    usual = _HEADER.match(content)
+    try:
+        if usual and usual.end() + int(usual[1]) * INDEX_DTYPE.itemsize <= len(content):
+            count = int(usual[1])
+            end = usual.end() + count * INDEX_DTYPE.itemsize
+            return np.frombuffer(content, INDEX_DTYPE, count, usual.end()), end
+        buffer = BytesIO(content)
+        index = np.load(buffer, allow_pickle=False)
+    # NumPy parses the header as Python text, and raises errors of any kind if it is damaged.
+    except Exception as error:
+        raise InputError(f"{shard.index}: not an index of a shard: {error}") from None
+    if not isinstance(index, np.ndarray) or index.dtype != INDEX_DTYPE:
+        raise InputError(f"{shard.index}: not an index of a shard: run autotimm-shard again")
+    return index, buffer.tell()
 
 
 def build_index(tar: memoryview | bytes) -> np.ndarray:
@@ -98,7 +161,13 @@ def build_index(tar: memoryview | bytes) -> np.ndarray:
         InputError: the tar is cut off or damaged, or its members are not pairs of an image and a
             record.
     """
-    rows = []
+    return scan_tar(tar)[0]
+
+
+def scan_tar(tar: memoryview | bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Makes both arrays of an index: as ``build_index``, and the pairs of PAIR_DTYPE."""
+    rows: list[tuple[int, ...]] = []
+    categories: list[set[int]] = []
     waiting: dict[str, tuple[str, int, int]] = {}  # the members of the current sample
     key = ""
     for name, offset, size in members(memoryview(tar)):
@@ -109,14 +178,19 @@ def build_index(tar: memoryview | bytes) -> np.ndarray:
         key = stem
         waiting["json" if extension == "json" else "image"] = (name, offset, size)
         if len(waiting) == 2:
-            rows.append(_row(tar, waiting["image"], waiting["json"]))
+            row, found = _row(tar, waiting["image"], waiting["json"])
+            rows.append(row)
+            categories.append(found)
             waiting = {}
     if waiting:
         raise InputError(f"sample '{key}' of the shard is not one image and one .json")
-    return np.array(rows, INDEX_DTYPE)
+    return np.array(rows, INDEX_DTYPE), category_pairs(categories)
 
 
-def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, int, int]) -> tuple:
+def _row(
+    tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, int, int]
+) -> tuple[tuple[int, ...], set[int]]:
+    """The index's row of a sample, and its categories."""
     try:
         record = orjson.loads(memoryview(tar)[text[1] : text[1] + text[2]])
         known = [operator.index(record[key]) for key in ("width", "height", "image_id")]
@@ -127,4 +201,9 @@ def _row(tar: memoryview | bytes, image: tuple[str, int, int], text: tuple[str, 
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{text[0]} of the shard is not the record of an image") from None
     sums = [checksum(memoryview(tar)[at : at + size]) for _, at, size in (image, text)]
-    return (image[1], image[2], text[1], text[2], *known, *sums)
+    try:
+        categories = trained_categories(record["annotations"])
+        category_pairs([categories])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        categories = set()  # a record whose annotations are damaged has its place all the same
+    return (image[1], image[2], text[1], text[2], *known, *sums), categories

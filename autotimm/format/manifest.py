@@ -21,12 +21,13 @@ from autotimm.structures import PixelRange
 
 MANIFEST = "manifest.json"
 FORMAT = "autotimm-shards"
-VERSION = 3
-READ = (2, VERSION)
+VERSION = 4
+READ = (2, 3, VERSION)
 """Versions that are read."""
 WITH_TRUTHS = 3
 """The first version whose records hold what evaluation counts beside what training learns from:
-truths without a mask, and boxes and areas without a size as the file has them."""
+truths without a mask, and boxes and areas without a size as the file has them. Since version 4 an
+index says which categories a sample has (``index.PAIR_DTYPE``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Shard:
         sha256: of the whole file, hexadecimal.
         index: file name of its index.
         index_sha256: of the index file, hexadecimal.
+        index_size: of the index file in bytes; None where an older version wrote it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Shard:
     sha256: str
     index: str
     index_sha256: str
+    index_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

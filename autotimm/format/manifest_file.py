@@ -158,12 +158,15 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 def shard_entry(shard: Shard) -> dict[str, Any]:
     """A shard as the manifest has it."""
+    index: dict[str, Any] = {"name": shard.index, "sha256": shard.index_sha256}
+    if shard.index_size is not None:
+        index["bytes"] = shard.index_size
     return {
         "name": shard.name,
         "samples": shard.samples,
         "bytes": shard.bytes,
         "sha256": shard.sha256,
-        "index": {"name": shard.index, "sha256": shard.index_sha256},
+        "index": index,
     }
 
 
@@ -179,7 +182,8 @@ def read_shard_entry(entry: Any) -> Shard:
     samples, size = fields.whole(entry["samples"]), fields.whole(entry["bytes"])
     if not 0 < samples * _SAMPLE <= size:
         raise ValueError(f"{names[0]} of {size:,} bytes cannot hold {samples:,} samples")
-    return Shard(names[0], samples, size, hashes[0], names[1], hashes[1])
+    index_size = fields.whole(index["bytes"]) if "bytes" in index else None
+    return Shard(names[0], samples, size, hashes[0], names[1], hashes[1], index_size)
 
 
 def _category(entry: dict[str, Any]) -> Category:

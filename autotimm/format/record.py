@@ -85,14 +85,10 @@ def foreign_record(text: bytes | memoryview, where: str, known: Collection[int])
     unmasked: list[Unmasked] = []
     for number, entry in enumerate(entries(raw)):
         id_, category_id = as_id(entry.get("id")), as_id(entry.get("category_id"))
-        if category_id not in known:
+        if category_id is None or category_id not in known:
             continue  # counted when the tar was indexed
         polygons = entry.get("polygons")
-        whole = entry | {
-            "id": number if id_ is None else id_,
-            "category_id": category_id,
-            "segmentation": entry.get("segmentation") or polygons,
-        }
+        whole = with_segmentation(entry, number if id_ is None else id_, category_id)
         learnt, without = checked_annotations([whole], height, width, lambda *_: None)
         for annotation in learnt:
             if "polygons" not in annotation and polygons and _are_polygons(polygons):
@@ -129,6 +125,16 @@ def facts(raw: Any) -> tuple[int, int, int]:
     if size is None:
         raise ValueError("its .json has no width and height of an image")
     return image_id, *size
+
+
+def with_segmentation(entry: dict[str, Any], id_: int, category_id: int) -> dict[str, Any]:
+    """An annotation of others with its ids as numbers, and its polygons where its mask is looked
+    for."""
+    return entry | {
+        "id": id_,
+        "category_id": category_id,
+        "segmentation": entry.get("segmentation") or entry.get("polygons"),
+    }
 
 
 def entries(raw: dict[str, Any]) -> list[dict[str, Any]]:

@@ -62,6 +62,7 @@ _DATA = (
     "max_corrupt",
     "augmentation",
     "copy_paste",
+    "repeat_threshold",
     "scales",
     "train_split",
     "val_split",

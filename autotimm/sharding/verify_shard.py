@@ -16,7 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from autotimm.coco import masks
-from autotimm.format.index import INDEX_DTYPE, build_index, checksum, read_index
+from autotimm.format.index import (
+    build_index,
+    checksum,
+    most_bytes,
+    read_index,
+    read_pairs,
+    trained_categories,
+)
 from autotimm.format.manifest import MANIFEST, Shard
 from autotimm.format.record import checked_record
 from autotimm.format.tar import BLOCK
@@ -63,7 +70,7 @@ class VerifyShard:
     def __call__(self, number: int, progress: Progress) -> Found:
         shard, found = self.shards[number], Found()
         tar = _tar(self.folder / shard.name, shard, found)
-        index = _index(self.folder / shard.index, shard, found)
+        index, pairs = _index(self.folder / shard.index, shard, found)
         rows = index
         if tar is not None:
             try:
@@ -77,8 +84,10 @@ class VerifyShard:
                     rows = built
                 elif not np.array_equal(built[[*_PLACES]], index[[*_PLACES]]):
                     found.fault(f"{shard.index} says that its samples lie elsewhere")
+            listed = None if pairs is None else _by_sample(pairs)
             for sample, row in enumerate(() if rows is None else rows):
-                _check_sample(tar, sample, row, self.categories, self.pixel_range, found)
+                has = None if listed is None else listed.get(sample, set())
+                _check_sample(tar, sample, row, has, self.categories, self.pixel_range, found)
                 progress(1)
         return found
 
@@ -105,29 +114,30 @@ def _tar(path: Path, shard: Shard, found: Found) -> memoryview | None:
         return None
 
 
-def _index(path: Path, shard: Shard, found: Found) -> np.ndarray | None:
-    """Reads the index of a shard; None if it is damaged."""
+def _index(path: Path, shard: Shard, found: Found) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Reads the index of a shard, rows and pairs; None if it is damaged or has none."""
     try:
         if not path.is_file():
             found.fault(f"its index {shard.index} is not there")
-            return None
+            return None, None
         with path.open("rb") as file:
-            content = file.read(shard.samples * INDEX_DTYPE.itemsize + 4096)
+            content = file.read(most_bytes(shard))
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             found.fault(f"the bytes of {shard.index} are not those that {MANIFEST} says")
-            return None
-        return read_index(content, shard)
+            return None, None
+        return read_index(content, shard), read_pairs(content, shard)
     except OSError as error:
         found.fault(f"{shard.index} cannot be read: {error.strerror}")
     except InputError as error:
         found.fault(str(error))
-    return None
+    return None, None
 
 
 def _check_sample(
     tar: memoryview,
     number: int,
     row: np.void,
+    listed: set[int] | None,  # the sample's categories as the index has them, if it has any
     categories: frozenset[int],
     pixel_range: PixelRange,
     found: Found,
@@ -153,6 +163,8 @@ def _check_sample(
     width, height = record["width"], record["height"]
     if (width, height, record["image_id"]) != tuple(row[["width", "height", "image_id"]].tolist()):
         found.fault(f"{where}: the index has the size or image id of another")
+    if listed is not None and listed != trained_categories(record["annotations"]):
+        found.fault(f"{where}: the index has the categories of another")
     found.images += 1
     found.instances += len(record["annotations"])
     for annotation in record["annotations"]:
@@ -174,6 +186,14 @@ def _check_sample(
             found.fault(f"{where}: {error}")
         except MemoryError:
             found.fault(f"{where}: the image is too large for this machine")
+
+
+def _by_sample(pairs: np.ndarray) -> dict[int, set[int]]:
+    """The category ids of each sample that has any."""
+    found: dict[int, set[int]] = {}
+    for sample, category_id in pairs.tolist():
+        found.setdefault(sample, set()).add(category_id)
+    return found
 
 
 def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:

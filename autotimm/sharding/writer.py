@@ -21,7 +21,13 @@ import orjson
 from autotimm.coco.checks import Problems
 from autotimm.coco.join import Index
 from autotimm.files.atomic import whole_file
-from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes
+from autotimm.format.index import (
+    INDEX_DTYPE,
+    category_pairs,
+    checksum,
+    index_bytes,
+    trained_categories,
+)
 from autotimm.format.manifest import Shard
 from autotimm.format.tar import BLOCK
 from autotimm.images import inspect as images
@@ -60,7 +66,7 @@ def write_shard(
         What was written; no shard if none of the images can be used.
     """
     written = Written()
-    rows: list[tuple[int, ...]] = []
+    rows: list[_Row] = []
     if folder is None:
         rows = _write_samples(TarWriter(None, None), plan, index, progress, written)
         written.images = len(rows)
@@ -78,7 +84,8 @@ def write_shard(
     if not rows:
         return written
     written.images, written.bytes = len(rows), tar.bytes
-    content = index_bytes(np.array(rows, INDEX_DTYPE))
+    pairs = category_pairs(categories for _, categories in rows)
+    content = index_bytes(np.array([row for row, _ in rows], INDEX_DTYPE), pairs)
     index_name = plan.name.removesuffix(".tar") + ".idx.npy"
     with whole_file(folder / index_name) as file:
         file.write(content)
@@ -90,9 +97,13 @@ def write_shard(
             sha256=tar.sha256.hexdigest(),
             index=index_name,
             index_sha256=hashlib.sha256(content).hexdigest(),
+            index_size=len(content),
         )
     )
     return written
+
+
+_Row = tuple[tuple[int, ...], set[int]]  # of the index, and the sample's categories
 
 
 class _NothingToWriteError(Exception):
@@ -105,9 +116,9 @@ def _write_samples(
     index: Index,
     progress: Callable[[int], object],
     written: Written,
-) -> list[tuple[int, ...]]:
-    """Appends the samples of a plan; returns the index's rows of those whose image can be used."""
-    rows: list[tuple[int, ...]] = []
+) -> list[_Row]:
+    """Appends the samples of a plan; returns the rows of those whose image can be used."""
+    rows: list[_Row] = []
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects a second, none of them in a cycle
     try:
@@ -116,7 +127,8 @@ def _write_samples(
             record = index.record(position, problems)
             try:
                 path = index.image_file(position)
-                rows.append(_append_sample(tar, path, key, record, problems, written.depths))
+                row = _append_sample(tar, path, key, record, problems, written.depths)
+                rows.append((row, trained_categories(record["annotations"])))
             except (_ReadError, ValueError) as error:
                 # Whatever is odd about its annotations is no loss, but that they are gone is.
                 name = index.file_name(position)

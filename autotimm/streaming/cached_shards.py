@@ -12,15 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from autotimm.files import remote
 from autotimm.files.urls import Location
-from autotimm.format.index import INDEX_DTYPE
+from autotimm.format.index import most_bytes
 from autotimm.format.manifest import MANIFEST, Shard
 from autotimm.streaming.cache import Cache, RemoteFile
 from autotimm.streaming.order import WINDOW
-from autotimm.streaming.shard_files import ShardFiles
+from autotimm.streaming.shard_files import ShardFiles, T
 from autotimm.structures import InputError
 
 _FETCHERS = 8  # indices downloaded at a time: they are small, so latency takes most of the time
@@ -67,10 +65,10 @@ class CachedShardFiles(ShardFiles):
         """See ``ShardFiles``."""
         return self.cache.remove_changed(self._tar(shard))
 
-    def indices(self) -> list[np.ndarray]:
-        """See ``ShardFiles``; downloads several at a time."""
+    def every(self, read: Callable[[int], T]) -> list[T]:
+        """See ``ShardFiles``; downloads several indices at a time."""
         with ThreadPoolExecutor(_FETCHERS) as pool:
-            return list(pool.map(self.index, range(len(self._shards))))
+            return list(pool.map(read, range(len(self._shards))))
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads these shards in the background, in this order; replaces an earlier plan."""
@@ -120,9 +118,8 @@ class CachedShardFiles(ShardFiles):
     def _index(self, shard: int) -> RemoteFile:
         info = self._shards[shard]
         url = remote.join(self._location.given, info.index)
-        largest = info.samples * INDEX_DTYPE.itemsize + 4096
         check = self.check_not_rewritten
-        return RemoteFile(url, info.index_sha256, ".npy", largest, changed=check)
+        return RemoteFile(url, info.index_sha256, ".npy", most_bytes(info), changed=check)
 
     @contextlib.contextmanager
     def _named(self, shard: int) -> Iterator[None]:

@@ -29,8 +29,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from autotimm.images.decode import DataError
 from autotimm.images.turns import in_turn
-from autotimm.streaming.buckets import BucketPlan, Canvases, Segment, assign
+from autotimm.streaming.buckets import BucketPlan, Canvases, Segment
+from autotimm.streaming.epochs import Epochs
 from autotimm.streaming.order import EpochOrder, Plan, drawn_size, partner, sample_rng
+from autotimm.streaming.repeats import Repeats
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, Record, World
 
@@ -73,6 +75,7 @@ class SampleStream(IterableDataset):
         max_corrupt: the share of a rank's samples in an epoch that the stream may skip because they
             cannot be used.
         paired: the share of samples for which ``load`` gets a second one.
+        repeats: how often an epoch has each image; None for once.
         threads: the number of threads that make samples if there are no workers; with more than
             one, ``load`` must be thread-safe.
 
@@ -95,6 +98,7 @@ class SampleStream(IterableDataset):
         sizes: Canvases = (),
         max_corrupt: float = 0.01,
         paired: float = 0.0,
+        repeats: Repeats | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__()
@@ -102,32 +106,31 @@ class SampleStream(IterableDataset):
         self.world, self.batch_size, self.seed = world, batch_size, seed
         self.shuffle, self.pad = shuffle, pad
         self.canvases, self.sizes = canvases, sizes
-        self.samples = int(source.shard_sizes.sum())
-        if not self.samples:
+        if not source.shard_sizes.sum():
             raise InputError(f"{source.where(0)}: there are no images in this split")
         # The epoch, and the samples consumed before its first batch; persistent workers see them.
         self.progress = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.max_corrupt, self.paired, self.threads = max_corrupt, paired, threads
-        self.history: tuple[int, list[Segment]] = (0, [])  # an epoch and its earlier segments
-        self._buckets: dict[Canvases, NDArray[np.uint8]] = {}
-        if canvases:
-            self._assign(canvases)
+        self.repeat_threshold = 0.0 if repeats is None else repeats.threshold
+        self._epochs = Epochs(
+            source.shard_sizes,
+            source.image_sizes,
+            seed=seed,
+            shuffle=shuffle,
+            canvases=canvases,
+            repeats=repeats,
+        )
+        self.samples = self._epochs.samples
+        """The samples of an epoch: its images, each as often as it comes."""
+
+    @property
+    def history(self) -> tuple[int, list[Segment]]:
+        """An epoch, and its earlier segments."""
+        return self._epochs.history
 
     def resume(self, epoch: int, history: list[Segment]) -> None:
         """Sets the earlier segments of an epoch that continues; running workers do not see them."""
-        self.history = (epoch, history)
-        for part in history:
-            self._assign(part.canvases)
-        if history:
-            self._assign(self.canvases)
-
-    def _assign(self, canvases: Canvases) -> None:
-        if canvases not in self._buckets:
-            self._buckets[canvases] = (
-                assign(self.source.image_sizes(), canvases)
-                if canvases
-                else np.zeros(self.samples, np.uint8)
-            )
+        self._epochs.resume(epoch, history)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, consumed = self.progress.tolist()
@@ -137,19 +140,12 @@ class SampleStream(IterableDataset):
         cv2.setNumThreads(0)  # the workers are the threads
         return self._batches(epoch, consumed, info.id, info.num_workers, 1)
 
-    def _plan(self, order: EpochOrder, epoch: int, consumed: int) -> Plan | BucketPlan:
-        history = self.history[1] if epoch == self.history[0] else []
-        given = (order, self.world, self.batch_size, consumed)
-        if not self.canvases and not history:
-            return Plan(*given)
-        return BucketPlan(*given, self.canvases, self._buckets, history)
-
     def _batches(
         self, epoch: int, consumed: int, worker: int, workers: int, threads: int = 1
     ) -> Iterator[Any]:
         """Yields each batch, or None if it could not be filled, with its skipped samples."""
-        order = EpochOrder(self.source.shard_sizes, self.seed, epoch, self.shuffle)
-        plan = self._plan(order, epoch, consumed)
+        order = self._epochs.order(epoch)
+        plan = self._epochs.plan(order, epoch, self.world, self.batch_size, consumed)
         window, damaged = -1, Skipped()
         with contextlib.ExitStack() as stack:
             pool = None

@@ -14,51 +14,30 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import mmap
 import os
 import re
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from autotimm.coco.checks import RULES, Problems, as_id, is_trained_on
+from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category
 from autotimm.coco.layouts import ROBOFLOW
 from autotimm.files.atomic import whole_file
-from autotimm.format.index import INDEX_DTYPE, checksum, index_bytes, read_index
+from autotimm.format.index import read_index
 from autotimm.format.manifest import MANIFEST, Manifest, Shard, SplitInfo
-from autotimm.format.record import entries, facts
-from autotimm.format.tar import members
-from autotimm.images import inspect
 from autotimm.streaming.cache import Cache
+from autotimm.streaming.foreign_tar import Scan, scan_foreign
 from autotimm.structures import InputError
 
 FOLDER = "foreign"
 """The subfolder of the cache folder for the indices."""
 
-_VERSION = 3  # of the files in that folder
+_VERSION = 4  # of the files in that folder
 _OF_SHARD = ("samples", "bytes", "sha256", "index", "index_sha256")  # kept in them
-_IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
-_LEFT_OUT = "(sample left out)"
-_Member = tuple[str, int, int]  # name, offset and size
-
-
-@dataclass(slots=True)
-class _Scan:
-    """The content of a tar."""
-
-    shard: Shard
-    categories: set[int] = field(default_factory=set)
-    instances: int = 0
-    crowd: int = 0
-    problems: Problems = field(default_factory=Problems)
-    image_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def are_tars(folder: Path) -> bool:
@@ -142,7 +121,7 @@ def remark(split: SplitInfo, categories: list[Category]) -> str:
     )
 
 
-def _refuse_repeats(where: str, parts: list[_Scan]) -> None:
+def _refuse_repeats(where: str, parts: list[Scan]) -> None:
     ids, counts = np.unique(np.concatenate([p.image_ids for p in parts]), return_counts=True)
     repeated = ids[counts > 1]
     if len(repeated):
@@ -154,7 +133,7 @@ def _refuse_repeats(where: str, parts: list[_Scan]) -> None:
         )
 
 
-def _scanned(tar: Path, cache: Cache) -> _Scan:
+def _scanned(tar: Path, cache: Cache) -> Scan:
     """The content of a tar: from the cache, or by a scan of the tar that is then cached."""
     try:
         status = tar.stat()
@@ -168,7 +147,7 @@ def _scanned(tar: Path, cache: Cache) -> _Scan:
     with cache.lock(name):
         scan = _load(path, tar.name)
         if scan is None:
-            scan, rows = _scan(tar, f"{name}.npy")
+            scan, rows = scan_foreign(tar, f"{name}.npy")
             try:
                 path.parent.mkdir(exist_ok=True)
                 with whole_file(path.with_suffix(".npy")) as file:
@@ -183,89 +162,7 @@ def _scanned(tar: Path, cache: Cache) -> _Scan:
     return scan
 
 
-def _scan(tar: Path, index: str) -> tuple[_Scan, bytes]:
-    try:
-        with tar.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{tar}: cannot be read: {error}") from None
-    scan = _Scan(Shard(tar.name, 0, len(data), "", index, ""))
-    rows: list[tuple[int, ...]] = []
-    keys: set[str] = set()
-    repeated = "key of an earlier sample (both kept)"
-    try:
-        for key, sample in _samples(data):
-            row = _row(data, key, sample, scan)
-            if row is None:
-                continue
-            if key in keys:
-                scan.problems.add(repeated, f"{key} in {tar.name}")
-            keys.add(key)
-            rows.append(row)
-    except InputError as error:
-        raise InputError(f"{tar}: {error}: copy or write it again") from None
-    index_rows = np.array(rows, INDEX_DTYPE)
-    content, scan.image_ids = index_bytes(index_rows), index_rows["image_id"]
-    hashes = hashlib.sha256(data).hexdigest(), hashlib.sha256(content).hexdigest()
-    scan.shard = Shard(tar.name, len(rows), len(data), hashes[0], index, hashes[1])
-    return scan, content
-
-
-def _samples(data: memoryview) -> Iterator[tuple[str, dict[str, list[_Member]]]]:
-    """Yields the key of each sample, and its members by their extensions in lower case."""
-    named = (
-        (match[1], match[2].lower(), member)
-        for member in members(data, plain=False)
-        # As in webdataset, a key ends at the first dot of the file name; hidden files have no key.
-        if (match := re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]*)", member[0], re.DOTALL))
-    )
-    for key, group in itertools.groupby(named, lambda part: part[0]):
-        sample: dict[str, list[_Member]] = {}
-        for _, extension, member in group:
-            sample.setdefault(extension, []).append(member)
-        yield key, sample
-
-
-def _row(
-    data: memoryview, key: str, sample: dict[str, list[_Member]], scan: _Scan
-) -> tuple[int, ...] | None:
-    """The index row of a sample; None if it cannot be used."""
-    pictures = [m for extension in sample if extension in _IMAGES for m in sample[extension]]
-    records = sample.get("json", [])
-    example = f"{key} in {scan.shard.name}"
-    if len(pictures) != 1 or len(records) != 1:
-        lacks = "image" if len(pictures) != 1 else ".json"
-        count = "no" if not (pictures if lacks == "image" else records) else "more than one"
-        scan.problems.add(f"{count} {lacks} {_LEFT_OUT}", example)
-        return None
-    (_, image_at, image_bytes), (_, json_at, json_bytes) = pictures[0], records[0]
-    image, text = data[image_at : image_at + image_bytes], data[json_at : json_at + json_bytes]
-    try:
-        raw = orjson.loads(text)
-        image_id, width, height = facts(raw)
-        if max(image_bytes, json_bytes) >= 2**32:
-            raise ValueError("it has 4 GiB or more")
-    except orjson.JSONDecodeError:
-        scan.problems.add(f"its .json is not JSON {_LEFT_OUT}", example)
-        return None
-    except ValueError as error:
-        scan.problems.add(f"{error} {_LEFT_OUT}", example)
-        return None
-    for entry in entries(raw):
-        category_id = as_id(entry.get("category_id"))
-        if category_id is None:
-            scan.problems.add("category_id is not a whole number (instance left out)", example)
-        elif not (entry.get("segmentation") or entry.get("polygons")):
-            scan.problems.add("no segmentation (instance left out)", example)
-        else:
-            scan.categories.add(category_id)
-            scan.instances += 1
-            scan.crowd += not is_trained_on(entry, RULES)
-    at = image_at, image_bytes, json_at, json_bytes
-    return (*at, width, height, image_id, checksum(image), checksum(text))
-
-
-def _dump(scan: _Scan) -> bytes:
+def _dump(scan: Scan) -> bytes:
     """The summary of a scan: its sha256, and on the next line the rest as JSON."""
     content = orjson.dumps(
         {
@@ -280,7 +177,7 @@ def _dump(scan: _Scan) -> bytes:
     return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
-def _load(path: Path, name: str) -> _Scan | None:
+def _load(path: Path, name: str) -> Scan | None:
     """A scan that was kept; None if it is missing or damaged, so that the tar is scanned again."""
     try:
         digest, _, text = path.read_bytes().partition(b"\n")
@@ -298,9 +195,7 @@ def _load(path: Path, name: str) -> _Scan | None:
         return None
     problems = Problems()
     problems.counts, problems.examples = content["problems"], content["examples"]
-    scan = _Scan(
-        shard, set(content["categories"]), content["instances"], content["crowd"], problems
-    )
+    scan = Scan(shard, set(content["categories"]), content["instances"], content["crowd"], problems)
     if shard.samples:
         scan.image_ids = read_index(index, shard)["image_id"]
     return scan

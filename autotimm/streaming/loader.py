@@ -161,6 +161,7 @@ class StreamLoader:
         parts = [*self._history(), Segment(self.global_batch, self._consumed, canvases)]
         return {
             "seed": self.stream.seed,
+            "repeat_threshold": self.stream.repeat_threshold,
             "epoch": self._epoch,
             "step": self._step,
             "consumed": self.stream.samples if over else min(self._consumed, self.stream.samples),
@@ -173,7 +174,7 @@ class StreamLoader:
         """Continues from the state of a loader, of any world and batch size.
 
         Raises:
-            InputError: the state is of other data or another seed.
+            InputError: the state is of other data, another seed or other repetitions.
         """
         if state["fingerprint"] != self.stream.source.fingerprint:
             raise InputError(
@@ -184,6 +185,13 @@ class StreamLoader:
             raise InputError(
                 f"seed is {self.stream.seed}, but the checkpoint was trained with seed "
                 f"{state['seed']}: give the same one, or the epoch would not be the same samples"
+            )
+        earlier = state.get("repeat_threshold", 0.0)  # versions without it repeated nothing
+        if earlier != self.stream.repeat_threshold:
+            raise InputError(
+                f"data.repeat_threshold is {self.stream.repeat_threshold:g}, but the checkpoint "
+                f"was trained with {earlier:g}: give the same one, as another makes another epoch, "
+                "or begin anew from its weights (--weights)"
             )
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         self._step = len(self) - self._steps_from(self._consumed)

@@ -1,14 +1,15 @@
 """The order of samples: pure functions of shard sizes, seed, epoch, world and progress.
 
-An epoch is one global order of all samples. A shuffled epoch permutes the shards by the seed, cuts
-them into windows of ``WINDOW`` shards, and permutes the samples within each window; an unshuffled
-one has the natural order. A global batch is ``world.size * batch_size`` consecutive positions of
-that order, and each rank takes its contiguous slice.
+An epoch is one global order of all samples: each image once, or as often as ``repeats.py`` says. A
+shuffled epoch permutes the shards by the seed, cuts them into windows of ``WINDOW`` shards, and
+permutes the samples within each window; an unshuffled one has the natural order. A global batch is
+``world.size * batch_size`` consecutive positions of that order, and each rank takes its contiguous
+slice.
 
 Invariants:
 
-* every sample comes exactly once an epoch, except that an incomplete last global batch is filled up
-  from the epoch's beginning;
+* every image comes exactly once an epoch, or as often as its count says, except that an incomplete
+  last global batch is filled up from the epoch's beginning;
 * all ranks get the same number of batches, even if there are more ranks than samples;
 * the global batches depend on ``world.size * batch_size`` only, neither on the two factors nor on
   the number of workers;
@@ -24,11 +25,14 @@ unlike ``Generator.permutation``; so a run can resume under another version of N
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.structures import World
+
+_T = TypeVar("_T", bound=np.generic)
 
 WINDOW = 32
 """Shards shuffled together. 32 mix better than webdataset's shuffle buffer of 10,000, 16 worse."""
@@ -106,6 +110,8 @@ class EpochOrder:
         epoch: 0, 1, ...: each has another order.
         shuffle: False for the natural order.
         window: the number of shards that are shuffled together.
+        repeats: [images] how often each comes, shard after shard; None for once. ``samples`` is
+            then their sum, and an image's repetitions lie in the window of its shard.
 
     Raises:
         ValueError: there are no samples.
@@ -118,9 +124,13 @@ class EpochOrder:
         epoch: int,
         shuffle: bool,
         window: int = WINDOW,
+        repeats: NDArray[np.unsignedinteger] | None = None,
     ) -> None:
         sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self.samples = int(sizes.sum())
+        self._firsts = np.cumsum(sizes) - sizes  # the number of each shard's first image
+        self._repeats = repeats
+        counts = sizes if repeats is None else _sums(repeats, self._firsts, sizes)
+        self.samples = int(counts.sum())
         if not self.samples:
             raise ValueError("there is no sample to order")
         self._sizes = sizes
@@ -129,7 +139,7 @@ class EpochOrder:
         self._shuffle = shuffle
         self._shards = _permutation(len(sizes), seed, epoch, _SHARDS) if shuffle else None
         per_window = np.add.reduceat(
-            sizes if self._shards is None else sizes[self._shards],
+            counts if self._shards is None else counts[self._shards],
             np.arange(0, len(sizes), window),
         )
         self._starts = np.concatenate([[0], np.cumsum(per_window)])  # [windows + 1]
@@ -153,13 +163,11 @@ class EpochOrder:
         return np.arange(len(self._sizes), dtype=np.int64)[span]
 
     def gather(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Sorts values [samples], given shard after shard, into the epoch's order."""
-        firsts = np.cumsum(self._sizes) - self._sizes
-        out = np.empty_like(values)
+        """Sorts values [images], given shard after shard, into the epoch's order [samples]."""
+        out = np.empty(self.samples, values.dtype)
         for k in range(self.windows):
             shards, _, order = self._window(k)
-            spans = zip(firsts[shards].tolist(), self._sizes[shards].tolist(), strict=True)
-            here = np.concatenate([values[a : a + n] for a, n in spans])
+            here = self._of_shards(values, shards)
             out[self._starts[k] : self._starts[k + 1]] = here if order is None else here[order]
         return out
 
@@ -189,13 +197,36 @@ class EpochOrder:
     def _window(
         self, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-        """The shards of window k, the cumulative sums of their sizes, and the permutation."""
+        """The shards of window k, the cumulative sums of their sizes, and the order of its samples:
+        numbers of images, counted from the window's first; None for the natural order."""
         if self._last[0] != k:
             shards = self.window_shards(k)
             ends = np.cumsum(self._sizes[shards])
-            order = _permutation(int(ends[-1]), *self._key, _WINDOW, k) if self._shuffle else None
+            order = None
+            if self._repeats is not None:
+                images = np.arange(ends[-1], dtype=np.int64)
+                order = np.repeat(images, self._of_shards(self._repeats, shards))
+            if self._shuffle:
+                samples = int(self._starts[k + 1] - self._starts[k])
+                turn = _permutation(samples, *self._key, _WINDOW, k)
+                order = turn if order is None else order[turn]
             self._last = (k, shards, ends, order)
         return self._last[1:]
+
+    def _of_shards(self, values: NDArray[_T], shards: NDArray[np.int64]) -> NDArray[_T]:
+        """Those of the values [images] that belong to some shards, in their order."""
+        spans = zip(self._firsts[shards].tolist(), self._sizes[shards].tolist(), strict=True)
+        return np.concatenate([values[a : a + n] for a, n in spans])
+
+
+def _sums(
+    values: NDArray[np.unsignedinteger], firsts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The sum of the values of each shard; 0 for an empty one."""
+    sums = np.zeros(len(sizes), np.int64)
+    some = sizes > 0
+    sums[some] = np.add.reduceat(values, firsts[some], dtype=np.int64)
+    return sums
 
 
 def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:

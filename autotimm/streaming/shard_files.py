@@ -12,16 +12,18 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 
 from autotimm.files import remote
 from autotimm.files.atomic import read_file
 from autotimm.files.urls import Location
-from autotimm.format.index import build_index, read_index
+from autotimm.format.index import index_bytes, read_index, read_pairs, scan_tar
 from autotimm.format.manifest import Shard
 from autotimm.structures import InputError
+
+T = TypeVar("T")
 
 
 class RewrittenError(InputError):
@@ -108,6 +110,17 @@ class ShardFiles(ABC):
         Raises:
             InputError: the index, or a tar without one, is damaged or cannot be read.
         """
+        return read_index(self._checked_content(shard), self._shards[shard])
+
+    def pairs(self, shard: int) -> np.ndarray | None:
+        """The categories of a shard's samples, of PAIR_DTYPE; None if its index has none.
+
+        Raises:
+            InputError: for the reasons given in ``index``.
+        """
+        return read_pairs(self._checked_content(shard), self._shards[shard])
+
+    def _checked_content(self, shard: int) -> bytes:
         info, path = self._shards[shard], self._index_path(shard)
         try:
             content = self._index_content(shard)
@@ -118,11 +131,11 @@ class ShardFiles(ABC):
         if hashlib.sha256(content).hexdigest() != info.index_sha256:
             self.check_not_rewritten()
             raise InputError(f"{path}: its content is not what {self._authority} says: delete it")
-        return read_index(content, info)
+        return content
 
-    def indices(self) -> list[np.ndarray]:
-        """The indices of all shards."""
-        return [self.index(shard) for shard in range(len(self._shards))]
+    def every(self, read: Callable[[int], T]) -> list[T]:
+        """What ``index`` or ``pairs`` return for each shard."""
+        return [read(shard) for shard in range(len(self._shards))]
 
     def verify(self) -> None:
         """Checks the sha256 of every tar, cached ones included.
@@ -155,7 +168,7 @@ class ShardFiles(ABC):
     def _check_content(self, shard: int) -> None:
         """Makes sure that the content of a tar is the original one, or raises an InputError."""
 
-    def _index_of_tar(self, shard: int) -> np.ndarray:
+    def _index_of_tar(self, shard: int) -> bytes:
         try:
             # A new index has the checksums of the bytes as they are now, so these must be right.
             self._check_content(shard)
@@ -164,13 +177,13 @@ class ShardFiles(ABC):
         except OSError as error:
             raise InputError(f"{self.where(shard)}: cannot be read: {error.strerror}") from None
         try:
-            index = build_index(tar)
+            index, pairs = scan_tar(tar)
         except InputError as error:
             raise InputError(f"{self.where(shard)}: {error}") from None
         samples = self._shards[shard].samples
         if len(index) != samples:
             raise InputError(f"{self.where(shard)}: has {len(index)} samples, not {samples}")
-        return index
+        return index_bytes(index, pairs)
 
 
 class LocalShardFiles(ShardFiles):

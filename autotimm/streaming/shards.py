@@ -174,9 +174,26 @@ class ShardSource:
         return np.concatenate(
             [
                 np.stack([index["width"], index["height"]], axis=1).astype(np.int64)
-                for index in self.files.indices()
+                for index in self.files.every(self.files.index)
             ]
         )
+
+    def image_categories(self, enough: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See ``Source``; for a URL, it downloads all indices, several at a time."""
+        found = self.files.every(self.files.pairs)
+        known = [pairs for pairs in found if pairs is not None]
+        if len(known) < len(found):
+            raise InputError(
+                f"{self.where(0)}: these shards are of an older version, whose indices do not say "
+                "which classes an image has: run autotimm-shard again (--overwrite), or leave "
+                "data.repeat_threshold out"
+            )
+        starts = np.cumsum(self.shard_sizes) - self.shard_sizes
+        samples = [
+            pairs["sample"] + start  # int64
+            for pairs, start in zip(known, starts, strict=True)
+        ]
+        return np.concatenate(samples), np.concatenate([pairs["category_id"] for pairs in known])
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads these shards in the background; does nothing for a local folder."""

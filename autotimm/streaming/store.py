@@ -7,6 +7,8 @@ any order.
 from __future__ import annotations
 
 import shlex
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +72,11 @@ class Source(Protocol):
 
     def image_sizes(self) -> NDArray[np.int64]:
         """Returns [samples, 2], width and height of every image, shard after shard."""
+
+    def image_categories(self, enough: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns which categories each image has instances of that are trained on, as pairs: the
+        numbers of the images, shard after shard, and the ids of the categories. A category that
+        ``enough`` images have may be missing from others. InputError if the data do not say it."""
 
     def read(self, shard: int, index: int) -> tuple[bytes | memoryview, Record]:
         """Returns the image file's bytes and the record of a sample; DataError if damaged."""
@@ -185,6 +192,20 @@ class FolderSource:
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``."""
         return self._index.sizes()
+
+    def image_categories(self, enough: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See ``Source``; it checks no more masks than it needs to, because they take the time."""
+        images, categories = array("q"), array("q")
+        counts: Counter[int] = Counter()
+        common: set[int] = set()
+        for i in range(len(self._index)):
+            for id_ in sorted(self._index.trained_ids(i, common)):
+                images.append(i)
+                categories.append(id_)
+                counts[id_] += 1
+                if counts[id_] == enough:
+                    common.add(id_)
+        return np.frombuffer(images, np.int64), np.frombuffer(categories, np.int64)
 
     def read(self, shard: int, index: int) -> tuple[bytes, Record]:
         """See ``Source``."""

@@ -60,6 +60,7 @@ DATA = {
     "canvases": (),
     "custom_train_transforms": None,
     "copy_paste": 0.25,
+    "repeat_threshold": 0.125,
     "scales": ((96, 64), (64, 64)),
     "max_corrupt": 0.5,
     "train_split": "val",

@@ -307,7 +307,7 @@ def test_shards_of_an_older_version_say_what_they_lack(tmp_path: Path) -> None:
     assert open_source(tmp_path / "shards", "val").lacking == ""
     manifest = tmp_path / "shards/manifest.json"
     content = json.loads(manifest.read_text())
-    assert content["version"] == 3
+    assert content["version"] >= 3
     del content["sha256"]
     manifest.write_text(json.dumps(content | {"version": 2}))
     lost = sum(

@@ -32,7 +32,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ):
         assert read_manifest(source) == MANIFEST
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["format"] == "autotimm-shards" and content["version"] == 3
+    assert content["format"] == "autotimm-shards" and content["version"] == 4
     assert content["categories"][1] == {"id": 90, "name": "b", "supercategory": "c"}
     assert content["splits"]["train"] == {
         "images": 2,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotimm.format.index import build_index, index_bytes
+from autotimm.format.index import build_index, index_bytes, scan_tar
 from autotimm.format.manifest import MANIFEST
 from autotimm.format.manifest_file import read_manifest, write_manifest
 from autotimm.sharding import cli
@@ -82,6 +82,7 @@ def reseal(folder: Path, index: bytes) -> Report:
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         index_sha256=hashlib.sha256(index).hexdigest(),
+        index_size=len(index),
     )
     write_manifest(folder / MANIFEST, manifest)
     return verify(folder)
@@ -257,6 +258,11 @@ def test_an_index_that_lies(shards: Path) -> None:
     assert reseal(shards, index_bytes(rows[::-1])).faults[0].endswith("lie elsewhere")
     assert "does not fit" in reseal(shards, index_bytes(rows[:-1])).faults[0]
     assert not reseal(shards, index_bytes(rows)).faults
+    pairs = scan_tar((shards / TRAIN).read_bytes())[1]
+    assert not reseal(shards, index_bytes(rows, pairs)).faults
+    pairs["category_id"][pairs["sample"] == 4] = 99
+    (fault,) = reseal(shards, index_bytes(rows, pairs)).faults
+    assert f"sample 4 '{KEYS[4]}': the index has the categories of another" in fault
 
 
 def test_records_that_are_sound_json_but_wrong(shards: Path) -> None:

@@ -180,8 +180,10 @@ def test_an_index_is_made_once_and_anew_when_the_tar_changes(
     samples: dict[str, list[Sample]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scanned: list[str] = []
-    scan = foreign._scan
-    monkeypatch.setattr(foreign, "_scan", lambda t, i: (scanned.append(t.name), scan(t, i))[1])
+    scan = foreign.scan_foreign
+    monkeypatch.setattr(
+        foreign, "scan_foreign", lambda t, i: (scanned.append(t.name), scan(t, i))[1]
+    )
     folder = write(tmp_path / "tars", samples)
     names = ["train-000000.tar", "train-000004.tar", "val-000000.tar"]
     first = open_source(folder, "train", tmp_path / "cache")
@@ -199,14 +201,14 @@ def test_an_index_is_made_once_and_anew_when_the_tar_changes(
 
 
 def _open(folder: Path, cache: Path, together: Any, log: Path, results: Any) -> None:
-    scan = foreign._scan
+    scan = foreign.scan_foreign
 
     def logged(path: Path, index: str) -> Any:
         with log.open("a") as file:
             file.write(path.name + "\n")
         return scan(path, index)
 
-    foreign._scan = logged
+    foreign.scan_foreign = logged
     together.wait()
     results.put(open_source(folder, "train", cache).fingerprint)
 

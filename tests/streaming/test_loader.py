@@ -17,6 +17,7 @@ from autotimm.images.decode import DataError
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.order import WINDOW, EpochOrder
+from autotimm.streaming.repeats import Repeats
 from autotimm.structures import InputError, World
 
 SQUARE = ((64, 64), (32, 64), (64, 32))
@@ -209,11 +210,17 @@ def covering(swept: list[tuple[list[int], list[Leg]]]) -> list[tuple[list[int], 
     return chosen
 
 
-def check(source: Numbers, legs: list[Leg], played: list[list[Step]]) -> None:
-    samples = len(source.sizes)
+def check(
+    source: Numbers, legs: list[Leg], played: list[list[Step]], counts: np.ndarray | None = None
+) -> None:
+    every = np.arange(len(source.sizes))
+    if counts is not None:
+        every = np.repeat(every, counts)
+    samples = len(every)
     seen = [i for steps in played for step in steps for i in step.ids]
-    assert sorted(seen[:samples]) == list(range(samples)), legs
-    first = EpochOrder(source.shard_sizes, 3, 1, shuffle=True).locate(np.arange(len(seen)))
+    assert sorted(seen[:samples]) == every.tolist(), legs
+    order = EpochOrder(source.shard_sizes, 3, 1, shuffle=True, repeats=counts)
+    first = order.locate(np.arange(len(seen)))
     wrap = (source.firsts[first[0]] + first[1])[: len(seen) - samples].tolist()
     assert seen[samples:] == wrap, legs
     assert len(wrap) < legs[-1].ranks * legs[-1].batch, legs
@@ -249,6 +256,39 @@ def test_every_sample_once_whatever_the_worlds_and_canvases(
         played, state = play(source, legs)
         check(source, legs, played)
         assert state["consumed"] == len(source.sizes)
+
+
+def rare(source: Numbers) -> Repeats:
+    """Every third number is of a class of its own, with factors of 1.3 to 4.3."""
+    numbers = np.arange(len(source.sizes))
+    factors = np.where(numbers % 3, 1, 1.3 + numbers % 4).astype(np.float32)
+    return Repeats(factors, 0.5)
+
+
+def test_repeated_images_come_as_counted_whatever_the_worlds_and_canvases() -> None:
+    for sizes, legs in covering(combinations(400))[::3]:
+        source = Numbers(sizes)
+        repeats = rare(source)
+        played, state = play(source, legs, repeats=repeats)
+        check(source, legs, played, repeats.counts(3, 1))
+        assert state["consumed"] == repeats.samples
+
+
+@pytest.mark.parametrize("canvases", [(), SQUARE])
+def test_an_epoch_with_repeated_images_goes_on_undisturbed(canvases: Any) -> None:
+    source = Numbers([40] * 10)
+    repeats = rare(source)
+    (truth,), _ = play(source, [Leg(3, 4, 2, canvases)], repeats=repeats)
+    draws = [draw for step in truth for draw in step.draws]
+    assert len({*draws[: repeats.samples]}) == repeats.samples  # each is augmented in its own way
+    for stop in (1, 17, len(truth) - 2):
+        legs = [
+            Leg(3, 4, 1, canvases, stop),
+            Leg(2, 6, 3, canvases, 1),
+            Leg(12, 1, 2, canvases),
+        ]
+        played, _ = play(source, legs, repeats=repeats)
+        assert [step for steps in played for step in steps] == truth
 
 
 @pytest.mark.parametrize("canvases", [(), SQUARE])
