@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from autotimm.augmentation import pipeline_checks
 from autotimm.augmentation.custom import Transforms
@@ -37,6 +37,7 @@ from autotimm.images.depth import checked_range
 from autotimm.plain import plain_arguments
 from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
+from autotimm.streaming.repeats import Repeats
 from autotimm.streaming.store import Source
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing, World
 
@@ -244,6 +245,14 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """The number of labels."""
         return len(self.categories)
 
+    def repeats(self) -> Repeats | None:
+        """How often an epoch has each training image, by ``repeat_threshold``; None for once.
+
+        Raises:
+            InputError: the data do not say which classes an image has.
+        """
+        return self._splits.repeats(self.settings)
+
     def source(self, split: str) -> Source:
         """The source of a split; the first call opens it, and warns about what it has left out.
 
@@ -269,6 +278,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
             if "train" in self._loaders:
                 self._loaders.pop("train").close()
         self.check(stage)
+        repeats = self.repeats() if stage in ("fit", None) else None
+        if repeats is not None:
+            rank_zero_info(repeats.told())
 
     def check(self, stage: str | None = None) -> list[str]:
         """Checks the splits of a stage like ``setup``, without changing the trainer or loaders.
@@ -290,8 +302,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
                 if remark:
                     rank_zero_warn(remark)
         source, run = self.source(self.settings.train_split), self._run(train=True)
-        repeats = self._splits.repeats(self.settings)
-        loader = training_loader(self.settings, self.categories, source, wanted, run, repeats)
+        loader = training_loader(
+            self.settings, self.categories, source, wanted, run, self.repeats()
+        )
         self._keep("train", loader)
         if self._pending is not None:
             loader.load_state_dict(self._pending)

@@ -148,7 +148,8 @@ def _others(
 
 def share(name: str, value: Any) -> float:
     """Checks a number from 0 to 1; InputError if the value is not one."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # before float(), which a huge integer overflows
         raise InputError(f"{name} is {brief(value)}, but must be a number from 0 to 1")
     return float(value)
 

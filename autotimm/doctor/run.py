@@ -96,6 +96,8 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
         found.append(Finding("warn", "batch", text, remedy))
     else:
         found.append(Finding("ok", "batch", text))
+    if (repeats := module.repeats()) is not None:
+        found.append(Finding("ok", "epoch", repeats.told()))
     workers, ahead = module.num_workers, module.prefetch_factor
     height, width = module.image_size
     batch_bytes = module.batch_size * 3 * height * width

@@ -80,6 +80,20 @@ class Repeats:
         self._whole = whole.astype(np.min_scalar_type(int(whole.max(initial=0)) + 1))
         self.samples = int(self._whole.sum(dtype=np.int64)) + self._extra
 
+    def told(self) -> str:
+        """Says in one line what an epoch has."""
+        images, more = len(self._whole), self._whole > 1
+        more[self._some] = True
+        begin = f"data.repeat_threshold={self.threshold:g}: "
+        if self.samples == images:
+            return f"{begin}no class is so rare that an image comes more often"
+        most = int(self._whole.max(initial=0))
+        most += bool((self._whole[self._some] == most).any())
+        return (
+            f"{begin}an epoch has {self.samples:,} samples of {images:,} images; "
+            f"{int(more.sum()):,} with rare classes come more often, up to {most} times"
+        )
+
     def counts(self, seed: int, epoch: int) -> NDArray[np.unsignedinteger]:
         """How often each image comes in an epoch, [images]; the sum is ``samples``."""
         counts = self._whole.copy()

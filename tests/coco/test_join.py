@@ -18,7 +18,7 @@ from autotimm.evaluation.ground_truth import of_records
 from autotimm.evaluation.truth import Truth
 from autotimm.sharding.cli import main
 from autotimm.streaming.store import open_source
-from autotimm.structures import InputError, Record
+from autotimm.structures import InputError, Record, is_trained_on
 
 OTHER = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]
 
@@ -50,6 +50,9 @@ def joined(*sources: tuple[Path, Path]) -> tuple[list[Record], dict[int, str], d
         assert record["file_name"] == index.file_name(i)
         assert (record["width"], record["height"]) == index.size(i) == (*index.sizes()[i],)
         assert index.image_path(i).is_file() and index.annotation_bytes(i) > 0
+        trained = {a["category_id"] for a in record["annotations"] if is_trained_on(a)}
+        assert index.trained_ids(i) == trained
+        assert index.trained_ids(i, {*trained, 99}) == set()
     ids = [a["id"] for r in records for a in (*r["annotations"], *r.get("unmasked", ()))]
     assert len(set(ids)) == len(ids)
     assert len({record["image_id"] for record in records}) == len(records)

@@ -168,6 +168,13 @@ def test_whether_a_config_suits(
     assert {name: level for name, level in found.items() if level != "ok"} == wrong
 
 
+def test_an_epoch_with_repeated_images_is_told() -> None:
+    given = {"data_dir": str(SAMPLE), "num_workers": 1, "repeat_threshold": 0.9}
+    [epoch] = (f for f in run.config(given, {"accelerator": "cpu"}) if f.name == "epoch")
+    assert epoch.level == "ok" and "samples of 8 images" in epoch.text
+    assert not [f for f in run.config(given | {"repeat_threshold": 0}, {}) if f.name == "epoch"]
+
+
 def test_memory_and_files_that_workers_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacks(*_: object) -> None:
         raise InputError("too little: take more")

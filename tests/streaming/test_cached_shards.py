@@ -63,12 +63,14 @@ def prefetch(source: ShardSource, plan: list[int]) -> None:
     source.files.thread.join()
 
 
-def test_image_sizes_of_a_url_fetch_indices_only(
+def test_image_sizes_and_categories_of_a_url_fetch_indices_only(
     server: Server, shard_folder: Path, tmp_path: Path
 ) -> None:
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
-    expected = ShardSource(str(shard_folder), "train").image_sizes()
-    assert np.array_equal(source.image_sizes(), expected)
+    local = ShardSource(str(shard_folder), "train")
+    assert np.array_equal(source.image_sizes(), local.image_sizes())
+    for found, known in zip(source.image_categories(9), local.image_categories(9), strict=True):
+        assert np.array_equal(found, known) and len(known) > 10
     assert not any(name.endswith(".tar") for name in server.requests)
 
 

@@ -180,6 +180,10 @@ def test_what_comes_from_the_loader_is_what_the_paper_says(
         one.check("fit")
         loaders.append(one.train_dataloader())
     samples = round(sum(truth.values()))
+    told = (
+        f"an epoch has {samples} samples of 20 images; 6 with rare classes come more often, up to"
+    )
+    assert f"{told} 3 times" in one.repeats().told()
     assert {loader.stream.samples for loader in loaders} == {samples}
     total: Counter[int] = Counter()
     for _ in range(epochs):
