@@ -37,6 +37,7 @@ class Graph(nn.Module):
         max_detections: N, the number of detections in the output of each image.
         min_score: least score of a detection.
         half_stride: that of the network.
+        aligned: that of the network.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Graph(nn.Module):
         max_detections: int,
         min_score: float = 0.0,
         half_stride: bool = True,
+        aligned: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.max_detections, self.min_score = max_detections, min_score
-        self.half_stride = half_stride
+        self.half_stride, self.aligned = half_stride, aligned
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(3, 1, 1))
@@ -98,7 +100,7 @@ class Graph(nn.Module):
         count = torch.arange(box.shape[0], device=box.device)
         of_image = count[:, None].expand(-1, self.max_detections).flatten()
         finest = self.network.finest
-        features = pool(outputs.levels, flat, of_image, head.size // 2, finest)
+        features = pool(outputs.levels, flat, of_image, head.size // 2, finest, self.aligned)
         inside = head(features, of_class).float().sigmoid()
         masks = paste(inside, flat, height, width) & real.flatten()[:, None, None]
         return box, label, score, masks.to(torch.uint8).unflatten(0, (-1, self.max_detections))

@@ -65,6 +65,7 @@ def program(
         settings.max_detections_per_image,
         min_score or 0.0,
         model.network.half_stride,
+        model.network.aligned,
     )
     graph.requires_grad_(False).eval()
     size = (2 * STEP, 3 * STEP) if dynamic else image_size

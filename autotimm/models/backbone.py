@@ -7,6 +7,9 @@ for a gradient of every parameter that requires one.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -215,14 +218,16 @@ def _refuse_whole_model(path: Path) -> None:
 
 def _own_weights(name: str, spec: Features) -> Any:
     try:
-        return _model(name, spec, pretrained=True)
+        with _hub_told_once(name):
+            return _model(name, spec, pretrained=True)
     # Each transport raises different exceptions.
     except Exception as error:
         config = timm.get_pretrained_cfg(name)
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None)
         elsewhere = (
-            f"pretrained=PATH (--model.pretrained=PATH) reads a file, such as the "
-            f"model.safetensors of {where} fetched on a machine that has a network, and "
+            "pretrained=PATH (--model.init_args.pretrained PATH) reads a file, such as the "
+            f"model.safetensors of {where} fetched on a machine that has a network "
+            "(docs/training.md), and "
             if where
             else ""
         )
@@ -232,10 +237,37 @@ def _own_weights(name: str, spec: Features) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _hub_told_once(name: str) -> Iterator[None]:
+    """Makes one line of the two that the hub's client writes for each of its tries."""
+    told = False
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal told
+        text = record.getMessage()
+        if "thrown while requesting" in text and not told:
+            told = True
+            logging.getLogger("autotimm").warning(
+                "timm's weights of %s: %s: trying again for up to a minute",
+                name,
+                text.partition(" thrown while requesting")[0].strip("'"),
+            )
+        return not ("thrown while requesting" in text or text.startswith("Retrying in "))
+
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:  # a filter of the logger would not see what its children write
+        handler.addFilter(passes)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(passes)
+
+
 def _model(name: str, spec: Features, pretrained: bool = False, **options: Any) -> Any:
     return timm.create_model(name, pretrained=pretrained, **spec.options, **options)
 
 
 def _first_sentence(error: BaseException) -> str:
     text = str(error).partition(" No automatic unsafe")[0]  # timm then advises an unsafe load
-    return next(iter(text.splitlines()), "")[:200]
+    return next(iter(text.splitlines()), "").partition(". ")[0][:200]

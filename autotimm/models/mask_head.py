@@ -128,7 +128,12 @@ def roi_levels(boxes: Tensor, finest: int) -> Tensor:
 
 
 def pool(
-    levels: Sequence[Tensor], boxes: Tensor, image: Tensor, size: int, finest: int = 3
+    levels: Sequence[Tensor],
+    boxes: Tensor,
+    image: Tensor,
+    size: int,
+    finest: int = 3,
+    aligned: bool = True,
 ) -> Tensor:
     """RoIAlign of each RoI from the pyramid level that matches its size (:func:`roi_levels`).
 
@@ -141,6 +146,8 @@ def pool(
         image: [N] int64, the index in the batch of each RoI's image.
         size: the number of cells per side.
         finest: n of the first level, whose stride is 2**n.
+        aligned: whether a cell's value belongs to its centre. False puts it into the corner, as
+            torchvision's Mask R-CNN does, whose RoIs are thus half a cell away.
 
     Returns:
         [N, C, size, size].
@@ -150,19 +157,25 @@ def pool(
     for i, level in enumerate(levels[: COARSEST - finest + 1], finest):
         # In float32, because half precision would move a corner at 1,000 pixels by up to two.
         here = torch.where((level_of == i)[:, None], boxes, -1e4)
-        part = _roi_align(level.float(), here, image, 1 / 2**i, size)
+        part = _roi_align(level.float(), here, image, 1 / 2**i, size, aligned)
         # In place, because each of these takes 200 MiB for 1,024 RoIs with 256 channels.
         pooled = part if pooled is None else pooled.add_(part)
     assert pooled is not None
     return pooled.to(levels[0].dtype)
 
 
-def _roi_align(level: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int) -> Tensor:
+def _roi_align(
+    level: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int, aligned: bool
+) -> Tensor:
     """[N, C, size, size] from boxes [N, 4] in pixels; ``scale`` is in cells per pixel."""
     if torch.are_deterministic_algorithms_enabled() and level.is_cuda:
-        return bilinear.roi_align(level, boxes * scale, image, size)
+        cells = boxes * scale
+        if not aligned:  # then torchvision also makes every RoI at least a cell large
+            cells = torch.cat([cells[:, :2], torch.maximum(cells[:, 2:], cells[:, :2] + 1)], 1)
+            cells = cells + 0.5
+        return bilinear.roi_align(level, cells, image, size)
     rows = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
-    return roi_align(level, rows, size, scale, sampling_ratio=2, aligned=True)
+    return roi_align(level, rows, size, scale, sampling_ratio=2, aligned=aligned)
 
 
 class MaskHead(nn.Module):

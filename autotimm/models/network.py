@@ -57,7 +57,7 @@ class Network(nn.Module):
         with_masks: whether :meth:`add_masks` will be called.
         layout: ``torchvision`` builds the network as torchvision's detectors are, so that it
             computes what they do with their weights: biases in the towers' convolutions, locations
-            at the corners of cells, and an output convolution of P2.
+            at the corners of cells, RoIs likewise, and an output convolution of P2.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Network(nn.Module):
         as_torchvision = layout == "torchvision"
         self.half_stride = not as_torchvision
         """As in :func:`autotimm.models.fcos.locations`."""
+        self.aligned = not as_torchvision
+        """As in :func:`autotimm.models.mask_head.pool`."""
         self.backbone = Backbone(backbone, pretrained, backbone_norm, frozen_stages, with_masks)
         channels, strides = self.backbone.channels, self.backbone.strides
         self.with_masks = with_masks
@@ -174,7 +176,8 @@ class Network(nn.Module):
         count = self.mask_rois * len(boxes)
         rois = sample_rois(predicted, targets.matched, boxes, labels, count)
         of_class = labels[rois.image, rois.slots].clamp(min=0)
-        features = pool(levels, rois.boxes, rois.image, mask_head.size // 2, self.finest)
+        size = mask_head.size // 2
+        features = pool(levels, rois.boxes, rois.image, size, self.finest, self.aligned)
         logits = mask_head(features, of_class)
         with torch.autocast(boxes.device.type, enabled=False):
             target = mask_targets(masks, boxes, rois, mask_head.size)
@@ -213,19 +216,24 @@ class Network(nn.Module):
                 some = slice(i, i + images)
                 own = [level[some] for level in outputs.levels]
                 calls = -(-max_detections * len(own[0]) // MASKS_AT_ONCE) if self.lockstep else 0
-                _add_masks(self.mask_head, own, self.finest, detections[some], calls)
+                where = self.finest, self.aligned
+                _add_masks(self.mask_head, own, where, detections[some], calls)
         return detections
 
 
 def _add_masks(
-    head: MaskHead, levels: list[Tensor], finest: int, detections: list[Detections], calls: int = 0
+    head: MaskHead,
+    levels: list[Tensor],
+    where: tuple[int, bool],
+    detections: list[Detections],
+    calls: int = 0,
 ) -> None:
     """Add ``masks`` to the detections of a few images.
 
     Args:
         head: computes ``MASKS_AT_ONCE`` masks per call.
         levels: of the pyramid, for these images.
-        finest: n of the first level P<n>.
+        where: ``finest`` and ``aligned`` of :func:`autotimm.models.mask_head.pool`.
         detections: the detections of each image; changed in place.
         calls: the minimum number of calls of ``head``; extra ones get inputs of zeros.
     """
@@ -233,7 +241,7 @@ def _add_masks(
     boxes = torch.cat([one["boxes"] for one in detections])
     labels = torch.cat([one["labels"] for one in detections])
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
-    features = pool(levels, boxes, image.to(labels), head.size // 2, finest)
+    features = pool(levels, boxes, image.to(labels), head.size // 2, *where)
     parts = [boxes.new_zeros((0, head.size, head.size))]
     for some, of_class in zip(
         features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True

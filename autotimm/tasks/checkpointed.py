@@ -15,7 +15,7 @@ from lightning import LightningModule
 
 from autotimm.files import urls
 from autotimm.structures import InputError, Preprocessing
-from autotimm.tasks import optimization
+from autotimm.tasks import optimization, structure
 from autotimm.tasks.checkpoint import (
     EMA,
     categories_of,
@@ -49,6 +49,7 @@ class Checkpointed(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._state("training"):
             check_goes_on(checkpoint)
+            self._check_structure(checkpoint.get("hyper_parameters"))
             optimization.check_goes_on(self.settings, checkpoint.get("hyper_parameters"))
         elif EMA in checkpoint:
             checkpoint["state_dict"] = weights_of(checkpoint)
@@ -57,6 +58,18 @@ class Checkpointed(LightningModule):
         predicts = self._state("predicting")
         self.categories = matched_categories(saved, self.categories, any_order=predicts)
         self.preprocessing = preprocessing_of(checkpoint)
+
+    def _check_structure(self, theirs: Any) -> None:
+        """Raise InputError, which names them, if settings of the network are not the training's."""
+        names = (*structure.STRUCTURE, "num_classes")
+        wrong = structure.different(self.hparams, theirs, names) if isinstance(theirs, dict) else {}
+        if wrong:
+            raise InputError(
+                f"the checkpoint to resume from has {structure.shown(wrong)}, but the model has "
+                f"{structure.shown({key: self.hparams[key] for key in wrong})}: give the model "
+                f"those of the checkpoint ({structure.flags(wrong)}), or begin anew from its "
+                "weights (--weights)"
+            )
 
     def _state(self, name: str) -> bool:
         """Whether the trainer is in this state, such as ``training``."""
@@ -74,8 +87,8 @@ class Checkpointed(LightningModule):
             reason = " ".join(str(error).split())
             raise InputError(
                 f"the checkpoint's weights do not fit this {type(self).__name__} (num_classes, "
-                f"backbone, fpn_channels and mask_size must be those of the training): "
-                f"{reason[:200]}..."
+                f"{', '.join(structure.STRUCTURE[:-1])} and {structure.STRUCTURE[-1]} must be "
+                f"those of the training): {reason[:200]}..."
             ) from error
 
     @classmethod

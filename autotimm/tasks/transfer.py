@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from autotimm.structures import InputError
+from autotimm.tasks import structure
 from autotimm.tasks.checkpoint import categories_of, preprocessing_of, weights_of
 
 _PER_CLASS = ("head.classes.", "mask_head.masks.")  # the layers with a row for each class
-_STRUCTURE = ("backbone", "fpn_channels", "head_convs", "mask_size", "layout")
-_OF_OLD = {"layout": "autotimm"}  # values of settings that checkpoints of before lack
 _PREFIX = "network."
 _LISTED = 12  # the most names in a message
 
@@ -167,18 +166,13 @@ def _rows(
 
 def _check_structure(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raise InputError if settings on which the shapes of the layers depend differ."""
-    there = {key: theirs.get(key, _OF_OLD.get(key)) for key in _STRUCTURE if key in own}
-    wrong = {
-        key: value
-        for key, value in there.items()
-        if value is not None and _kind(key, value) != _kind(key, own[key])
-    }
+    wrong = structure.different(own, theirs)
     if wrong:
-        flags = " ".join(f"--model.init_args.{key} {value}" for key, value in wrong.items())
         raise InputError(
-            f"weights: {name} has {_settings(wrong)}, but the model has "
-            f"{_settings({key: own[key] for key in wrong})}: give the model those of the file "
-            f"({flags}), or --weights-only-fitting to take the tensors that fit"
+            f"weights: {name} has {structure.shown(wrong)}, but the model has "
+            f"{structure.shown({key: own[key] for key in wrong})}: give the model those of the "
+            f"file ({structure.flags(wrong)}), or --weights-only-fitting to take the tensors that "
+            "fit"
         )
 
 
@@ -220,17 +214,8 @@ def _network(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     }
 
 
-def _kind(key: str, value: Any) -> Any:
-    """A setting as it decides shapes: of timm's names, the tag after the dot does not."""
-    return str(value).partition(".")[0] if key == "backbone" else value
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.casefold())
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return " and ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import trained
 from torchvision.ops import batched_nms
 
 import autotimm
@@ -80,6 +81,48 @@ def test_the_graph_finds_what_predict_finds(model: Any, size: tuple[int, int]) -
         assert outputs[3].dtype == np.uint8
         good = [{k: v[one["scores"] >= least] for k, v in one.items()} for one in expected]
         assert_same(outputs, good, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def as_torchvision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmentor of torchvision's layout, whose masks depend on where RoIs are pooled."""
+    folder = tmp_path_factory.mktemp("torchvision")
+    options = {"layout": "torchvision", "score_thresh": 0.005, "mask_rois": 8}
+    path = trained(autotimm.InstanceSegmentor, folder, 2, **options)
+    content = torch.load(path, weights_only=True)
+    masks = content["state_dict"]["network.mask_head.masks.weight"]
+    torch.nn.init.normal_(masks, generator=torch.Generator().manual_seed(0))
+    torch.save(content, folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
+def test_the_graph_of_torchvisions_layout(as_torchvision: Path) -> None:
+    model = autotimm.load(as_torchvision)
+    image = images(2, 96, 160)  # which P6 and P7 do not divide
+    options, network = model.settings, model.network
+    assert not network.half_stride and not network.aligned
+    given = (network, model.preprocessing, options.score_thresh, options.nms_thresh, 100)
+    with torch.no_grad():
+        outputs = [part.numpy() for part in Graph(*given, 0.0, False, False).eval()(image)]
+    assert_same(outputs, found_by(model, image), 1e-4)
+    with torch.no_grad():  # the masks of the other way to pool are others
+        aligned = Graph(*given, 0.0, False, True).eval()(image)[3].numpy()
+    assert (aligned != outputs[3]).mean() > 1e-4
+
+
+@pytest.mark.slow
+def test_onnx_of_torchvisions_layout(as_torchvision: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = autotimm.load(as_torchvision)
+    for flags, size in ((["--image-size", 96, 160], (96, 160)), (["--dynamic"], (256, 384))):
+        out = tmp_path / "model.onnx"
+        assert run("--checkpoint", as_torchvision, "--out", out, *flags) == 0
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        image = images(2, *size)
+        outputs = session.run(None, {"image": image.numpy()})
+        assert_same(outputs, found_by(model, image), 1e-4)
+        out.unlink()
 
 
 def test_boxes_without_extent_and_scores_that_are_no_number_are_left_out(

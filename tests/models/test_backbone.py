@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -464,3 +466,34 @@ def test_weights_that_cannot_be_downloaded_say_how_to_go_on(monkeypatch) -> None
         match=r"no route to host.*model\.safetensors of timm/resnet10t.*pretrained=False",
     ):
         Backbone("resnet10t", pretrained=True)
+
+
+def test_without_a_network_the_hubs_tries_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written: list[str] = []
+    hub, handler = logging.getLogger("huggingface_hub"), logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: written.append(record.getMessage()))
+    monkeypatch.setattr(hub, "handlers", [handler])
+
+    def offline(*_: Any, **__: Any) -> Any:
+        log = logging.getLogger("huggingface_hub.utils._http")
+        log.warning("another warning")
+        for n in range(1, 6):
+            log.warning("'[Errno -2] no name' thrown while requesting HEAD https://hub/file")
+            log.warning(f"Retrying in {2**n}s [Retry {n}/5].")
+        raise OSError("The hub is away. Please check.\nmore")
+
+    monkeypatch.setattr(module, "_model", offline)
+    with pytest.raises(InputError, match=r"^could not load timm's weights of resnet18") as error:
+        Backbone("resnet18")
+    assert written == ["another warning"] and not handler.filters
+    told = [one.getMessage() for one in caplog.records if one.name == "autotimm"]
+    assert told == [
+        "timm's weights of resnet18: [Errno -2] no name: trying again for up to a minute"
+    ]
+    for part in (
+        "(OSError: The hub is away); pretrained=PATH (--model.init_args.pre",
+        "timm/resnet18",
+    ):
+        assert part in str(error.value)

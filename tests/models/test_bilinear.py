@@ -36,12 +36,14 @@ def test_equals_torchvision() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
+@pytest.mark.parametrize("aligned", [True, False])
+def test_deterministic_runs_on_a_gpu_take_it(monkeypatch, aligned: bool) -> None:
     """The test needs no GPU: its tensors only claim to be on one."""
     g = torch.Generator().manual_seed(2)
     levels = [torch.randn(2, 4, 256 // s, 320 // s, generator=g) for s in (8, 16, 32)]
     boxes, image = random_boxes(18, 256, 320, g), torch.randint(0, 2, (18,), generator=g)
-    expected = mask_head.pool(levels, boxes, image, 14)
+    boxes[0, 2:] = boxes[0, :2] + torch.tensor([0.5, 30.0])  # narrower than a cell
+    expected = mask_head.pool(levels, boxes, image, 14, aligned=aligned)
 
     class OnGpu(Tensor):
         is_cuda = True
@@ -51,7 +53,8 @@ def test_deterministic_runs_on_a_gpu_take_it(monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     monkeypatch.setattr(mask_head, "roi_align", refuse)
-    got = mask_head.pool([level.as_subclass(OnGpu) for level in levels], boxes, image, 14)
+    on_gpu = [level.as_subclass(OnGpu) for level in levels]
+    got = mask_head.pool(on_gpu, boxes, image, 14, aligned=aligned)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 

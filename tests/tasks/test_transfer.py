@@ -255,6 +255,29 @@ def test_a_fit_starts_anew_from_the_weights(published: bool, tmp_path: Path) -> 
     assert again.categories == [{"id": c.id, "name": c.name} for c in Data.categories]
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"layout": "torchvision"}, "layout=torchvision, but the model has layout=autotimm"),
+        ({"fpn_channels": 16, "mask_size": 14}, "fpn_channels=16 and mask_size=14, but"),
+        ({"num_classes": 5}, "num_classes=5, but the model has num_classes=3"),
+    ],
+)
+def test_a_resume_names_the_settings_that_are_not_the_checkpoints(
+    options: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    torch.save(
+        content_of(trained(**options), None, optimizer_states=[{"param_groups": []}]),
+        tmp_path / "old.ckpt",
+    )
+    trainer = AutoTrainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError) as error:
+        trainer.fit(small(), datamodule=Data(), ckpt_path=tmp_path / "old.ckpt")
+    flags = " ".join(f"--model.init_args.{key} {value}" for key, value in options.items())
+    assert named in str(error.value) and flags in str(error.value)
+    assert "--weights" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_arguments_that_contradict_each_other(tmp_path: Path) -> None:
     trainer = AutoTrainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
     for options, told in (
