@@ -86,7 +86,7 @@ def main() -> NoReturn:
         code, line = known
         _flush_or_drop_stdout()
         if line:
-            print(" ".join(["autotimm", *words[:1]]) + f": {line}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
     sys.exit(code)
 
 

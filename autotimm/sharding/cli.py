@@ -252,13 +252,13 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def _say(line: str) -> None:
-    print_line(f"autotimm-shard: {' '.join(line.split())}", sys.stderr)
+def _say(line: str, begin: str = "autotimm-shard") -> None:
+    print_line(f"{begin}: {' '.join(line.split())}", sys.stderr)
 
 
 def _fail(code: int, message: str, error: BaseException | None = None) -> NoReturn:
     """Prints one line on stderr and exits."""
-    _say("; ".join([message, *getattr(error, "__notes__", [])]))
+    _say("; ".join([message, *getattr(error, "__notes__", [])]), "error")
     sys.exit(code)
 
 

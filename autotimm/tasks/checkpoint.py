@@ -56,7 +56,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if torchvision_weights.is_state(checkpoint):
         return torchvision_weights.as_checkpoint(checkpoint, name)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{name} is not a checkpoint of a trained model: it has no state_dict")
+        raise InputError(
+            f"{name} is not a checkpoint of a trained model: it has no state_dict (weights of a "
+            "backbone alone are for pretrained=<file>)"
+        )
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         settings = checkpoint.get(key)
         if isinstance(settings, dict) and INSTANTIATOR in settings:

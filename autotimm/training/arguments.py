@@ -73,14 +73,18 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         raise InputError(f"max_time={time!r} trains nothing: give more, or leave it out")
 
 
-def warn_without_validation(given: Mapping[str, Any]) -> None:
-    """Print a line if a run ends before its first validation."""
+def with_validation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a run, with a validation at its end where it would end before the first.
+
+    Nothing would be measured, and so no checkpoint would be the best one. A line tells of it.
+    """
     every, epochs = given.get("check_val_every_n_epoch"), given.get("max_epochs")
-    if every and epochs and 0 < epochs < every:
-        rank_zero_info(
-            f"check_val_every_n_epoch={every}: nothing is measured in {epochs} epochs, and there "
-            f"will be no best.ckpt"
-        )
+    if not (every and epochs and 0 < epochs < every) or given.get("limit_val_batches") == 0:
+        return dict(given)
+    rank_zero_info(
+        f"check_val_every_n_epoch={every} is more than the {epochs} epochs: measured after the last"
+    )
+    return {**given, "check_val_every_n_epoch": epochs}
 
 
 def runs_folder(default_root_dir: str | Path | None) -> str | Path:

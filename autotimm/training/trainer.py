@@ -136,7 +136,7 @@ class AutoTrainer(HookedTrainer):
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
-        arguments.warn_without_validation(kwargs)
+        kwargs = arguments.with_validation(kwargs)
         root = arguments.runs_folder(default_root_dir)
         name = folder_name(root)
         known = read_record(Path(root, name)) if name else {}

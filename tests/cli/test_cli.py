@@ -92,19 +92,17 @@ def test_an_unknown_verb_names_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(monkeypatch, "predikt") == 2
-    assert capsys.readouterr().err == (
-        "autotimm predikt: there is no such verb; did you mean predict?\n"
-    )
+    assert capsys.readouterr().err == ("error: there is no such verb; did you mean predict?\n")
 
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (InputError("a\nb"), 2, "autotimm fit: a b\n"),
-        (KeyboardInterrupt(), 130, "autotimm fit: interrupted\n"),
+        (InputError("a\nb"), 2, "error: a b\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (BrokenPipeError(), 141, ""),
-        (OSError(28, "No space left on device", "x"), 2, "autotimm fit: x: No space left on"),
-        (MemoryError(), 2, "autotimm fit: out of memory"),
+        (OSError(28, "No space left on device", "x"), 2, "error: x: No space left on"),
+        (MemoryError(), 2, "error: out of memory"),
     ],
 )
 def test_an_error_is_a_line_and_with_debug_a_traceback(
@@ -157,7 +155,7 @@ def test_who_does_not_read_on_and_a_full_disk() -> None:
         done = run("--help", stdout=full)
     assert (done.returncode, done.stderr) == (
         2,
-        "autotimm --help: No space left on device for standard output, or a file that the system "
+        "error: No space left on device for standard output, or a file that the system "
         "does not name: free some room there, or choose another folder\n",
     )
 

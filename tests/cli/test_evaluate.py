@@ -399,7 +399,7 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "autotimm evaluate: none.json: cannot be read: No such file or directory"
+        "error: none.json: cannot be read: No such file or directory"
     ]
     assert done.stdout == ""
 

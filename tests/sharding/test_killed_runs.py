@@ -180,7 +180,7 @@ def test_ctrl_c_and_sigterm_are_one_line(
         os.killpg(process.pid, sent)  # like a terminal or SLURM, which signal the workers too
         stdout, stderr = process.communicate()
     assert process.returncode == code and not stdout and stderr.count("\n") == 1, stderr
-    assert stderr.startswith(f"autotimm-shard: {word}; ")
+    assert stderr.startswith(f"error: {word}; ")
     assert "of 80 shards are finished and kept: run the same command again to go on" in stderr
     assert not list(out.glob(f"{WORK}/.*.tmp")) and not (out / "manifest.json").exists()
     kept = len(list(out.glob(f"{WORK}/train-*.json")))

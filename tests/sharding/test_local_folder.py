@@ -80,7 +80,7 @@ def test_a_full_disk_names_the_file(
     code, out, err = run(tmp_path / "coco", tmp_path / "out", capsys=capsys)
     assert code == 2 and not out
     assert err == (
-        f"autotimm-shard: {tmp_path / 'out' / WORK / 'train-000000.tar'}: No space left on device: "
+        f"error: {tmp_path / 'out' / WORK / 'train-000000.tar'}: No space left on device: "
         "free some room there, or choose another folder; 0 of 1 shards are finished and kept: run "
         "the same command again to go on\n"
     )

@@ -93,7 +93,7 @@ def test_bad_flags_are_one_line_and_2(
     two_splits(tmp_path / "coco")
     code, out, err = run(tmp_path / "coco", tmp_path / "out", *flags, capsys=capsys)
     assert code == 2 and not out and err.count("\n") == 1 and named in err
-    assert err.startswith("autotimm-shard: ") and not (tmp_path / "out").exists()
+    assert err.startswith("error: ") and not (tmp_path / "out").exists()
 
 
 def test_messages_name_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

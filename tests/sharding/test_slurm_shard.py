@@ -200,7 +200,7 @@ def test_one_line_says_what_is_wrong(tmp_path: Path) -> None:
     code, error = outside(tmp_path, "coco", "out", **JOB | {"AUTOTIMM_PYTHON": "none/python"})
     assert code == 2 and "none/python is missing: run make install" in error
     code, error = outside(tmp_path, "none", "out", **JOB)
-    assert code == 2 and error == "autotimm-shard: none: no such folder\n"
+    assert code == 2 and error == "error: none: no such folder\n"
 
 
 def test_a_join_that_cannot_be_submitted_takes_the_array_back(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_closed_pipe_changes_no_exit_code(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = process("--verify", out, stdout=full)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("autotimm-shard: <stdout>: No space left on device: ")
+    assert done.stderr.startswith("error: <stdout>: No space left on device: ")
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

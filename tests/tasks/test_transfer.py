@@ -11,10 +11,12 @@ import torch
 from batches import random_batch, small
 from lightning import LightningDataModule
 from lightning.pytorch import Callback
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentor, ObjectDetector
 from autotimm.checkpoints.convert import convert
+from autotimm.checkpoints.sources import read_source
 from autotimm.coco.categories import Category
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.transfer import match_classes, take
@@ -200,6 +202,30 @@ def test_files_that_no_model_can_start_from() -> None:
     fewer["categories"].pop()
     with pytest.raises(InputError, match=r"has 2 categories for 3 classes"):
         take(small(), fewer, "old.ckpt", list(OLD))
+
+
+def test_files_of_another_kind_and_parts_of_files_are_one_line(tmp_path: Path) -> None:
+    torch.save(content_of(trained()), tmp_path / "whole.ckpt")
+    convert(tmp_path / "whole.ckpt", tmp_path / "whole.safetensors")
+    torch.save({"backbone.body.conv1.weight": torch.ones(9)}, tmp_path / "whole.pth")
+    for kind in ("ckpt", "safetensors", "pth"):
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        for size in (0, 8, len(whole) // 2, len(whole) - 3):
+            (tmp_path / f"{size}.{kind}").write_bytes(whole[:size])
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
+    (tmp_path / "page.ckpt").write_text("<html>404</html>")
+    (tmp_path / "picture.jpg").write_bytes(b"\xff\xd8\xff" * 99)
+    (tmp_path / "folder").mkdir()
+    save_file({"fc.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "backbone.pth")
+    paths = [one for one in tmp_path.iterdir() if one.stem != "whole"]
+    assert len(paths) == 12 + 6
+    for path in paths:
+        with pytest.raises(InputError) as error:
+            read_source(path)
+        assert path.name in str(error.value) and "\n" not in str(error.value)
+        if path.name == "backbone.pth":
+            assert "weights of a backbone alone are for pretrained=" in str(error.value)
 
 
 class Data(LightningDataModule):

@@ -279,12 +279,22 @@ def test_a_line_has_ap_if_it_was_measured(tmp_path: Path, capsys: pytest.Capture
     assert values == ["", "1.25", "", "3.25", ""]
 
 
-def test_a_run_that_ends_before_its_first_validation_says_so(
+def test_a_run_that_would_end_before_its_first_validation_is_measured_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Measured(Line):
+        def on_validation_epoch_end(self):
+            self.log("val/mask_mAP", 0.25 + self.current_epoch)
+
     lines: list[str] = []
     monkeypatch.setattr(arguments, "rank_zero_info", lines.append)
-    quiet(tmp_path, max_epochs=5, check_val_every_n_epoch=5)
+    for given in ({"max_epochs": 5}, {"max_epochs": 3, "limit_val_batches": 0}):
+        assert quiet(tmp_path, check_val_every_n_epoch=5, **given).check_val_every_n_epoch == 5
     assert lines == []
-    quiet(tmp_path, max_epochs=3, check_val_every_n_epoch=5)
-    assert "nothing is measured in 3 epochs" in lines[0]
+    options = {"check_val_every_n_epoch": 5, "best_metric": "val/mask_mAP"}
+    run = quiet(tmp_path, max_epochs=3, enable_checkpointing=True, **options)
+    assert lines == ["check_val_every_n_epoch=5 is more than the 3 epochs: measured after the last"]
+    run.fit(Measured(), loader(), loader(1))
+    assert run.checkpoint_callback.best_model_score == 2.25
+    [best] = tmp_path.glob("**/checkpoints/best.ckpt")
+    assert best.exists()
