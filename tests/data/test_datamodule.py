@@ -114,7 +114,8 @@ RANK = """
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     model = Recorder()
     run = trainer(out, devices=2, strategy="ddp", use_distributed_sampler=sys.argv[3] == "1")
-    run.fit(model, datamodule=module(folder, num_workers=1))
+    data = module(folder, num_workers=1, repeat_threshold=float(sys.argv[4]))
+    run.fit(model, datamodule=data)
     run.validate(model, datamodule=module(folder), verbose=False)
     found = {"seen": model.seen, "evaluated": model.evaluated[-5:]}
     (out / f"{run.global_rank}.json").write_text(json.dumps(found))
@@ -122,17 +123,23 @@ RANK = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["0", "1"])
-def test_two_ranks_share_an_epoch(shard_folder: Path, tmp_path: Path, sampler: str) -> None:
-    arguments = [shard_folder, tmp_path, sampler]
-    ranks = run_ranks(RANK, tmp_path, *arguments)
-    one = Recorder()
-    trainer(tmp_path, limit_val_batches=0).fit(one, datamodule=module(shard_folder, batch_size=4))
+@pytest.mark.parametrize(("sampler", "threshold"), [("0", 0.0), ("1", 0.0), ("0", 0.95)])
+def test_two_ranks_share_an_epoch(
+    shard_folder: Path, tmp_path: Path, sampler: str, threshold: float
+) -> None:
+    ranks = run_ranks(RANK, tmp_path, shard_folder, tmp_path, sampler, threshold)
+    one, data = Recorder(), module(shard_folder, batch_size=4, repeat_threshold=threshold)
+    trainer(tmp_path, limit_val_batches=0).fit(one, datamodule=data)
     for epoch, truth in enumerate(one.seen):
         first, second = (r["seen"][epoch] for r in ranks)
-        assert len(first) == len(second) == 8
-        assert len(set(first[:6]) & set(second[:6])) == 0
-        joined = np.concatenate([np.reshape(first, (4, 2)), np.reshape(second, (4, 2))], axis=1)
+        assert len(first) == len(second) == len(truth) / 2
+        if threshold:
+            repeats = data.repeats()
+            assert repeats is not None and IMAGES < repeats.samples <= len(truth)
+            assert len({*truth[: repeats.samples]}) == IMAGES
+        else:
+            assert len(first) == 8 and len(set(first[:6]) & set(second[:6])) == 0
+        joined = np.concatenate([np.reshape(part, (-1, 2)) for part in (first, second)], axis=1)
         assert joined.ravel().tolist() == truth
     evaluated = [r["evaluated"] for r in ranks]
     assert len(set(evaluated[0]) | set(evaluated[1])) == VAL
