@@ -66,7 +66,11 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(parser, redacted(config), **options)
+        config = redacted(config)
+        if not config.get("weights"):  # test and predict, which read this file too, have no such
+            for name in ("weights", "weights_only_fitting"):
+                config.pop(name, None)
+        super().__init__(parser, config, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         try:

@@ -130,7 +130,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         ),
         (["--weights", old, "--ckpt_path", old], 2, "--ckpt_path resumes a run and --weights"),
         (["--weights-only-fitting"], 2, "--weights-only-fitting has no effect without --weights"),
-        (["--weights", str(tmp_path / "half.ckpt")], 2, "half.ckpt cannot be read"),
+        (["--weights", str(tmp_path / "half.ckpt")], 2, "half.ckpt is damaged"),
         (["--weights", str(tmp_path / "text.ckpt")], 2, "text.ckpt is not a checkpoint"),
         (
             ["--weights", old, "--model.init_args.pretrained", old],
