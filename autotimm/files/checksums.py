@@ -12,6 +12,7 @@ A zip without such a comment is compared with the CRC-32 of each of its members.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ UNSEALED = "0" * 16
 _COMMENT = b"autotimm xxh3 "
 _ENTRY = f'"{KEY}":"'.encode()
 _CHUNK = 1 << 18  # bytes, which fit into a core's cache
+_SMALL = 1 << 14  # bytes; smaller pieces are put together
 _LENGTH = 8  # bytes at the beginning of a safetensors file, which hold the length of its header
 _LONGEST = 100_000_000  # bytes of JSON, the most that safetensors accepts
 
@@ -44,32 +46,88 @@ class SealedZip:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = xxhash.xxh3_64()
-        self._held = b""  # the last two bytes, which become the comment's length
+        self._held = bytearray()  # small pieces, and the last two bytes: the comment's length
 
     def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        if len(view) < 2:
-            view = memoryview(self._held + bytes(view))
-            self._held = b""
+        """Writes bytes, or a view of bytes; torch does so some five times a tensor."""
+        count = len(data)
+        if count < _SMALL:
+            self._held += data
+            if len(self._held) > _CHUNK:
+                self._put(self._held[:-2])
+                del self._held[:-2]
+            return count
         self._put(self._held)
-        self._put(view[:-2])
-        self._held = bytes(view[-2:])
-        return len(memoryview(data).cast("B"))
+        view, end = memoryview(data), count - 2
+        # In chunks, so that the system copies from the core's cache what was just read to hash it.
+        for at in range(0, end, _CHUNK):
+            self._put(view[at : min(at + _CHUNK, end)])
+        self._held = bytearray(view[end:])
+        return count
 
     def flush(self) -> None:
         self._file.flush()
 
     def seal(self) -> None:
         """Ends the file; ValueError if what was written is not a zip without a comment."""
-        if self._held != bytes(2):
+        if self._held[-2:] != bytes(2):
             raise ValueError("not a zip without a comment")
-        self._put((len(_COMMENT) + len(UNSEALED)).to_bytes(2, "little"))
-        self._put(_COMMENT)
+        self._put(self._held[:-2])
+        self._put((len(_COMMENT) + len(UNSEALED)).to_bytes(2, "little") + _COMMENT)
         self._file.write(self._hash.hexdigest().encode())
 
-    def _put(self, data: bytes | memoryview) -> None:
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
         self._hash.update(data)
         self._file.write(data)
+
+
+class SealedReader:
+    """A file to read a sealed zip from, which computes the checksum of what passes.
+
+    What is read in the order of the file, as :func:`torch.load` reads the tensors, is hashed while
+    it is in the core's cache; :meth:`compare` reads what is left.
+
+    Args:
+        file: open for reading, seekable, with a checksum: see :func:`is_sealed`.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._end = file.seek(0, 2) - len(UNSEALED)
+        self._hash = xxhash.xxh3_64()
+        self._hashed = 0  # bytes from the beginning of the file
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+        file.seek(0)
+
+    def readinto(self, buffer: memoryview) -> int:
+        if len(buffer) < _SMALL:
+            return self._file.readinto(buffer)  # type: ignore[attr-defined]
+        at, count = self._file.tell(), 0
+        in_order = self._hashed <= at <= min(self._hashed + _CHUNK, self._end - len(buffer))
+        if in_order:  # small pieces lie between this one and the one before
+            _hash_of(self._file, self._hashed, at, self._hash)
+            self._hashed = at
+        while got := self._file.readinto(buffer[count : count + _CHUNK]):  # type: ignore[attr-defined]
+            if in_order:
+                self._hash.update(buffer[count : count + got])
+            count += got
+        if in_order:
+            self._hashed += count
+        return count
+
+    def compare(self) -> None:
+        """DamagedError if the file's bytes, read or not, differ from those that were written."""
+        total = _hash_of(self._file, self._hashed, self._end, self._hash)
+        self._file.seek(self._end)
+        _compare(total.hexdigest(), self._file.read())
+
+
+class InMemory(io.BytesIO):
+    """A file's bytes to :func:`check`, which are hashed where they are instead of being copied."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.content = memoryview(content)
 
 
 def sealed(content: bytes) -> bytes:
@@ -97,13 +155,18 @@ def check(file: BinaryIO) -> bool:
         file.seek(0)
 
 
-def _check(file: BinaryIO) -> bool:
+def is_sealed(file: BinaryIO) -> bool:
+    """Whether a file ends in a checksum, as :class:`SealedZip` writes it."""
     size = file.seek(0, 2)
     file.seek(max(0, size - len(_COMMENT) - len(UNSEALED)))
-    end = file.read()
-    if end.startswith(_COMMENT):
-        _compare(_hash_of(file, 0, size - len(UNSEALED)).hexdigest(), end[len(_COMMENT) :])
+    return file.read().startswith(_COMMENT)
+
+
+def _check(file: BinaryIO) -> bool:
+    if is_sealed(file):
+        SealedReader(file).compare()
         return True
+    size = file.seek(0, 2)
     file.seek(0)
     head = file.read(_LENGTH + 1)
     if head.startswith(b"PK"):
@@ -144,9 +207,8 @@ def stated(path: Path) -> str:
 
 def _body(file: BinaryIO) -> int:
     """The number of bytes that a checksum covers: all, or those before a sealed zip's digits."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - len(_COMMENT) - len(UNSEALED)))
-    return size - len(UNSEALED) if file.read().startswith(_COMMENT) else size
+    sealed = is_sealed(file)
+    return file.seek(0, 2) - (len(UNSEALED) if sealed else 0)
 
 
 def _hash_of(
@@ -154,7 +216,10 @@ def _hash_of(
 ) -> xxhash.xxh3_64:
     """Add the bytes of a file from ``begin`` to ``end`` to ``total``, a new checksum by default."""
     total = total or xxhash.xxh3_64()
-    buffer = memoryview(bytearray(_CHUNK))
+    if isinstance(file, InMemory):
+        total.update(file.content[begin:end])
+        return total
+    buffer = memoryview(bytearray(max(0, min(_CHUNK, end - begin))))
     file.seek(begin)
     while (left := end - begin) > 0:
         count = file.readinto(buffer[: min(left, _CHUNK)])  # type: ignore[attr-defined]

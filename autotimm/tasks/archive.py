@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from autotimm.files.checksums import SealedZip, check
+from autotimm.files.checksums import SealedReader, SealedZip, check, is_sealed
 from autotimm.structures import InputError
 
 _LEAVES = frozenset({type(None), bool, int, float, str, Tensor, nn.Parameter, torch.Size})
@@ -49,9 +49,22 @@ def read_archive(file: BinaryIO, map_location: Any = "cpu") -> tuple[Any, bool]:
         DamagedError: the bytes differ from those that were written.
         Exception: one of torch's, different for each kind of unreadable file.
     """
-    checked = check(file)
+    if not is_sealed(file):
+        checked = check(file)
+        return _load(file, map_location), checked
+    reader = SealedReader(file)
+    try:
+        content = _load(cast(BinaryIO, reader), map_location)
+    except Exception:  # torch's, for which a changed byte may be the reason
+        reader.compare()
+        raise
+    reader.compare()
+    return content, True
+
+
+def _load(file: BinaryIO, map_location: Any) -> Any:
     # Explicitly, because an environment variable can change torch's default.
-    return torch.load(file, map_location=map_location, weights_only=True), checked
+    return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def check_readable(content: Any, name: str = "") -> None:

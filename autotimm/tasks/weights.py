@@ -6,7 +6,6 @@ The file holds the weights by name, and the settings, categories and preprocessi
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from autotimm.files.atomic import whole_file
-from autotimm.files.checksums import KEY, UNSEALED, DamagedError, check, sealed
+from autotimm.files.checksums import KEY, UNSEALED, DamagedError, InMemory, check, sealed
 from autotimm.files.shortage import reason
 from autotimm.plain import plain
 from autotimm.redaction import redacted
@@ -74,7 +73,7 @@ def read_weights(content: bytes) -> tuple[bool, dict[str, Any]]:
             verb, so that callers can put the file's name in front.
     """
     try:
-        checked = check(io.BytesIO(content))
+        checked = check(InMemory(content))
         weights = safetensors.torch.load(content)
         length = int.from_bytes(content[:_LENGTH], "little")
         metadata = json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pytest
@@ -25,7 +25,8 @@ from autotimm.checkpoints.convert import convert
 from autotimm.checkpoints.resume import damage_of, newest
 from autotimm.checkpoints.storage import COMPLETE, PlainCheckpointIO, whole_folder
 from autotimm.cli import main as verbs
-from autotimm.files.checksums import DamagedError, SealedZip, check, sealed
+from autotimm.files import checksums
+from autotimm.files.checksums import DamagedError, SealedReader, SealedZip, check, sealed
 from autotimm.tasks.archive import check_readable, read_archive, write_archive
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.weights import write_weights
@@ -71,9 +72,15 @@ def safetensors(folder: Path) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
-@pytest.mark.parametrize("kind", ["ours", "others", "safetensors"])
-def test_1000_flipped_bits_and_200_cuts(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ours", "ours in pieces", "others", "safetensors"])
+def test_1000_flipped_bits_and_200_cuts(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A flip is found, or harmless: then the content is the same, bit for bit."""
+    if kind == "ours in pieces":  # as tensors of megabytes are written and read
+        monkeypatch.setattr(checksums, "_SMALL", 100)
+        monkeypatch.setattr(checksums, "_CHUNK", 130)
+        kind = "ours"
     whole = {"ours": ours, "others": others, "safetensors": lambda: safetensors(tmp_path)}[kind]()
     path, chance = tmp_path / "a.ckpt", random.Random(0)
     path.write_bytes(whole)
@@ -123,6 +130,45 @@ def test_a_checksum_is_that_of_the_whole_file() -> None:
         assert as_text(torch.load(io.BytesIO(content), weights_only=True)) == as_text(CONTENT)
     with pytest.raises(ValueError, match="not a zip"):
         SealedZip(io.BytesIO()).seal()
+
+
+def test_a_load_reads_a_file_once(tmp_path: Path) -> None:
+    """Memory and disk are the cost of a check: tensors are hashed as torch reads them."""
+
+    class Counted(io.FileIO):
+        seen = 0
+
+        def readinto(self, buffer: Any) -> int:
+            count = super().readinto(buffer) or 0
+            self.seen += count
+            return count
+
+    content = {"tensors": [torch.arange(size) for size in (100_000, 3, 50_000, 2_000, 0)]}
+    with (tmp_path / "a").open("wb") as file:
+        write_archive(content, file)
+    with Counted(tmp_path / "a") as raw:
+        loaded, checked = read_archive(cast(BinaryIO, raw))
+        assert checked
+        assert as_text(loaded) == as_text(content)
+        assert raw.seen < 1.05 * (tmp_path / "a").stat().st_size
+
+
+def test_tensors_that_are_read_in_another_order_are_checked() -> None:
+    """As by a torch that would sort them: then they are read twice."""
+    file = io.BytesIO()
+    write_archive([torch.arange(50_000) + i for i in range(4)], file)
+    end = file.seek(0, 2)
+    for first, second in ((0, end // 2), (end // 2, 0), (end // 2, end // 2), (end - 20_000, 0)):
+        reader = SealedReader(file)
+        for at in (first, second):
+            reader.seek(at)
+            assert reader.readinto(memoryview(bytearray(60_000))) == min(60_000, end - at)
+        reader.compare()
+        reader = SealedReader(io.BytesIO(file.getvalue()[:-1000] + file.getvalue()[-999:] + b"0"))
+        reader.seek(first)
+        reader.readinto(memoryview(bytearray(60_000)))
+        with pytest.raises(DamagedError):
+            reader.compare()
 
 
 def test_a_text_is_checked_but_for_its_checksum() -> None:
