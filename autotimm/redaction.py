@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -88,6 +89,27 @@ def guard_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and "write" not in vars(stream):
             _guard(stream)
+
+
+@contextlib.contextmanager
+def shown_to_library() -> Iterator[None]:
+    """Runs code of a library that records what this process was started with and what it prints.
+
+    The library finds ``sys.argv`` without secrets. If it puts itself before a guarded stream, to
+    copy what is printed, the filter comes before it again.
+    """
+    streams = [one for one in (sys.stdout, sys.stderr) if _is_guarded(one)]
+    words, shown = sys.argv, redacted(sys.argv)
+    try:
+        if shown != words:
+            sys.argv = shown
+        yield
+    finally:
+        if sys.argv is shown:
+            sys.argv = words
+        for stream in streams:
+            if not _is_guarded(stream):
+                _guard(stream)
 
 
 def redacted(value: _T) -> _T:
@@ -273,8 +295,11 @@ def _learn_config(path: str) -> None:
 
 def _lines(path: str) -> Iterator[str]:
     try:
+        # A pipe may never answer, and what it says can be read only once.
+        if not Path(path).is_file():
+            return
         # A longer file is no config; the parser reads it next and reports what is wrong.
-        with open(path, errors="replace") as file:  # noqa: PTH123
+        with Path(path).open(errors="replace") as file:
             yield file.read(1 << 20)
     except (OSError, ValueError):
         return
@@ -287,4 +312,9 @@ def _guard(stream: Any) -> None:
         write(redacted(text))
         return len(text)
 
+    guarded.filters = True  # type: ignore[attr-defined]
     stream.write = guarded
+
+
+def _is_guarded(stream: Any) -> bool:
+    return hasattr(getattr(stream, "write", None), "filters")

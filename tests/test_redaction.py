@@ -7,10 +7,12 @@ import base64
 import html
 import io
 import json
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
 
 import pytest
@@ -137,3 +139,42 @@ def test_a_guarded_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     print("from-flag22, from+environment/3", file=sys.stderr)
     assert out.getvalue() == "*** /home/me/key.json false"
     assert err.buffer.getvalue() == b"***, ***\n"  # type: ignore[attr-defined]
+
+
+def test_a_library_that_copies_all_output_gets_it_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As W&B does, which also records the command line."""
+    stream, copied, found = io.StringIO(), list[str](), list[str]()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stderr", stream)
+    words = ["autotimm", "fit", "--data.data_dir", "https://me:hunter2x@host.org/x"]
+    monkeypatch.setattr(sys, "argv", words)
+    redaction.guard_process()
+
+    def install() -> None:
+        found.extend(sys.argv)
+        before: Any = sys.stdout.write
+
+        def write(text: str) -> int:
+            copied.append(text)
+            return before(text)
+
+        sys.stdout.write = write  # type: ignore[method-assign]
+
+    with redaction.shown_to_library():
+        install()
+    with redaction.shown_to_library():  # as every call of a logger does
+        pass
+    print("reads hunter2x")
+    assert "hunter2x" not in "".join([*copied, *found])
+    assert "reads ***" in "".join(copied)
+    assert found == [*words[:3], "https://host.org/x"]
+    assert sys.argv is words
+
+
+def test_a_pipe_on_the_command_line_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is for the verb, and may never answer; this would not return."""
+    os.mkfifo(tmp_path / "results.json")
+    monkeypatch.setattr(sys, "argv", ["autotimm", "evaluate", str(tmp_path / "results.json")])
+    redaction.guard_process()

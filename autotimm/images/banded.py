@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-BAND = 2**24
-"""Pixels of a band; images of as many or fewer are one."""
+BAND = 2**21
+"""Pixels of a band: so few that each is copied in memory that the one before had. Fresh memory
+would take the system many times as long as the copy."""
+_WHOLE = 2**23  # pixels; images of as many or fewer are one band
 
 
 def bands(height: int, width: int, pixels: int = BAND) -> Iterator[slice]:
@@ -32,7 +34,7 @@ def array_of(
         change: applied to each band; it gives each pixel a value that depends on no other pixel.
     """
     width, height = image.size
-    if width * height <= BAND:
+    if width * height <= _WHOLE:
         return np.array(change(image))
     whole = np.zeros(0)
     for rows in bands(height, width):

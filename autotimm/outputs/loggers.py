@@ -27,7 +27,7 @@ from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from autotimm.outputs.metrics_file import MetricsLogger
-from autotimm.redaction import redacted
+from autotimm.redaction import redacted, shown_to_library
 from autotimm.structures import InputError
 
 NAMES = ("csv", "tensorboard", "wandb", "mlflow")
@@ -212,7 +212,8 @@ class Guard:
         if getattr(do, "__name__", "") == "log_hyperparams":  # they go to files, or to a server
             args, kwargs = redacted(args), redacted(kwargs)
         try:
-            result = do(*args, **kwargs)
+            with shown_to_library():  # W&B keeps the command line and all output
+                result = do(*args, **kwargs)
         except Exception as error:
             self._failures += 1
             self._warn(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def test_other_methods_of_a_logger_end_no_run_either() -> None:
         assert service.log_image("a") is None
     with pytest.raises(AttributeError, match="no_such"):
         service.no_such()
+
+
+def test_a_logger_sees_a_command_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Service(Failing):
+        def log_image(self, key: str) -> list[str]:
+            return list(sys.argv)
+
+    monkeypatch.setattr(sys, "argv", ["fit", "https://me:hunter2x@host.org/x"])
+    service: Any = guarded(Service())
+    assert service.log_image("a") == ["fit", "https://host.org/x"]
 
 
 def test_csv_is_always_there_and_tensorboard_by_default(tmp_path: Path) -> None:
