@@ -8,8 +8,8 @@
 
 Invariants: a name or link appears only after its checkpoint is whole on the disk; a checkpoint is
 removed only after a newer one was written, and only if this run, or the one that it resumes in the
-same folder, wrote it; no step is saved in the middle of an accumulation; a failure to save does not
-end a run that can try again later; all ranks decide alike.
+same folder, wrote it, and no other process trains there; no step is saved in the middle of an
+accumulation; a failure to save does not end a run that can try again later; all ranks decide alike.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.checkpoints.ownership import Ownership
 from autotimm.checkpoints.retention import clear, kept, point, remove
 from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import SaveError, on_all_ranks, sync_folder
@@ -66,6 +67,7 @@ class Checkpoints(Checkpoint):
         self.dirpath = Path()
         self._files: dict[str, float | None] = {}
         self._restored: dict[str, float | None] = {}
+        self._owned = Ownership()
         self._step = 0  # the last step that was seen
         self._saved = 0  # the last step that was saved
         self._due = False
@@ -141,8 +143,14 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check_states(trainer, pl_module)
         if trainer.is_global_zero:
-            clear(self.dirpath)
             there = {n: s for n, s in self._restored.items() if (self.dirpath / n).exists()}
+            if self._owned.enter(self.dirpath, there):
+                clear(self.dirpath)
+            else:
+                rank_zero_warn(
+                    f"another process trains in {self.dirpath.parent}, too: checkpoints that this "
+                    f"one has not written are kept; stop one of both"
+                )
         self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
         self._step = self._look = trainer.global_step
         self._saved = 0  # so that the step is saved again, with the score of its validation
@@ -184,6 +192,14 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved != trainer.global_step:
             self.save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._owned.leave()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._owned.leave()
 
     def _time_is_up(self, trainer: Trainer) -> bool:
         """Whether it is time to save, by the clock of the first rank."""
@@ -262,6 +278,8 @@ class Checkpoints(Checkpoint):
         except BaseException:
             self._files = before
             raise
+        if trainer.is_global_zero:
+            self._owned.wrote(path)
         self._saved, self._due = trainer.global_step, False
         self._since = time.monotonic(), trainer.global_step
         with on_all_ranks(path):
@@ -276,7 +294,8 @@ class Checkpoints(Checkpoint):
         self._files = {n: s for n, s in self._files.items() if n in names}
         if trainer.is_global_zero:
             for old in gone:
-                remove(self.dirpath / old)
+                if self._owned.may_remove(self.dirpath / old):
+                    remove(self.dirpath / old)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
         return path

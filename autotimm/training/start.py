@@ -257,9 +257,9 @@ def starting_point(
             begins = f"from {requested}" if requested else "anew"
             return requested, f"{again}: {own} has no checkpoint, begins {begins}"
     if requested != LAST:
-        if requested and not urls.kind(str(requested)):
-            _check_whole(Path(requested))
-            if behind(requested) != Path(requested):
+        if requested:
+            _check_whole(str(requested))
+            if not urls.kind(str(requested)) and behind(requested) != Path(requested):
                 return str(behind(requested)), None
         return requested, None
     path, others = earlier_runs.newest_below(root, wanted)
@@ -280,16 +280,24 @@ def _while_it_trains(run: Path) -> str:
     )
 
 
-def _check_whole(path: Path) -> None:
-    """Raise InputError for a folder that is not a checkpoint, and for a file with changed bytes.
+def _check_whole(requested: str) -> None:
+    """Raise InputError for what is not there, is no checkpoint, or has changed bytes.
 
-    The readers on all ranks find the latter too; here all ranks stop together.
+    The readers on all ranks find that too; here all ranks stop together, before the run has a
+    folder. For a URL that is one more download, by the first rank.
     """
-    if path.is_dir() and not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
+    path = Path(requested)
+    if urls.kind(requested) or not path.exists() or _is_other_file(path):
+        read_checkpoint(requested)
+    elif path.is_file():
+        if damage := damage_of(path):
+            raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
+    elif not ((path / COMPLETE).exists() or (path / zero_files.TAG).is_dir()):
         inside = newest(path)
         what = f"give {inside}" if inside else "and none is in it"
         raise InputError(f"{path} is a folder, but no checkpoint: {what}")
-    if path.is_file() and not zipfile.is_zipfile(path):
-        read_checkpoint(path)  # a file of another kind is refused before the run has a folder
-    elif path.is_file() and (damage := damage_of(path)):
-        raise InputError(f"the checkpoint {path} is damaged ({damage}): give another one")
+
+
+def _is_other_file(path: Path) -> bool:
+    """Whether this is a file, but none that torch has written."""
+    return path.is_file() and not zipfile.is_zipfile(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
+import fsspec
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -151,17 +152,18 @@ def run(root: Path, name: str, checkpoint: Path, number: int, launch_id: str | N
 
 
 def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
+    asked = str(shutil.copy(checkpoint, tmp_path / "a.ckpt"))
     assert starting_point(tmp_path, None) == (None, None)
-    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    assert starting_point(tmp_path, asked) == (asked, None)
     path, message = starting_point(tmp_path, "last")
     assert path is None and message is not None and "no checkpoint below" in message
 
     newer = run(tmp_path, "version_0", checkpoint, number=20)
     own = run(tmp_path, "job_1", checkpoint, number=10, launch_id="slurm-1.0")
     assert starting_point(tmp_path, "last") == (str(newer), f"ckpt_path=last: {newer}")
-    assert starting_point(tmp_path, "a.ckpt") == ("a.ckpt", None)
+    assert starting_point(tmp_path, asked) == (asked, None)
     assert starting_point(tmp_path, None) == (None, None)
-    for requested in (None, "last", "a.ckpt"):
+    for requested in (None, "last", asked):
         path, message = starting_point(tmp_path, requested, tmp_path / "job_1")
         assert path == str(own) and message == f"started again (slurm-1.0): goes on from {own}"
     # The newest run's is cut off: the one before it is taken.
@@ -170,12 +172,33 @@ def test_where_a_run_begins(tmp_path: Path, checkpoint: Path) -> None:
         assert starting_point(tmp_path, "last")[0] == str(own)
     # It died before it saved anything.
     own.unlink()
-    path, message = starting_point(tmp_path, "a.ckpt", tmp_path / "job_1")
-    assert path == "a.ckpt" and message is not None and message.endswith("begins from a.ckpt")
+    path, message = starting_point(tmp_path, asked, tmp_path / "job_1")
+    assert path == asked and message is not None and message.endswith(f"begins from {asked}")
     older = run(tmp_path, "version_1", checkpoint, number=5)
     with pytest.warns(UserWarning, match="damaged"):
         path, message = starting_point(tmp_path, "last", tmp_path / "job_1")
     assert (path, message) == (str(older), f"ckpt_path=last: {older}")
+
+
+def test_what_cannot_be_begun_from_leaves_no_folder(tmp_path: Path, checkpoint: Path) -> None:
+    """Whether it is on this disk or a server: outputs are made after inputs are checked."""
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    files = {
+        "bad.ckpt": (bytes(content), "is damaged"),
+        "page.ckpt": (b"<html>", "is not a checkpoint"),
+        "none.ckpt": (None, "there is no checkpoint at"),
+    }
+    store = fsspec.filesystem("memory")
+    for name, (data, reason) in files.items():
+        places = [str(tmp_path / name), f"memory://start/{name}"]
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+            store.pipe_file(f"/start/{name}", data)
+        for place in places:
+            with pytest.raises(InputError, match=reason):
+                quiet(tmp_path / "runs", max_steps=1).fit(Line(), loader(), ckpt_path=place)
+            assert not (tmp_path / "runs").exists(), place
 
 
 CLOCKS = (0, 3600, -7200, 86400, -1_000_000)  # seconds by which a start's clock is wrong
