@@ -8,19 +8,23 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 import forked
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from servers import serve
 
 from autotimm import visualize
+from autotimm.checkpoints.convert import convert
 from autotimm.cli import predict as verb
+from autotimm.files.checksums import KEY
 from autotimm.inference.predict import Options
 from autotimm.inference.sources import pixels_of
 from autotimm.structures import InputError
@@ -59,6 +63,27 @@ def test_the_verb_writes_coco_json_and_pictures(
         with Image.open(drawn) as picture, Image.open(image["file_name"]) as source:
             assert picture.size == source.size
             assert np.any(np.asarray(picture) != np.asarray(source.convert("RGB")))
+
+
+def test_weights_of_before_are_used_with_a_word_about_their_checksum(
+    photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    new, old = convert(checkpoint, tmp_path / "new.safetensors"), tmp_path / "old.safetensors"
+    with safetensors.safe_open(new, "pt") as file:
+        metadata = dict(file.metadata())
+    del metadata[KEY]  # as the version before wrote it
+    safetensors.torch.save_file(safetensors.torch.load_file(new), old, metadata)
+    photo = sorted(photos.iterdir())[0]
+    found = []
+    for path, said in ((new, 0), (old, 1)):
+        out = tmp_path / path.stem
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert run(photo, "--checkpoint", path, "--out", out, "--format", "json") == 0
+        words = [str(one.message) for one in caught if "has no checksum" in str(one.message)]
+        assert len(words) == said and all(f"{path} has" in one for one in words)
+        found.append((out / "results.json").read_bytes())
+    assert found[0] == found[1]
 
 
 def test_formats_urls_and_equal_names(
