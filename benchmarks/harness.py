@@ -198,9 +198,13 @@ def _watched(pid: int) -> Iterator[list[int | None]]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
+        pause = 0.05
+        while not done.wait(pause):
+            begin = time.perf_counter()
             total = sum(_memory(p) for p in _tree(pid))
             peak[0] = max(peak[0] or 0, total) or None
+            # The system counts gigabytes page by page, and halts the process meanwhile.
+            pause = max(0.05, 10 * (time.perf_counter() - begin))
 
     thread = threading.Thread(target=watch)
     thread.start()
