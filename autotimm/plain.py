@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
@@ -128,7 +129,8 @@ def _fits(value: Any, hint: Any) -> bool:
         inner = [one for one in arguments if one is not Ellipsis]
         return sequence and all(any(_fits(v, one) for one in inner) for v in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is bool:

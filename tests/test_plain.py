@@ -211,6 +211,7 @@ def test_the_numbers_that_users_compute_work(
     [
         ({"num_classes": Path("four")}, "num_classes is 'four', but must be a whole number"),
         ({"lr": torch.ones(2)}, r"lr is \[1.0, 1.0\], but must be a number"),
+        ({"lr": 10**400}, "lr is 1000.*, but must be a number"),  # no float holds it
         ({"lr": object()}, "lr is <object object .*>, but must be a number"),
         ({"num_classes": 1 + 0j}, "num_classes is .*, but must be a whole number"),
         ({"metrics": 7}, "metrics is 7, but must be a list, each MetricConfig or none"),

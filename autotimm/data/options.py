@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,8 +158,8 @@ def share(name: str, value: Any) -> float:
 def minutes(name: str, value: Any) -> float:
     """A time in minutes, 0 or more and finite."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise InputError(f"{name} is {value!r}, but must be a number of minutes, 0 or more")
+    if not number or not 0 <= value <= sys.float_info.max:
+        raise InputError(f"{name} is {brief(value)}, but must be a number of minutes, 0 or more")
     return float(value)
 
 
@@ -167,7 +168,7 @@ def whole(name: str, value: int, least: int, most: int = 2**32 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} is {brief(value)}, but must be a whole number, {least} or more")
     if value > most:
-        raise InputError(f"{name} is {value}, but must be {most} or less")
+        raise InputError(f"{name} is {brief(value)}, but must be {most} or less")
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from data_fits import IMAGES, VAL
 
+from autotimm.data import options
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.structures import InputError
@@ -75,3 +76,11 @@ def test_bad_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(InputError, match=match):
         InstanceSegmentationDataModule(**({"data_dir": coco_folder} | options))
+
+
+def test_numbers_that_no_float_holds_are_refused_by_name() -> None:
+    for check in (options.share, options.minutes):
+        with pytest.raises(InputError, match=r"^a_name is 1000.*, but must be a number"):
+            check("a_name", 10**400)
+    with pytest.raises(InputError, match=r"^a_name is 1000.*, but must be 4294967295 or less"):
+        options.whole("a_name", 10**400, 1)

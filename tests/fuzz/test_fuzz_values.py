@@ -43,6 +43,7 @@ def test_options(value: Any) -> None:
     outcome(lambda: options.canvases(value, (640, 640), "letterbox"), naming="aspect_buckets")
     outcome(lambda: options.scales(value, (640, 640)), naming="multi_scale")
     outcome(lambda: options.share("overlap", value), naming="overlap")
+    outcome(lambda: options.minutes("retry_minutes", value), naming="retry_minutes")
     outcome(lambda: options.whole("batch_size", value, 1), naming="batch_size")
     outcome(lambda: options.three("mean", value), naming="mean")
     outcome(lambda: options.one_of("resize", value, ("letterbox", "stretch")), naming="resize")
