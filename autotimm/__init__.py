@@ -9,6 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from autotimm import torchmetrics_import
+
+torchmetrics_import.defer()
+
 __version__ = "0.1.0"
 
 _HOMES = {

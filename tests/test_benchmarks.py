@@ -51,6 +51,11 @@ def test_faults() -> None:
 
 
 @pytest.mark.release
+def test_start() -> None:
+    assert float(rows(bench("start.py"))["fit up to its first step"][0]) > 0
+
+
+@pytest.mark.release
 def test_order() -> None:
     assert "neighbours of 118287 samples" in bench("order.py")
 

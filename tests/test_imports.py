@@ -12,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
+    "torchmetrics_import",
     "redaction",
     "structures",
     "plain",

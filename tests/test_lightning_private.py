@@ -7,15 +7,18 @@ import importlib
 import inspect
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import lightning
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import cloud_io
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -35,6 +38,7 @@ from autotimm.lightning_private import (
     before_optimizer_step,
     begin_next_epoch,
     checkpoint_of,
+    import_no_object_stores,
     leave_signals_alone,
     set_static_graph,
     uncount_step,
@@ -374,6 +378,23 @@ class Settings(Line):
 
     def train_dataloader(self):
         return loader()
+
+
+def test_a_local_folder_is_told_from_a_store_without_importing_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(tmp_path, "s3fs.py").write_text("class S3FileSystem: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("s3fs", "adlfs")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(cloud_io, "module_available", cloud_io.module_available)
+    import_no_object_stores()
+    local = fsspec.filesystem("file")
+    assert cloud_io._is_dir(local, tmp_path, strict=True)
+    assert "s3fs" not in sys.modules
+    store = importlib.import_module("s3fs").S3FileSystem()
+    assert cloud_io._is_object_storage(store)
+    del sys.modules["s3fs"]
 
 
 @pytest.mark.parametrize(("cli", "rate"), [(LightningCLI, 0.7), (FlagsOnlyCLI, 0.2)])

@@ -28,7 +28,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric, detection
 
-from autotimm.evaluation import by_hotcoco, by_torchmetrics
 from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
 from autotimm.evaluation.packing import pack, unpack
 from autotimm.plain import plain_settings
@@ -256,6 +255,8 @@ def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, T
 
 def _values(config: MetricConfig, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
     """By the suffixes of their names."""
+    from autotimm.evaluation import by_hotcoco, by_torchmetrics  # a fit starts without them
+
     metric = config.build()
     if config.backend == "torchmetrics":
         return by_torchmetrics.values(metric, images)

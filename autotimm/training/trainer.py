@@ -24,6 +24,7 @@ from autotimm.lightning_private import (
     HookedTrainer,
     RowsAhead,
     checkpoint_of,
+    import_no_object_stores,
     leave_signals_alone,
     use_connector,
 )
@@ -130,6 +131,7 @@ class AutoTrainer(HookedTrainer):
         timeout_minutes: float = 30.0,
         **kwargs: Any,
     ) -> None:
+        import_no_object_stores()
         arguments.check_compatible(use_distributed_sampler, precision, timeout_minutes, kwargs)
         timeout = self.timeout = timedelta(minutes=timeout_minutes)
         plugins = all_plugins(plugins)

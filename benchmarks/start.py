@@ -1,0 +1,90 @@
+"""CPU seconds of starts: importing the classes, `fit` up to its first step, and refused commands.
+
+    python benchmarks/start.py [CHECKOUT ...] [--repeats N]
+
+Without CHECKOUT this one is measured; with several, such as the build before beside this one, each
+program runs on all of them in turn. The table has the medians, in CPU seconds of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+OWN = Path(__file__).parents[1]
+_TOLD = "import time; print('CPU', time.process_time())"
+_CLASSES = "from autotimm import AutoTrainer, InstanceSegmentationDataModule, InstanceSegmentor"
+_FIRST_STEP = """
+import sys, time
+from autotimm import InstanceSegmentor
+def step(*_):
+    print("CPU", time.process_time())
+    raise SystemExit
+InstanceSegmentor.training_step = step
+from autotimm.cli.main import main
+sys.argv[0] = "autotimm"
+main()
+"""
+_REFUSED = """
+import atexit, sys, time
+atexit.register(lambda: print("CPU", time.process_time()))
+from autotimm.cli.main import main
+sys.argv[0] = "autotimm"
+main()
+"""
+_FIT = ("fit", "--config", "launch/small_cpu.yaml", "--data.data_dir", "shards/sample")
+_FIT += ("--data.image_size", "128", "--data.num_workers", "0")
+PROGRAMS = {
+    "import torch": (f"import torch; {_TOLD}",),
+    "import lightning.pytorch": (f"import lightning.pytorch; {_TOLD}",),
+    "import of the three classes": (f"{_CLASSES}; {_TOLD}",),
+    "fit up to its first step": (_FIRST_STEP, *_FIT),
+    "a misspelt flag": (_REFUSED, *_FIT, "--data.batchsize", "2"),
+    "shards that are not there": (_REFUSED, *_FIT, "--data.data_dir", "no/such/shards"),
+    "a checkpoint that is not there": (_REFUSED, *_FIT, "--ckpt_path", "no/such.ckpt"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkouts", nargs="*", type=Path, default=[OWN])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="once, to see that it runs")
+    options = parser.parse_args()
+    folders = [folder.resolve() for folder in options.checkouts]
+    print(f"| |{'|'.join(folder.name for folder in folders)}|\n|---|{'---:|' * len(folders)}")
+    for name, (code, *words) in PROGRAMS.items():
+        spent: list[list[float]] = [[] for _ in folders]
+        for _ in range(1 if options.quick else options.repeats):
+            for folder, seconds in zip(folders, spent, strict=True):
+                seconds.append(cpu_seconds(folder, code, words))
+        print(f"| {name} | {' | '.join(f'{statistics.median(one):.2f}' for one in spent)} |")
+
+
+def cpu_seconds(folder: Path, code: str, words: list[str]) -> float:
+    """What the program says that it has used until then, in a process of its own."""
+    with tempfile.TemporaryDirectory() as runs:
+        if words:
+            words = [*words, "--trainer.default_root_dir", runs]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    found = re.search(r"^CPU (\S+)$", done.stdout, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"{code} {words}: {done.stdout}{done.stderr}")
+    return float(found[1])
+
+
+if __name__ == "__main__":
+    main()
