@@ -40,7 +40,7 @@ def import_no_object_stores() -> None:
     a CPU second for aiohttp and botocore. None is as long as its package has not been imported. A
     ``_is_object_storage`` that does not import would replace this function.
     """
-    cloud_io.module_available = _is_imported  # type: ignore[attr-defined]
+    cloud_io.module_available = _is_imported  # type: ignore[assignment]
 
 
 def _is_imported(name: str) -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on the nodes of a SLURM job: one task a device, all of them one run.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config launch/coco_r50_1x.yaml --data.data_dir s3://bucket/coco
+#   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config launch/coco_r50_1x.yaml --data s3://bucket/coco
 #
 # Nodes, GPUs, CPUs, time and partition are sbatch's own flags; everything behind the script's name goes to
 # launch/train.py, whose subcommand is fit unless it comes first. Submit from the checkout, whose .venv (make install)

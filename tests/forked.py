@@ -35,7 +35,7 @@ PRELOADED = [
     "hotcoco",
     "timm",
     "torch.utils.tensorboard",
-    "autotimm.cli.train",
+    "autotimm.cli.lightning_cli",
     "autotimm.inference.predict",
 ]
 GRACE = 30  # seconds that torchrun gives the others between SIGTERM and SIGKILL

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotimm.cli.check_paths import check_checkpoint, check_data
 from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import (
     add_image_size,
@@ -123,6 +124,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     out = Path(args.out)
     check_folder("--out", out)
+    if args.checkpoint:
+        check_checkpoint(args.checkpoint)
+    if args.data:
+        check_data(args.data)
 
     from autotimm.evaluation import coco_input, matching, output, report
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autotimm.cli.check_paths import check_checkpoint
 from autotimm.cli.parser import add_image_size, local_path, make_parser, reject_unused
 from autotimm.redaction import redacted
 from autotimm.structures import InputError
@@ -87,6 +88,7 @@ def _check(args: argparse.Namespace, suffix: str) -> None:
         raise InputError(f"--min-score {args.min_score:g} must be 0 to 1")
     if args.max_detections is not None and not 1 <= args.max_detections <= 1000:
         raise InputError(f"--max-detections {args.max_detections} must be 1 to 1000")
+    check_checkpoint(args.checkpoint)
 
 
 def _graph(args: argparse.Namespace, out: Path) -> list[Path]:

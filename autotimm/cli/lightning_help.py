@@ -11,12 +11,14 @@ from autotimm.cli.parser import Parser, make_parser
 
 
 class _Flag(NamedTuple):
-    """A flag: its name, its metavar, its default (None if it has none) and its line of help."""
+    """A flag: its name, its metavar, its default (None if it has none), its line of help, and its
+    short form (None if it has none)."""
 
     name: str
     metavar: str
     default: str | int | float | None
     line: str
+    short: str | None = None
 
 
 class _Verb(NamedTuple):
@@ -29,38 +31,47 @@ class _Verb(NamedTuple):
 
 GROUPS = {
     "data": (
-        _Flag("--data.data_dir", "DIR", None, "shards, their URL, or a COCO folder"),
-        _Flag("--data.image_size", "PIXELS", 640, "side of the square canvas"),
-        _Flag("--data.batch_size", "IMAGES", 4, "a step, on each GPU"),
+        _Flag("--data.data_dir", "DIR", None, "shards, their URL, or a COCO folder", "--data"),
+        _Flag("--data.image_size", "PIXELS", 640, "side of the square canvas", "--image-size"),
+        _Flag("--data.batch_size", "IMAGES", 4, "a step, on each GPU", "--batch-size"),
         _Flag("--data.num_workers", "N", 4, "processes that decode, on each GPU"),
         _Flag("--data.augmentation_preset", "NAME", "default", "light, default, strong or lsj"),
     ),
     "model": (
-        _Flag("--model.init_args.backbone", "NAME", "resnet50", "any of timm's with features"),
-        _Flag("--model.init_args.lr", "RATE", 1e-4, "learning rate"),
+        _Flag(
+            "--model.init_args.backbone",
+            "NAME",
+            "resnet50",
+            "any of timm's with features",
+            "--model.backbone",
+        ),
+        _Flag("--model.init_args.lr", "RATE", 1e-4, "learning rate", "--model.lr"),
         _Flag("--model.help", "CLASS", None, "lists all, e.g. of autotimm.InstanceSegmentor"),
     ),
     "run": (
         _Flag("--config", "FILE", None, "YAML with any of the flags; later ones win"),
         _Flag("--ckpt_path", "FILE", None, "checkpoint to go on from, or to measure"),
-        _Flag("--trainer.max_epochs", "N", None, "epochs in all"),
-        _Flag("--trainer.default_root_dir", "DIR", "runs", "where version_0, ... are made"),
+        _Flag("--weights", "FILE", None, "trained weights to start from, of any classes"),
+        _Flag("--trainer.max_epochs", "N", None, "epochs in all", "--epochs"),
+        _Flag(
+            "--trainer.default_root_dir", "DIR", "runs", "where version_0, ... are made", "--out"
+        ),
         _Flag("--trainer.precision", "KIND", None, "32-true, 16-mixed, bf16-mixed, ..."),
         _Flag("--trainer.accelerator", "KIND", "auto", "cpu, gpu, ..."),
-        _Flag("--trainer.devices", "N", "auto", "GPUs on each node"),
+        _Flag("--trainer.devices", "N", "auto", "GPUs on each node", "--devices"),
         _Flag("--trainer.num_nodes", "N", 1, "machines"),
         _Flag("--trainer.strategy", "NAME", "auto", "ddp, fsdp, deepspeed_stage_2, ..."),
         _Flag("--trainer.save_every_minutes", "MINUTES", None, "also save within an epoch"),
     ),
 }
-_CONFIG = "--config launch/small_cpu.yaml --data.data_dir shards/"
+_CONFIG = "--config launch/small_cpu.yaml --data shards/"
 VERBS = {
     "fit": _Verb(
         "train a model",
         "Trains a model on shards or a COCO folder, on any number of GPUs.",
         f"""\
         autotimm fit {_CONFIG}
-        autotimm fit --config launch/coco_r50_1x.yaml --data.data_dir shards/ --data.batch_size 8
+        autotimm fit --config launch/coco_r50_1x.yaml --data shards/ --batch-size 8
         torchrun --standalone --nproc-per-node 8 -m autotimm fit --config launch/coco_r50_1x.yaml
         """,
     ),
@@ -87,6 +98,9 @@ VERBS = {
 }
 """The verbs that Lightning's command line runs."""
 
+_OF_CHECKPOINTS = {"--ckpt_path": ("fit", "validate", "test"), "--weights": ("fit", "find_lr")}
+"""The verbs of the flags that not all of them have."""
+
 _LISTS = """\
 --help-all lists all flags, --print_config shows their values: a config to begin with. Values in ()
 are defaults, for what neither a flag nor the config sets.
@@ -106,8 +120,9 @@ def parser(verb: str) -> Parser:
     made.add_argument("--print_config", action="store_true", help="print all values, and end")
     for title, flags in GROUPS.items():
         group = made.add_argument_group(title)
-        for name, metavar, default, line in flags:
-            if name == "--ckpt_path" and verb.startswith("find_"):
-                continue  # the searches start without a checkpoint
-            group.add_argument(name, dest=name, metavar=metavar, default=default, help=line)
+        for name, metavar, default, line, short in flags:
+            if name in _OF_CHECKPOINTS and verb not in _OF_CHECKPOINTS[name]:
+                continue
+            names = [name] if short is None else [short, name]
+            group.add_argument(*names, dest=name, metavar=metavar, default=default, help=line)
     return made

@@ -29,7 +29,7 @@ Instance segmentation on COCO-format data: shard, train, evaluate, predict.
 
 examples:
   autotimm shard coco/ shards/
-  autotimm fit --config launch/small_cpu.yaml --data.data_dir shards/
+  autotimm fit --config launch/small_cpu.yaml --data shards/
   torchrun --standalone --nproc-per-node 8 -m autotimm fit --config launch/coco_r50_1x.yaml
 """
 _TAIL = """\

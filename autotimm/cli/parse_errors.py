@@ -6,10 +6,9 @@ Its ``ArgumentError`` speaks of keys such as ``fit.data.image_size`` and of Pyth
 
 from __future__ import annotations
 
-import difflib
 import re
 
-from autotimm.cli import lightning_help
+from autotimm.cli import flags, lightning_help
 
 _KEY = r'Parser key "(?P<key>[^"]+)": '
 _UNION = re.compile(
@@ -35,7 +34,7 @@ def reword(message: str) -> str:
         missing = text.rpartition(": ")[2].split(", ")
         return f"{', '.join(f'--{_flag(key)}' for key in missing)} must be given"
     if text.startswith("unrecognized arguments: "):
-        return f"{text}{_suggestion(text.split()[2])}"
+        return f"{text}{flags.near_flag(text.split()[2].partition('=')[0], 'fit')}"
     if found := re.fullmatch(_KEY + r"File does not exist: '(?P<path>.*)'", text):
         return f"--{_flag(found['key'])} {found['path']}: no such file"
     if found := _UNION.match(text):
@@ -52,7 +51,7 @@ def reword(message: str) -> str:
 def _reword_class_argument(key: str, name: str, text: str) -> str:
     """The message about an argument of the class ``name``, which the flag ``--key`` chose."""
     if found := re.match(r"Option '(?P<name>[^']+)' is not accepted", text):
-        near = _suggestion(f"--{key}.init_args.{found['name']}")
+        near = flags.near_flag(f"--{key}.{found['name']}", "fit")
         return f"{name} has no {found['name']!r}{near}: --{key}.help={name} lists what it has"
     if found := _TYPE.match(text):
         flag = f"--{key}.init_args.{found['key']}"
@@ -64,13 +63,6 @@ def _flag(key: str) -> str:
     """A key without the verb in front of it, if there is one."""
     verb, _, rest = key.partition(".")
     return rest if rest and verb in lightning_help.VERBS else key
-
-
-def _suggestion(flag: str) -> str:
-    """`` (did you mean --x?)`` for a flag that is close to a known one, else ``""``."""
-    known = [one.name for group in lightning_help.GROUPS.values() for one in group]
-    found = difflib.get_close_matches(flag.partition("=")[0], known, 1, 0.8)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _type_name(text: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from autotimm.cli.near_names import suggestion
 from autotimm.files import urls
 from autotimm.files.shortage import reason
 from autotimm.structures import InputError
@@ -22,6 +24,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which first speaks of what is missing, where a flag may be misspelt."""
+        words = [*(sys.argv[1:] if args is None else args)]
+        known = self._option_string_actions
+        for word in words[: words.index("--")] if "--" in words else words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unrecognized arguments: {flag}{suggestion(flag, known)}")
+        return super().parse_args(words, namespace)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

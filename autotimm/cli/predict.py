@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autotimm.cli.check_paths import check_checkpoint, check_images
 from autotimm.cli.looking import add_looking, check_looking
 from autotimm.cli.parser import (
     add_image_size,
@@ -101,22 +102,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.every < 1:
         raise InputError(f"--every {args.every} must be 1 or more")
+    check_checkpoint(args.checkpoint)
 
-    from autotimm.inference.predict import Options
     from autotimm.inference.sources import find, is_video
     from autotimm.inference.video import pyav
     from autotimm.inference.write import PICTURES, VIDEOS, is_output
 
-    options = Options(
-        batch_size=args.batch_size,
-        image_size=args.image_size,
-        tile=args.tile,
-        overlap=args.overlap,
-        flip=args.flip,
-        half=args.half,
-        min_score=args.min_score,
-        pixel_range=args.pixel_range,
-    )
     out = Path(args.out)
     # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.
     drawn = {Path(os.path.realpath(out / one)) for one in (PICTURES, VIDEOS)}
@@ -128,6 +119,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"autotimm predict: skipped, as no images: {kinds}", file=sys.stderr, flush=True)
     if not names:
         raise InputError(f"there are no images but those in {out / PICTURES}")
+    check_images(names)
+
+    from autotimm.inference.predict import Options  # torch: what is missing has been said by now
+
+    options = Options(
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        tile=args.tile,
+        overlap=args.overlap,
+        flip=args.flip,
+        half=args.half,
+        min_score=args.min_score,
+        pixel_range=args.pixel_range,
+    )
     videos = [one for one in names if is_video(one)]
     if videos:
         pyav()  # before the model is loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from autotimm.cli.check_paths import check_data
 from autotimm.cli.parser import add_image_size, add_pixel_range, local_path, make_parser
 from autotimm.structures import InputError
 
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the picture and prints which samples it shows."""
+    check_data(args.data, "data_dir: ")
     import warnings
     from pathlib import Path
 

@@ -230,8 +230,8 @@ def test_the_help_of_fit_tells_the_flags_and_defaults_that_are() -> None:
         (("--trainer.max_epochs", "x"), "--trainer.max_epochs x: must be int ("),
         (("--model.init_args.lr", "x"), "--model.init_args.lr x: must be float ("),
         (("--config", "no.yaml"), "no.yaml: no such file ("),
-        (("--data.dat_dir", "x"), "--data.dat_dir x (did you mean --data.data_dir?) ("),
-        (("--model.init_args.backbon", "x"), "no 'backbon' (did you mean --model.init_args.backbo"),
+        (("--data.dat_dir", "x"), "--data.dat_dir (did you mean --data.data_dir?) ("),
+        (("--model.init_args.backbon", "x"), "no 'backbon' (did you mean --model.backbone?)"),
         (("--data.augmentation_preset", "{flip: 2}"), None),
     ],
 )

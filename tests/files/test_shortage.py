@@ -111,7 +111,7 @@ def test_a_reason_has_the_way_out_only_where_a_disk_is_short() -> None:
 LIMITED = """
 import resource, sys
 from autotimm.cli.main import main
-import autotimm.cli.train, autotimm.inference.predict, autotimm.sharding.cli
+import autotimm.cli.lightning_cli, autotimm.inference.predict, autotimm.sharding.cli
 kind, more, *words = sys.argv[1:]
 if kind == "AS":
     with open("/proc/self/statm") as file:

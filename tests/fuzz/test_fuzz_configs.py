@@ -23,11 +23,11 @@ configs = mutated(st.just(CONFIG)).map(lambda document: yaml.safe_dump(document)
 @pytest.mark.slow
 @fuzzed(damaged(configs), examples=8)
 def test_config(data: bytes) -> None:
-    from autotimm.cli import train
+    from autotimm.cli import lightning_cli, train
 
     file = folder("configs") / "fit.yaml"
     file.write_bytes(data)
-    outcome(lambda: train.settings(["fit", "--config", str(file)]), *train._USER_ERRORS)
+    outcome(lambda: train.settings(["fit", "--config", str(file)]), *lightning_cli._USER_ERRORS)
 
 
 PIECES = (

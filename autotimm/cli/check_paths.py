@@ -1,0 +1,89 @@
+"""Whether the files and folders that a command names are there, asked before torch is imported.
+
+The lines are those of the code that reads them (``tests/cli/test_early_checks.py`` compares them).
+Paths on servers are left to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotimm.files import urls
+from autotimm.structures import InputError
+
+_OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
+_TRUTHS = ("true", "false", "yes", "no", "on", "off")
+_NAMED = ("last", "best", "hpc", "")
+"""Values of ``--ckpt_path`` that are no paths."""
+
+
+def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
+    """Checks the paths of a command that Lightning's command line runs.
+
+    Args:
+        verb: such as ``fit``.
+        settings: by the names of the flags without dashes.
+        help_flag: the flag that lists all flags, for messages.
+
+    Raises:
+        InputError: data or weights are not there, or none are given and the verb needs them.
+    """
+    data, checkpoint = settings.get("data.data_dir"), settings.get("ckpt_path")
+    if data is None:
+        raise InputError(f"--data.data_dir must be given ({help_flag} lists the flags)")
+    if verb in ("validate", "test", "predict") and not checkpoint:
+        raise InputError(f"{verb} needs --ckpt_path: without it the weights are random")
+    check_data(data, "data_dir: ")
+    if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
+        raise InputError(f"the checkpoint {checkpoint} is not here")
+    if weights := settings.get("weights"):
+        check_checkpoint(weights)
+    pretrained = settings.get("model.init_args.pretrained")
+    if isinstance(pretrained, str) and pretrained.lower() not in _TRUTHS and not exists(pretrained):
+        raise InputError(f"pretrained={pretrained!r} is not a file")
+
+
+def check_data(data: Any, name: str = "") -> None:
+    """Checks that a folder of data is there.
+
+    Args:
+        data: its path or URL.
+        name: what the line begins with.
+
+    Raises:
+        InputError: it is not there, or the URL cannot be one of data.
+    """
+    folder = urls.locate(str(data)).folder
+    if folder is not None and not os.path.lexists(folder):
+        raise InputError(f"{name}{folder}: no such folder")
+
+
+def check_checkpoint(path: Any) -> None:
+    """Checks that a file or folder of weights is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not exists(path):
+        raise InputError(f"there is no checkpoint at {path}")
+
+
+def check_images(names: Sequence[str]) -> None:
+    """Checks that at least one of several images is there.
+
+    Raises:
+        InputError: none is.
+    """
+    if not any(map(exists, names)):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise InputError(f"{', '.join(names[:3])}{more}: no such image or folder")
+
+
+def exists(path: Any) -> bool:
+    """Whether a path is there; also True for what is no plain path: a URL, a model's name."""
+    text = str(path)
+    if text.startswith(_OF_TORCHVISION):
+        return True
+    return ":" in text or "\0" in text or text.startswith("~") or os.path.lexists(text)
