@@ -94,9 +94,9 @@ def test_the_schedules_differ_in_nothing_else() -> None:
 def test_the_canvases_of_the_published_figures_can_be_had(tmp_path: Path) -> None:
     """As the recipes' comments say."""
     text = (LAUNCH / "coco_r50_1x.yaml").read_text()
-    (line,) = (line for line in text.splitlines() if "--data.image_size" in line)
+    (line,) = (line for line in text.splitlines() if "--image-size" in line)
     words = line.removeprefix("#").split(maxsplit=3)
-    assert words[0] == "--data.image_size" and words[2] == "--data.aspect_buckets"
+    assert words[0] == "--image-size" and words[2] == "--data.aspect_buckets"
     buckets = yaml.safe_load(words[3].strip("'"))
     data = InstanceSegmentationDataModule(
         tmp_path, image_size=int(words[1]), aspect_buckets=buckets

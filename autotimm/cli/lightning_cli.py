@@ -54,6 +54,7 @@ _DESCRIPTIONS = {
     "test": "Measures a checkpoint on the split to test on, and writes what it finds there.",
     "predict": "Writes what a checkpoint finds in the images of the split to test on.",
 }
+_EARLY_STOPPING = "lightning.pytorch.callbacks.early_stopping"
 # Their messages are enough for a user; any other error is a fault of the program.
 _USER_ERRORS = (InputError, MisconfigurationException, OSError, UnicodeDecodeError)
 
@@ -226,11 +227,13 @@ def settings(args: list[str]) -> dict[str, Any]:
 
 
 def _is_raised_by_lightning(error: BaseException) -> bool:
-    """Whether it is a ValueError with which Lightning's own code rejects a setting."""
-    if type(error) is not ValueError or error.__traceback__ is None:
+    """Whether Lightning's own code rejects a setting with it: by a ValueError, or, where early
+    stopping monitors what nothing logs, a RuntimeError."""
+    if type(error) not in (ValueError, RuntimeError) or error.__traceback__ is None:
         return False
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    return frame.f_globals.get("__name__", "").startswith("lightning.")
+    home = frame.f_globals.get("__name__", "")
+    return home.startswith("lightning.") if type(error) is ValueError else home == _EARLY_STOPPING
 
 
 def run(args: list[str] | None = None, prog: str | None = None) -> None:

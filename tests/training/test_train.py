@@ -15,10 +15,12 @@ import forked
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from ranks import on_ranks
 from servers import serve
 
 from autotimm import AutoTrainer, InstanceSegmentor
+from autotimm.cli import lightning_cli
 from autotimm.cli import train as cli
 from autotimm.data.synthetic import make_dataset
 from autotimm.evaluation import coco_eval
@@ -206,7 +208,7 @@ def test_what_is_predicted_does_not_fill_the_memory(
     data = f"--data.data_dir={painted / 'shards'}"
     with monkeypatch.context() as patched:
         patched.setattr(sys, "argv", ["train.py"])
-        cli.train(["predict", f"--config={SMALL}", data, *TINY_MODEL, "--ckpt_path=a.ckpt"])
+        lightning_cli.run(["predict", f"--config={SMALL}", data, *TINY_MODEL, "--ckpt_path=a.ckpt"])
     assert given == [False]
 
 
@@ -319,7 +321,7 @@ def test_print_config_shows_every_setting() -> None:
         (["--model.init_args.mask_size=27"], "mask_size=27 must be even"),
         (["--data.train_split=practice"], "practice"),
         (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
-        (["--data.bathc_size=3"], r"--data.bathc_size=3 \(did you mean --data.batch_size\?\)"),
+        (["--data.bathc_size=3"], r"--data.bathc_size \(did you mean --data.batch_size\?\)"),
     ],
 )
 def test_bad_settings_end_in_one_clear_line(flags: list[str], message: str, painted: Path) -> None:
@@ -443,7 +445,7 @@ def test_a_worker_may_be_killed_during_a_step(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(cli, "TrainCLI", fail)
+    monkeypatch.setattr(lightning_cli, "TrainCLI", fail)
     message = "DataLoader worker (pid 7) is killed by signal: Killed. "
     with pytest.raises(SystemExit, match="2"):
         cli.train([])
@@ -462,13 +464,29 @@ def test_errors_of_lightning_become_one_line(
     def fail(*_: object, **__: object) -> None:
         int("of our own")
 
-    monkeypatch.setattr(cli, "TrainCLI", refuse)
+    monkeypatch.setattr(lightning_cli, "TrainCLI", refuse)
     with pytest.raises(SystemExit, match="2"):
         cli.train([])
     assert capsys.readouterr().err.startswith("error: `Trainer(barebones=True, enable_progress")
-    monkeypatch.setattr(cli, "TrainCLI", fail)
+    monkeypatch.setattr(lightning_cli, "TrainCLI", fail)
     with pytest.raises(ValueError, match="of our own"):
         cli.train([])
+
+
+def test_early_stopping_that_nobody_could_check_before_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A callback of the user's may log the monitored value, so only the first epoch tells."""
+
+    def stop(*_: object, **__: object) -> None:
+        EarlyStopping("val/foo")._validate_condition_metric({"val/mask_mAP": 1})
+
+    monkeypatch.setattr(lightning_cli, "TrainCLI", stop)
+    with pytest.raises(SystemExit, match="2"):
+        cli.train([])
+    said = capsys.readouterr().err
+    assert said.startswith("error: Early stopping conditioned on metric `val/foo`")
+    assert said.count("\n") == 1
 
 
 def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(painted: Path) -> None:
