@@ -7,7 +7,7 @@ a model loses about one point of AP (open-mmlab/mmdetection#2933).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,16 @@ from torch import Tensor
 from autotimm.models.assign import Targets
 from autotimm.models.fcos import HeadOutputs
 
+BoxQuality = Literal["centerness", "iou"]
+MaskLoss = Literal["bce", "bce+dice"]
+
 
 class LossSums(NamedTuple):
     """Sums over this rank's batch, and their divisors."""
 
     classes: Tensor  # focal loss over all locations; divided by positives
     boxes: Tensor  # GIoU loss weighted by centerness; divided by centerness_sum
-    centerness: Tensor  # over positive locations; divided by positives
+    centerness: Tensor  # of the box quality at positive locations; divided by positives
     masks: Tensor  # the mean over cells, per RoI; divided by rois; zero without a mask branch
     positives: Tensor
     centerness_sum: Tensor
@@ -48,18 +51,30 @@ class LossSums(NamedTuple):
         }
 
 
-def detection_losses(outputs: HeadOutputs, targets: Targets) -> dict[str, Tensor]:
+def detection_losses(
+    outputs: HeadOutputs, targets: Targets, box_quality: BoxQuality = "centerness"
+) -> dict[str, Tensor]:
     """The detection part of :class:`LossSums`, by field name. Only the focal loss uses background
-    locations."""
+    locations.
+
+    Args:
+        outputs: of the head.
+        targets: of the same locations.
+        box_quality: what the centerness branch learns. ``centerness`` follows from the location
+            alone; ``iou`` is the IoU of the predicted box with its target, without a gradient to
+            the box, as in AdelaiDet's FCOS.
+    """
     positive = targets.labels >= 0
-    giou = giou_loss(outputs.distances.float(), targets.distances)
-    centerness = F.binary_cross_entropy_with_logits(
-        outputs.centerness.float(), targets.centerness, reduction="none"
-    )
+    distances = outputs.distances.float()
+    giou = giou_loss(distances, targets.distances)
+    quality = targets.centerness
+    if box_quality == "iou":
+        quality = iou(distances.detach(), targets.distances)
+    loss = F.binary_cross_entropy_with_logits(outputs.centerness.float(), quality, reduction="none")
     return {
         "classes": focal_loss(outputs.classes.float(), targets.labels).sum(),
         "boxes": (giou * targets.centerness).sum(),  # the weight is zero at background
-        "centerness": (centerness * positive).sum(),
+        "centerness": (loss * positive).sum(),
         "positives": positive.sum().float(),
         "centerness_sum": targets.centerness.sum(),
     }
@@ -99,6 +114,13 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - overlap / (union + tiny) + (hull - union) / (hull + tiny)
 
 
+def iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of pairs of boxes, given as for :func:`giou_loss`. [..., 4] and [..., 4] to [...]."""
+    overlap = _area(torch.minimum(predicted, target))
+    union = _area(predicted) + _area(target) - overlap
+    return overlap / (union + torch.finfo(predicted.dtype).eps)
+
+
 def _area(distances: Tensor) -> Tensor:
     """Areas [...] of boxes given by distances [..., 4].
 
@@ -108,7 +130,7 @@ def _area(distances: Tensor) -> Tensor:
     return (left + right) * (top + bottom)
 
 
-def mask_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, target: Tensor, valid: Tensor, kind: MaskLoss = "bce") -> Tensor:
     """The mean binary cross-entropy over the cells of a RoI, summed over the valid RoIs.
 
     Padding RoIs are not removed but have weight zero. So shapes stay fixed, and every parameter
@@ -117,6 +139,28 @@ def mask_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits, target: [N, S, S]; targets in [0, 1].
         valid: [N] bool.
+        kind: ``bce+dice`` adds :func:`dice_loss` of the RoI with the same weight.
     """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    return (loss.mean((-2, -1)) * valid).sum()
+    logits = logits.float()
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
+    if kind == "bce+dice":
+        loss = loss + dice_loss(logits, target)
+    return (loss * valid).sum()
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - (2 sum(p t) + 1) / (sum(p^2) + sum(t^2) + 1) over the cells of each RoI.
+
+    This is V-Net's loss (Milletari et al. 2016), which does not depend on how much of the RoI the
+    instance covers. The ones keep it smooth where neither covers any cell.
+
+    Args:
+        logits, target: [N, S, S]; targets in [0, 1].
+
+    Returns:
+        [N], in [0, 1).
+    """
+    probability = logits.sigmoid()
+    both = (probability * target).sum((-2, -1))
+    squares = (probability**2).sum((-2, -1)) + (target**2).sum((-2, -1))
+    return 1 - (2 * both + 1) / (squares + 1)

@@ -24,7 +24,7 @@ from autotimm.models.fcos import (
     level_shapes,
     locations,
 )
-from autotimm.models.losses import LossSums
+from autotimm.models.losses import BoxQuality, LossSums, MaskLoss
 from autotimm.models.mask_head import MaskHead, mask_targets, pool, sample_rois
 from autotimm.models.pyramid import FPN, SimplePyramid
 from autotimm.structures import Detections, InputError
@@ -58,6 +58,7 @@ class Network(nn.Module):
         layout: ``torchvision`` builds the network as torchvision's detectors are, so that it
             computes what they do with their weights: biases in the towers' convolutions, locations
             at the corners of cells, RoIs likewise, and an output convolution of P2.
+        box_quality: what the centerness branch learns (:func:`losses.detection_losses`).
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Network(nn.Module):
         frozen_stages: int = 0,
         with_masks: bool = False,
         layout: Layout = "autotimm",
+        box_quality: BoxQuality = "centerness",
     ) -> None:
         super().__init__()
-        if layout not in get_args(Layout):
-            raise InputError(f"layout={layout!r} is unknown: take autotimm or torchvision")
+        _check_choice("layout", layout, Layout)
+        _check_choice("box_quality", box_quality, BoxQuality)
+        self.box_quality = box_quality
         as_torchvision = layout == "torchvision"
         self.half_stride = not as_torchvision
         """As in :func:`autotimm.models.fcos.locations`."""
@@ -93,6 +96,7 @@ class Network(nn.Module):
         self.head = FCOSHead(fpn_channels, num_classes, head_convs, tower_bias=as_torchvision)
         self.mask_head: MaskHead | None = None
         self.mask_rois = 0
+        self.mask_loss: MaskLoss = "bce"
         self.lockstep = False
         """Whether :meth:`detect` calls the mask head equally often on all ranks, for any number of
         detections. Sharded parameters need this, because all ranks gather them together."""
@@ -101,18 +105,21 @@ class Network(nn.Module):
             self.backbone.requires_grad_(False)
             self.train(self.training)
 
-    def add_masks(self, size: int = 28, rois: int = 32) -> MaskHead:
+    def add_masks(self, size: int = 28, rois: int = 32, loss: MaskLoss = "bce") -> MaskHead:
         """Add a mask branch to the network and return it.
 
         Args:
             size: S, even.
             rois: the average number of RoIs per image to train on (:func:`sample_rois`).
+            loss: of the masks (:func:`losses.mask_loss`).
         """
+        _check_choice("mask_loss", loss, MaskLoss)
         if not self.with_masks:
             raise ValueError("the network was made without with_masks=True")
         head = self.head.classes
         self.mask_head = MaskHead(head.in_channels, head.out_channels, size)
         self.mask_rois = rois
+        self.mask_loss = loss
         return self.mask_head
 
     @property
@@ -150,7 +157,7 @@ class Network(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             where = locations(shapes, image.device, self.half_stride)
             targets = assign.targets(where, boxes, labels)
-            detection = losses.detection_losses(head, targets)
+            detection = losses.detection_losses(head, targets, self.box_quality)
         zero = detection["classes"].new_zeros(())
         mask, rois = zero, zero
         if self.mask_head is not None:
@@ -181,7 +188,7 @@ class Network(nn.Module):
         logits = mask_head(features, of_class)
         with torch.autocast(boxes.device.type, enabled=False):
             target = mask_targets(masks, boxes, rois, mask_head.size)
-            loss = losses.mask_loss(logits, target, rois.valid)
+            loss = losses.mask_loss(logits, target, rois.valid, self.mask_loss)
         return loss, rois.valid.sum().float()
 
     @torch.no_grad()
@@ -263,3 +270,11 @@ def _shapes(image: Tensor) -> list[tuple[int, int]]:
             f"pad both sides to multiples of {CANVAS_MULTIPLE}"
         )
     return level_shapes(height, width)
+
+
+def _check_choice(name: str, value: object, kind: object) -> None:
+    """InputError unless ``value`` is one of the literals of ``kind``."""
+    choices = get_args(kind)
+    if value not in choices:
+        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise InputError(f"{name}={value!r} is unknown: take {known}")

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from autotimm.files import urls
 from autotimm.structures import InputError, Preprocessing
@@ -49,8 +50,10 @@ class Checkpointed(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._state("training"):
             check_goes_on(checkpoint)
-            self._check_structure(checkpoint.get("hyper_parameters"))
-            optimization.check_goes_on(self.settings, checkpoint.get("hyper_parameters"))
+            theirs = checkpoint.get("hyper_parameters")
+            self._check_structure(theirs)
+            optimization.check_goes_on(self.settings, theirs)
+            self._warn_of_losses(theirs)
         elif EMA in checkpoint:
             checkpoint["state_dict"] = weights_of(checkpoint)
         saved = categories_of(checkpoint)
@@ -69,6 +72,16 @@ class Checkpointed(LightningModule):
                 f"{structure.shown({key: self.hparams[key] for key in wrong})}: give the model "
                 f"those of the checkpoint ({structure.flags(wrong)}), or begin anew from its "
                 "weights (--weights)"
+            )
+
+    def _warn_of_losses(self, theirs: Any) -> None:
+        """Warn if a run goes on with other losses than those of its checkpoint."""
+        if not isinstance(theirs, dict):
+            return
+        for name, kept in structure.different(self.hparams, theirs, structure.LOSSES).items():
+            rank_zero_warn(
+                f"from here the model learns by {name}={self.hparams[name]}, but the checkpoint to "
+                f"resume from was trained with {kept}"
             )
 
     def _state(self, name: str) -> bool:

@@ -39,6 +39,9 @@ class ObjectDetector(Predictor):
         head_convs: convolutions in each tower of the FCOS head.
         layout: ``torchvision`` for a network that can start from torchvision's detectors: their
             biases, their locations, and their convolution of P2.
+        box_quality: what the branch beside the boxes learns, by which scores fall and of which
+            overlapping boxes the better one stays: ``centerness``, how near the location is to the
+            object's centre, or ``iou``, how well the predicted box overlaps it.
         class_loss_weight, box_loss_weight, centerness_loss_weight: the weights of the losses in
             their sum.
         score_thresh: the minimum class probability of a detection.
@@ -80,6 +83,7 @@ class ObjectDetector(Predictor):
         fpn_channels: int = 256,
         head_convs: int = 4,
         layout: Literal["autotimm", "torchvision"] = "autotimm",
+        box_quality: Literal["centerness", "iou"] = "centerness",
         class_loss_weight: float = 1.0,
         box_loss_weight: float = 1.0,
         centerness_loss_weight: float = 1.0,
@@ -108,6 +112,7 @@ class ObjectDetector(Predictor):
             fpn_channels=fpn_channels,
             head_convs=head_convs,
             layout=layout,
+            box_quality=box_quality,
             class_loss_weight=class_loss_weight,
             box_loss_weight=box_loss_weight,
             centerness_loss_weight=centerness_loss_weight,
@@ -145,6 +150,7 @@ class ObjectDetector(Predictor):
             frozen_stages=frozen_stages,
             with_masks=self.with_masks,
             layout=layout,
+            box_quality=box_quality,
         )
         self.preprocessing = self.network.backbone.preprocessing
         if compile_model:

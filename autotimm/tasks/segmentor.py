@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from autotimm.evaluation.metrics import MetricConfig
 from autotimm.models import compiled
@@ -21,6 +21,8 @@ class InstanceSegmentor(ObjectDetector):
         mask_size: side of the square mask that the head predicts for each box; even.
         mask_rois: the average number of boxes per image that the mask head trains on. Images with
             many instances use the places that other images leave.
+        mask_loss: ``bce``, the binary cross-entropy of every cell, or ``bce+dice``, which adds the
+            dice loss of every mask.
         mask_loss_weight: the weight of the mask loss.
         **detector: the other arguments of :class:`ObjectDetector`.
 
@@ -39,15 +41,19 @@ class InstanceSegmentor(ObjectDetector):
         *,
         mask_size: int = 28,
         mask_rois: int = 32,
+        mask_loss: Literal["bce", "bce+dice"] = "bce",
         mask_loss_weight: float = 1.0,
         **detector: Any,
     ) -> None:
         masks = MaskSettings(
-            mask_size=mask_size, mask_rois=mask_rois, mask_loss_weight=mask_loss_weight
+            mask_size=mask_size,
+            mask_rois=mask_rois,
+            mask_loss=mask_loss,
+            mask_loss_weight=mask_loss_weight,
         )
         super().__init__(backbone, num_classes, metrics, **detector)
         self.save_hyperparameters(by_name(masks))
-        head = self.network.add_masks(mask_size, mask_rois)
+        head = self.network.add_masks(mask_size, mask_rois, mask_loss)
         settings = self.settings
         if settings.compile_model:
             compiled.compile_in_place(head, settings.compile_kwargs)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from autotimm.models.backbone import Norm
+from autotimm.models.losses import BoxQuality, MaskLoss
 from autotimm.models.network import Layout
 from autotimm.plain import plain_settings
 from autotimm.structures import InputError
@@ -41,6 +42,7 @@ class DetectorSettings:
     fpn_channels: int
     head_convs: int
     layout: Layout
+    box_quality: BoxQuality
     class_loss_weight: float
     box_loss_weight: float
     centerness_loss_weight: float
@@ -120,6 +122,7 @@ class MaskSettings:
 
     mask_size: int
     mask_rois: int
+    mask_loss: MaskLoss
     mask_loss_weight: float
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The settings that decide the shapes of a network's layers, and how two models differ in them."""
+"""Settings that decide the shapes of a network's layers or its losses, and how models differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 STRUCTURE = ("backbone", "fpn_channels", "head_convs", "mask_size", "layout")
 """All but the number of classes, which decides the rows of a few layers alone."""
-_OF_OLD = {"layout": "autotimm"}  # values of settings that checkpoints of before lack
+LOSSES = ("box_quality", "mask_loss")
+"""The settings that decide what the network learns by."""
+# Values in the versions whose checkpoints lack these settings, whatever the defaults are now.
+_BEFORE = {"layout": "autotimm", "box_quality": "centerness", "mask_loss": "bce"}
 
 
 def different(
@@ -22,7 +25,7 @@ def different(
         theirs: those of the other, as a checkpoint has them.
         names: of the settings to compare.
     """
-    there = {key: theirs.get(key, _OF_OLD.get(key)) for key in names if key in own}
+    there = {key: theirs.get(key, _BEFORE.get(key)) for key in names if key in own}
     return {
         key: value
         for key, value in there.items()

@@ -27,6 +27,7 @@ DETECTOR = {
     "fpn_channels": 32,
     "head_convs": 1,
     "layout": "torchvision",
+    "box_quality": "iou",
     "class_loss_weight": 0.1,
     "box_loss_weight": 0.2,
     "centerness_loss_weight": 0.3,
@@ -47,7 +48,7 @@ DETECTOR = {
     "compile_model": False,
     "compile_kwargs": {"mode": "default"},
 }
-MASKS = {"mask_size": 12, "mask_rois": 3, "mask_loss_weight": 0.35}
+MASKS = {"mask_size": 12, "mask_rois": 3, "mask_loss": "bce+dice", "mask_loss_weight": 0.35}
 DATA = {
     "image_size": (96, 64),
     "batch_size": 3,

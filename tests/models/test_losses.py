@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from batches import random_boxes
 from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
+from torchvision.ops import box_iou
 
 from autotimm.models import assign, losses
-from autotimm.models.fcos import HeadOutputs, level_shapes, locations
+from autotimm.models.fcos import HeadOutputs, decode_boxes, level_shapes, locations
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -90,6 +92,23 @@ def test_equal_a_float64_reference_with_centerness_weights() -> None:
     )
 
 
+def test_iou_as_box_quality_equals_torchvisions_box_iou() -> None:
+    """Only the branch beside the boxes learns otherwise, and no box learns by it."""
+    where, _, _, outputs, targets = example(half_stride=True, seed=3)
+    distances = outputs.distances.clone().requires_grad_()
+    outputs = outputs._replace(distances=distances)
+    usual, got = (losses.detection_losses(outputs, targets, q) for q in ("centerness", "iou"))
+    assert {name for name in usual if usual[name] != got[name]} == {"centerness"}
+    expected = 0.0
+    for image, i in (targets.labels >= 0).nonzero().tolist():
+        boxes = (decode_boxes(d[image], where)[i, None] for d in (distances, targets.distances))
+        u = box_iou(*boxes).item()
+        q = 1 / (1 + math.exp(-outputs.centerness[image, i].double().item()))
+        expected += -(u * math.log(q) + (1 - u) * math.log(1 - q))
+    assert got["centerness"].item() == pytest.approx(expected, rel=1e-4)
+    assert not got["centerness"].requires_grad  # of the outputs, the distances alone would
+
+
 def test_background_gets_a_classification_gradient() -> None:
     _, _, _, outputs, targets = example(half_stride=True)
     logits = outputs.classes.clone().requires_grad_()
@@ -152,3 +171,28 @@ def test_mask_loss_is_the_mean_over_cells_of_the_valid_rois() -> None:
     huge = losses.mask_loss(torch.full((5, 6, 6), 6e4).half(), target, valid)
     assert huge.dtype == torch.float32
     assert torch.isfinite(huge)
+
+
+def test_dice_is_added_to_the_loss_of_masks() -> None:
+    """Against float64; a RoI without any cell of its instance, and padding of wild numbers too."""
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 6, 6, generator=g) * 3
+    target = torch.rand(4, 6, 6, generator=g)
+    target[1] = 0
+    logits[3] = 6e4
+    valid = torch.tensor([True, True, True, False])
+    expected = 0.0
+    for i in range(3):
+        t = target[i].double()
+        p = 1 / (1 + (-logits[i].double()).exp())
+        cross_entropy = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+        dice = 1 - (2 * (p * t).sum() + 1) / ((p * p).sum() + (t * t).sum() + 1)
+        expected += (cross_entropy + dice).item()
+    for given in (logits, logits.clone().requires_grad_()):
+        loss = losses.mask_loss(given, target, valid, "bce+dice")
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(given.grad).all()
+    assert (given.grad[3] == 0).all()
+    perfect = torch.where(target > 0.5, 50.0, -50.0)
+    assert losses.dice_loss(perfect, (target > 0.5).float()).abs().max() < 1e-6

@@ -24,7 +24,7 @@ from autotimm.tasks.detector import mean_over_ranks
 CLASSES = 3
 
 
-def small_network(masks: bool = True, rois: int = 16, **options) -> Network:
+def small_network(masks: bool = True, rois: int = 16, mask_loss: str = "bce", **options) -> Network:
     torch.manual_seed(0)
     network = Network(
         "resnet10t",
@@ -36,7 +36,7 @@ def small_network(masks: bool = True, rois: int = 16, **options) -> Network:
         **options,
     )
     if masks:
-        network.add_masks(12, rois)
+        network.add_masks(12, rois, mask_loss)
     return network
 
 
@@ -114,6 +114,23 @@ def test_any_number_of_instances(count: int) -> None:
     total(sums).backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_settings_of_the_losses_change_their_own_loss_alone() -> None:
+    batch = random_batch([3, 5])
+
+    def sums(quality: str = "centerness", masks: str = "bce") -> LossSums:
+        network = small_network(box_quality=quality, mask_loss=masks)
+        torch.manual_seed(0)  # RoIs are sampled at random
+        return network(**batch)
+
+    usual = sums()
+    for name, other in (("centerness", sums("iou")), ("masks", sums(masks="bce+dice"))):
+        differ = {k for k, v in usual._asdict().items() if v != getattr(other, k)}
+        assert differ == {name}
+    for name, wrong in (("box_quality", "IoU"), ("mask_loss", "dice")):
+        with pytest.raises(InputError, match=f"{name}='{wrong}' is unknown: take .* or "):
+            small_network(**{name: wrong})
 
 
 def test_small_masks_are_cut_from_the_backbones_finest_map() -> None:

@@ -187,8 +187,24 @@ def test_a_resumed_run_reports_settings_that_changed(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "from here the learning rate")
         go_on(scheduler="constant")
+    with pytest.warns(UserWarning, match="learns by box_quality=iou, but .* with centerness"):
+        go_on(scheduler="constant", box_quality="iou")
     with pytest.raises(InputError, match=r"optimizer=sgd, but .* was trained with adamw: give"):
         go_on(scheduler="constant", optimizer="sgd")
+
+
+def test_a_checkpoint_without_settings_of_losses_was_trained_by_those_of_before(tmp_path) -> None:
+    path = checkpoint_of(small(box_quality="iou", mask_loss="bce+dice"), tmp_path)
+    assert InstanceSegmentor.load_from_checkpoint(path).network.box_quality == "iou"
+    content = torch.load(path, weights_only=True)
+    for name in ("box_quality", "mask_loss"):
+        del content["hyper_parameters"][name]
+    torch.save(content, path)
+    loaded = InstanceSegmentor.load_from_checkpoint(path)
+    assert (loaded.settings.box_quality, loaded.mask_settings.mask_loss) == ("centerness", "bce")
+    assert (loaded.network.box_quality, loaded.network.mask_loss) == ("centerness", "bce")
+    with pytest.warns(UserWarning, match="learns by mask_loss=bce.dice, but .* with bce$"):
+        quiet(tmp_path, max_steps=2).fit(small(mask_loss="bce+dice"), one_batch(), ckpt_path=path)
 
 
 def test_a_run_does_not_go_on_from_weights_alone(tmp_path) -> None:
