@@ -43,6 +43,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 CANVASES = [(64, 96), (96, 64)]
 CAPTURE = {"backend": "eager", "fullgraph": True}
 """Options that only capture, and raise an error at a graph break."""
+OTHER_LOSSES = {"box_quality": "iou", "mask_loss": "bce+dice"}
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +89,18 @@ def step(model: ObjectDetector, batch: dict[str, Any]) -> Tensor:
     return total.detach()
 
 
-@pytest.mark.parametrize("cls", SEGMENTOR_FIRST)
-def test_a_canvas_is_one_graph_whatever_the_number_of_instances(cls: type) -> None:
-    model = small(cls)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (InstanceSegmentor, {}),
+        pytest.param(InstanceSegmentor, OTHER_LOSSES, marks=pytest.mark.slow),
+        pytest.param(ObjectDetector, {}, marks=pytest.mark.release),
+    ],
+)
+def test_a_canvas_is_one_graph_whatever_the_number_of_instances(
+    cls: type, options: dict[str, Any]
+) -> None:
+    model = small(cls, **options)
     for batch in batches():
         step(model, batch)
     assert graphs() == len(CANVASES)
@@ -149,12 +159,17 @@ class OnOneDevice(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("cls", [InstanceSegmentor, ObjectDetector])
-def test_the_uncompiled_step_never_asks_the_device_for_a_value(cls: type, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(InstanceSegmentor, {}), (InstanceSegmentor, OTHER_LOSSES), (ObjectDetector, {})],
+)
+def test_the_uncompiled_step_never_asks_the_device_for_a_value(
+    cls: type, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The meta device has no values, so every operation that reads one or has a shape that depends
     on one raises. The test includes the backward pass and the optimizer."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not on meta
-    model = small(cls, compile_model=False).to("meta")
+    model = small(cls, compile_model=False, **options).to("meta")
     model.log = model.log_dict = lambda *_, **__: None
     batch = {k: v.to("meta") for k, v in random_batch([3, 5]).items()}
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
