@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import forked
 import pytest
+
+from autotimm import InputError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -152,11 +155,30 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.release
 def test_equal_budget() -> None:
-    names = "autotimm,torchvision,torchvision v2 heads with our recipe"
+    names = (
+        "autotimm,autotimm box_quality=iou mask_loss=bce+dice,torchvision,"
+        "torchvision v2 heads with our recipe"
+    )
     told = rows(bench("equal_budget.py", "--only", names))
     for name in names.split(","):
         assert all(-1 <= float(cell.split()[0]) <= 1 for cell in told[name][:4])
         assert float(told[name][4].split()[0]) > 0
+
+
+def test_contestants_of_equal_budget_have_settings_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    contestants = importlib.import_module("contestants")
+    contestants.check("torchvision v2 heads")
+    contestants.check("autotimm mask_loss=bce+dice lr=0.01")
+    for name, message in {
+        "torchvison": "'torchvison' is none of autotimm, torchvision,",
+        "torchvision lr=1": "'torchvision lr=1' is none of",
+        "autotimm maskloss=bce": "'maskloss' is no setting of InstanceSegmentor",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            contestants.check(name)
 
 
 @pytest.mark.slow
