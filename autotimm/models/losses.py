@@ -24,16 +24,16 @@ class LossSums(NamedTuple):
     """Sums over this rank's batch, and their divisors."""
 
     classes: Tensor  # focal loss over all locations; divided by positives
-    boxes: Tensor  # GIoU loss weighted by centerness; divided by centerness_sum
+    boxes: Tensor  # weighted GIoU loss at positive locations; divided by box_weights
     centerness: Tensor  # of the box quality at positive locations; divided by positives
     masks: Tensor  # the mean over cells, per RoI; divided by rois; zero without a mask branch
     positives: Tensor
-    centerness_sum: Tensor
+    box_weights: Tensor  # their sum: of centerness, or of ones with the IoU as box quality
     rois: Tensor
 
     def counts(self) -> Tensor:
-        """[3]: positives, centerness sum, RoIs."""
-        return torch.stack([self.positives, self.centerness_sum, self.rois])
+        """[3]: positives, the sum of box weights, RoIs."""
+        return torch.stack([self.positives, self.box_weights, self.rois])
 
     def normalised(self, counts: Tensor) -> dict[str, Tensor]:
         """The four losses by name, divided by their counts.
@@ -42,10 +42,10 @@ class LossSums(NamedTuple):
             counts: [3], those of :meth:`counts` averaged over ranks. Each is raised to 1 if it is
                 smaller, because a batch may contain no object.
         """
-        positives, centerness_sum, rois = counts.clamp(min=1.0)
+        positives, box_weights, rois = counts.clamp(min=1.0)
         return {
             "classes": self.classes / positives,
-            "boxes": self.boxes / centerness_sum,
+            "boxes": self.boxes / box_weights,
             "centerness": self.centerness / positives,
             "masks": self.masks / rois,
         }
@@ -61,22 +61,23 @@ def detection_losses(
         outputs: of the head.
         targets: of the same locations.
         box_quality: what the centerness branch learns. ``centerness`` follows from the location
-            alone; ``iou`` is the IoU of the predicted box with its target, without a gradient to
-            the box, as in AdelaiDet's FCOS.
+            alone and weighs the GIoU losses, as in FCOS. ``iou`` is the IoU of the predicted box
+            with its target, without a gradient to the box, and all GIoU losses have the same
+            weight, as in AdelaiDet's FCOS.
     """
-    positive = targets.labels >= 0
+    positive = (targets.labels >= 0).float()
     distances = outputs.distances.float()
-    giou = giou_loss(distances, targets.distances)
-    quality = targets.centerness
+    quality, weight = targets.centerness, targets.centerness  # zero at background
     if box_quality == "iou":
-        quality = iou(distances.detach(), targets.distances)
+        quality, weight = iou(distances.detach(), targets.distances), positive
+    giou = giou_loss(distances, targets.distances)
     loss = F.binary_cross_entropy_with_logits(outputs.centerness.float(), quality, reduction="none")
     return {
         "classes": focal_loss(outputs.classes.float(), targets.labels).sum(),
-        "boxes": (giou * targets.centerness).sum(),  # the weight is zero at background
+        "boxes": (giou * weight).sum(),
         "centerness": (loss * positive).sum(),
-        "positives": positive.sum().float(),
-        "centerness_sum": targets.centerness.sum(),
+        "positives": positive.sum(),
+        "box_weights": weight.sum(),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from batches import random_boxes
 from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from autotimm.models import assign, losses
 from autotimm.models.fcos import HeadOutputs, decode_boxes, level_shapes, locations
@@ -92,20 +92,23 @@ def test_equal_a_float64_reference_with_centerness_weights() -> None:
     )
 
 
-def test_iou_as_box_quality_equals_torchvisions_box_iou() -> None:
-    """Only the branch beside the boxes learns otherwise, and no box learns by it."""
+def test_iou_as_box_quality_equals_torchvisions_box_losses() -> None:
+    """No box learns by the quality that the branch learns, and all boxes weigh the same."""
     where, _, _, outputs, targets = example(half_stride=True, seed=3)
     distances = outputs.distances.clone().requires_grad_()
     outputs = outputs._replace(distances=distances)
     usual, got = (losses.detection_losses(outputs, targets, q) for q in ("centerness", "iou"))
-    assert {name for name in usual if usual[name] != got[name]} == {"centerness"}
-    expected = 0.0
+    assert got["classes"] == usual["classes"]
+    quality = boxes = 0.0
     for image, i in (targets.labels >= 0).nonzero().tolist():
-        boxes = (decode_boxes(d[image], where)[i, None] for d in (distances, targets.distances))
-        u = box_iou(*boxes).item()
+        pair = [decode_boxes(d[image], where)[i, None] for d in (distances, targets.distances)]
+        boxes += generalized_box_iou_loss(*pair).item()
+        u = box_iou(*pair).item()
         q = 1 / (1 + math.exp(-outputs.centerness[image, i].double().item()))
-        expected += -(u * math.log(q) + (1 - u) * math.log(1 - q))
-    assert got["centerness"].item() == pytest.approx(expected, rel=1e-4)
+        quality += -(u * math.log(q) + (1 - u) * math.log(1 - q))
+    assert got["centerness"].item() == pytest.approx(quality, rel=1e-4)
+    assert got["boxes"].item() == pytest.approx(boxes, rel=1e-4)
+    assert got["box_weights"] == got["positives"] > usual["box_weights"]
     assert not got["centerness"].requires_grad  # of the outputs, the distances alone would
 
 

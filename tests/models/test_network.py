@@ -125,9 +125,10 @@ def test_settings_of_the_losses_change_their_own_loss_alone() -> None:
         return network(**batch)
 
     usual = sums()
-    for name, other in (("centerness", sums("iou")), ("masks", sums(masks="bce+dice"))):
+    of_boxes = {"centerness", "boxes", "box_weights"}
+    for names, other in ((of_boxes, sums("iou")), ({"masks"}, sums(masks="bce+dice"))):
         differ = {k for k, v in usual._asdict().items() if v != getattr(other, k)}
-        assert differ == {name}
+        assert differ == names
     for name, wrong in (("box_quality", "IoU"), ("mask_loss", "dice")):
         with pytest.raises(InputError, match=f"{name}='{wrong}' is unknown: take .* or "):
             small_network(**{name: wrong})

@@ -117,7 +117,7 @@ def test_losses_are_divided_by_the_mean_of_the_counts_of_all_ranks(
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda counts: counts.add_(other))
     losses = model.losses(batch)
-    positives, centerness = (sums.positives + 40) / 2, (sums.centerness_sum + 30) / 2
+    positives, centerness = (sums.positives + 40) / 2, (sums.box_weights + 30) / 2
     torch.testing.assert_close(losses["classes"], sums.classes / positives)
     torch.testing.assert_close(losses["boxes"], sums.boxes / centerness)
     torch.testing.assert_close(losses["centerness"], sums.centerness / positives)
