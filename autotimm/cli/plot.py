@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         "of several their sums. It can be called while a run goes on.",
         """
         autotimm plot runs/last --out plot.png
-        autotimm plot runs/version_3 runs/version_4 --out both.png
+        autotimm plot runs/version_0 runs/version_1 --out both.png
         """,
     )
     made.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.csv")
