@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.fabric.utilities import cloud_io
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
@@ -281,3 +281,7 @@ class FlagsOnlyCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         pass
+
+    def parser_of(self, verb: str) -> LightningArgumentParser:
+        """The parser of a verb's flags. A public name of it would replace ``_parser``."""
+        return self._parser(verb)

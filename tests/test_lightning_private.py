@@ -397,6 +397,17 @@ def test_a_local_folder_is_told_from_a_store_without_importing_the_stores(
     del sys.modules["s3fs"]
 
 
+def test_the_parser_of_a_verb_has_its_flags() -> None:
+    class Ends(FlagsOnlyCLI):
+        def parse_arguments(self, parser, args) -> None:
+            raise InterruptedError
+
+    made = Ends.__new__(Ends)
+    with pytest.raises(InterruptedError):
+        made.__init__(Line, args=[], run=True)  # type: ignore[misc]
+    assert "--trainer.max_epochs" in made.parser_of("fit").format_help()
+
+
 @pytest.mark.parametrize(("cli", "rate"), [(LightningCLI, 0.7), (FlagsOnlyCLI, 0.2)])
 def test_flags_are_not_replaced_by_a_checkpoints_settings(
     cli: type[LightningCLI], rate: float, tmp_path: Path

@@ -37,8 +37,9 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
         raise InputError(f"{verb} needs --ckpt_path: without it the weights are random")
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
-        raise InputError(f"the checkpoint {checkpoint} is not here")
-    if weights := settings.get("weights"):
+        raise InputError(f"there is no checkpoint at {checkpoint}")
+    weights = settings.get("weights")
+    if weights and checkpoint is None:  # a run that goes on does not read them
         check_checkpoint(weights)
     pretrained = settings.get("model.init_args.pretrained")
     if isinstance(pretrained, str) and pretrained.lower() not in _TRUTHS and not exists(pretrained):

@@ -26,7 +26,7 @@ class _Parsers(TrainCLI):
 
     def flags(self) -> dict[str, dict[str, str]]:
         """By verb, what ``flags.json`` has of each."""
-        return {verb: _flags(self._parser(verb)) for verb in self.subcommands()}
+        return {verb: _flags(self.parser_of(verb)) for verb in self.subcommands()}
 
 
 def make_table() -> Table:

@@ -102,13 +102,16 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
         checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not tell.
         max_epochs: of the trainer; None or -1 for no limit.
         max_steps: of the trainer; -1 for no limit.
-
-    Raises:
-        Exception: the file cannot be read, as from ``torch.load``.
     """
     if not checkpoint.is_file():
         return ""
-    content: Any = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        content: Any = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    # torch raises a different exception for each kind of unreadable file.
+    except Exception:
+        return ""  # who loads it tells why it cannot be read
+    if not isinstance(content, dict):
+        return ""
     step = content.get("global_step", 0)
     if 0 < max_steps <= step:
         return f"{step:,} of {max_steps:,} steps"

@@ -28,7 +28,7 @@ def link_newest(root: str | Path, run: Path) -> None:
     # Another run may make the link at the same time: it is replaced in one step.
     temporary = link.with_name(f".{NEWEST}.{os.getpid()}.tmp")
     try:
-        temporary.symlink_to(os.path.relpath(run, root), target_is_directory=True)
+        temporary.symlink_to(os.path.relpath(run, root))
         temporary.replace(link)
     except OSError as error:
         with contextlib.suppress(OSError):

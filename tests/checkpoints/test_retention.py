@@ -56,6 +56,7 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_links")
+@pytest.mark.filterwarnings("ignore:.*last cannot lead to")
 def test_where_links_cannot_be_made_the_newest_is_there_twice(tmp_path: Path) -> None:
     run(tmp_path, Line(), max_epochs=3)
     folder = tmp_path / "version_0"

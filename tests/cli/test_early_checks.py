@@ -64,7 +64,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "launch"], "--config launch: is a folder, not a file ("),
         (["--data", "no/shards"], "data_dir: no/shards: no such folder"),
         (["--data", "ftp://a/b"], "ftp://a/b: ftp URLs are not read"),
-        (["--ckpt_path", "no.ckpt"], "the checkpoint no.ckpt is not here"),
+        (["--ckpt_path", "no.ckpt"], "there is no checkpoint at no.ckpt"),
         (["--weights", "no.ckpt"], "there is no checkpoint at no.ckpt"),
         (["--model.pretrained", "no.pt"], "pretrained='no.pt' is not a file"),
     ],
@@ -192,7 +192,7 @@ def test_paths_that_only_their_readers_know() -> None:
     [
         ((*FIT, "--batchsize", "2"), "error: unrecognized arguments: --batchsize (did you mean"),
         ((*FIT, "--data", "no"), "error: data_dir: no: no such folder"),
-        ((*FIT, "--ckpt_path", "no"), "error: the checkpoint no is not here"),
+        ((*FIT, "--ckpt_path", "no"), "error: there is no checkpoint at no"),
         (
             ("predict", "--chekpoint", "no", "x"),
             "unrecognized arguments: --chekpoint (did you mean",

@@ -190,7 +190,7 @@ def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path) -> None:
     run = quiet(tmp_path, max_epochs=2, log_every_n_steps=1)
     run.fit(Logging(), loader())
     folder = tmp_path / "version_0"
-    assert [p.name for p in tmp_path.iterdir()] == ["version_0"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "version_0"]
     log_picture(run.loggers[1], "val/pictures", np.zeros((4, 6, 3), np.uint8), 6)
     run.loggers[1].save()
     found = events(folder)

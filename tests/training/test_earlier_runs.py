@@ -146,7 +146,7 @@ def test_a_fit_ends_with_commands_and_is_not_begun_again(
         *("--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(runs)),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         train.train(flags)
     lines = [record.getMessage() for record in caplog.records]
     told = next(line for line in lines if line.startswith("run: ")).splitlines()
@@ -160,7 +160,7 @@ def test_a_fit_ends_with_commands_and_is_not_begun_again(
 
     caplog.clear()
     before = sorted(runs.rglob("*"))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         train.train([*flags, "--ckpt_path", "last"])
     assert sorted(runs.rglob("*")) == before
     lines = [record.getMessage() for record in caplog.records]

@@ -148,3 +148,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     done = forked.run(*flags(tmp_path / "runs"), *words, "--trainer.max_steps", "2")
     assert done.returncode == 0, done.stderr
     assert "--weights is not read again" in done.stdout + done.stderr
+    # As it does by its config.yaml, which has no --weights and what was asked of the backbone.
+    run = tmp_path / "runs" / "version_0"
+    config = (run / "config.yaml").read_text()
+    assert "weights:" not in config and "weights_only_fitting" not in config
+    last = ("--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    for words in (("fit", *last, "--trainer.max_steps", 2), ("test", *last)):
+        done = forked.run("-m", "autotimm", *words)
+        assert done.returncode == 0, done.stderr

@@ -321,7 +321,7 @@ def test_print_config_shows_every_setting() -> None:
         (["--model.init_args.mask_size=27"], "mask_size=27 must be even"),
         (["--data.train_split=practice"], "practice"),
         (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
-        (["--data.bathc_size=3"], r"--data.bathc_size \(did you mean --data.batch_size\?\)"),
+        (["--data.bathc_size=3"], r"--data.bathc_size(=3)? \(did you mean --data.batch_size\?\)"),
     ],
 )
 def test_bad_settings_end_in_one_clear_line(flags: list[str], message: str, painted: Path) -> None:
