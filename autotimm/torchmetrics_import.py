@@ -70,7 +70,7 @@ def _put_stand_ins() -> list[_StandIn]:
         package, _, part = name.partition(".")
         if package in made:
             setattr(made[package], part, one := _StandIn(name))
-        elif package in sys.modules or (spec := find_spec(name)) is None:
+        elif package in sys.modules or not find_spec(package) or (spec := find_spec(name)) is None:
             continue
         else:
             (one := _StandIn(name)).__spec__ = spec

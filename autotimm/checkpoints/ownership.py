@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -73,18 +74,28 @@ class Ownership:
             self._lock = None
 
     def _take(self, path: Path) -> bool:
-        try:
-            file = path.open("ab")
-        except OSError:  # no folder yet, or one that saving will complain of
-            return True
-        try:
-            # Of the process: forked data workers, which may outlive it, do not hold it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            return error.errno not in _HELD
-        self._lock = file
-        return True
+        while True:
+            try:
+                file = path.open("ab")
+            except OSError:  # no folder yet, or one that saving will complain of
+                return True
+            try:
+                # Of the process: forked data workers, which may outlive it, do not hold it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                return error.errno not in _HELD
+            if _is_at(file, path):
+                self._lock = file
+                return True
+            file.close()  # its last holder has removed it since it was opened
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _mark(path: Path) -> bytes:

@@ -73,7 +73,7 @@ class Config:
                     f"{self._file}: {path} is {value!r}, where its settings should be: write them "
                     "indented below it, one a line"
                 )
-            if above.startswith("model"):
+            if path.startswith("model."):
                 pass  # for check_arguments
             elif f"--{path}" not in self._known:
                 raise self._no_setting(path, [name[2:] for name in self._known])

@@ -30,7 +30,7 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     Raises:
         InputError: data or weights are not there, or none are given and the verb needs them.
     """
-    data, checkpoint = settings.get("data.data_dir"), settings.get("ckpt_path")
+    data, checkpoint = settings.get("data.data_dir"), _given(settings.get("ckpt_path"))
     if data is None:
         raise InputError(f"--data.data_dir must be given ({help_flag} lists the flags)")
     if verb in ("validate", "test", "predict") and not checkpoint:
@@ -38,12 +38,17 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
         raise InputError(f"there is no checkpoint at {checkpoint}")
-    weights = settings.get("weights")
+    weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that goes on does not read them
         check_checkpoint(weights)
     pretrained = settings.get("model.init_args.pretrained")
     if isinstance(pretrained, str) and pretrained.lower() not in _TRUTHS and not exists(pretrained):
         raise InputError(f"pretrained={pretrained!r} is not a file")
+
+
+def _given(value: Any) -> Any:
+    """A value of a flag or a config; None for the words by which YAML says that there is none."""
+    return None if str(value).lower() in ("null", "~", "none", "") else value
 
 
 def check_data(data: Any, name: str = "") -> None:

@@ -141,8 +141,8 @@ class _Words:
     def _read_config(self, text: str, model_is_given: bool) -> bool:
         """Adds what a config file sets; returns whether it was understood."""
         path = Path(text)
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) or re.search(r"[{\n\0]|: ", text):
-            return False  # a URL, or the content itself
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|~|-$", text) or re.search(r"[{\n\0]|: ", text):
+            return False  # a URL, a home folder, stdin, or the content itself
         if not path.exists():
             raise FlagError(f"--{CONFIG} {text}: no such file")
         if path.is_dir():

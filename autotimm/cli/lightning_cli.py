@@ -63,28 +63,14 @@ class SaveConfig(SaveConfigCallback):
     """Lightning's ``config.yaml`` in the run's folder, without the secrets in URLs.
 
     A run resumes from its flags and its checkpoint, never from this file. To start another run from
-    the file, give the URLs that had a user, a password or a signature again, and ``--weights``,
-    which ``run.json`` has: a run that goes on, and a test, would refuse it here.
-
-    Args:
-        parser: of the verb.
-        config: of the run.
-        pretrained: the model's argument where ``--weights`` has changed it.
-        **options: of ``SaveConfigCallback``.
+    the file, give the URLs that had a user, a password or a signature again, and ``--weights``: the
+    file has none, because a run that goes on and a test refuse it. ``run.json`` names it.
     """
 
-    def __init__(
-        self,
-        parser: LightningArgumentParser,
-        config: Namespace,
-        pretrained: bool | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         config = redacted(config)
         for name in ("weights", "weights_only_fitting"):
             config.pop(name, None)
-        if pretrained is not None:
-            config.model.init_args.pretrained = pretrained
         super().__init__(parser, config, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -169,10 +155,7 @@ class TrainCLI(FlagsOnlyCLI):
             signals.release()  # only a fit has something to save
         options = self.config[self.subcommand]
         if options.get("weights"):
-            settings = options.model.init_args
-            if not options.weights_only_fitting:
-                self.save_config_kwargs["pretrained"] = settings.get("pretrained")
-            _prepare_for(options.weights, options.weights_only_fitting, settings)
+            _prepare_for(options.weights, options.weights_only_fitting, options.model.init_args)
         if self.subcommand in ("validate", "test", "predict"):
             if not options.ckpt_path:
                 raise InputError(

@@ -9,7 +9,7 @@ import orjson
 from rich.console import Console
 
 from autotimm import visualize
-from autotimm.evaluation import charts, report
+from autotimm.evaluation import report
 from autotimm.evaluation.ground_truth import GroundTruth
 from autotimm.evaluation.matching import IMAGES
 from autotimm.evaluation.report import Report
@@ -27,6 +27,8 @@ def write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
         out: the folder; must exist.
         count: how many of the worst images are drawn and listed.
     """
+    from autotimm.evaluation import charts  # matplotlib writes a cache, and takes a second
+
     with whole_file(out / "metrics.json") as file:
         file.write(orjson.dumps(report.as_json(measured, count), option=orjson.OPT_INDENT_2))
     charts.save(charts.precision_recall(measured), out / "precision_recall.png")

@@ -74,7 +74,7 @@ def read_curves(path: Path) -> Curves:
             group = curves.losses
         elif kind == "train" and rest.startswith(_RATE):
             group = curves.rates
-        elif kind == "val" and rest.rpartition("_")[2] in ("mAP", "50"):
+        elif kind == "val" and (rest.endswith(("mAP", "_50")) or f"{name}_50" in names):
             group = curves.scores
         else:
             continue

@@ -134,6 +134,12 @@ def settings(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
     return known
 
 
+def location(datamodule: Any) -> str | None:
+    """The folder or URL of the data of a data module of ours; None for any other."""
+    settings: Any = getattr(datamodule, "settings", None)
+    return settings.location.given if isinstance(settings, DataSettings) else None
+
+
 def fingerprint(datamodule: Any) -> str | None:
     """A hash of the samples that a data module of ours trains on; None for any other."""
     settings: Any = getattr(datamodule, "settings", None)

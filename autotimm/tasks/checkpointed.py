@@ -67,11 +67,16 @@ class Checkpointed(LightningModule):
         names = (*structure.STRUCTURE, "num_classes")
         wrong = structure.different(self.hparams, theirs, names) if isinstance(theirs, dict) else {}
         if wrong:
+            given = {key: value for key, value in wrong.items() if key != "num_classes"}
+            ways = [f"give the model those of the checkpoint ({structure.flags(given)})"] * bool(
+                given
+            )
+            if "num_classes" in wrong:
+                ways.append("train on the data of the checkpoint, which decide the classes")
             raise InputError(
                 f"the checkpoint to resume from has {structure.shown(wrong)}, but the model has "
-                f"{structure.shown({key: self.hparams[key] for key in wrong})}: give the model "
-                f"those of the checkpoint ({structure.flags(wrong)}), or begin anew from its "
-                "weights (--weights)"
+                f"{structure.shown({key: self.hparams[key] for key in wrong})}: "
+                f"{' and '.join(ways)}, or begin anew from its weights (--weights)"
             )
 
     def _warn_of_losses(self, theirs: Any) -> None:

@@ -13,17 +13,11 @@ from typing import Any
 import torch
 
 from autotimm.checkpoints.resume import newest
+from autotimm.tasks.structure import STRUCTURE, different
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import order_of, read_record
 
-_OF_THE_WEIGHTS = (
-    "backbone",
-    "num_classes",
-    "fpn_channels",
-    "head_convs",
-    "mask_size",
-    "layout",
-)
+_OF_THE_WEIGHTS = (*STRUCTURE, "num_classes")
 """Settings of a model without which its weights do not fit another."""
 
 
@@ -87,9 +81,9 @@ def _difference(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """How the run of a record differs from what is wanted, in a few words; empty if it does not."""
     settings = record.get("settings")
     known = settings.get("model") if isinstance(settings, dict) else None
-    for key, value in wanted["model"].items():
-        if isinstance(known, dict) and known.get(key, value) != value:
-            return f"{key} {known[key]}, here {value}"
+    wrong = different(wanted["model"], known, _OF_THE_WEIGHTS) if isinstance(known, dict) else {}
+    for key, value in wrong.items():
+        return f"{key} {value}, here {wanted['model'][key]}"
     if "data" in wanted and record.get("data", wanted["data"]) != wanted["data"]:
         return "other training data"
     return ""

@@ -38,10 +38,14 @@ class StopEarly(EarlyStopping):
     def state_key(self) -> str:
         return type(self).__name__  # the monitor is not known yet when a checkpoint is read
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"monitor": self.monitor}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         given = self.patience
         super().load_state_dict(state_dict)
         self.patience = given  # a resumed run may be given another one
+        self.monitor = state_dict.get("monitor", "")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -56,9 +60,11 @@ class StopEarly(EarlyStopping):
                 "patience needs the metric of the best checkpoint, and there is none: give the "
                 "model metrics, or best_metric, and leave keep_best and enable_checkpointing on"
             )
-        self.monitor, self.mode = monitor, saver.mode
-        if not torch.isfinite(self.best_score):
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # by an earlier start
+        if monitor != self.monitor:  # of a new run, or of one that goes on by another metric
+            self.wait_count = 0
             self.best_score = torch.tensor(math.inf if saver.mode == "min" else -math.inf)
+        self.monitor, self.mode = monitor, saver.mode
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:

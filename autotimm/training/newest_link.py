@@ -13,17 +13,21 @@ NEWEST = "last"
 
 
 def link_newest(root: str | Path, run: Path) -> None:
-    """Make ``root / NEWEST`` a link to a run's folder; what is no link of that name stays.
+    """Make ``root / NEWEST`` a link to a run's folder.
 
-    Where links cannot be made, as on FAT, it warns and goes on.
+    Another file of that name, and a link out of ``root``, are the user's and stay. Where links
+    cannot be made, as on FAT, it warns and goes on. A run that is not below ``root``, as a logger
+    of the user's own may place it, gets none.
 
     Args:
         root: the folder that contains the runs.
-        run: the folder of the newest one, below ``root``.
+        run: the folder of the newest one.
     """
-    link = Path(root, NEWEST)
-    if link.exists() and not link.is_symlink():
-        rank_zero_warn(f"{link} is no link, and stays as it is: it does not lead to {run}")
+    link, inside = Path(root, NEWEST), Path(root).resolve()
+    if inside not in run.resolve().parents:
+        return
+    if os.path.lexists(link) and not (link.is_symlink() and inside in link.resolve().parents):
+        rank_zero_warn(f"{link} is no link to a run, and stays: it does not lead to {run}")
         return
     # Another run may make the link at the same time: it is replaced in one step.
     temporary = link.with_name(f".{NEWEST}.{os.getpid()}.tmp")

@@ -10,6 +10,7 @@
     data         a hash of the samples to train on; null if their source has none
     number       of the run, higher than those of the runs before it in ``default_root_dir``
     from         the checkpoint that the latest start began from; null for none
+    weights      what a new run's weights were taken from (``--weights``); null for nothing
     starts       the number of starts of the training, with those after preemptions and crashes
     launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
     process      the first rank's: host, boot of the machine, pid, and the ticks of its start
@@ -138,12 +139,14 @@ class RunRecord(Callback):
         root = Path(trainer.default_root_dir)
         fits = stage == "fit"
         datamodule = getattr(trainer, "datamodule", None)
+        weights = getattr(trainer, "start_weights", None)
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
             "data": provenance.fingerprint(datamodule) if fits else before.get("data"),
             "from": getattr(trainer, "begun_from", None),
+            "weights": weights and redacted(weights.source),
             "started": before.get("started", _now()),
             "number": before.get("number", next_number(root, self._folder)),
             "starts": before.get("starts", 0) + fits,
@@ -188,14 +191,8 @@ class RunRecord(Callback):
         if self._content:
             self._write(trainer)
             checkpoint = (self._content.get("best") or {}).get("checkpoint")
-            datamodule: Any = getattr(trainer, "datamodule", None)
-            rank_zero_info(
-                after_fit(
-                    self._folder,
-                    checkpoint or self._content.get("last"),
-                    getattr(datamodule, "data_dir", None),
-                )
-            )
+            data = provenance.location(getattr(trainer, "datamodule", None))
+            rank_zero_info(after_fit(self._folder, checkpoint or self._content.get("last"), data))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._content:
@@ -233,6 +230,8 @@ class RunRecord(Callback):
 def _mark_killed(root: Path) -> None:
     """Writes into the records of runs beside this one that they were killed, if they were."""
     for path in root.glob(f"*/{RECORD}"):
+        if is_link_to_newest(root, path):
+            continue  # it may lead to another run when the record is written
         content = read_record(path.parent)
         if content.get("status") == "killed":
             with contextlib.suppress(OSError):  # another user's run

@@ -90,6 +90,7 @@ class Beginning(NamedTuple):
         hosts: the node of every rank.
         agents: the torchrun process of every node; empty without torchrun.
         finished: how far the run of the checkpoint got, if a fit has no step left.
+        weights: what an earlier start of this launch took its weights from; None if there was none.
     """
 
     checkpoint: Any
@@ -97,6 +98,7 @@ class Beginning(NamedTuple):
     hosts: list[str]
     agents: list[str]
     finished: str
+    weights: str | None
 
 
 class Weights(NamedTuple):
@@ -124,6 +126,8 @@ class Weights(NamedTuple):
             raise InputError(
                 "--ckpt_path resumes a run and --weights starts a new one: give one of them"
             )
+        if not urls.kind(str(source)):
+            source = behind(source)
         return cls(str(source), only_fitting)
 
     def take(self, trainer: Trainer, model: Any) -> None:
@@ -189,13 +193,15 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
     def choose(reports: list[Any]) -> dict[str, Any]:
         """The first rank's answer to all ranks."""
         problems = compare_reports(reports, patience)["problems"]
-        checkpoint, message, finished = requested, None, ""
+        checkpoint, message, finished, weights = requested, None, "", None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
             try:
                 root, own = trainer.default_root_dir, None
                 if launch is not None and fits:
                     own = find_run(root, launch, agents)
+                if own is not None:
+                    weights = read_record(own).get("weights")
                 wanted = _wanted(trainer, model) if requested == LAST else None
                 checkpoint, message = starting_point(root, requested, own, wanted)
                 if fits and checkpoint and not urls.kind(str(checkpoint)):
@@ -209,7 +215,7 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
             what = "goes on from" if fits else "weights:"
             message = f"{what} {urls.shown(checkpoint)}"
         answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
-        return answer | {"hosts": hosts, "agents": agents, "finished": finished}
+        return answer | {"hosts": hosts, "agents": agents, "finished": finished, "weights": weights}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
     answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
@@ -218,7 +224,7 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
     if answer["message"]:
         rank_zero_info(answer["message"])
     chosen = answer["checkpoint"], rendezvous, answer["hosts"], answer["agents"]
-    return Beginning(*chosen, answer["finished"])
+    return Beginning(*chosen, answer["finished"], answer["weights"])
 
 
 def _wanted(trainer: Trainer, model: LightningModule) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import on_all_ranks
 from autotimm.distributed.agreement import settle_at_exit
 from autotimm.distributed.launcher import launcher_world
+from autotimm.files import urls
 from autotimm.lightning_private import (
     HookedTrainer,
     RowsAhead,
@@ -326,6 +327,9 @@ class AutoTrainer(HookedTrainer):
         begun = begin(self, model, ckpt_path)
         if begun.finished and self.leaves_finished_runs:
             raise FinishedError(begun.checkpoint, begun.finished)
+        if self.start_weights is not None and begun.weights and not urls.kind(begun.weights):
+            # runs/last leads elsewhere since the first start. URLs have lost their secrets there.
+            self.start_weights = self.start_weights._replace(source=begun.weights)
         start = preparation(self, self.start_weights, model, begun.checkpoint)
         check_setup(self, model, begun.checkpoint, start)
         self.begun_from, self.agents = begun.checkpoint, begun.agents

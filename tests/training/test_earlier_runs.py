@@ -49,6 +49,7 @@ def run(root: Path, number: int, whole: bytes, **record: Any) -> Path:
         ({"settings": {"model": MODEL | {"num_classes": 9}}}, "num_classes 9, here 4"),
         ({"settings": {"model": MODEL}, "data": "other"}, "other training data"),
         ({"settings": {"model": MODEL | {"lr": 0.2}}, "data": "same"}, None),
+        ({"settings": {"model": MODEL | {"backbone": "resnet18.a1_in1k"}}}, None),  # its weights
         ({"settings": {"model": {"num_classes": 4}}}, None),  # an older version's, or half a one
         ({"settings": "odd", "data": None}, "other training data"),
         ({}, None),
@@ -106,7 +107,7 @@ def test_a_link_leads_to_the_newest_run_and_is_none_itself(whole: bytes, tmp_pat
     assert not is_link_to_newest(tmp_path, second)
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "read only"])
+@pytest.mark.parametrize("kind", ["folder", "file", "own link", "read only"])
 def test_a_link_that_cannot_be_made_is_told(
     kind: str, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,20 +118,32 @@ def test_a_link_that_cannot_be_made_is_told(
         (link / "checkpoints" / "step_9.ckpt").write_bytes(whole)
     elif kind == "file":
         link.write_text("mine")
+    elif kind == "own link":
+        (tmp_path.parent / "elsewhere").mkdir(exist_ok=True)
+        link.symlink_to(tmp_path.parent / "elsewhere")
     else:
 
         def refuse(*_: object, **__: object) -> None:
             raise OSError(1, "Operation not permitted")
 
         monkeypatch.setattr(Path, "symlink_to", refuse)
-    with pytest.warns(UserWarning, match=f"{link} (is no link|cannot lead)"):
+    with pytest.warns(UserWarning, match=f"{link} (is no link to a run|cannot lead)"):
         link_newest(tmp_path, folder)
     if kind == "folder":  # somebody's run of that name counts as any other
         assert newest_below(tmp_path)[0] == folder / "checkpoints" / "step_8.ckpt"
         assert not is_link_to_newest(tmp_path, link)
     elif kind == "file":
         assert link.read_text() == "mine"
+    elif kind == "own link":
+        assert link.readlink() == tmp_path.parent / "elsewhere"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_no_run_below_the_root_gets_no_link(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for other in (tmp_path / "runs", tmp_path / "logs" / "version_0"):
+        link_newest(tmp_path / "runs", other)
+        assert not (tmp_path / "runs" / NEWEST).is_symlink()
 
 
 def test_a_fit_ends_with_commands_and_is_not_begun_again(

@@ -50,6 +50,19 @@ def test_a_resumed_run_remembers_and_takes_the_new_patience(tmp_path: Path) -> N
     assert fit(tmp_path, Measured(*scores[3:]), last, patience=3).current_epoch == 4
 
 
+def test_a_run_that_goes_on_by_another_metric_begins_to_count_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = fit(tmp_path, Measured(0.5, 0.4, 0.4, 0.4), patience=2, max_epochs=8)
+    assert first.current_epoch == 3  # ended by patience
+    last = first.checkpoint_callback.last_model_path
+    losses = Measured(1.2, 1.1, 1.0, 0.9, 0.8, name="val/loss")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        assert fit(tmp_path, losses, last, patience=2).current_epoch == 8
+    assert "ended early" not in caplog.text
+
+
 @pytest.mark.parametrize("patience", [0, -1, 1.5, True, "3"])
 def test_other_values_are_refused(patience: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"patience=.* must be a whole number of validations"):
