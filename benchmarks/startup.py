@@ -128,7 +128,9 @@ class Unread:
         return getattr(self._source, name)
 
     def read(self, shard: int, index: int) -> tuple[bytes, dict[str, Any]]:
-        return b"", {"file_name": f"{index} of {shard}", "image_id": index, "annotations": []}
+        name = f"{index} of {shard}"
+        size = {"width": 640, "height": 480}
+        return b"", {"file_name": name, "image_id": index, "annotations": [], **size}
 
 
 def _no_load(*given: Any) -> Any:

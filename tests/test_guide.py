@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot
 import pytest
 import torch
 from batches import random_batch

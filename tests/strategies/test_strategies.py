@@ -22,6 +22,7 @@ from autotimm import AutoTrainer, InputError, InstanceSegmentor
 from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.convert import convert
 from autotimm.checkpoints.convert import main as convert_command
+from autotimm.checkpoints.storage import COMPLETE
 from autotimm.models import network as networks
 from autotimm.models.backbone import Backbone
 from autotimm.sharding.cli import shard
@@ -262,6 +263,9 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
     (victim, *_) = sorted((copy / "checkpoint").glob("*_optim_states.pt"))
     content = torch.load(victim, weights_only=False)  # this test made it
     torch.save({**content, "more": Code()}, victim)
+    with pytest.raises(InputError, match="is damaged"):  # it is not what the run has written
+        zero_files.check_folder(copy)
+    (copy / COMPLETE).unlink()  # which whoever puts code into a file may do, too
     with pytest.raises(InputError, match="carries code, which was not run"):
         zero_files.check_folder(copy)
     with pytest.raises(InputError, match="carries code, which was not run"):
@@ -274,7 +278,7 @@ def test_code_in_a_deepspeed_checkpoint_does_not_run(two, tmp_path: Path, capsys
     pickle.loads(pickle.dumps(Code()))  # noqa: S301 - the canary would sing
     assert canary.exists()
     victim.write_bytes(victim.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         zero_files.check_folder(copy)
 
 
