@@ -297,4 +297,6 @@ def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
         source = ShardSource(server.url, "train", cache, retry=QUICK, cache_limit=sum(largest))
         assert epochs(source) == epochs(ShardSource(str(folder), "train"))
         assert sum(server.requests[name] for name in server.requests if ".tar" in name) > 10
-    assert sum(path.stat().st_size for path in cache.glob("*.*")) <= sum(largest)
+    # A read ahead may still be writing a file, which is not yet one of the cache.
+    kept = [path for path in cache.glob("*.*") if not path.name.endswith(".tmp")]
+    assert sum(path.stat().st_size for path in kept) <= sum(largest)
