@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from autotimm.checkpoints.resume import newest
+from autotimm.tasks.checkpoint import read_content
 from autotimm.tasks.structure import STRUCTURE, different
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import order_of, read_record
@@ -96,6 +97,9 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
         checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not tell.
         max_epochs: of the trainer; None or -1 for no limit.
         max_steps: of the trainer; -1 for no limit.
+
+    Raises:
+        InputError: the file cannot be read, or carries code.
     """
     if not checkpoint.is_file():
         return ""
@@ -103,7 +107,7 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
         content: Any = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     # torch raises a different exception for each kind of unreadable file.
     except Exception:
-        return ""  # who loads it tells why it cannot be read
+        content = read_content(checkpoint)  # raises the error that says why
     if not isinstance(content, dict):
         return ""
     step = content.get("global_step", 0)

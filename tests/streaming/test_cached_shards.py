@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import shutil
@@ -297,6 +298,8 @@ def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
         source = ShardSource(server.url, "train", cache, retry=QUICK, cache_limit=sum(largest))
         assert epochs(source) == epochs(ShardSource(str(folder), "train"))
         assert sum(server.requests[name] for name in server.requests if ".tar" in name) > 10
-    # A read ahead may still be writing a file, which is not yet one of the cache.
-    kept = [path for path in cache.glob("*.*") if not path.name.endswith(".tmp")]
-    assert sum(path.stat().st_size for path in kept) <= sum(largest)
+    sizes = []
+    for path in cache.glob("*.*"):
+        with contextlib.suppress(FileNotFoundError):  # a read ahead has just renamed or removed it
+            sizes.append(path.stat().st_size)
+    assert sum(sizes) <= sum(largest)
