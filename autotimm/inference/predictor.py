@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from autotimm.augmentation.transforms import fit, render
 from autotimm.coco import masks
@@ -25,6 +24,7 @@ from autotimm.inference.large import LargeImage
 from autotimm.inference.options import Options
 from autotimm.inference.tiles import Piece, Window, joined, piece_of, tile_windows
 from autotimm.models import restore
+from autotimm.models.class_nms import class_nms
 from autotimm.structures import Detections, InputError
 from autotimm.tasks.detector import ObjectDetector
 
@@ -168,9 +168,9 @@ class Predictor:
             flipped["masks"] = mirrored["masks"].flip(-1)
         both = {key: torch.cat([value, flipped[key]]) for key, value in plain.items()}  # type: ignore[list-item]
         limits = self.model.settings
-        kept = batched_nms(
-            both["boxes"].float(), both["scores"].float(), both["labels"], limits.nms_thresh
-        )[: limits.max_detections_per_image]
+        kept = class_nms(both["boxes"], both["scores"], both["labels"], limits.nms_thresh)[
+            : limits.max_detections_per_image
+        ]
         return {key: value[kept] for key, value in both.items()}  # type: ignore[return-value]
 
 

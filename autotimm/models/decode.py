@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
+from autotimm.models.class_nms import class_nms
 from autotimm.models.fcos import HeadOutputs, Locations, decode_boxes
 from autotimm.structures import Detections
 
@@ -52,7 +53,7 @@ def decode(
     for i, kept in enumerate(valid):
         place = kept.nonzero()[:, 0]  # the host waits for the device here and in the NMS
         own, labels, best = box[i, place], label[i, place], score[i, place]
-        keep = batched_nms(own, best, labels, nms_thresh)[:max_detections]
+        keep = class_nms(own, best, labels, nms_thresh)[:max_detections]
         detections.append(Detections(boxes=own[keep], labels=labels[keep], scores=best[keep]))
     return detections
 
