@@ -54,6 +54,7 @@ _COMMON = frozenset(
 _dropped: dict[str, None] = {}  # patterns of parts of URLs, which go without a trace
 _masked: dict[str, None] = {}  # patterns of secrets, longest first once compiled
 _compiled: list[re.Pattern[str] | None] | None = None
+_guarding = False
 
 
 def learn(text: str) -> None:
@@ -86,8 +87,19 @@ def guard_process() -> None:
         learn(value)
         if _VARIABLE.match(name):
             _learn_value(value)
+    global _guarding
+    _guarding = True
+    guard_streams()
+
+
+def guard_streams() -> None:
+    """In a process that :func:`guard_process` guards: puts the filter first again.
+
+    A library that copies what is printed, as wandb does from its import on, puts itself before the
+    filter, and would copy secrets.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and "write" not in vars(stream):
+        if _guarding and stream is not None and not _is_guarded(stream):
             _guard(stream)
 
 
@@ -95,10 +107,9 @@ def guard_process() -> None:
 def shown_to_library() -> Iterator[None]:
     """Runs code of a library that records what this process was started with and what it prints.
 
-    The library finds ``sys.argv`` without secrets. If it puts itself before a guarded stream, to
-    copy what is printed, the filter comes before it again.
+    The library finds ``sys.argv`` without secrets, and what it copies of the output passes the
+    filter first.
     """
-    streams = [one for one in (sys.stdout, sys.stderr) if _is_guarded(one)]
     words, shown = sys.argv, redacted(sys.argv)
     try:
         if shown != words:
@@ -107,9 +118,7 @@ def shown_to_library() -> Iterator[None]:
     finally:
         if sys.argv is shown:
             sys.argv = words
-        for stream in streams:
-            if not _is_guarded(stream):
-                _guard(stream)
+        guard_streams()
 
 
 def redacted(value: _T) -> _T:

@@ -19,6 +19,7 @@ import pytest
 import yarl
 
 from autotimm import redaction
+from autotimm.outputs.loggers import make_loggers
 from autotimm.redaction import bare, learn, redacted
 from autotimm.structures import InputError
 
@@ -33,6 +34,7 @@ PASSWORDS = [
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, empty in (("_dropped", {}), ("_masked", {}), ("_compiled", None)):
         monkeypatch.setattr(redaction, name, empty)
+    monkeypatch.setattr(redaction, "_guarding", False)
     yield
 
 
@@ -141,8 +143,11 @@ def test_a_guarded_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert err.buffer.getvalue() == b"***, ***\n"  # type: ignore[attr-defined]
 
 
-def test_a_library_that_copies_all_output_gets_it_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As W&B does, which also records the command line."""
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_library_that_copies_all_output_gets_it_filtered(
+    imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As W&B does, which wandb 0.31 prepares when it is imported."""
     stream, copied, found = io.StringIO(), list[str](), list[str]()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     monkeypatch.setattr(sys, "stderr", stream)
@@ -160,14 +165,17 @@ def test_a_library_that_copies_all_output_gets_it_filtered(monkeypatch: pytest.M
 
         sys.stdout.write = write  # type: ignore[method-assign]
 
-    with redaction.shown_to_library():
+    if imported:
         install()
-    with redaction.shown_to_library():  # as every call of a logger does
-        pass
+        found.clear()
+        make_loggers("csv", tmp_path)
+    else:
+        with redaction.shown_to_library():
+            install()
+        assert found == [*words[:3], "https://host.org/x"]
     print("reads hunter2x")
     assert "hunter2x" not in "".join([*copied, *found])
     assert "reads ***" in "".join(copied)
-    assert found == [*words[:3], "https://host.org/x"]
     assert sys.argv is words
 
 

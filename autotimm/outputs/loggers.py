@@ -27,7 +27,7 @@ from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from autotimm.outputs.metrics_file import MetricsLogger
-from autotimm.redaction import redacted, shown_to_library
+from autotimm.redaction import guard_streams, redacted, shown_to_library
 from autotimm.structures import InputError
 
 NAMES = ("csv", "tensorboard", "wandb", "mlflow")
@@ -56,6 +56,7 @@ def make_loggers(
     Raises:
         InputError: a name is unknown, or its package is not installed.
     """
+    guard_streams()  # importing the class of a Logger object may have put wandb before the filter
     if given is False:
         return []
     if given is None or given is True:
@@ -76,7 +77,8 @@ def make_loggers(
             raise InputError(f"logger={name!r} needs pip install {name}")
     for name in dict.fromkeys(names):
         if name != "csv":
-            rest.append(_named(name, own, Path(root), (ids or {}).get(name)))
+            with shown_to_library():
+                rest.append(_named(name, own, Path(root), (ids or {}).get(name)))
     return [guarded(logger) for logger in (own, *rest)]
 
 
