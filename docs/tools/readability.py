@@ -1,10 +1,10 @@
 """Finds sentences that are too long, and pages that are hard to read: a part of ``make lint``.
 
-Only prose is measured: paragraphs and points of lists, without tables and blocks of code. Code inside a
-sentence and the address of a link count as nothing, the text of a link as its words.
+Only prose is measured: paragraphs and points of lists, without tables and blocks of code. Code in
+a sentence is one word, and of a link its text counts.
 
-The measure of a page is LIX (Björnsson 1968): words in a sentence plus the share of words with more than six
-letters, in percent. It needs no dictionary of syllables, which textstat would download for others.
+The measure of a page is LIX (Björnsson 1968): the words in a sentence, plus the percentage of words
+with more than six letters. It needs no dictionary of syllables, which textstat would download.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from markdown_it.token import Token
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "launch/*.md", "shards/*.md", "slurm/*.md")
 MOST_WORDS = 30
-"""In a sentence, which ends with a full stop, a question mark, or a colon before a list or block."""
+"""In a sentence; one that a list or a block of code continues ends before it."""
 HIGHEST_LIX = 40
 """Of a page. Below 40 is easy, above 50 is what official documents have."""
 
