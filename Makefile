@@ -16,7 +16,7 @@ help:
 	@echo "make test      the quick tests"
 	@echo "make test-slow what has to hold too before a change lands: torchrun, real data, torch.compile"
 	@echo "make test-all  every test there is, before a release"
-	@echo "make lint      ruff, mypy, codespell"
+	@echo "make lint      ruff, mypy, codespell, readability of the docs"
 	@echo "make docs      the documentation as a site in site/; a broken link or a missing docstring fails"
 	@echo "make bench     the benchmarks that need no more than this machine"
 	@echo "make clean     remove .venv, caches and the demo's folder"
@@ -47,6 +47,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python docs/tools/readability.py
 
 # Not --quiet, with which mkdocs does not count warnings and strict lets them pass.
 docs: install
