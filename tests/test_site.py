@@ -36,6 +36,9 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
         loaded = re.findall(r'<(?:script|img|iframe)\b[^>]*\bsrc="([^"]+)"', path.read_text())
         loaded += re.findall(r'<link\b[^>]*\bhref="([^"]+)"', path.read_text())
         assert not [one for one in loaded if "//" in one], name
+        root = tmp_path if name == "404.html" else path.parent
+        local = [one.partition("?")[0].lstrip("/") for one in loaded if ":" not in one]
+        assert [one for one in local if not (root / one).exists()] == [], name
     api = pages["api/index.html"].read_text()
     for name in ("InstanceSegmentor", "AutoTrainer", "load", "predict", "MetricConfig"):
         assert f'id="autotimm.{name}"' in api
