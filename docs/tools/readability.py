@@ -57,7 +57,7 @@ def sentences_of(text: str) -> Iterator[tuple[int, str]]:
         inside += (token.type == "table_open") - (token.type == "table_close")
         if token.type == "paragraph_open" and not inside and following and following.map:
             prose = " ".join(plain(following.children or ()).split())
-            if prose.startswith(":::"):  # mkdocstrings
+            if not prose or prose.startswith(":::"):  # a picture; mkdocstrings
                 continue
             for sentence in _END.split(prose):
                 yield following.map[0] + 1, sentence
