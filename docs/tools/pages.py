@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "docs/*.md",
-    "*/README.md",
+    *(f"{folder}/README.md" for folder in ("benchmarks", "findings", "launch", "shards", "slurm")),
     "benchmarks/results/*.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
