@@ -8,7 +8,7 @@ BENCH_DATA ?= ../shared/data/fruits_nuts
 # A process a core, each of one thread (tests/conftest.py); a file's tests stay in one process.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: help install demo test test-slow test-all lint bench clean
+.PHONY: help install demo test test-slow test-all lint docs bench clean
 
 help:
 	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries)"
@@ -16,7 +16,8 @@ help:
 	@echo "make test      the quick tests"
 	@echo "make test-slow what has to hold too before a change lands: torchrun, real data, torch.compile"
 	@echo "make test-all  every test there is, before a release"
-	@echo "make lint      ruff, mypy, codespell"
+	@echo "make lint      ruff, mypy, codespell, readability of the docs"
+	@echo "make docs      the documentation as a site in site/; a broken link or a missing docstring fails"
 	@echo "make bench     the benchmarks that need no more than this machine"
 	@echo "make clean     remove .venv, caches and the demo's folder"
 
@@ -26,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autotimm needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,s3,deepspeed,tensorboard,export,video]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,s3,deepspeed,tensorboard,export,video]'
 	touch $@
 
 demo: install
@@ -46,6 +47,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python docs/tools/readability.py
+
+# Not --quiet, with which mkdocs does not count warnings and strict lets them pass.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python benchmarks/order.py
@@ -56,5 +62,5 @@ bench: install
 	$(BIN)/python benchmarks/fruits_nuts.py --data $(BENCH_DATA)
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,7 +47,8 @@ CHEAPER = {
 
 
 def commands(page: str) -> list[str]:
-    lines = re.findall(r"^ {4}(\S.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^ {4}(\S.*)$", text, flags=re.MULTILINE)
     known = ("autotimm ", "torchrun ", "python ")  # sbatch needs a cluster, make installs
     return [line for line in lines if line.startswith(known)]
 

@@ -256,6 +256,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def source(self, split: str) -> Source:
         """The source of a split; the first call opens it, and warns about what it has left out.
 
+        Args:
+            split: its name, such as "train".
+
         Raises:
             InputError: there is no such split, or it is damaged.
         """
@@ -284,6 +287,9 @@ class InstanceSegmentationDataModule(LightningDataModule):
 
     def check(self, stage: str | None = None) -> list[str]:
         """Checks the splits of a stage like ``setup``, without changing the trainer or loaders.
+
+        Args:
+            stage: as in ``setup``.
 
         Returns:
             The names of the splits.

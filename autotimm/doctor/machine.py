@@ -27,7 +27,7 @@ _PROBED = 64 * 2**20  # bytes, written or read at most
 _SLOW = 50e6  # bytes/s: about what 8 GPUs that train a usual model read of JPEG
 _LEAST_SHARED = 10**9  # bytes: what a few workers prefetch at 640 px
 _LEAST_FILES = 1024
-_DEVELOPERS = ("dev", "peers")  # extras for those who work on this package
+_DEVELOPERS = ("dev", "docs", "peers")  # extras for those who work on this package
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 

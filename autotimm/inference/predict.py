@@ -34,7 +34,7 @@ def predict(
         images: a list of paths, URLs, PIL images or uint8 arrays [H, W, 3] (RGB), or one of them.
         dense: return masks as [N, H, W] uint8 of 0 and 1, which takes N * H * W bytes, instead of
             COCO's RLEs.
-        **how: the fields of :class:`Options`.
+        **how: the fields of ``Options``.
 
     Returns:
         For each image ``boxes`` [N, 4] x1, y1, x2, y2 in its pixels, ``labels`` [N] (indices into

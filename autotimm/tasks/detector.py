@@ -42,8 +42,9 @@ class ObjectDetector(Predictor):
         box_quality: what the branch beside the boxes learns, by which scores fall and of which
             overlapping boxes the better one stays: ``centerness``, how near the location is to the
             object's centre, or ``iou``, how well the predicted box overlaps it.
-        class_loss_weight, box_loss_weight, centerness_loss_weight: the weights of the losses in
-            their sum.
+        class_loss_weight: the weight of the classes' focal loss in the sum of the losses.
+        box_loss_weight: the weight of the boxes' GIoU loss.
+        centerness_loss_weight: the weight of the loss of the branch beside the boxes.
         score_thresh: the minimum class probability of a detection.
         nms_thresh: NMS removes the worse of two boxes of a class with a higher IoU.
         max_detections_per_image: the maximum number of detections to keep, best first.
@@ -202,6 +203,9 @@ class ObjectDetector(Predictor):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The unweighted losses by name, divided by counts that are averaged over ranks.
+
+        Args:
+            batch: of a training loader, on the model's device and normalised.
 
         Raises:
             InputError: the images are not normalised, the batch has no masks and the model needs

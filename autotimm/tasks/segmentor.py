@@ -24,7 +24,7 @@ class InstanceSegmentor(ObjectDetector):
         mask_loss: ``bce``, the binary cross-entropy of every cell, or ``bce+dice``, which adds the
             dice loss of every mask.
         mask_loss_weight: the weight of the mask loss.
-        **detector: the other arguments of :class:`ObjectDetector`.
+        **detector: the other arguments of ``ObjectDetector``.
 
     Raises:
         InputError: an argument cannot be used; the message names it.

@@ -258,6 +258,11 @@ class AutoTrainer(HookedTrainer):
 
         The row of this step in ``metrics.csv`` is on the disk before.
 
+        Args:
+            filepath: the file to write.
+            weights_only: whether to leave out what only a resumed run needs.
+            storage_options: as in Lightning.
+
         Raises:
             SaveError: on all ranks, if one of them cannot write.
         """
@@ -292,7 +297,8 @@ class AutoTrainer(HookedTrainer):
             least: the rate of the first step.
             most: the rate of the last step.
             steps: the total number of optimizer steps.
-            weights, weights_only_fitting: as in :meth:`fit`.
+            weights: as in ``fit``.
+            weights_only_fitting: as in ``fit``.
         """
         start = {"weights": weights, "weights_only_fitting": weights_only_fitting}
         rate = tuning.find_lr(self, model, datamodule, least, most, steps, **start)

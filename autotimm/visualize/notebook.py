@@ -34,7 +34,7 @@ def draw(
             and either ``masks`` [N, H, W] or ``rles``.
         class_names: the name of each label, such as ``model.class_names``.
         threshold: instances with a lower score are left out.
-        **style: ``alpha``, ``draw_boxes`` and ``draw_labels`` of :func:`draw_instances`.
+        **style: ``alpha``, ``draw_boxes`` and ``draw_labels`` of ``draw_instances``.
 
     Raises:
         InputError: the image cannot be read, or the instances do not fit it.
