@@ -61,8 +61,10 @@ def _retyped(value: Any) -> Any:
     """The same said in another type."""
     if isinstance(value, bool) or value is None:
         return str(value)
-    if isinstance(value, int | float):
-        return str(value) if isinstance(value, float) else float(value)
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, int):
+        return float(value) if abs(value) < 2**1000 else str(value)
     if isinstance(value, str):
         return [*value[:20]]
     if isinstance(value, list):
@@ -97,7 +99,7 @@ def mutated(draw: st.DrawFn, sound: st.SearchStrategy[Any], most: int = 4) -> An
         path = draw(st.sampled_from(paths))
         if not path:
             if draw(st.integers(0, 19)) == 0:
-                document = draw(st.sampled_from(ODD))
+                document = copy.deepcopy(draw(st.sampled_from(ODD)))
             continue
         parent, key = _at(document, path[:-1]), path[-1]
         kind = draw(st.sampled_from(("odd", "odd", "change", "drop", "other", "double")))
