@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotimm.cli.check_paths import check_checkpoint, check_data
 from autotimm.cli.looking import add_looking, check_looking
+from autotimm.cli.notes import note
 from autotimm.cli.parser import (
     add_image_size,
     add_pixel_range,
@@ -222,7 +222,7 @@ def _open_source(args: argparse.Namespace) -> Source | None:
 
     source = open_source(args.data, args.split)
     if source.remark:
-        print(f"{args.data}, split {args.split!r}: {source.remark}", file=sys.stderr)
+        note("evaluate", f"{args.data}, split {args.split!r}: {source.remark}")
     return source
 
 
