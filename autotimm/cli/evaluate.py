@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         if args.annotations and len(args.annotations) > 1:
             matching.refuse_clashing(results, truth)
         entries, lines = matching.fitted(entries, results, truth)
-        remarks += lines
+        remarks += lines if entries else ["the results hold no detection"]
     measured = report.measure(
         truth,
         entries,

@@ -141,9 +141,10 @@ def remarks(
     lines = truth.problems.lines()
     unmasked = sum(not one["masked"] for one in truth.annotations)
     if unmasked:
+        why = f" ({truth.maskless})" if truth.maskless else ""
         lines.append(
-            f"truths without a mask that covers a pixel: {unmasked:,}; box AP counts them by their "
-            "box" + ("; mask AP counts them as missed" if "segm" in evaluations else "")
+            f"truths without a mask that covers a pixel: {unmasked:,}{why}; box AP counts them by "
+            "their box" + ("; mask AP counts them as missed" if "segm" in evaluations else "")
         )
     ignored = sum(bool(one["ignore"]) for one in truth.annotations)
     if ignored:
@@ -165,6 +166,9 @@ def remarks(
             "counts more"
         )
     best = max(evaluation.stats["AP50"] for evaluation in evaluations.values())
+    if best < 0:
+        crowds = f": all {len(truth.annotations):,} truths are crowds" if truth.annotations else ""
+        lines.append(f"there is nothing to find{crowds}; AP is -1, as COCO has it")
     if best == 0 and found:
         lines.append(
             "no detection fits any truth (IoU 0.5): are the image ids, the categories and the "
