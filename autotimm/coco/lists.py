@@ -7,6 +7,7 @@ Invariants: what cannot be used is left out and counted by kind with examples; i
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,11 +22,15 @@ from autotimm.coco.checks import Problems, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
+from autotimm.coco.peek import NAMES, peek
 from autotimm.images import inspect
 from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
+_LISTS = ("images", "annotations", "categories")
+_KEY = re.compile(rb'"(\w+)"\s*:\s*\[$')
+_WORDS = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +61,41 @@ def find_lists(text: Text) -> dict[str, Array]:
     """
     content, arrays = scan(text)
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(f"{text.path}: not a COCO file: a {kind}, not an object")
+        raise InputError(f"{text.path}: {_not_coco(text, content)}")
     numbers = {}
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         if key not in content:
-            raise InputError(f"{text.path}: not a COCO file of instances: it has no '{key}'")
+            kind = peek(text.path).kind
+            of = f"; it holds {NAMES[kind]}" if kind in NAMES else ""
+            raise InputError(f"{text.path}: not a COCO file of instances: it has no '{key}'{of}")
         if not isinstance(content[key], list):
             raise InputError(f"{text.path}: not a COCO file: '{key}' is not a list")
         (numbers[key],) = content[key]
+    _refuse_twice(text, arrays, content)
     for number in set(range(len(arrays))) - set(numbers.values()):
         for _ in arrays[number].values(text):
             pass
     return {key: arrays[number] for key, number in numbers.items()}
+
+
+def _not_coco(text: Text, content: Any) -> str:
+    kind = peek(text.path).kind
+    found = NAMES.get(kind) or _WORDS.get(type(content), "a number")
+    return f"not a COCO file: it holds {found}, not an object with images and annotations"
+
+
+def _refuse_twice(text: Text, arrays: list[Array], content: dict[str, Any]) -> None:
+    """Refuses a file that has a list twice: every JSON parser takes the last one alone."""
+    named = {value[0] for value in content.values() if type(value) is list and len(value) == 1}
+    at = text.begin
+    for number, array in enumerate(arrays):
+        name = _KEY.search(text.read(at, array.begin - at))
+        if number not in named and name is not None and name[1].decode() in _LISTS:
+            raise InputError(
+                f"{text.path}: has '{name[1].decode()}' twice, and readers of JSON take the last "
+                "alone: join the two lists"
+            )
+        at = array.end
 
 
 def find_images(

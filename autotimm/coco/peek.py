@@ -17,8 +17,22 @@ from autotimm.coco import packed
 from autotimm.structures import InputError
 
 Kind = Literal[
-    "instances", "panoptic", "captions", "results", "labelme", "label studio", "datumaro", "other"
+    *("instances", "panoptic", "captions", "results", "labelme", "label studio", "datumaro"),
+    *("via", "createml", "supervisely", "cityscapes", "other"),
 ]
+NAMES: dict[Kind, str] = {
+    "results": "results (COCO's format of detections), not annotations",
+    "labelme": "labelme's annotations",
+    "label studio": "Label Studio's own JSON: export it from there as COCO with images",
+    "datumaro": "Datumaro's own JSON: datum convert -f coco_instances makes COCO's of it",
+    "via": "VGG Image Annotator's JSON: its Annotation > Export Annotations (COCO format) makes "
+    "COCO's of it",
+    "createml": "Create ML's boxes without masks",
+    "supervisely": "Supervisely's own JSON: its app Export to COCO makes COCO's of it",
+    "cityscapes": "Cityscapes' polygons: tools/dataset_converters/cityscapes.py of MMDetection "
+    "makes COCO's of them",
+}
+"""What a file of another kind holds, with the way out where there is one."""
 
 _READ = 2**22  # bytes at either end
 _NAMES = 10
@@ -86,8 +100,9 @@ def _kind(data: bytes) -> Kind:
     if data.lstrip().startswith(b"["):
         if b'"category_id"' in data and b'"score"' in data:
             return "results"
-        tasks = b'"annotations"' in data and b'"data"' in data
-        return "label studio" if tasks else "other"
+        if b'"annotations"' in data and b'"data"' in data:
+            return "label studio"
+        return "createml" if b'"image"' in data and b'"coordinates"' in data else "other"
     if len({match[1] for match in _LIST.finditer(data)}) > 1:
         if b'"segments_info"' in data:
             return "panoptic"
@@ -98,4 +113,8 @@ def _kind(data: bytes) -> Kind:
         return "labelme"
     if b'"items"' in data and b'"categories"' in data and b'"infos"' in data:
         return "datumaro"
-    return "other"
+    if b'"shape_attributes"' in data and b'"regions"' in data:
+        return "via"
+    if b'"classTitle"' in data and b'"objects"' in data:
+        return "supervisely"
+    return "cityscapes" if b'"imgHeight"' in data and b'"polygon"' in data else "other"

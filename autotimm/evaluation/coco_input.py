@@ -16,7 +16,7 @@ from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems
 from autotimm.coco.ids import id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
-from autotimm.evaluation.truth_files import read_json
+from autotimm.evaluation.read_files import read_json
 from autotimm.structures import InputError, brief
 
 IouType = Literal["bbox", "segm"]

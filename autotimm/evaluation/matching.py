@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.ids import Key, id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
-from autotimm.evaluation.truth_files import read_json
+from autotimm.evaluation.read_files import read_json
 from autotimm.format import fields
 from autotimm.structures import InputError, brief
 

@@ -7,7 +7,6 @@ data set, an image being known by its name.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import federated_lists
 from autotimm.coco.ids import free_ids, given_id, id_key
 from autotimm.coco.join import Joined
-from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.truths import checked_annotations
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, of_records
+from autotimm.evaluation.read_files import read_lists
 from autotimm.structures import InputError, Record, brief
 
 Source = dict[str, Any] | list[dict[str, Any]] | str | Path
 _FARTHEST = 2**20  # pixels: no image is larger
-_LONG = re.compile(rb"[:,\[\s]-?[0-9]{20}")  # 2**64 has 20 digits
 
 
 def of_source(
@@ -45,7 +43,7 @@ def of_source(
     content: Any = source
     name = "ground truth"
     if isinstance(source, str | Path):
-        content, name = read_json(source), str(source)
+        content, name = read_lists(source), str(source)
     file = _File.of(content, name, sizes or {})
     return of_records(file.records, file.categories, name, file.problems)
 
@@ -67,7 +65,7 @@ def of_files(
     parts = []
     rest = dict(sizes or {})
     for file in files:
-        part = _File.of(read_json(file), str(file), rest)
+        part = _File.of(read_lists(file), str(file), rest)
         part.number_annotations()
         parts.append(part)
         for key in part.keys:
@@ -108,8 +106,8 @@ class _File:
         categories = read_categories(content["categories"], Path(name))
         problems = Problems()
         ids = CategoryIds.of(categories)
-        by_image, numbers = _images(content["images"], name)
-        raws = _dealt(content["annotations"], by_image, numbers, ids, problems)
+        by_image, numbers = _images(content["images"], problems)
+        raws = _dealt(content["annotations"], by_image, numbers, ids, problems, name)
         records = [
             _record(image_id, entry, raws[image_id], ids, sizes, problems)
             for image_id, entry in by_image.items()
@@ -191,35 +189,26 @@ def _record(
     return record
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file of any encoding that annotation files have.
-
-    Raises:
-        InputError: it cannot be read, or is not JSON; names it.
-    """
-    text = Text(Path(path))
-    data = text.read(text.begin, text.end - text.begin)
-    try:
-        # The quick parser rounds whole numbers of more than 64 bits, and ids may be such.
-        return parse(data, exact=_LONG.search(data) is not None)
-    except NotJSONError:
-        raise text.fault() from None
-
-
-def _images(entries: list[Any], name: str) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
+def _images(
+    entries: list[Any], problems: Problems
+) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
     """Entries of images by number, and the number of each id that is none."""
     by_image: dict[int, dict[str, Any]] = {}
     texts: dict[Any, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise InputError(f"{name}: images[{position}] is no object with an id")
-        key = id_key(entry["id"], exact=True)
-        if key is None:
-            raise InputError(f"{name}: image id {brief(entry['id'])} is neither a number nor text")
+        where = f"images[{position}]"
+        if not isinstance(entry, dict):
+            problems.add("image entry is not an object (left out)", where)
+            continue
+        shown = given if is_text(given := entry.get("file_name")) else where
+        key = id_key(entry.get("id"), exact=True)
         known: dict[Any, dict[str, Any]] = by_image if isinstance(key, int) else texts
-        if key in known:
-            raise InputError(f"{name}: two images have the id {key}")
-        known[key] = entry
+        if key is None:
+            problems.add("image id is neither a number nor text (image left out)", shown)
+        elif key in known:
+            problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
+        else:
+            known[key] = entry
     numbers = dict(zip(texts, free_ids({*by_image}, len(texts)), strict=True))
     return by_image | {numbers[key]: entry for key, entry in texts.items()}, numbers
 
@@ -230,6 +219,7 @@ def _dealt(
     numbers: Mapping[Any, int],
     categories: CategoryIds,
     problems: Problems,
+    name: str,
 ) -> dict[int, list[dict[str, Any]]]:
     """The annotations of each image; pycocotools, too, leaves out those of no image or category."""
     dealt: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
@@ -247,6 +237,9 @@ def _dealt(
         else:
             id_ = raw.get("id", position)
             dealt[image].append({**raw, "id": id_, "category_id": categories.ids[category]})
+    if entries and not any(dealt.values()):
+        why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
+        raise InputError(f"{name}: none of its {len(entries):,} annotations can be used: {why}")
     return dealt
 
 
