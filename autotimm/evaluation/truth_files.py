@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from autotimm.coco.categories import Category, CategoryIds, read_categories
-from autotimm.coco.checks import Problems, as_id, as_size, is_text
+from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
 from autotimm.coco.ids import free_ids, given_id, id_key
 from autotimm.coco.join import Joined
+from autotimm.coco.lists import given_name
 from autotimm.coco.truths import checked_annotations
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, of_records
 from autotimm.evaluation.read_files import read_lists
@@ -167,8 +168,7 @@ def _record(
     """What an annotation file says of one image, checked."""
     key = id_key(entry["id"], exact=True)
     height, width = _size(entry, raws, sizes.get(key), problems)
-    given = entry.get("file_name")
-    file_name: str = given if is_text(given) else ""
+    file_name = given_name(entry)[1]
     shown = file_name or f"image {image_id}"
 
     def odd(raw: dict[str, Any], kind: str) -> None:
@@ -200,7 +200,7 @@ def _images(
         if not isinstance(entry, dict):
             problems.add("image entry is not an object (left out)", where)
             continue
-        shown = given if is_text(given := entry.get("file_name")) else where
+        shown = given_name(entry)[1] or where
         key = id_key(entry.get("id"), exact=True)
         known: dict[Any, dict[str, Any]] = by_image if isinstance(key, int) else texts
         if key is None:
