@@ -38,6 +38,7 @@ _READ = 2**22  # bytes at either end
 _NAMES = 10
 _LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_URL = re.compile(rb'"coco_url"\s*:\s*"(?:[^"\\]|\\.)*/([^"/\\]+/[^"/\\]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Peek:
 
     Attributes:
         kind: "instances" for a COCO file that may have some.
-        names: the first few values of ``file_name``.
+        names: the first few values of ``file_name``, or else folder and file of ``coco_url``.
     """
 
     kind: Kind
@@ -73,6 +74,9 @@ def peek(path: Path) -> Peek:
             continue  # text that was cut, or is not UTF-8: the file is refused when it is read
         if len(names) == _NAMES:
             break
+    if not names:  # LVIS has URLs alone
+        ends = [match[1] for match in _URL.finditer(data)][:_NAMES]
+        names = [end.decode("utf-8", "replace") for end in ends]
     return Peek(_kind(data), tuple(names))
 
 
