@@ -17,8 +17,18 @@ from autotimm.coco import packed
 from autotimm.structures import InputError
 
 Kind = Literal[
-    *("instances", "panoptic", "captions", "results", "labelme", "label studio", "datumaro"),
-    *("via", "createml", "supervisely", "cityscapes", "other"),
+    "instances",
+    "panoptic",
+    "captions",
+    "results",
+    "labelme",
+    "label studio",
+    "datumaro",
+    "via",
+    "createml",
+    "supervisely",
+    "cityscapes",
+    "other",
 ]
 NAMES: dict[Kind, str] = {
     "results": "results (COCO's format of detections), not annotations",

@@ -15,7 +15,7 @@ from typing import Any
 from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
-from autotimm.coco.ids import free_ids, given_id, id_key
+from autotimm.coco.ids import FileNames, free_ids, given_id, id_key, shifted
 from autotimm.coco.join import Joined
 from autotimm.coco.lists import given_name
 from autotimm.coco.truths import checked_annotations
@@ -223,20 +223,35 @@ def _dealt(
 ) -> dict[int, list[dict[str, Any]]]:
     """The annotations of each image; pycocotools, too, leaves out those of no image or category."""
     dealt: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
+    files = FileNames(lambda: [given_name(entry)[1] for entry in images.values()])
+    in_order = [*images]
+    used, strange = set[int](), set[int]()
     for position, raw in enumerate(entries):
         shown = f"annotations[{position}]"
         if not isinstance(raw, dict):
             problems.add("annotation is not an object (left out)", shown)
             continue
         image = number_of(raw.get("image_id"), numbers)
+        if image not in dealt:
+            place = files.find(id_key(raw.get("image_id"), exact=True))
+            if place is not None:
+                image = in_order[place]
+                problems.add("image_id is the image's file name (matched by it)", shown)
         category, _ = categories.find(raw.get("category_id"), exact=True)
         if image not in dealt:
             problems.add("annotation of an unknown image (left out)", shown)
         elif category not in categories.ids:
             problems.add("annotation of an unknown category (left out)", shown)
+            if isinstance(category, int):
+                strange.add(category)
         else:
+            if isinstance(category, int):
+                used.add(category)
             id_ = raw.get("id", position)
             dealt[image].append({**raw, "id": id_, "category_id": categories.ids[category]})
+    shift = shifted(strange, used, categories.ids)
+    if shift is not None:
+        problems.add(shift, f"category_id {min(strange)}")
     if entries and not any(dealt.values()):
         why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
         raise InputError(f"{name}: none of its {len(entries):,} annotations can be used: {why}")
