@@ -125,7 +125,7 @@ def _detection(
             "and a bbox, a segmentation or both"
         )
     image_id = number_of(source["image_id"], numbers)
-    if image_id not in sizes:
+    if image_id is None or image_id not in sizes:
         raise InputError(
             f"{where}: image_id {brief(source['image_id'])} is not in the ground truth, nor a file "
             "name there (of results of 'autotimm predict', whose ids are its own, keep the "
