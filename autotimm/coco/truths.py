@@ -9,6 +9,7 @@ beside it, only where the two differ, what the file says.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, TypedDict
 
 from autotimm.coco import boxes, masks, segmentation
@@ -63,8 +64,9 @@ def checked_annotations(
     annotations: list[Annotation] = []
     unmasked: list[Unmasked] = []
     for given in raws:
-        raw = _tidied(given, lambda kind, raw=given: odd(raw, kind))  # type: ignore[misc]
-        checked = check_annotation(raw, height, width, lambda kind, raw=raw: odd(raw, kind), rules)  # type: ignore[misc]
+        count = partial(odd, given)
+        raw = _tidied(given, count)
+        checked = check_annotation(raw, height, width, count, rules)
         if checked is None:
             truth = _unmasked(raw, rules)
             if truth is not None:
@@ -170,7 +172,7 @@ def _is_unlearnt(kind: str) -> bool:
 def _tidied(raw: dict[str, Any], odd: Callable[[str], object]) -> dict[str, Any]:
     """An annotation whose box and area are numbers where they can mean these only."""
     box, area = raw.get("bbox"), raw.get("area")
-    if type(box) is not list or len(box) != 4 or str in map(type, box):
+    if type(box) is not list or len(box) != 4 or str in (type(box[0]), type(box[3])):
         found, kind = boxes.read(box)
         if kind is not None:
             odd(kind)

@@ -41,7 +41,8 @@ def usable(
     with in_turn(declared[0] * declared[1]):
         extension, size = images.inspect(data)
     if size != declared and images.shown_size(data) != declared:
-        raise ValueError("width and height are not the picture's")
+        swapped = ", but swapped" if size == declared[::-1] else ""
+        raise ValueError(f"width and height are {'' if swapped else 'not '}the picture's{swapped}")
     which = orientation(data) if size == declared else 1
     if which != 1 and (which < 5 or size[0] == size[1]):
         odd(AS_STORED)

@@ -181,9 +181,10 @@ def test_it_says_of_an_image_what_shard_says(
 
 
 def test_images_none_of_which_can_be_used_are_a_failure(tmp_path: Path) -> None:
-    coco = write(tmp_path / "coco", [image(width=48, height=64)])
-    [found] = [one for one in run.data(str(coco)) if one.name == "split train"]
-    assert found.level == "fail" and "width and height are not the picture's" in found.text
+    for size, told in (((48, 64), "are the picture's, but swapped"), ((64, 47), "are not the")):
+        coco = write(tmp_path / "coco", [image(width=size[0], height=size[1])])
+        [found] = [one for one in run.data(str(coco)) if one.name == "split train"]
+        assert found.level == "fail" and f"width and height {told}" in found.text
 
 
 def test_how_many_images_it_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
