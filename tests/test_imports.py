@@ -16,6 +16,7 @@ LEVELS = [
     "redaction",
     "structures",
     "plain",
+    "near_names",
     "lightning_private",
     "files",
     "images",

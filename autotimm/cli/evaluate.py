@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotimm.cli import evaluate_flags as flags
 from autotimm.cli.check_paths import check_checkpoint, check_data
-from autotimm.cli.looking import add_looking, check_looking
+from autotimm.cli.looking import add_looking
+from autotimm.cli.notes import note
 from autotimm.cli.parser import (
     add_image_size,
     add_pixel_range,
@@ -17,7 +18,6 @@ from autotimm.cli.parser import (
     local_path,
     make_folder,
     make_parser,
-    reject_unused,
 )
 from autotimm.structures import InputError
 
@@ -29,16 +29,10 @@ if TYPE_CHECKING:
     from autotimm.streaming.store import Source
     from autotimm.structures import PixelRange
 
-_MOST_DETECTIONS = 1_000_000  # as coco_eval has it, whose import takes a second
-_OF_MODEL = (
-    *("image_size", "batch_size", "num_workers", "accelerator", "precision"),
-    *("tile", "overlap", "flip", "score_thresh"),
-)
-
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the verb."""
-    flags = make_parser(
+    made = make_parser(
         "evaluate",
         "Box and mask AP at the original image size, as pycocotools computes it: all classes and "
         "class by class; curves, confusions and the worst images as pictures.",
@@ -47,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         autotimm evaluate --results theirs.json --data coco/ --split val
         autotimm evaluate --results theirs.json --annotations instances_val2017.json
         autotimm evaluate --results theirs.json --annotations a.json --annotations b.json
+        autotimm evaluate --checkpoint best.ckpt --annotations new.json --images photos/
         torchrun --nproc-per-node 8 -m autotimm evaluate --checkpoint best.ckpt --data shards/
         """,
         """\
@@ -57,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         Exit codes: 0 done, 2 the input cannot be used.
         """,
     )
-    source = flags.add_argument_group("what to evaluate")
+    source = made.add_argument_group("what to evaluate")
     source.add_argument("--checkpoint", metavar="FILE", help="of a run: .ckpt or .safetensors")
     source.add_argument("--results", metavar="FILE", help="a COCO results file in its place")
     source.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
@@ -67,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         help="a COCO annotation file in place of --data; may be repeated: files are joined",
+    )
+    source.add_argument(
+        "--images",
+        metavar="DIR",
+        action="append",
+        help="the images of the --annotations in the same place, or of all: for --checkpoint, and "
+        "for pictures",
     )
     source.add_argument(
         "--boxes-only", action="store_true", help="compare no masks, even if results have some"
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--out", type=local_path, metavar="DIR", default="evaluation", help="made if missing"
     )
-    model = flags.add_argument_group("how the checkpoint is run")
+    model = made.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
     add_looking(model)
     model.add_argument(
@@ -101,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("16-mixed", "bf16-mixed", "32-true"),
         help="default: 16-mixed on a GPU, else 32-true",
     )
-    pictures = flags.add_argument_group("pictures")
+    pictures = made.add_argument_group("pictures")
     pictures.add_argument(
         "--min-score",
         type=float,
@@ -112,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     pictures.add_argument(
         "--worst", type=int, default=12, metavar="IMAGES", help="of lowest F1, to draw"
     )
-    return flags
+    return made
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: flags or files cannot be used.
     """
-    _check(args)
+    flags.check(parser(), args)
     out = Path(args.out)
     check_folder("--out", out)
     if args.checkpoint:
@@ -158,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         if args.annotations and len(args.annotations) > 1:
             matching.refuse_clashing(results, truth)
         entries, lines = matching.fitted(entries, results, truth)
-        remarks += lines
+        remarks += lines if entries else ["the results hold no detection"]
     measured = report.measure(
         truth,
         entries,
@@ -186,43 +188,15 @@ def _truth(
     return drawn.truth, drawn
 
 
-def _check(args: argparse.Namespace) -> None:
-    if bool(args.checkpoint) == bool(args.results):
-        raise InputError("give --checkpoint, or --results for a file of results; one of the two")
-    if bool(args.data) == bool(args.annotations):
-        raise InputError("give --data, or --annotations for a COCO file; one of the two")
-    if args.checkpoint and args.annotations:
-        raise InputError("--annotations has no images for --checkpoint to look at: give --data")
-    if not 0 <= args.min_score <= 1:
-        raise InputError(f"--min-score {args.min_score:g} must be 0 to 1")
-    for name, least in (("batch_size", 1), ("num_workers", 0), ("worst", 0)):
-        if getattr(args, name) < least:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
-    if args.max_detections is not None and not 10 <= args.max_detections <= _MOST_DETECTIONS:
-        raise InputError(
-            f"--max-detections {args.max_detections} must be 10 to {_MOST_DETECTIONS:,}"
-        )
-    if args.score_thresh is not None and not 0 <= args.score_thresh <= 1:
-        raise InputError(f"--score-thresh {args.score_thresh:g} must be 0 to 1")
-    if args.results:
-        reject_unused(
-            parser(), args, _OF_MODEL, "is for --checkpoint: with --results no model runs"
-        )
-    check_looking(parser(), args)
-    if args.annotations:
-        names = ("split", "worst", "pixel_range")
-        reject_unused(parser(), args, names, "is for --data: leave it out, or give that")
-
-
 def _open_source(args: argparse.Namespace) -> Source | None:
-    if args.annotations:
+    if args.annotations and not args.images:
         return None
     from autotimm.streaming.store import open_source
 
-    source = open_source(args.data, args.split)
+    data, split = flags.data_and_split(args)
+    source = open_source(data, split)
     if source.remark:
-        print(f"{args.data}, split {args.split!r}: {source.remark}", file=sys.stderr)
+        note("evaluate", f"{data}, split {split!r}: {source.remark}")
     return source
 
 
@@ -257,23 +231,25 @@ def _detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] |
     model.hparams.update(changes)
     look = _look(args, model)
     module = WholeImages if look else InstanceSegmentationDataModule
+    location, split = flags.data_and_split(args)
     data = module(
-        args.data,
+        args.data or args.images[0],
         image_size=size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         resize=model.preprocessing.resize,
-        train_split=args.split,  # its categories are the labels; there may be no other split
+        train_split=split,  # its categories are the labels; there may be no other split
         val_split=None,
-        test_split=args.split,
+        test_split=split,
         max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
         pixel_range=args.pixel_range,  # else the model's
     )
+    data.data_dir = location
     machine = {"accelerator": args.accelerator, "precision": args.precision}
     data.check("test")
     make_folder("--out", path.parent)
     first = find_all(model, data, path, **machine, look=look)
-    return (data.source(args.split), data.preprocessing.pixel_range) if first else None
+    return (data.source(split), data.preprocessing.pixel_range) if first else None
 
 
 def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:

@@ -14,7 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypedDict
 
-from autotimm.cli import lightning_help, near_names
+from autotimm import near_names
+from autotimm.cli import lightning_help
 from autotimm.structures import InputError
 
 FILE = "flags.json"
@@ -120,7 +121,7 @@ def spelt(words: list[str]) -> list[str]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """As :func:`autotimm.cli.near_names.suggestion`, which other programs' names for ours help."""
+    """As :func:`autotimm.near_names.suggestion`, which other programs' names for ours help."""
     names, dashes = [*known], "--" if name.startswith("--") else ""
     if other := _OTHER_NAMES.get(near_names.bare(name)):
         for one in (other, SHORT.get(other, other)):

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.near_names import suggestion
 from autotimm.files import urls
 from autotimm.files.shortage import reason
+from autotimm.near_names import unknown_flag
 from autotimm.structures import InputError
 
 _WIDTH = 98
@@ -28,11 +28,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which first speaks of what is missing, where a flag may be misspelt."""
         words = [*(sys.argv[1:] if args is None else args)]
-        known = self._option_string_actions
-        for word in words[: words.index("--")] if "--" in words else words:
-            flag = word.partition("=")[0]
-            if flag.startswith("--") and flag not in known:
-                self.error(f"unrecognized arguments: {flag}{suggestion(flag, known)}")
+        unknown = unknown_flag(words, self._option_string_actions)
+        if unknown is not None:
+            self.error(unknown)
         return super().parse_args(words, namespace)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from autotimm.cli.check_paths import check_checkpoint, check_images
 from autotimm.cli.looking import add_looking, check_looking
+from autotimm.cli.notes import note
 from autotimm.cli.parser import (
     add_image_size,
     add_pixel_range,
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     names = [one for one in every if drawn.isdisjoint(Path(os.path.realpath(one)).parents)]
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-        print(f"autotimm predict: skipped, as no images: {kinds}", file=sys.stderr, flush=True)
+        note("predict", f"skipped, as no images: {kinds}")
     if not names:
         raise InputError(f"there are no images but those in {out / PICTURES}")
     check_images(names)
@@ -166,12 +166,11 @@ def _tell_of_upper_bits(model: Any, names: list[str]) -> None:
         except (OSError, DataError):  # told in its turn
             continue
         if deep:
-            print(
-                "autotimm predict: images of more than 8 bits a channel keep the upper 8 of 16, as "
-                "the checkpoint is of an older version, which kept no range; --pixel-range "
-                "LOW,HIGH sets other values",
-                file=sys.stderr,
-                flush=True,
+            note(
+                "predict",
+                "images of more than 8 bits a channel keep the upper 8 of 16, as the checkpoint is "
+                "of an older version, which kept no range; --pixel-range LOW,HIGH sets other "
+                "values",
             )
             return
 
@@ -195,7 +194,7 @@ def _images(args: argparse.Namespace, model: Any, options: Any, names: list[str]
         for name, (pixels, detections) in zip(_with_progress(names), found, strict=True):
             if isinstance(pixels, InputError):
                 bad += 1
-                _left_out(pixels)
+                note("predict", f"left out: {pixels}")
             else:
                 writer.add(name, pixels, detections)
     except BaseException:
@@ -246,16 +245,12 @@ def _videos(args: argparse.Namespace, model: Any, options: Any, names: list[str]
             for _, detections in predictions(model, pixels_of(name, ahead), options):
                 writer.add(ahead.popleft(), detections)
         for problem in problems:
-            _left_out(problem)
+            note("predict", f"left out: {problem}")
         if writer.frames:
             endings = {"json": ".json", "pictures": ".mp4", "both": ".{json,mp4}"}
             written = f"{VIDEOS}/{stem}{endings[args.format]}"
             print(f"{args.out}: {written}: frames: {writer.frames:,}, {_counts(args, writer)}")
         yield bool(problems)
-
-
-def _left_out(problem: InputError) -> None:
-    print(f"autotimm predict: left out: {problem}", file=sys.stderr, flush=True)
 
 
 def _counts(args: argparse.Namespace, writer: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from autotimm.cli.check_paths import check_data
+from autotimm.cli.notes import note
 from autotimm.cli.parser import add_image_size, add_pixel_range, local_path, make_parser
 from autotimm.structures import InputError
 
@@ -111,5 +112,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")
     if left_out:
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        print(f"left out, as unusable: {len(left_out)}: {'; '.join(sorted(left_out)[:3])}{more}")
+        which = "; ".join(sorted(left_out)[:3])
+        note("preview", f"left out, as unusable: {len(left_out)}: {which}{more}")
     return 0

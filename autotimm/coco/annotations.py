@@ -17,7 +17,7 @@ import numpy as np
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, Rules, as_flag, as_id, is_trained_on
-from autotimm.coco.ids import Key, free_ids, id_key
+from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted
 from autotimm.coco.jsontext import Array, Text
 from autotimm.coco.lists import LEFT_OUT
 from autotimm.structures import InputError
@@ -54,6 +54,7 @@ def index_annotations(
     text: Text,
     listed: Array,
     slots: dict[Key | None, int],
+    names: FileNames,
     categories: CategoryIds,
     problems: Problems,
     rules: Rules,
@@ -65,6 +66,7 @@ def index_annotations(
         text: the file.
         listed: its annotations.
         slots: from ``lists.find_images``.
+        names: of the images that are used.
         categories: from ``categories.read_categories``.
         problems: where what is odd is counted.
         rules: which annotations are trained on.
@@ -81,6 +83,7 @@ def index_annotations(
     trained: set[Key | None] = set()  # categories
     others: set[Key | None] = set()
     known = categories.ids
+    strange: set[int] = set()  # ids that no category has
     ignored = 0
     position = -1
     for position, raw in enumerate(chain.from_iterable(listed.values(text, exact=exact))):
@@ -98,11 +101,16 @@ def index_annotations(
                 shown = _shown(id_, image_id, position)
                 problems.add("category_id is the category's name (its id taken)", shown)
             slot = slots.get(image_id)
+            if slot is None and (slot := names.find(image_id)) is not None:
+                shown = _shown(id_, image_id, position)
+                problems.add("image_id is the image's file name (matched by it)", shown)
         lost = None
         if slot is None:
             lost = "an unknown image"
         elif category_id not in known:
             lost = "an unknown category"
+            if type(category_id) is int:
+                strange.add(category_id)
         elif slot == LEFT_OUT:
             lost = "an image that is left out"
         elif id_ is None or id_ in used:
@@ -120,6 +128,9 @@ def index_annotations(
             if "ignore" in raw:
                 ignored += as_flag(raw["ignore"]) == 1
         owners.append(LEFT_OUT if slot is None or lost else slot)
+    shift = shifted(strange, {one for one in trained | others if type(one) is int}, known)
+    if shift is not None:
+        problems.add(shift, f"category_id {min(strange)}")
     owner = np.frombuffer(owners, np.int64)
     order = np.argsort(owner, kind="stable")
     order = order[np.count_nonzero(owner == LEFT_OUT) :]

@@ -8,15 +8,51 @@ comes of a convention that is not COCO's: then another reading of the numbers gi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 FAR = "bbox is far from its mask"
 """How the kind of such a problem begins; ``checks.check_annotation`` counts them."""
 
+_MOST = 1e15  # NaN and infinity are not below it
 _PIXELS = 1.5  # by which a box may be off, whatever its size: rounding, or counting from 1
 _CLOSE = 0.75  # IoU from which another reading gives the mask's box
 _LOOSE = 0.05  # share of the mask's sides by which it may stick out of a box that holds all of it
 
 Box = tuple[float, float, float, float]
+
+
+def read(value: Any) -> tuple[Any, str | None]:
+    """Reads a box that may have been written in an odd way.
+
+    Args:
+        value: ``bbox``, as a file has it.
+
+    Returns:
+        Four finite numbers, with what was mended, where it can mean these only; else the value.
+    """
+    found, kind = value, None
+    if isinstance(found, dict) and {"x", "y"} < found.keys() and len(found) == 4:
+        sides = next((s for s in (("width", "height"), ("w", "h")) if {*s} < found.keys()), None)
+        if sides is not None:
+            found, kind = [found[k] for k in ("x", "y", *sides)], "bbox of named sides (read)"
+    elif isinstance(found, list) and len(found) == 1 and isinstance(found[0], list):
+        found, kind = found[0], "bbox in more lists than one (read)"
+    if not isinstance(found, list) or len(found) != 4:
+        return value, None
+    if any(isinstance(side, str) for side in found):
+        kind = kind or "bbox of numbers in quotes (read)"
+    numbers = [number(side) for side in found]
+    return (value, None) if kind is None or None in numbers else (numbers, kind)
+
+
+def number(value: Any) -> float | None:
+    """Reads a finite number, also one in quotes; None if it is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if type(value) in (int, float) and abs(value) < _MOST else None
 
 
 def agrees(bbox: Sequence[float], mask: Sequence[float]) -> bool:
@@ -91,6 +127,7 @@ def _readings(
     yield "with y counted from below", (a, height - b, a + c, height - b + d)
     yield "as centre x, centre y, w, h", (a - c / 2, b - d / 2, a + c / 2, b + d / 2)
     yield "as y1, x1, y2, x2", (b, a, d, c)
+    yield "as y, x, h, w", (b, a, b + d, a + c)
     if c > 0 and d > 0:
         x_scale, y_scale = (mask[2] - mask[0]) / c, (mask[3] - mask[1]) / d
         x, y = a * x_scale, b * y_scale

@@ -92,8 +92,16 @@ def read_categories(
         key, name = id_key(entry.get("id"), exact), entry.get("name")
         if key is None:
             raise InputError(f"{where} has no 'id', a number or text")
+        if type(name) in (int, float):  # digits, years
+            name, kind = str(name), "category's name is a number (taken as text)"
+            if problems is not None:
+                problems.add(kind, f"{name} (id {key})")
         if not is_text(name):
-            raise InputError(f"{where} (id {key}) has no 'name'")
+            raise InputError(f"{where} (id {key}) has no 'name' that is text")
+        if key in found and found[key].name == name:
+            if problems is not None:
+                problems.add("category is listed twice (taken once)", f"{name} (id {key})")
+            continue
         if key in found:
             raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
         supercategory, frequency = (

@@ -96,10 +96,10 @@ def lost_instances(instances: int, problems: Problems) -> str:
     lines = [line for line in problems.lines() if _INSTANCE_LEFT_OUT in line]
     if instances or not lines:
         return ""
-    return (
-        f"no instance can be used: {'; '.join(lines)}; masks come from 'segmentation' (polygons or "
-        "RLE), boxes alone do not give them"
-    )
+    why = f"no instance can be used: {'; '.join(lines)}"
+    if any(line.startswith(segmentation.NONE) for line in lines):
+        why += "; masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
+    return why
 
 
 def ignored_remark(count: int) -> str:
@@ -200,6 +200,8 @@ def check_annotation(
     try:
         iscrowd = _crowd(raw.get("iscrowd"), rules, odd)
         mask = segmentation.read(raw.get("segmentation"), height, width, bbox, odd)
+        if mask.extent is not None and _are_shares(mask.extent):
+            raise ValueError("polygon in shares of the image (0 to 1), not in pixels")
         inside = masks.area(mask.rle)
         if not inside:
             raise ValueError("mask covers no pixel")
@@ -221,9 +223,16 @@ def check_annotation(
     return annotation
 
 
+def _are_shares(extent: tuple[float, float, float, float]) -> bool:
+    """Tells whether a polygon lies in the first pixel alone, which may be its centre: no object."""
+    if extent[2] > 1 or extent[3] > 1 or min(extent) < 0:
+        return False
+    return not all(float(side).is_integer() for side in extent)
+
+
 def _crowd(value: Any, rules: Rules, odd: Callable[[str], object]) -> int:
     """Returns 0 or 1, however it is written; ValueError if it is neither."""
-    if value is None:
+    if value is None or value == "":
         odd("iscrowd missing (0 taken)")
         return 0
     crowd = as_flag(value)

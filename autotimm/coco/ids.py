@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any
 
@@ -49,3 +50,48 @@ def free_ids(used: set[int], count: int) -> list[int]:
     if above + count <= 2**63:
         return list(range(above, above + count))
     return list(islice((id_ for id_ in range(1, 2**63) if id_ not in used), count))
+
+
+class FileNames:
+    """Images by what an ``image_id`` may call them in place of their id: their file's name, with or
+    without its folders and its extension, where that is one image's alone.
+
+    Args:
+        names: of the images' files, asked for at the first look-up.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+        self._found: dict[str, int | None] | None = None
+
+    def find(self, image_id: Key | None) -> int | None:
+        """Returns the position of the image of this name; None if there is none or several."""
+        if not isinstance(image_id, str):
+            return None
+        if self._found is None:
+            self._found = {}
+            for position, name in enumerate(self._names()):
+                base = name.rpartition("/")[2]
+                for one in {name, base, base.rpartition(".")[0]}:
+                    self._found[one] = None if one in self._found else position
+        name = image_id.replace("\\", "/")
+        found = self._found.get(name)
+        return self._found.get(name.rpartition("/")[2]) if found is None else found
+
+
+def shifted(unknown: set[int], used: set[int], known: Collection[Key | None]) -> str | None:
+    """Says that category ids are off by one, where all are those of categories then: a mistake of
+    converters that gives each class its neighbour's name.
+
+    Args:
+        unknown: ids in annotations that no category has.
+        used: those that one has.
+        known: ids of the categories.
+    """
+    for step, here, there in ((1, 0, 1), (-1, 1, 0)):
+        if unknown and all(id_ + step in known for id_ in unknown | used):
+            return (
+                f"category_id counts from {here} and categories from {there}, it seems: then each "
+                "class has its neighbour's annotations (taken as they are)"
+            )
+    return None

@@ -22,7 +22,7 @@ import numpy as np
 from autotimm.coco.annotations import AnnotationIndex, index_annotations
 from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import RULES, Problems, Rules, as_id
-from autotimm.coco.ids import InexactIdError
+from autotimm.coco.ids import FileNames, InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
 from autotimm.coco.lists import ImageList, find_images, find_lists
 from autotimm.coco.truths import checked_annotations, trained_categories
@@ -268,8 +268,9 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
             "val_split=None)"
         )
         raise InputError(f"{text.path}: no image can be used: {why}")
+    names = FileNames(lambda: images.names)
     annotations = index_annotations(
-        text, lists["annotations"], slots, category_ids, problems, rules, exact
+        text, lists["annotations"], slots, names, category_ids, problems, rules, exact
     )
     group = group_category(categories, annotations.used)
     if group is not None:

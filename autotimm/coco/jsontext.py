@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from autotimm.coco import packed
+from autotimm.coco import not_json, packed
 from autotimm.structures import InputError
 
 __all__ = ["Array", "NotJSONError", "Text", "parse", "scan"]
@@ -106,12 +106,9 @@ class Text:
         return pieces
 
     def fault(self) -> InputError:
-        """Returns the refusal of a text that is not JSON, with the line that is wrong."""
-        try:
-            json.loads(self.read(self.begin, self.end - self.begin))
-        except (ValueError, RecursionError) as error:
-            return InputError(f"{self.path}: not a JSON file: {error}")
-        return self._changed()
+        """Returns the refusal of a text that is not JSON: what it is, or the line that is wrong."""
+        reason = not_json.reason(self.read(self.begin, self.end - self.begin))
+        return InputError(f"{self.path}: not a JSON file: {reason}") if reason else self._changed()
 
     def _changed(self) -> InputError:
         return InputError(f"{self.path}: it changed while it was in use; start again")

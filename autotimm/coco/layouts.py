@@ -25,6 +25,7 @@ from autotimm.coco import other_formats
 from autotimm.coco.checks import is_text
 from autotimm.coco.peek import peek
 from autotimm.coco.split_names import (
+    same_split,
     short_name,
     split_names,
     split_word,
@@ -223,6 +224,13 @@ def _own_folders(file: Path, base: Path) -> Iterator[Path]:
         for part in ("", "images", "data"):
             yield base / part / name
         yield base / name / "images"
+    word = split_word(stem)
+    around = [base, *(base / name for name in ("images", "data")), *_subfolders(base)]
+    for folder in dict.fromkeys(around) if word else ():
+        for inner in _subfolders(folder):  # LVIS' train2017, leftImg8bit/train, Set-train/images
+            if same_split(word or "", [inner.name]):
+                yield inner
+                yield inner / "images"
     for name in _IMAGES:
         yield base / name
 
@@ -244,7 +252,7 @@ def _jsons(folder: Path) -> list[Path]:
     """Returns the JSON files of a folder, sorted; InputError for one whose name is no text."""
     files = []
     for name in _names(folder):
-        if name.endswith((".json", ".json.gz", ".json.zip")):
+        if name.lower().endswith((".json", ".json.gz", ".json.zip")):
             if not is_text(name):
                 raise InputError(
                     f"{folder / name}: its name is no text in the locale's encoding, "

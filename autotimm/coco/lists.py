@@ -7,6 +7,7 @@ Invariants: what cannot be used is left out and counted by kind with examples; i
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -17,15 +18,20 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.categories import CategoryIds
-from autotimm.coco.checks import Problems, as_size, is_text
+from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
+from autotimm.coco.peek import NAMES, peek
 from autotimm.images import inspect
 from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
+_LISTS = ("images", "annotations", "categories")
+_NAME_KEYS = ("file_name", "coco_url", "path", "filename", "fileName", "url", "name")
+_KEY = re.compile(rb'"(\w+)"\s*:\s*\[$')
+_WORDS = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +62,41 @@ def find_lists(text: Text) -> dict[str, Array]:
     """
     content, arrays = scan(text)
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(f"{text.path}: not a COCO file: a {kind}, not an object")
+        raise InputError(f"{text.path}: {_not_coco(text, content)}")
     numbers = {}
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         if key not in content:
-            raise InputError(f"{text.path}: not a COCO file of instances: it has no '{key}'")
+            kind = peek(text.path).kind
+            of = f"; it holds {NAMES[kind]}" if kind in NAMES else ""
+            raise InputError(f"{text.path}: not a COCO file of instances: it has no '{key}'{of}")
         if not isinstance(content[key], list):
             raise InputError(f"{text.path}: not a COCO file: '{key}' is not a list")
         (numbers[key],) = content[key]
+    _refuse_twice(text, arrays, content)
     for number in set(range(len(arrays))) - set(numbers.values()):
         for _ in arrays[number].values(text):
             pass
     return {key: arrays[number] for key, number in numbers.items()}
+
+
+def _not_coco(text: Text, content: Any) -> str:
+    kind = peek(text.path).kind
+    found = NAMES.get(kind) or _WORDS.get(type(content), "a number")
+    return f"not a COCO file: it holds {found}, not an object with images and annotations"
+
+
+def _refuse_twice(text: Text, arrays: list[Array], content: dict[str, Any]) -> None:
+    """Refuses a file that has a list twice: every JSON parser takes the last one alone."""
+    named = {value[0] for value in content.values() if type(value) is list and len(value) == 1}
+    at = text.begin
+    for number, array in enumerate(arrays):
+        name = _KEY.search(text.read(at, array.begin - at))
+        if number not in named and name is not None and name[1].decode() in _LISTS:
+            raise InputError(
+                f"{text.path}: has '{name[1].decode()}' twice, and readers of JSON take the last "
+                "alone: join the two lists"
+            )
+        at = array.end
 
 
 def find_images(
@@ -98,8 +126,7 @@ def find_images(
             problems.add("image entry is not an object (left out)", f"images[{position}]")
             continue
         key = id_key(entry.get("id"), exact)
-        given = (entry.get("file_name"), entry.get("coco_url"), f"images[{position}]")
-        shown = next(name for name in given if isinstance(name, str))
+        shown = given_name(entry)[1] or f"images[{position}]"
         if key is None:
             problems.add("image id is neither a number nor text (image left out)", shown)
             continue
@@ -176,31 +203,47 @@ def _refuted(
     return refuted
 
 
+def given_name(entry: dict[str, Any]) -> tuple[str, str]:
+    """Returns what an image is called by, and under which key: ``file_name``, or where there is
+    none what others write; both are empty where nothing is text."""
+    for key in _NAME_KEYS:
+        name = entry.get(key)
+        if is_text(name) and name.strip():
+            return key, name
+    return "", ""
+
+
 def _file_name(entry: dict[str, Any], listing: ImageFolder) -> Match:
     """Returns an image's file in its folder.
 
-    LVIS has no file names but URLs that end in COCO's folder and file.
+    LVIS has no file names but URLs that end in COCO's folder and file; others have a path or URL.
 
     Raises:
         ValueError: there is none that can be used; the message is a short reason.
     """
-    name, url = entry.get("file_name"), entry.get("coco_url")
-    if is_text(name):
+    key, name = given_name(entry)
+    if key == "file_name":
         return listing.find(name)
-    if not is_text(url):
+    if not key:
         raise ValueError("no file_name")
-    ends = ["/".join(url.split("/")[-2:]), url.split("/")[-1]]
-    name = next((end for end in ends if listing.problem(end) is None), None)
-    if name is None:
-        raise ValueError("no file_name, and no file as its coco_url has it")
-    return Match(name, "no file_name (coco_url's taken)")
+    # The folder of LVIS' images is part of COCO's name for them.
+    ends = ["/".join(name.split("/")[-2:]), name.split("/")[-1]]
+    end = next((end for end in ends if listing.problem(end) is None), None)
+    mended = f"no file_name ({key}'s taken)"
+    if end is not None:
+        return Match(end, mended)
+    try:
+        found = listing.find(name)
+    except ValueError:
+        raise ValueError(f"no file_name, and no file as its {key} has it") from None
+    return Match(found.name, mended, found.doubt)
 
 
 def _size(
     entry: dict[str, Any], folder: Path, name: str, problems: Problems
 ) -> tuple[int, int] | None:
     """Returns width and height: the file's, or else the picture's as viewers show it."""
-    if entry.get("width") is None or entry.get("height") is None:
+    if _is_unknown(entry.get("width")) or _is_unknown(entry.get("height")):
         try:
             data = (folder / name).read_bytes()
             inspect.inspect(data)
@@ -215,3 +258,11 @@ def _size(
     if size is None:
         problems.add("width or height is not a sane whole number (image left out)", name)
     return size
+
+
+def _is_unknown(side: Any) -> bool:
+    """Tells whether this stands for a side that the exporter did not know: none, 0, -1."""
+    if side is None or side == "":
+        return True
+    number = as_id(side)
+    return number is not None and number <= 0

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotimm.coco.peek import peek
+from autotimm.coco.peek import NAMES, Kind, peek
 
 _FILES = 20  # of each kind are looked at
 _HEAD = 4096  # bytes of each
@@ -43,6 +43,11 @@ def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
         yield f"holds Datumaro's own files; {_datumaro('datumaro', where)}"
     if "label studio" in kinds:
         yield "holds Label Studio's own JSON; export it from there as COCO with images"
+    further: tuple[Kind, ...] = ("via", "supervisely", "cityscapes", "createml")
+    for kind in further:
+        if kind in kinds:
+            text, _, way = NAMES[kind].partition(": ")
+            yield f"holds {text}; {way or 'there is no mask to train on'}"
     heads = [_head(path) for path in files[".xml"]]
     if any(re.search(rb"<annotations>", head) for head in heads):
         yield f"holds CVAT's XML; export COCO 1.0 from CVAT, or {_datumaro('cvat', where)}"

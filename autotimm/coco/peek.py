@@ -17,13 +17,38 @@ from autotimm.coco import packed
 from autotimm.structures import InputError
 
 Kind = Literal[
-    "instances", "panoptic", "captions", "results", "labelme", "label studio", "datumaro", "other"
+    "instances",
+    "panoptic",
+    "captions",
+    "results",
+    "labelme",
+    "label studio",
+    "datumaro",
+    "via",
+    "createml",
+    "supervisely",
+    "cityscapes",
+    "other",
 ]
+NAMES: dict[Kind, str] = {
+    "results": "results (COCO's format of detections), not annotations",
+    "labelme": "labelme's annotations",
+    "label studio": "Label Studio's own JSON: export it from there as COCO with images",
+    "datumaro": "Datumaro's own JSON: datum convert -f coco_instances makes COCO's of it",
+    "via": "VGG Image Annotator's JSON: its Annotation > Export Annotations (COCO format) makes "
+    "COCO's of it",
+    "createml": "Create ML's boxes without masks",
+    "supervisely": "Supervisely's own JSON: its app Export to COCO makes COCO's of it",
+    "cityscapes": "Cityscapes' polygons: tools/dataset_converters/cityscapes.py of MMDetection "
+    "makes COCO's of them",
+}
+"""What a file of another kind holds, with the way out where there is one."""
 
 _READ = 2**22  # bytes at either end
 _NAMES = 10
 _LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_URL = re.compile(rb'"coco_url"\s*:\s*"(?:[^"\\]|\\.)*/([^"/\\]+/[^"/\\]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +57,7 @@ class Peek:
 
     Attributes:
         kind: "instances" for a COCO file that may have some.
-        names: the first few values of ``file_name``.
+        names: the first few values of ``file_name``, or else folder and file of ``coco_url``.
     """
 
     kind: Kind
@@ -59,6 +84,9 @@ def peek(path: Path) -> Peek:
             continue  # text that was cut, or is not UTF-8: the file is refused when it is read
         if len(names) == _NAMES:
             break
+    if not names:  # LVIS has URLs alone
+        ends = [match[1] for match in _URL.finditer(data)][:_NAMES]
+        names = [end.decode("utf-8", "replace") for end in ends]
     return Peek(_kind(data), tuple(names))
 
 
@@ -86,8 +114,9 @@ def _kind(data: bytes) -> Kind:
     if data.lstrip().startswith(b"["):
         if b'"category_id"' in data and b'"score"' in data:
             return "results"
-        tasks = b'"annotations"' in data and b'"data"' in data
-        return "label studio" if tasks else "other"
+        if b'"annotations"' in data and b'"data"' in data:
+            return "label studio"
+        return "createml" if b'"image"' in data and b'"coordinates"' in data else "other"
     if len({match[1] for match in _LIST.finditer(data)}) > 1:
         if b'"segments_info"' in data:
             return "panoptic"
@@ -98,4 +127,8 @@ def _kind(data: bytes) -> Kind:
         return "labelme"
     if b'"items"' in data and b'"categories"' in data and b'"infos"' in data:
         return "datumaro"
-    return "other"
+    if b'"shape_attributes"' in data and b'"regions"' in data:
+        return "via"
+    if b'"classTitle"' in data and b'"objects"' in data:
+        return "supervisely"
+    return "cityscapes" if b'"imgHeight"' in data and b'"polygon"' in data else "other"

@@ -14,14 +14,18 @@ from typing import Any
 
 from autotimm.coco import boxes, masks
 from autotimm.coco.jsontext import NotJSONError, parse
+from autotimm.coco.outlines import SHAPE, flat, rings_of, without_holes
 from autotimm.structures import RLE
 
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
 _PRINTED = re.compile(r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1""")
 """What Python prints of the bytes of compressed counts: a backslash is doubled."""
+_SEPARATE = re.compile(r"\s*\d+(?:(?:\s*,\s*|\s+)\d+)+\s*", re.ASCII)
+"""Numbers with commas or blanks between them, which are no characters of compressed counts."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 Odd = Callable[[str], object]
+NONE = "no segmentation"
 PART_LEFT_OUT = "(part left out)"
 """How the kind of a problem ends where only some parts of a mask could be read."""
 
@@ -55,14 +59,14 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
         ValueError: it cannot be used; the message is a short reason.
     """
     if segmentation is None or segmentation == [] or segmentation == {} or segmentation == "":
-        raise ValueError("no segmentation")
-    if isinstance(segmentation, dict):
+        raise ValueError(NONE)
+    if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):
         return Mask(_read_rle(segmentation, height, width, bbox, odd), [], None)
     if isinstance(segmentation, list):
         polygons, extents, reasons = _checked(segmentation)
         if not reasons:
             return _of_polygons(polygons, extents, height, width, odd)
-    elif not isinstance(segmentation, str):
+    elif not isinstance(segmentation, str | dict):
         raise ValueError("segmentation is neither polygons nor RLE")
     parts = _Parts()
     _collect(segmentation, parts)
@@ -75,6 +79,7 @@ class _Parts:
 
     polygons: list[Any] = field(default_factory=list)
     rles: list[dict[str, Any]] = field(default_factory=list)
+    holed: list[list[list[float]]] = field(default_factory=list)  # each an outline and its holes
     shapes: dict[str, None] = field(default_factory=dict)  # ordered
 
 
@@ -120,8 +125,13 @@ def _of_parts(parts: _Parts, height: int, width: int, bbox: Any, odd: Odd) -> Ma
             rles.append(_read_rle(part, height, width, bbox, odd))
         except ValueError as error:
             reasons.append(str(error))
+    for outer, *holes in parts.holed:
+        rings, _, wrong = _checked([outer, *holes])
+        reasons += wrong
+        if not wrong:
+            rles.append(without_holes(rings[0], rings[1:], height, width))
     if not polygons and not rles:
-        raise ValueError(reasons[0] if reasons else "no segmentation")
+        raise ValueError(reasons[0] if reasons else NONE)
     for shape in parts.shapes:
         odd(shape)
     if reasons:
@@ -145,6 +155,13 @@ def _collect(value: Any, parts: _Parts, depth: int = 0) -> None:
         parts.shapes["segmentation is JSON in quotes (read)"] = None
         # Whatever is found there may have COCO's own shape.
         _collect(found, parts, 0)
+    elif isinstance(value, dict) and "counts" not in value and (found := rings_of(value)):
+        parts.shapes[SHAPE] = None
+        for outer, *holes in ([[*flat(ring)] for ring in rings] for rings in found if rings):
+            if holes:
+                parts.holed.append([outer, *holes])
+            else:
+                parts.polygons.append(outer)
     elif isinstance(value, dict):
         if depth:
             parts.shapes["list of RLEs (their union taken)"] = None
@@ -242,6 +259,9 @@ def _counts(counts: Any, kinds: list[str]) -> Any:
                 return counts
             kinds.append("RLE counts are a list in quotes (read)")
             return _counts(found, [])
+        if _SEPARATE.fullmatch(counts):
+            kinds.append("RLE counts are a list in quotes (read)")
+            return [int(count) for count in re.findall(r"\d+", counts)]
         return counts
     if isinstance(counts, list) and any(type(count) is not int for count in counts):
         numbers = [_number(count) for count in counts]

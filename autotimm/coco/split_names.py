@@ -14,14 +14,18 @@ def same_split(wanted: str, names: Iterable[str]) -> str | None:
     """Returns which of the splits is meant; None if none or several can be.
 
     ``val`` means ``valid`` or ``validation``, too, where there is no ``val``; likewise ``train``
-    and ``training``, ``test`` and ``testing``; each in either direction.
+    and ``training``, ``test`` and ``testing``; each in either direction, in any case, and last with
+    other words around them: ``Train``, ``train_trashcan``.
     """
     names = list(names)
     if wanted in names:
         return wanted
     words = next((words for words in _SAME if wanted in words), ())
-    found = [name for name in names if name in words]
-    return found[0] if len(found) == 1 else None
+    for spelled in (str, str.lower, lambda name: split_word(name) or ""):
+        found = [name for name in names if spelled(name) in words]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def split_names(stems: Sequence[str]) -> list[str]:
@@ -41,7 +45,7 @@ def short_name(name: str) -> str:
 
 def stem_of(file: Path) -> str:
     """Returns a file's name without ``.json``, ``.gz`` and ``.zip``."""
-    return file.name.removesuffix(".gz").removesuffix(".zip").removesuffix(".json")
+    return re.sub(r"(\.json)?(\.gz|\.zip)?$", "", file.name, flags=re.IGNORECASE)
 
 
 def split_word(name: str) -> str | None:

@@ -9,9 +9,10 @@ beside it, only where the two differ, what the file says.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, TypedDict
 
-from autotimm.coco import masks
+from autotimm.coco import boxes, masks, segmentation
 from autotimm.coco.checks import (
     RULES,
     Problems,
@@ -62,8 +63,10 @@ def checked_annotations(
     """
     annotations: list[Annotation] = []
     unmasked: list[Unmasked] = []
-    for raw in raws:
-        checked = check_annotation(raw, height, width, lambda kind, raw=raw: odd(raw, kind), rules)  # type: ignore[misc]
+    for given in raws:
+        count = partial(odd, given)
+        raw = _tidied(given, count)
+        checked = check_annotation(raw, height, width, count, rules)
         if checked is None:
             truth = _unmasked(raw, rules)
             if truth is not None:
@@ -96,7 +99,8 @@ def trained_categories(
         id_ = raw["category_id"]
         if id_ in found or id_ in known or not is_trained_on(raw, rules):
             continue
-        if check_annotation(raw, height, width, lambda _: None, rules) is not None:
+        plain = _tidied(raw, lambda _: None)
+        if check_annotation(plain, height, width, lambda _: None, rules) is not None:
             found.add(id_)
     return found
 
@@ -151,8 +155,32 @@ def of_evaluation(problems: Problems) -> Problems:
     return kept
 
 
+def maskless(problems: Problems) -> str:
+    """Says by kind why truths have no mask, unless the file gives none."""
+    kinds = [kind for kind in problems.counts if _is_unlearnt(kind)]
+    return ", ".join(
+        f"{kind.rpartition(' (')[0]}: {problems.counts[kind]:,}"
+        for kind in kinds
+        if not kind.startswith(segmentation.NONE)
+    )
+
+
 def _is_unlearnt(kind: str) -> bool:
     return kind.endswith("(instance left out)") and not kind.startswith("iscrowd")
+
+
+def _tidied(raw: dict[str, Any], odd: Callable[[str], object]) -> dict[str, Any]:
+    """An annotation whose box and area are numbers where they can mean these only."""
+    box, area = raw.get("bbox"), raw.get("area")
+    if type(box) is not list or len(box) != 4 or str in (type(box[0]), type(box[3])):
+        found, kind = boxes.read(box)
+        if kind is not None:
+            odd(kind)
+            raw = {**raw, "bbox": found}
+    if type(area) is str and (read := boxes.number(area)) is not None:
+        odd("area in quotes (read)")
+        raw = {**raw, "area": read}
+    return raw
 
 
 def _keep_given(raw: dict[str, Any], annotation: Annotation) -> None:

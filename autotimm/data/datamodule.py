@@ -32,7 +32,7 @@ from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
 from autotimm.files.retry import Retry
 from autotimm.files.units import byte_count
-from autotimm.files.urls import locate
+from autotimm.files.urls import Location, locate
 from autotimm.images.depth import checked_range
 from autotimm.plain import plain_arguments
 from autotimm.streaming.buckets import Canvases
@@ -209,7 +209,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         return self.settings.location.given
 
     @data_dir.setter
-    def data_dir(self, value: str | Path) -> None:
+    def data_dir(self, value: str | Path | Location) -> None:
         self.settings = replace(self.settings, location=locate(value))
 
     @property

@@ -14,7 +14,7 @@ from autotimm.data.settings import DataSettings
 from autotimm.files.retry import Retry
 from autotimm.files.urls import Location
 from autotimm.images.decode import DataError, deep_pixels
-from autotimm.images.depth import shown
+from autotimm.images.depths import shown
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.pixel_range import sampled_depths
 from autotimm.streaming.repeats import Repeats, repeat_factors

@@ -31,6 +31,9 @@ _DEVELOPERS = ("dev", "docs", "peers")  # extras for those who work on this pack
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
+Level = Literal["ok", "warn", "fail"]
+
+
 class Finding(NamedTuple):
     """The result of one check.
 
@@ -42,7 +45,7 @@ class Finding(NamedTuple):
         remedy: what to do about it; "" if there is no problem.
     """
 
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     name: str
     text: str
     remedy: str = ""

@@ -15,7 +15,8 @@ import torch
 
 from autotimm.coco.checks import Problems
 from autotimm.data.datamodule import InstanceSegmentationDataModule
-from autotimm.doctor.machine import Finding, read_speed
+from autotimm.doctor.images import Looked, look
+from autotimm.doctor.machine import Finding, Level, read_speed
 from autotimm.files.retry import Retry
 from autotimm.images.decode import DataError
 from autotimm.setup import resources
@@ -26,7 +27,8 @@ from autotimm.structures import InputError
 
 _FILES = 500  # of a folder, read at most
 _RETRY = Retry(minutes=0.25)  # a diagnosis does not wait for the end of an outage
-_IMAGES = 2_000  # of a split, evenly spread, whose annotations are looked through
+_ANNOTATED = 2_000  # images of a split, evenly spread, whose annotations are looked through
+_OPENED = 200  # of the images of a split, evenly spread
 
 
 def data(location: str) -> list[Finding]:
@@ -47,32 +49,41 @@ def data(location: str) -> list[Finding]:
 
 
 def _split(where: DataFolder, split: str) -> Finding:
-    name = f"split {split}"
+    name, of_coco = f"split {split}", where.layout == "coco"
+    looked = Looked()
     try:
         source = open_source(where, split, retry=_RETRY)
-        images = int(source.shard_sizes.sum())
-        if images and where.folder is not None:  # remote: it would download a whole shard
-            source.read(next(i for i, size in enumerate(source.shard_sizes) if size), 0)
+        if where.folder is not None:  # remote: it would download whole shards
+            looked = look(source, _OPENED, whole=not of_coco)
         lost = source.lost_instances()
         problems = Problems()
         problems.update(source.problems)
         if not lost:
-            problems.update_missing(source.odd_annotations(_IMAGES))
+            problems.update_missing(source.odd_annotations(_ANNOTATED))
+        problems.update_missing(looked.problems)
+        depths = looked.depths.pixel_range() if of_coco else source.pixel_range()
     except (InputError, OSError, DataError) as error:
         remedy = "autotimm shard --verify lists all damage"
-        if where.layout == "coco":
+        if of_coco:
             remedy = "autotimm shard --dry-run checks all of a COCO folder"
         return Finding("fail", name, str(error), remedy)
+    images = int(source.shard_sizes.sum())
     text = f"{images:,} images, {len(source.categories)} categories"
     if lost:
         return Finding("fail", name, f"{text}; {lost}", source.remedy)
+    if 0 < looked.images == looked.lost:
+        why = "; ".join(looked.problems.lines())
+        text = f"{text}; none of {looked.images:,} that were opened can be used: {why}"
+        return Finding("fail", name, text, source.remedy)
     if not images or not source.has_instances():
         remedy = source.remark or "there is nothing to train on"
         return Finding("fail", name, f"{text}, no instances", remedy)
-    found = [*problems.lines(), *([source.remark] if source.remark else [])]
-    if found:
-        return Finding("warn", name, f"{text}; {'; '.join(found)}", source.remedy)
-    return Finding("ok", name, text)
+    odd = [*problems.lines(), *([source.remark] if source.remark else [])]
+    deep = looked.depths.lines(depths)
+    if (looked.problems.counts or deep) and looked.images < images:
+        text = f"{text}; {looked.images:,} images were opened"
+    level: Level = "warn" if odd or looked.depths.stretched() in deep else "ok"
+    return Finding(level, name, "; ".join([text, *odd, *deep]), source.remedy if odd else "")
 
 
 def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from autotimm.coco import masks, segmentation
+from autotimm.coco import boxes, masks, segmentation
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems
 from autotimm.coco.ids import id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
-from autotimm.evaluation.truth_files import read_json
+from autotimm.evaluation.read_files import read_json
 from autotimm.structures import InputError, brief
 
 IouType = Literal["bbox", "segm"]
@@ -119,25 +119,32 @@ def _detection(
 ) -> dict[str, Any]:
     """A results entry, checked, with everything that pycocotools will ask for."""
     where = f"{file}: result {number}"
-    image_id = number_of(source.get("image_id"), numbers) if isinstance(source, dict) else None
-    if image_id is None:
-        raise InputError(f"{where} is not an object with an image_id that is a whole number")
-    if image_id not in sizes:
+    if not isinstance(source, dict) or source.get("image_id") is None:
         raise InputError(
-            f"{where}: image_id {brief(source['image_id'])} is not in the ground truth (of results "
-            "of 'autotimm predict', whose ids are its own, keep the images.json beside them)"
+            f"{where} is not an object with an image_id; each has image_id, category_id, score "
+            "and a bbox, a segmentation or both"
+        )
+    image_id = number_of(source["image_id"], numbers)
+    if image_id is None or image_id not in sizes:
+        raise InputError(
+            f"{where}: image_id {brief(source['image_id'])} is not in the ground truth, nor a file "
+            "name there (of results of 'autotimm predict', whose ids are its own, keep the "
+            "images.json beside them)"
         )
     for key in ("category_id", "score"):
         if key not in source:
             raise InputError(f"{where} has no {key!r}")
-    (category, _), score = categories.find(source["category_id"], exact=True), source["score"]
+    category, _ = categories.find(source["category_id"], exact=True)
     if category not in categories.ids:
         raise InputError(
             f"{where}: category_id {brief(source['category_id'])} is not in the ground truth"
             " (results hold the dataset's own ids, not the model's labels)"
         )
-    if not _is_number(score):
-        raise InputError(f"{where}: score is {brief(score)}, not a number")
+    score = boxes.number(source["score"])
+    if score is None:
+        raise InputError(f"{where}: score is {brief(source['score'])}, not a number")
+    if isinstance(source["score"], str):
+        problems.add("score in quotes (read)", where)
     return {
         "id": number,
         "image_id": image_id,
@@ -157,6 +164,10 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _are_sides(box: Any) -> bool:
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))
+
+
 def _extent(
     source: dict[str, Any],
     size: tuple[int, int],
@@ -169,9 +180,11 @@ def _extent(
     The area of masks is the mask's; pycocotools' ``loadRes`` takes the box's where results hold
     both, which moves thin objects into a larger class.
     """
-    box, mask = source.get("bbox"), source.get("segmentation")
+    (box, kind), mask = boxes.read(source.get("bbox")), source.get("segmentation")
+    if kind is not None:
+        problems.add(kind, where)
     if iou_type == "bbox" and (box or not mask):
-        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+        if not _are_sides(box):
             raise InputError(f"{where}: bbox is {brief(box)}, not [x, y, width, height]")
         x, y, w, h = (float(value) for value in box)
         area = min(max(w * h, -OF_NO_SIZE), OF_NO_SIZE)  # finite
@@ -191,6 +204,10 @@ def _extent(
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     x1, y1, x2, y2 = masks.box(rle)
+    if box and x2 > x1 and _are_sides(box) and not boxes.agrees(box, (x1, y1, x2, y2)):
+        fault = boxes.fault(box, (x1, y1, x2, y2), *size)
+        if fault is not None:
+            problems.add(f"{fault} (box AP takes it as it is)", where)
     return {
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "segmentation": rle,

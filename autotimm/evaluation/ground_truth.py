@@ -14,7 +14,7 @@ from autotimm.coco.checks import Problems
 from autotimm.coco.federated import FEDERATED
 from autotimm.coco.ids import id_key
 from autotimm.coco.index import Category
-from autotimm.coco.truths import of_evaluation, truths
+from autotimm.coco.truths import maskless, of_evaluation, truths
 from autotimm.structures import InputError, Record
 
 
@@ -30,6 +30,7 @@ class GroundTruth:
         categories: by id.
         problems: what was odd.
         numbers: the number of each image whose id is none, by that id.
+        maskless: why truths have no mask, where the file gives one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class GroundTruth:
     categories: list[Category]
     problems: Problems = field(default_factory=Problems)
     numbers: dict[Any, int] = field(default_factory=dict)
+    maskless: str = ""
 
     @property
     def federated(self) -> bool:
@@ -106,8 +108,9 @@ def of_records(
         images.append(image | {key: record[key] for key in FEDERATED if key in record})
         _append(annotations, record)
     by_id = sorted(categories, key=lambda one: one.id)
-    kept = of_evaluation(problems or Problems())
-    return GroundTruth(name, images, annotations, by_id, kept, numbers)
+    problems = problems or Problems()
+    kept, why = of_evaluation(problems), maskless(problems)
+    return GroundTruth(name, images, annotations, by_id, kept, numbers, why)
 
 
 def _append(annotations: list[dict[str, Any]], record: Record) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.ids import Key, id_key
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
-from autotimm.evaluation.truth_files import read_json
+from autotimm.evaluation.read_files import read_json
 from autotimm.format import fields
 from autotimm.structures import InputError, brief
 
@@ -49,7 +49,9 @@ def fitted(entries: list[Any], file: Path, truth: GroundTruth) -> tuple[list[Any
     beside = file.parent / IMAGES
     if beside.is_file():
         return _by_file_name(entries, beside, truth)
-    return _without_left_out(entries, truth)
+    entries, lines = _of_named(entries, file, truth)
+    kept, more = _without_left_out(entries, truth)
+    return kept, [*lines, *more]
 
 
 def refuse_clashing(file: Path, truth: GroundTruth) -> None:
@@ -151,6 +153,40 @@ def _by_file_name(
     if lost:
         lines.append(f"images of {truth.name} that are not in {beside}: {lost:,}; nothing found")
     return kept, lines
+
+
+def _of_named(entries: list[Any], file: Path, truth: GroundTruth) -> tuple[list[Any], list[str]]:
+    """The entries, where those that have a file name in place of an image id have the id.
+
+    The name may have folders in front, and lack its extension, as Ultralytics writes it.
+    """
+    known = {one["id"] for one in truth.images}
+    named: dict[Key, str] = {}
+    for entry in entries:
+        name = _name_of(entry)
+        if name is not None and number_of(name, truth.numbers) not in known:
+            named[name] = name
+    if not named:
+        return entries, []
+    own = {one["id"]: one["file_name"] for one in truth.images}
+    ids = _paired(named, own, file)
+    rest = {key: name for key, name in named.items() if key not in ids}
+    stems = {id_: name.rpartition(".")[0] for id_, name in own.items()}
+    ids |= _paired(rest, stems, file)
+    found = [
+        {**entry, "image_id": ids[name]} if (name := _name_of(entry)) in ids else entry
+        for entry in entries
+    ]
+    line = f"results whose image_id is a file name, matched by it: {len(ids):,} images"
+    return found, [line] if ids else []
+
+
+def _name_of(entry: Any) -> str | None:
+    """What an entry calls its image by, where that is text."""
+    if not isinstance(entry, dict):
+        return None
+    keys = ("image_id",) if entry.get("image_id") is not None else ("file_name", "image_name")
+    return next((entry[key] for key in keys if isinstance(entry.get(key), str)), None)
 
 
 def _listed(beside: Path) -> tuple[dict[Key, str], dict[Key, str]]:

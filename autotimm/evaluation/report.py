@@ -12,9 +12,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from autotimm.coco import boxes
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category, shown_names
 from autotimm.coco.truths import of_evaluation
+from autotimm.evaluation.box_readings import likely_reading
 from autotimm.evaluation.coco_eval import (
     ERRORS,
     MAX_DETECTIONS,
@@ -117,9 +119,31 @@ def measure(
         max_detections=max_dets[-1],
         remarks=[
             *of_evaluation(odd[kinds[-1]]).lines(),
+            *_of_results(truth, parts["bbox"][1]["annotations"], evaluations["bbox"], odd),
             *remarks(truth, evaluations, max_dets[-1], len(entries)),
         ],
     )
+
+
+def _of_results(
+    truth: GroundTruth,
+    detections: list[dict[str, Any]],
+    evaluation: Evaluation,
+    odd: Mapping[IouType, Problems],
+) -> list[str]:
+    """What is not COCO's about results: boxes of another convention, scores of another range."""
+    lines = []
+    scores = [one["score"] for one in detections]
+    if scores and (max(scores) > 1 or min(scores) < 0):
+        lines.append(
+            f"scores are from {min(scores):g} to {max(scores):g}, not shares of 1: AP goes by "
+            "their order alone, but what counts from --min-score on does not"
+        )
+    told = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
+    if evaluation.stats["AP50"] < 0.5 and not told:
+        reading = likely_reading(truth, detections)
+        lines += [reading] if reading else []
+    return lines
 
 
 def _refuse_numbered(truth: GroundTruth, entries: list[Any], name: str, ap50: float) -> None:
@@ -141,9 +165,10 @@ def remarks(
     lines = truth.problems.lines()
     unmasked = sum(not one["masked"] for one in truth.annotations)
     if unmasked:
+        why = f" ({truth.maskless})" if truth.maskless else ""
         lines.append(
-            f"truths without a mask that covers a pixel: {unmasked:,}; box AP counts them by their "
-            "box" + ("; mask AP counts them as missed" if "segm" in evaluations else "")
+            f"truths without a mask that covers a pixel: {unmasked:,}{why}; box AP counts them by "
+            "their box" + ("; mask AP counts them as missed" if "segm" in evaluations else "")
         )
     ignored = sum(bool(one["ignore"]) for one in truth.annotations)
     if ignored:
@@ -165,6 +190,9 @@ def remarks(
             "counts more"
         )
     best = max(evaluation.stats["AP50"] for evaluation in evaluations.values())
+    if best < 0:
+        crowds = f": all {len(truth.annotations):,} truths are crowds" if truth.annotations else ""
+        lines.append(f"there is nothing to find{crowds}; AP is -1, as COCO has it")
     if best == 0 and found:
         lines.append(
             "no detection fits any truth (IoU 0.5): are the image ids, the categories and the "

@@ -7,25 +7,24 @@ data set, an image being known by its name.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotimm.coco.categories import Category, CategoryIds, read_categories
-from autotimm.coco.checks import Problems, as_id, as_size, is_text
+from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
-from autotimm.coco.ids import free_ids, given_id, id_key
+from autotimm.coco.ids import FileNames, free_ids, given_id, id_key, shifted
 from autotimm.coco.join import Joined
-from autotimm.coco.jsontext import NotJSONError, Text, parse
+from autotimm.coco.lists import given_name
 from autotimm.coco.truths import checked_annotations
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, of_records
+from autotimm.evaluation.read_files import read_lists
 from autotimm.structures import InputError, Record, brief
 
 Source = dict[str, Any] | list[dict[str, Any]] | str | Path
 _FARTHEST = 2**20  # pixels: no image is larger
-_LONG = re.compile(rb"[:,\[\s]-?[0-9]{20}")  # 2**64 has 20 digits
 
 
 def of_source(
@@ -45,7 +44,7 @@ def of_source(
     content: Any = source
     name = "ground truth"
     if isinstance(source, str | Path):
-        content, name = read_json(source), str(source)
+        content, name = read_lists(source), str(source)
     file = _File.of(content, name, sizes or {})
     return of_records(file.records, file.categories, name, file.problems)
 
@@ -67,7 +66,7 @@ def of_files(
     parts = []
     rest = dict(sizes or {})
     for file in files:
-        part = _File.of(read_json(file), str(file), rest)
+        part = _File.of(read_lists(file), str(file), rest)
         part.number_annotations()
         parts.append(part)
         for key in part.keys:
@@ -108,8 +107,8 @@ class _File:
         categories = read_categories(content["categories"], Path(name))
         problems = Problems()
         ids = CategoryIds.of(categories)
-        by_image, numbers = _images(content["images"], name)
-        raws = _dealt(content["annotations"], by_image, numbers, ids, problems)
+        by_image, numbers = _images(content["images"], problems)
+        raws = _dealt(content["annotations"], by_image, numbers, ids, problems, name)
         records = [
             _record(image_id, entry, raws[image_id], ids, sizes, problems)
             for image_id, entry in by_image.items()
@@ -169,8 +168,7 @@ def _record(
     """What an annotation file says of one image, checked."""
     key = id_key(entry["id"], exact=True)
     height, width = _size(entry, raws, sizes.get(key), problems)
-    given = entry.get("file_name")
-    file_name: str = given if is_text(given) else ""
+    file_name = given_name(entry)[1]
     shown = file_name or f"image {image_id}"
 
     def odd(raw: dict[str, Any], kind: str) -> None:
@@ -191,35 +189,26 @@ def _record(
     return record
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file of any encoding that annotation files have.
-
-    Raises:
-        InputError: it cannot be read, or is not JSON; names it.
-    """
-    text = Text(Path(path))
-    data = text.read(text.begin, text.end - text.begin)
-    try:
-        # The quick parser rounds whole numbers of more than 64 bits, and ids may be such.
-        return parse(data, exact=_LONG.search(data) is not None)
-    except NotJSONError:
-        raise text.fault() from None
-
-
-def _images(entries: list[Any], name: str) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
+def _images(
+    entries: list[Any], problems: Problems
+) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
     """Entries of images by number, and the number of each id that is none."""
     by_image: dict[int, dict[str, Any]] = {}
     texts: dict[Any, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise InputError(f"{name}: images[{position}] is no object with an id")
-        key = id_key(entry["id"], exact=True)
-        if key is None:
-            raise InputError(f"{name}: image id {brief(entry['id'])} is neither a number nor text")
+        where = f"images[{position}]"
+        if not isinstance(entry, dict):
+            problems.add("image entry is not an object (left out)", where)
+            continue
+        shown = given_name(entry)[1] or where
+        key = id_key(entry.get("id"), exact=True)
         known: dict[Any, dict[str, Any]] = by_image if isinstance(key, int) else texts
-        if key in known:
-            raise InputError(f"{name}: two images have the id {key}")
-        known[key] = entry
+        if key is None:
+            problems.add("image id is neither a number nor text (image left out)", shown)
+        elif key in known:
+            problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
+        else:
+            known[key] = entry
     numbers = dict(zip(texts, free_ids({*by_image}, len(texts)), strict=True))
     return by_image | {numbers[key]: entry for key, entry in texts.items()}, numbers
 
@@ -230,23 +219,42 @@ def _dealt(
     numbers: Mapping[Any, int],
     categories: CategoryIds,
     problems: Problems,
+    name: str,
 ) -> dict[int, list[dict[str, Any]]]:
     """The annotations of each image; pycocotools, too, leaves out those of no image or category."""
     dealt: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
+    files = FileNames(lambda: [given_name(entry)[1] for entry in images.values()])
+    in_order = [*images]
+    used, strange = set[int](), set[int]()
     for position, raw in enumerate(entries):
         shown = f"annotations[{position}]"
         if not isinstance(raw, dict):
             problems.add("annotation is not an object (left out)", shown)
             continue
         image = number_of(raw.get("image_id"), numbers)
+        if image not in dealt:
+            place = files.find(id_key(raw.get("image_id"), exact=True))
+            if place is not None:
+                image = in_order[place]
+                problems.add("image_id is the image's file name (matched by it)", shown)
         category, _ = categories.find(raw.get("category_id"), exact=True)
         if image not in dealt:
             problems.add("annotation of an unknown image (left out)", shown)
         elif category not in categories.ids:
             problems.add("annotation of an unknown category (left out)", shown)
+            if isinstance(category, int):
+                strange.add(category)
         else:
+            if isinstance(category, int):
+                used.add(category)
             id_ = raw.get("id", position)
             dealt[image].append({**raw, "id": id_, "category_id": categories.ids[category]})
+    shift = shifted(strange, used, categories.ids)
+    if shift is not None:
+        problems.add(shift, f"category_id {min(strange)}")
+    if entries and not any(dealt.values()):
+        why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
+        raise InputError(f"{name}: none of its {len(entries):,} annotations can be used: {why}")
     return dealt
 
 

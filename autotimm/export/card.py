@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 
-from autotimm.images.depth import shown
+from autotimm.images.depths import shown
 from autotimm.structures import UPPER_BITS, PixelRange
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.settings import DetectorSettings

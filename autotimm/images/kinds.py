@@ -38,7 +38,7 @@ class Kind:
 _UNPACK = "unpack it first"
 _IMAGE = "save it as PNG first"
 _SLICES = "save its slices as PNG first"
-_EMPTY, _TEXT, _UNKNOWN = Kind("empty file"), Kind("text"), Kind("unknown kind")
+EMPTY, _TEXT, _UNKNOWN = Kind("empty file"), Kind("text"), Kind("unknown kind")
 CAMERA = Kind("camera raw", way="develop it to TIFF or JPEG first")
 
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
@@ -47,7 +47,7 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"GIF8[79]a", Kind("GIF", "image")),
     (rb"RIFF....WEBP", Kind("WebP", "image")),
     (rb"BM.{4}.{8}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Kind("BMP", "image")),
-    (rb"P[1-6][\s#]", Kind("PPM", "image")),
+    (rb"P[1-6][\s#]|Pf\n", Kind("PPM", "image")),
     (rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", Kind("HEIC", way=_IMAGE)),
     (rb".{4}ftyp(avif|avis)", Kind("AVIF", way=_IMAGE)),
     (rb".{4}ftypcrx ", CAMERA),
@@ -82,7 +82,7 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"qoif", Kind("QOI", way=_IMAGE)),
     (rb"gimp xcf", Kind("GIMP file", way=_IMAGE)),
     (rb"DDS ", Kind("DDS texture", way=_IMAGE)),
-    (rb"P[7Ff]\n", Kind("PAM or PFM", way=_IMAGE)),
+    (rb"P[7F]\n", Kind("PAM or PFM", way=_IMAGE)),
     (rb".{128}DICM", Kind("DICOM", way=_IMAGE)),
     (rb".{344}n[+i]1\0|.{4}n[+i]2\0", Kind("NIfTI", way=_SLICES)),
     (rb"NRRD000", Kind("NRRD", way=_SLICES)),
@@ -112,7 +112,7 @@ def kind_of(head: bytes, name: str = "") -> Kind:
         name: the file's, which tells a camera's raw from a TIFF.
     """
     if not head:
-        return _EMPTY
+        return EMPTY
     for mark, kind in _MARKS:
         if mark.match(head):
             raw = kind.name == "TIFF" and PurePath(name).suffix.lower() in _RAW

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote
 
+from autotimm.images.spellings import (
+    SPELLINGS,
+    URL,
+    Spelling,
+    before_upload,
+    decoded,
+    picture_stem,
+    plain_path,
+    same,
+    trimmed,
+)
 from autotimm.structures import InputError
 
 __all__ = ["ImageFolder", "Match"]
@@ -27,14 +35,14 @@ _SEVERAL = "file_name fits several files"
 # What a folder's name in an annotation file may come to: that no such folder can be there.
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
-_BACKSLASHES = "file_name has backslashes (taken for slashes)"
-_URL = "file_name is a URL (its path taken)"
 _DOTS = "file_name has folders called '.' or '..' (resolved)"
 _OWN_NAME = "file_name has the image folder's own name (left off)"
 _ABSOLUTE = "file_name is an absolute path in the image folder (shortened)"
 _ELSEWHERE = "file_name is an absolute path from elsewhere (its end taken)"
 _FOLDERS = "file_name has folders that the image folder lacks (left off)"
 _NO_FOLDERS = "file_name lacks its file's folder (the only file of that name taken)"
+_TRIMMED = "file_name has a query, blanks or quotes around it (left off)"
+_STEM = "file_name lacks its file's extension or has another one (file's taken)"
 _UPLOAD = "file_name or its file has what an upload adds to it (left off)"
 
 
@@ -51,43 +59,6 @@ class Match(NamedTuple):  # made for every image: a dataclass takes three times 
     name: str
     mended: str | None = None
     doubt: str | None = None
-
-
-def _same(name: str) -> str:
-    return name
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _small_extension(name: str) -> str:
-    stem, extension = os.path.splitext(_composed(name))  # noqa: PTH122
-    return stem + extension.lower()
-
-
-def _caseless(name: str) -> str:
-    return _composed(name).casefold()
-
-
-def _decoded(name: str) -> str:
-    return _caseless(unquote(name))
-
-
-def _before_upload(name: str) -> str:
-    """Takes off what Label Studio puts in front, and what Roboflow puts behind a base name."""
-    name = re.sub(r"^[0-9a-f]{8}-(?=.)", "", _decoded(name))
-    return re.sub(r"^(.+)_([a-z]{3,4})\.rf\.[0-9a-z]+\.[a-z]+$", r"\1.\2", name)
-
-
-_Spelling = tuple[Callable[[str], str], str, bool]
-# How names are made alike, what that mends, and whether it can mean one file only.
-_SPELLINGS: tuple[_Spelling, ...] = (
-    (_composed, "file_name has its accents in another Unicode form (file's taken)", True),
-    (_small_extension, "file_name's extension is in another case (file's taken)", True),
-    (_caseless, "file_name is in another case (file's taken)", False),
-    (_decoded, "file_name or its file is percent-encoded (decoded)", False),
-)
 
 
 class ImageFolder:
@@ -115,13 +86,16 @@ class ImageFolder:
         reason = self.problem(name)
         if reason is None:
             return Match(name)
-        plain, mended = _plain(name)
-        if mended != _URL:
+        plain, mended = plain_path(name)
+        if mended != URL:
             reason = self.problem(plain)
             if reason is None:
                 return Match(plain, mended)
         if reason not in (_MISSING, _LEAVES):
             raise ValueError(reason)
+        bare = trimmed(plain)
+        if bare != plain and self.problem(bare) is None:
+            return Match(bare, mended or _TRIMMED, reason)
         tree = self._tree = self._tree or _Tree(self.root)
         for path, why, certain in self._readings(plain, mended):
             found, spelled, sure = self._spelled(path, tree)
@@ -131,12 +105,15 @@ class ImageFolder:
                 raise ValueError(reason)  # its folder is there, and lacks it
         base = plain.rpartition("/")[2]
         elsewhere = _ELSEWHERE if plain.startswith("/") else _NO_FOLDERS
-        spellings: list[_Spelling] = [(_same, elsewhere, False), *_SPELLINGS]
-        spellings.append((_before_upload, _UPLOAD, False))
+        spellings: list[Spelling] = [(same, elsewhere, False), *SPELLINGS]
+        spellings.append((before_upload, _UPLOAD, False))
         for spelling, why, _ in spellings:
             file = tree.by_base(spelling, base)
             if file is not None:
                 return Match(self._usable(file), mended or why, reason)
+        file = tree.by_stem(base)
+        if file is not None:
+            return Match(self._usable(file), mended or _STEM, reason)
         raise ValueError(reason)
 
     def _spelled(self, path: str, tree: _Tree) -> tuple[str | None, str | None, bool]:
@@ -147,7 +124,7 @@ class ImageFolder:
             return path, None, True
         if reason not in (_MISSING, _LEAVES):
             raise ValueError(reason)
-        for spelling, mended, sure in _SPELLINGS:
+        for spelling, mended, sure in SPELLINGS:
             file = tree.by_path(spelling, path)
             if file is not None:
                 return self._usable(file), mended, sure
@@ -186,6 +163,9 @@ class ImageFolder:
                 yield "/".join(parts[count:]), _OWN_NAME, True
             elif count or len(parts) < path.count("/") + 1:
                 yield "/".join(parts[count:]), loose, False
+        bare = trimmed(plain)
+        if bare not in ("", plain):
+            yield bare, _TRIMMED, False
 
     def problem(self, name: str) -> str | None:
         """Tells what is wrong with an image's file name, if anything is.
@@ -249,6 +229,7 @@ class _Tree:
             self.files += [inner + name for name in names]
         self.folders.discard(".")
         self._paths: dict[Callable[[str], str], dict[str, str | None]] = {}
+        self._stems: dict[str, str | None] | None = None
         self._bases: dict[Callable[[str], str], dict[str, str | None]] = {}
 
     def by_path(self, spelling: Callable[[str], str], path: str) -> str | None:
@@ -268,6 +249,13 @@ class _Tree:
             self._bases[spelling] = _only(names)
         return _one(self._bases[spelling], spelling(base))
 
+    def by_stem(self, base: str) -> str | None:
+        """Returns the only picture of this base name but for the extension; errors as above."""
+        if self._stems is None:
+            stems = ((picture_stem(file.rpartition("/")[2]), file) for file in self.files)
+            self._stems = _only((stem, file) for stem, file in stems if stem is not None)
+        return _one(self._stems, decoded(base)) or _one(self._stems, picture_stem(base) or "")
+
 
 def _only(named: Iterator[tuple[str, str]]) -> dict[str, str | None]:
     """Files by name; None where several share it."""
@@ -282,15 +270,3 @@ def _one(files: dict[str, str | None], name: str) -> str | None:
     if file is None:
         raise ValueError(_SEVERAL)
     return file or None
-
-
-def _plain(name: str) -> tuple[str, str | None]:
-    """Returns a name as a path with slashes, and what that mends."""
-    local = re.search(r"(?:^|/)data/local-files/?\?(?:.*&)?d=([^&#]*)", name)
-    if local:  # Label Studio's own files
-        return unquote(local[1]), _URL
-    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://[^/?#]*(/[^?#]*)", name)
-    if address:
-        return unquote(address[1]), _URL
-    slashes = re.sub("^(?=[A-Za-z]:/)", "/", name.replace("\\", "/"))  # a drive: absolute
-    return slashes, _BACKSLASHES if "\\" in name else None

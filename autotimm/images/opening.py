@@ -6,6 +6,7 @@ Only formats that need no outside program are opened (PIL would hand an EPS to G
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
-from autotimm.images.kinds import CAMERA, HEAD, kind_of, refusal
+from autotimm.images.kinds import CAMERA, EMPTY, HEAD, kind_of, refusal
 from autotimm.images.orientation import Bytes, as_stored
 
 EXTENSIONS = {
@@ -39,9 +40,13 @@ BROKEN = (
     *(ArithmeticError, AttributeError, EOFError, RuntimeError, zlib.error),
 )
 
+# What PIL logs of a TIFF that it does not open is said in our own words.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 UNKNOWN = "image cannot be opened"
+_EMPTY = "file is empty (0 bytes)"
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES = 254, 256, 257, 258, 259, 277
-_SUB_IFDS, _FORMAT, _DNG = 330, 339, 50706
+_PLANES, _SUB_IFDS, _FORMAT, _DNG = 284, 330, 339, 50706
 _FORMATS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
 _COMPRESSIONS = {
     33003: "JPEG 2000",
@@ -80,7 +85,27 @@ def open_image(data: Bytes) -> Image.Image:
     tags: Any = getattr(image, "tag_v2", {})
     if _DNG in tags or (_whole(tags, _SUBFILE, 0) & 1 and _SUB_IFDS in tags):
         raise ValueError(f"file {refusal(CAMERA)}")  # else its thumbnail would be taken for it
+    if (
+        _whole(tags, _PLANES, 1) == 2
+        and _whole(tags, _SAMPLES, 1) > 1
+        and _whole(tags, _BITS, 1) > 8
+    ):
+        # PIL makes noise of it, and OpenCV gives memory that it has not filled.
+        raise ValueError(_odd_tiff(f"whose {_whole(tags, _BITS, 1)}-bit channels are planes apart"))
     return image
+
+
+def by_cv2(data: Bytes) -> np.ndarray | None:
+    """The samples of an image that PIL does not read in full, as OpenCV stores them; None if it
+    cannot either."""
+    import cv2
+
+    log = cv2.utils.logging
+    log.setLogLevel(log.LOG_LEVEL_ERROR)  # else it warns of each odd tag of each file
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
 
 
 def undecodable(image: Image.Image) -> str:
@@ -94,7 +119,9 @@ def _reason(data: Bytes) -> str:
     kind = kind_of(bytes(data[:HEAD]))
     if kind.name == "TIFF" and (tags := _tags(data)):
         return _tiff_reason(tags)
-    named = kind.use != "image" and kind.name not in ("empty file", "text", "unknown kind")
+    if kind is EMPTY:
+        return _EMPTY
+    named = kind.use != "image" and kind.name not in ("text", "unknown kind")
     return f"file {refusal(kind)}" if named else UNKNOWN
 
 
@@ -102,7 +129,7 @@ def _tiff_reason(tags: Any) -> str:
     bits, form, channels = (_whole(tags, tag, 1) for tag in (_BITS, _FORMAT, _SAMPLES))
     if packed := _COMPRESSIONS.get(_whole(tags, _COMPRESSION, 1)):
         return _odd_tiff(f"compressed by {packed}")
-    if form == 1 and bits <= 16 and channels <= 4:
+    if form == 1 and bits <= 16 and channels in (1, 3, 4):
         return UNKNOWN  # of a kind that is read, but broken
     kind = _FORMATS.get(form, "integers")
     several = f"{channels} channels" if channels > 1 else "one channel"
@@ -146,12 +173,7 @@ def _floats(data: Bytes) -> Image.Image | None:
         return None
     if tags[_WIDTH] * tags[_LENGTH] > LARGEST:
         raise Image.DecompressionBombError
-    import cv2
-
-    try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        values = None
+    values = by_cv2(data)
     if values is None or values.shape != (tags[_LENGTH], tags[_WIDTH]):
         raise ValueError("image cut off or broken")
     values = values.astype(np.float64)

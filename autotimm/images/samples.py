@@ -11,6 +11,7 @@ from PIL import Image
 
 from autotimm.images.banded import array_of, bands
 from autotimm.images.depth import DataError, Deep
+from autotimm.images.opening import by_cv2
 from autotimm.images.orientation import Bytes, as_stored, png_chunks
 
 _INVERTED, _DEPTH, _LARGEST, _FORMAT = 262, 258, (281, 341), 339  # tags of a TIFF
@@ -29,6 +30,8 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
     inverted = tags.get(_INVERTED) == 0
     if image.mode == "F":
         return Deep(array_of(image), inverted=inverted, missing=_missing(tags))
+    if image.mode == "L" and tags.get(_FORMAT) == (2,):  # PIL takes signed bytes for plain ones
+        return Deep(array_of(image).view(np.int8), inverted=inverted, missing=_missing(tags))
     if image.mode.startswith("I"):
         values = array_of(image)
         if tags.get(_DEPTH) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
@@ -38,9 +41,7 @@ def deep(image: Image.Image, data: Bytes | None = None) -> Deep | None:
     png = data is not None and image.format == "PNG" and data[24] == 16
     if data is None or not several or not (png or 16 in tags.get(_DEPTH, ())):
         return None
-    import cv2  # PIL reads the upper 8 bits of these only
-
-    found = cv2.imdecode(np.frombuffer(as_stored(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    found = by_cv2(as_stored(data))  # PIL reads the upper 8 bits of these only
     if found is None or found.shape[:2] != image.size[::-1] or found.dtype != np.uint16:
         raise DataError("the image has 16 bits a channel in a form that is not read: convert it")
     values = found

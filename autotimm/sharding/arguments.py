@@ -13,6 +13,7 @@ from typing import Literal, NoReturn
 from autotimm import __version__
 from autotimm.files.units import byte_count
 from autotimm.images.depth import checked_range
+from autotimm.near_names import unknown_flag
 from autotimm.sharding.outcome import Part
 from autotimm.sharding.summary import print_line
 from autotimm.structures import InputError
@@ -108,7 +109,12 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
             with another, or is given twice.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = vars(parser().parse_args(arguments))
+    flags = parser()
+    # argparse would first speak of what is missing, where a flag may be misspelt.
+    unknown = unknown_flag(arguments, flags._option_string_actions)
+    if unknown is not None:
+        raise InputError(f"{unknown} ({flags.prog} --help lists the flags)")
+    given = vars(flags.parse_args(arguments))
     _refuse_repeated(arguments)
     if (size := given["max_shard_size"]) is not None:
         given["max_shard_size"] = byte_count("--max-shard-size", size)

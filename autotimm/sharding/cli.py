@@ -17,6 +17,7 @@ from typing import Literal, NoReturn
 
 from autotimm.coco.checks import Rules
 from autotimm.coco.layouts import Split, find_splits
+from autotimm.coco.named_files import paired
 from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
 from autotimm.files.shortage import shortage
@@ -206,12 +207,7 @@ def _of_files(
     files: Sequence[str], folders: Sequence[str], names: Sequence[str] | None
 ) -> list[Split]:
     """The splits that --annotations and --images name one by one."""
-    if len(folders) not in (1, len(files)):
-        raise InputError(
-            f"--images: {len(folders)} folders for {len(files)} files of --annotations; give one "
-            "for each, in the same order, or one for all"
-        )
-    folders = list(folders) * len(files) if len(folders) == 1 else folders
+    pairs = paired(files, folders)
     if names is None:
         names = split_names([stem_of(Path(file)) for file in files])
         name, times = Counter(names).most_common(1)[0]
@@ -227,7 +223,7 @@ def _of_files(
             "each, in the same order"
         )
     sources: dict[str, list[tuple[Path, Path]]] = {}
-    for name, file, folder in zip(names, files, folders, strict=True):
+    for name, (file, folder) in zip(names, pairs, strict=True):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise InputError(
                 f"--splits: '{name}' is no name for a split; give one for each of --annotations, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from autotimm.coco.checks import Problems
 from autotimm.format.manifest import Manifest, Shard
-from autotimm.images.depth import Depths
+from autotimm.images.depths import Depths
 from autotimm.sharding.processes import Progress
 from autotimm.structures import PixelRange
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
 from autotimm.format.manifest import Manifest, SplitInfo, lacking
-from autotimm.images.depth import Depths
+from autotimm.images.depths import Depths
 from autotimm.sharding import earlier_run
 from autotimm.sharding.destinations.choice import Destination
 from autotimm.sharding.destinations.journal import entry_bytes, read_job_entry

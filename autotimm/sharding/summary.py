@@ -16,9 +16,7 @@ import orjson
 
 from autotimm.coco.checks import ignored_remark, untrained_remark
 from autotimm.format.manifest import MANIFEST
-from autotimm.images.depth import shown
 from autotimm.sharding.outcome import Outcome, Part, Written
-from autotimm.structures import PixelRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,7 +117,7 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         table.add_row(*row)
     console.print(table)
     for name, w in outcome.splits.items():
-        depths = _depth_lines(w, outcome.pixel_range)
+        depths = w.depths.lines(outcome.pixel_range)
         for remark in [*w.problems.lines(), *_remarks(w), *depths]:
             line(f"{name}: {remark}")
     if outcome.state == "complete":
@@ -144,26 +142,6 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         )
     else:
         line(f"wrote {dst.rstrip('/')}/{MANIFEST}")
-
-
-def _depth_lines(written: Written, pixel_range: PixelRange) -> list[str]:
-    """What becomes of images of more than 8 bits a channel; nothing where there are none."""
-    found = written.depths
-    lines = []
-    if found.declared:
-        lines.append(
-            f"images of more than 8 bits a channel: {found.declared:,} declare how many; these "
-            "become 0 to 255"
-        )
-    if found.others:
-        lines.append(
-            f"images of more than 8 bits a channel: {found.others:,} (such as {found.example}) "
-            f"with values from {found.low:g} to {found.high:g}; {shown(pixel_range)} become 0 to "
-            "255 (--pixel-range LOW,HIGH sets other values)"
-        )
-        if found.stretched() and pixel_range == found.pixel_range():
-            lines.append(found.stretched())
-    return lines
 
 
 def as_json(outcome: Outcome) -> str:

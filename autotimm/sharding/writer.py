@@ -30,20 +30,12 @@ from autotimm.format.index import (
 )
 from autotimm.format.manifest import Shard
 from autotimm.format.tar import BLOCK
-from autotimm.images import inspect as images
-from autotimm.images.decode import deep_pixels
-from autotimm.images.depth import Depths
-from autotimm.images.orientation import orientation
-from autotimm.images.turns import in_turn
+from autotimm.images.depths import Depths
+from autotimm.images.usable import usable
 from autotimm.sharding.outcome import Written
 from autotimm.sharding.plan import ShardPlan
 from autotimm.sharding.tar_writer import TarWriter, tar_header
 from autotimm.structures import Record
-
-_AS_STORED = (
-    "picture's orientation does not show in its width and height (taken as stored; one that was "
-    "annotated upright has to be stored upright)"
-)
 
 
 def write_shard(
@@ -220,17 +212,6 @@ def _checked_image(image: memoryview, record: Record, problems: Problems, depths
     """Returns the extension of an image that can be used; ValueError says why it cannot."""
     if len(image) >= 2**32:
         raise ValueError("image file of 4 GiB or more")  # the index has 32 bits for it
-    declared, name = (record["width"], record["height"]), record["file_name"]
-    with in_turn(declared[0] * declared[1]):
-        extension, size = images.inspect(image)
-    if size != declared and images.shown_size(image) != declared:
-        raise ValueError("width and height are not the picture's")
-    which = orientation(image) if size == declared else 1
-    if which != 1 and (which < 5 or size[0] == size[1]):
-        problems.add(_AS_STORED, name)
-    with in_turn(size[0] * size[1]):
-        deep = deep_pixels(image)
-        if deep is not None:
-            depths.add(deep, name)
-        del deep
-    return extension
+    name = record["file_name"]
+    declared = record["width"], record["height"]
+    return usable(image, declared, name, depths, lambda kind: problems.add(kind, name))

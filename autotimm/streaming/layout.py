@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autotimm.coco.layouts import Split
 from autotimm.files.urls import Location, locate
 from autotimm.format.manifest import MANIFEST
 from autotimm.streaming import foreign
@@ -32,6 +33,22 @@ class DataFolder:
         return self.location.folder
 
 
+@dataclass(frozen=True, slots=True)
+class NamedFiles(Location):
+    """A split whose annotation files and image folders were named one by one.
+
+    Attributes:
+        split: the only one.
+    """
+
+    split: Split
+
+    @classmethod
+    def of(cls, split: Split) -> NamedFiles:
+        """The location of a split; messages call it by its first annotation file."""
+        return cls(str(split.annotation_file), split.image_folder, split)
+
+
 def detect_layout(data_dir: str | Path | Location | DataFolder) -> DataFolder:
     """Detects what a folder or URL holds; returns a ``DataFolder`` unchanged.
 
@@ -42,6 +59,8 @@ def detect_layout(data_dir: str | Path | Location | DataFolder) -> DataFolder:
     if isinstance(data_dir, DataFolder):
         return data_dir
     location = locate(data_dir)
+    if isinstance(location, NamedFiles):
+        return DataFolder(location, "coco")
     folder = location.folder
     if folder is None or (folder / MANIFEST).is_file():
         return DataFolder(location, "shards")

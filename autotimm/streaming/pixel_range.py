@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.images.decode import DataError, deep_pixels
-from autotimm.images.depth import Depths
+from autotimm.images.depths import Depths
 from autotimm.structures import PixelRange, Record
 
 LOOKED_AT = 64
@@ -32,16 +32,29 @@ def sampled_range(source: _Readable) -> PixelRange:
 def sampled_depths(source: _Readable) -> tuple[Depths, int]:
     """Returns what the images of more than 8 bits have, of those that are looked at, and how many
     these are."""
-    ends = np.cumsum(source.shard_sizes)
-    count = int(ends[-1]) if len(ends) else 0
     depths = Depths()
-    positions = sorted({k * count // LOOKED_AT for k in range(LOOKED_AT)} if count else ())
-    for position in positions:
-        shard = int(np.searchsorted(ends, position, side="right"))
-        index = position - int(ends[shard] - source.shard_sizes[shard])
+    places = spread(source.shard_sizes, LOOKED_AT)
+    for shard, index in places:
         with contextlib.suppress(DataError):  # told where its turn in an epoch is
             data, record = source.read(shard, index)
             deep = deep_pixels(data)
             if deep is not None:
                 depths.add(deep, record["file_name"])
-    return depths, len(positions)
+    return depths, len(places)
+
+
+def spread(shard_sizes: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """Returns shard and index of samples that are evenly spaced.
+
+    Args:
+        shard_sizes: [shards], how many samples each has.
+        most: how many samples at most.
+    """
+    ends = np.cumsum(shard_sizes)
+    count = int(ends[-1]) if len(ends) else 0
+    places = []
+    for k in range(min(most, count)):
+        position = k * count // min(most, count)
+        shard = int(np.searchsorted(ends, position, side="right"))
+        places.append((shard, position - int(ends[shard] - shard_sizes[shard])))
+    return places

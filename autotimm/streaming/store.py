@@ -23,10 +23,11 @@ from autotimm.coco.join import load_split
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote
 from autotimm.files.retry import Retry
+from autotimm.files.urls import Location
 from autotimm.format.manifest import MANIFEST
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
-from autotimm.streaming.layout import DataFolder, detect_layout
+from autotimm.streaming.layout import DataFolder, NamedFiles, detect_layout
 from autotimm.streaming.pixel_range import sampled_range
 from autotimm.streaming.shards import ShardSource, manifest_of
 from autotimm.structures import InputError, PixelRange, Record, is_trained_on
@@ -99,7 +100,7 @@ class Source(Protocol):
 
 
 def open_source(
-    data_dir: str | Path | DataFolder,
+    data_dir: str | Path | Location | DataFolder,
     split: str,
     cache_dir: str | Path | None = None,
     verify: bool = False,
@@ -124,7 +125,7 @@ def open_source(
     data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
         return ShardSource(data, split, cache_dir, verify, retry, cache_limit)
-    return FolderSource(_coco_split(data.folder, split), data.folder, split, known)
+    return FolderSource(_coco_split(data, split), _shell_words(data), split, known)
 
 
 def split_names(data_dir: str | Path | DataFolder, retry: Retry | None = None) -> list[str]:
@@ -138,7 +139,7 @@ def split_names(data_dir: str | Path | DataFolder, retry: Retry | None = None) -
         return list(manifest_of(data.location, retry or Retry()).splits)
     if data.layout == "tars":
         return list(foreign.split_tars(data.folder))
-    return list(_coco_splits(data.folder))
+    return list(_coco_splits(data))
 
 
 class FolderSource:
@@ -146,13 +147,13 @@ class FolderSource:
 
     Args:
         split: what is read.
-        folder: that it was found in.
+        words: what names it after ``autotimm-shard``, for a shell.
         asked: the name that it was asked for by.
         known: as for ``open_source``.
     """
 
     def __init__(
-        self, split: layouts.Split, folder: Path, asked: str, known: Sequence[Category] = ()
+        self, split: layouts.Split, words: str, asked: str, known: Sequence[Category] = ()
     ) -> None:
         self._index = load_split(split, known=known)
         self._file = split.annotation_file
@@ -166,8 +167,7 @@ class FolderSource:
         self.categories = self._index.categories
         self.shard_sizes = np.array([len(self._index)], dtype=np.int64)
         self.fingerprint = remote.sha256_of(split.annotation_file)
-        where = shlex.quote(str(folder))
-        self.remedy = f"repair them (autotimm-shard {where} --dry-run checks them all)"
+        self.remedy = f"repair them (autotimm-shard {words} --dry-run checks them all)"
 
     def has_instances(self) -> bool:
         """See ``Source``; stops at the first such instance."""
@@ -231,7 +231,11 @@ class FolderSource:
         return str(self._file)
 
 
-def _coco_splits(folder: Path) -> dict[str, layouts.Split]:
+def _coco_splits(data: DataFolder) -> dict[str, layouts.Split]:
+    if isinstance(data.location, NamedFiles):
+        return {data.location.split.name: data.location.split}
+    folder = data.folder
+    assert folder is not None  # a URL is of shards
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     try:
@@ -240,9 +244,17 @@ def _coco_splits(folder: Path) -> dict[str, layouts.Split]:
         raise InputError(f"{error}; a folder of shards holds {MANIFEST}") from None
 
 
-def _coco_split(folder: Path, split: str) -> layouts.Split:
-    splits = _coco_splits(folder)
+def _coco_split(data: DataFolder, split: str) -> layouts.Split:
+    splits = _coco_splits(data)
     named = same_split(split, splits)
     if named is None:
-        raise InputError(f"{folder}: no split {split!r}, only {', '.join(splits)}")
+        raise InputError(f"{data.folder}: no split {split!r}, only {', '.join(splits)}")
     return splits[named]
+
+
+def _shell_words(data: DataFolder) -> str:
+    if not isinstance(data.location, NamedFiles):
+        return shlex.quote(str(data.folder))
+    name, sources = data.location.split.name, data.location.split.sources
+    words = [w for file, images in sources for w in ("--annotations", file, "--images", images)]
+    return shlex.join([*map(str, words), "--splits", ",".join([name] * len(sources))])

@@ -34,6 +34,7 @@ from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour
 
+TWO_FOLDERS = ("--annotations", __file__, "--images", ".") * 2
 ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png"}
 
 
@@ -282,6 +283,47 @@ def test_a_checkpoint_is_measured_on_the_only_split_and_on_what_cannot_be_read(
     assert {one["image_id"] for one in found} == {1}
 
 
+def test_a_checkpoint_looks_at_images_elsewhere(
+    checkpoint: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    """``--annotations`` and ``--images`` name what ``--data`` finds: the same files, results and
+    pictures, also of two files whose images lie in two folders."""
+    source, samples = open_source(SAMPLE, "train"), []
+    for index in range(int(source.shard_sizes.sum())):
+        data, record = source.read(0, index)
+        samples.append((bytes(data), record))
+    content = Truth(source).content
+    half = len(samples) // 2
+    words: list[object] = []
+    for n, part in enumerate((samples[:half], samples[half:])):
+        folder, ids = tmp_path / f"images {n}", {record["image_id"] for _, record in part}
+        folder.mkdir()
+        for data, record in part:
+            (folder / record["file_name"]).write_bytes(data)
+        file = tmp_path / f"part{n}.json"
+        images = [one for one in content["images"] if one["id"] in ids]
+        annotations = [one for one in content["annotations"] if one["image_id"] in ids]
+        file.write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+        words += ["--annotations", file, "--images", folder]
+    how = ("--num-workers", 0, "--min-score", 0.1, "--batch-size", 4)
+    assert run("--checkpoint", checkpoint, *words, *how, "--out", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in evaluated.iterdir()
+    }
+    told, before = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "out", evaluated)
+    )
+    assert [told[kind]["AP"] for kind in ("box", "mask")] == pytest.approx(
+        [before[kind]["AP"] for kind in ("box", "mask")], abs=1e-6
+    )
+    results = ("--results", tmp_path / "out" / "results.json")
+    assert run(*results, *words, "--worst", 2, "--out", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "worst.png").is_file()
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["mask"]["AP"] == pytest.approx(told["mask"]["AP"], abs=1e-9)
+
+
 def test_a_model_that_finds_nothing_is_said_to(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,7 +422,20 @@ def test_what_is_printed_may_fail_when_all_is_written(
             "--precision is for --checkpoint",
         ),
         (("--results", "r.json", "--annotations", "t.json", "--split", "a"), "--split is for"),
-        (("--results", "r.json", "--annotations", "t.json", "--worst", 1), "--worst is for --data"),
+        (("--results", "r.json", "--annotations", "t.json", "--worst", 1), "--worst is for images"),
+        (("--results", "r.json", "--data", SAMPLE, "--images", "x"), "--images: needs --annot"),
+        (
+            ("--results", "r.json", "--annotations", __file__, "--images", "x"),
+            "--images: x: no such folder",
+        ),
+        (
+            ("--results", "r.json", "--annotations", "no.json", "--images", "."),
+            "--annotations: no.json: no such file",
+        ),
+        (
+            ("--results", "r.json", *TWO_FOLDERS, "--annotations", __file__),
+            "--images: 2 folders for 3 files",
+        ),
         (("--results", "r.json", "--data", SAMPLE, "--out", __file__), "--out: cannot make"),
     ],
 )

@@ -217,7 +217,7 @@ def test_videos_beside_images_and_what_is_skipped(
         words = [mine, "--checkpoint", checkpoint, "--out", out, "--draw-score", 0.1]
         assert run(*words, "--every", 2, "--batch-size", 2) == 1
         said = capsys.readouterr()
-        assert "skipped, as no images: 1 text\n" in said.err
+        assert "autotimm predict: skipped, as no images: 1 text\n" in said.err
         assert "bad.mp4: is a video that cannot be opened" in said.err
         assert f"{out}: left out in all: 1 of 3 images and videos\n" in said.out
         assert f"{out}: videos/clip.{{json,mp4}}: frames: 3, instances: " in said.out

@@ -148,16 +148,17 @@ def test_what_cannot_be_read_is_left_out_and_told(
     assert preview.run(preview.parser().parse_args([str(word) for word in words])) == 0
     page = Image.open(tmp_path / "a.png")
     assert page.height == 8 + 28 + 2 * 104  # the two that can be read, each once
-    shown, told = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    [shown], [told] = said.out.splitlines(), said.err.splitlines()
     assert images[0].name in shown and images[3].name in shown
-    assert told.startswith("left out, as unusable: 2: ")
+    assert told.startswith("autotimm preview: left out, as unusable: 2: ")
     for image, reason in (
         (images[1], "none of the image's pixels is a number"),
         (images[2], "file is not an image (HEIC): save it as PNG first"),
     ):
-        assert any(one.startswith(image.name) for one in told.split(": ", 2)[2].split("; "))
+        assert any(one.startswith(image.name) for one in told.split(": ", 3)[3].split("; "))
         assert reason in told
     for image in images:
         image.write_bytes(b"")
-    with pytest.raises(InputError, match=r"no sample can be used: .*cannot be decoded"):
+    with pytest.raises(InputError, match=r"no sample can be used: .*file is empty"):
         preview.run(preview.parser().parse_args([str(word) for word in words]))

@@ -38,7 +38,25 @@ MENDED = {
     "bbox null": ({"bbox": None}, "bbox missing (mask's taken)"),
     "bbox short": ({"bbox": [1, 2, 3]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox nan": ({"bbox": [1, 2, NAN, 4]}, "bbox is not four finite numbers (mask's taken)"),
-    "bbox text": ({"bbox": ["1", "2", "3", "4"]}, "bbox is not four finite numbers (mask's taken)"),
+    "bbox odd text": (
+        {"bbox": ["1", "2", "3", ""]},
+        "bbox is not four finite numbers (mask's taken)",
+    ),
+    "bbox turned": ({"bbox": [[1, 2], [3, 4]]}, "bbox is not four finite numbers (mask's taken)"),
+    "bbox of five": ({"bbox": [1, 2, 3, 4, 0.5]}, "bbox is not four finite numbers (mask's taken)"),
+    "bbox text": ({"bbox": ["10", "8", "20", "20.0"]}, "bbox of numbers in quotes (read)"),
+    "bbox in two": ({"bbox": [[10, 8, 20, 20]]}, "bbox in more lists than one (read)"),
+    "bbox named": (
+        {"bbox": {"x": 10, "y": 8, "width": 20, "height": 20}},
+        "bbox of named sides (read)",
+    ),
+    "bbox in short": (
+        {"bbox": {"w": 20, "h": 20, "y": 8, "x": "10"}},
+        "bbox of named sides (read)",
+    ),
+    "area text": ({"area": "400.0"}, "area in quotes (read)"),
+    "area odd text": ({"area": "nan"}, "area is not a positive number (mask's taken)"),
+    "iscrowd empty": ({"iscrowd": ""}, "iscrowd missing (0 taken)"),
     "bbox vast": ({"bbox": [1, 2, 3, 10**400]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox flat": ({"bbox": [1, 2, 0, 4]}, "bbox without an area (mask's taken)"),
     "bbox negative": ({"bbox": [1, 2, 3, -4]}, "bbox without an area (mask's taken)"),
@@ -81,6 +99,10 @@ LEFT_OUT = {
     ],
     "RLE counts do not fill the image (instance left out)": [{"size": [48, 64], "counts": [9, 9]}],
     "RLE without counts (instance left out)": [{"size": [48, 64]}],
+    "polygon in shares of the image (0 to 1), not in pixels (instance left out)": [
+        [[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]],
+        [[0, 0, 0.98, 0, 0.98, 1, 0, 0.5], [0.25, 0.5, 0.5, 0.5, 0.5, 0.75]],
+    ],
     "mask covers no pixel (instance left out)": [
         [[1, 1, 1, 1, 1, 1]],
         {"size": [48, 64], "counts": [48 * 64]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from coco_folder import annotation, image, picture, write
 from autotimm.coco import index as coco
 from autotimm.coco.checks import as_id
 from autotimm.coco.ids import InexactIdError, free_ids, id_key
+from autotimm.evaluation.truth_files import of_source
 
 UUIDS = ["7f9c-aa", "b1946ac9-2490-4c1d-a5cf-1e3d3a4c5b6e", "0x1F"]
 LARGE = [2**127 - 1, 2**127 - 2, 2**63]
@@ -143,3 +145,55 @@ def test_long_ids_beside_a_nan_are_the_same_without(tmp_path: Path) -> None:
     )
     assert [len(index.record(i)["annotations"]) for i in range(2)] == [1, 1]
     assert index.categories[0].given_id == str(LARGE[0])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [lambda name: name, lambda name: f"/set/{name}", lambda name: name.rpartition(".")[0]],
+)
+def test_an_image_id_that_is_a_file_name_is_matched_by_it(
+    tmp_path: Path, written: Callable[[str], str]
+) -> None:
+    """By a folder as by the file alone; a name that two images have is left out."""
+    names = {5: "a/x1.jpg", 6: "b/x2.jpg", 7: "a/same.jpg", 8: "b/same.jpg"}
+    images = [image(id=id_, file_name=name) for id_, name in names.items()]
+    annotations = [
+        annotation(id=n, image_id=written(names[id_].rpartition("/")[2]))
+        for n, id_ in enumerate((6, 5, 6, 7))
+    ]
+    files = {name: picture() for name in names.values()}
+    root = write(tmp_path, images, annotations, files=files)
+    file = root / "annotations/instances_train.json"
+    index = coco.load(file, root / "train")
+    ids = [[one["id"] for one in index.record(i)["annotations"]] for i in range(4)]
+    assert ids == [[1], [0, 2], [], []]
+    expected = {
+        "image_id is the image's file name (matched by it)": 3,
+        "annotation of an unknown image (left out)": 1,
+    }
+    assert index.problems.counts == expected
+    alone = of_source(file)
+    assert [one["image_id"] for one in alone.annotations] == [5, 6, 6]
+    assert alone.problems.counts == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ([0, 1, 2], "category_id counts from 0 and categories from 1"),
+        ([2, 3, 4], "category_id counts from 1 and categories from 0"),
+        ([1, 2, 3], ""),
+        ([1, 2, 9], ""),
+        ([0, 1, 3], ""),
+    ],
+)
+def test_category_ids_that_are_off_by_one_are_told(
+    tmp_path: Path, ids: list[int], told: str
+) -> None:
+    categories = [{"id": n, "name": name} for n, name in enumerate("abc", 1)]
+    annotations = [annotation(id=n, category_id=id_) for n, id_ in enumerate(ids, 1)]
+    root = write(tmp_path, annotations=annotations, categories=categories)
+    file = root / "annotations/instances_train.json"
+    for problems in (coco.load(file, root / "train").problems, of_source(file).problems):
+        kinds = " ".join(problems.counts)
+        assert ("it seems" in kinds) == bool(told) and told in kinds

@@ -51,6 +51,35 @@ def counts(root: Path) -> dict[str, int]:
 # Annotation file, folder of the images, how many, how they are named: by the splits' names.
 Row = tuple[str, str, int, str]
 LAYOUTS: dict[str, tuple[list[Row], dict[str, int]]] = {
+    "LVIS": (
+        [
+            ("lvis_v1_train.json", "train2017", 3, "{}.jpg"),
+            ("lvis_v1_val.json", "val2017", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "Cityscapes by a converter": (
+        [
+            ("annotations/only_gtFine_train.json", "leftImg8bit/train/aachen", 3, "aachen/{}.jpg"),
+            ("annotations/only_gtFine_val.json", "leftImg8bit/val/bonn", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "the data set's name in all names": (
+        [
+            ("annotations/Set2019_train_coco.json", "Set2019-DET-train/images", 3, "{}.jpg"),
+            ("annotations/Set2019_val_coco.json", "Set2019-DET-val/images", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "other words of the folders": (
+        [
+            ("annotations/instance_train.json", "images/training", 3, "{}.jpg"),
+            ("annotations/instance_val.json", "images/validation", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "capitals": ([("Annotations.JSON", "images", 3, "{}.jpg")], {"train": 3}),
     "COCO": (
         [
             ("annotations/instances_train2017.json", "train2017", 3, "{}.jpg"),
@@ -166,6 +195,24 @@ def test_layouts(tmp_path: Path, name: str) -> None:
     assert counts(tmp_path) == expected
 
 
+def test_lvis_names_its_images_by_urls_of_two_folders(tmp_path: Path) -> None:
+    """Its validation images lie in COCO's folders of both splits, by the same numbers."""
+    put(tmp_path, "a.json", "train2017", 2)
+    put(tmp_path, "lvis_v1_val.json", "val2017", 3)
+    (tmp_path / "a.json").unlink()
+    file = tmp_path / "lvis_v1_val.json"
+    content = json.loads(file.read_text())
+    for folder, entry in zip(("val2017", "train2017", "val2017"), content["images"], strict=True):
+        name = entry.pop("file_name")
+        entry["coco_url"] = f"http://images.cocodataset.org/{folder}/{name}"
+    file.write_text(json.dumps(content))
+    [split] = find_splits(tmp_path).values()
+    index = load_split(split)
+    assert [index.file_name(i) for i in range(len(index))] == [
+        *("val2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg")
+    ]
+
+
 def test_one_folder_of_images_for_all_splits(tmp_path: Path) -> None:
     put(tmp_path, "train.json", "images", 4)
     put(tmp_path, "val.json", "images", 2)
@@ -277,6 +324,11 @@ def test_the_folder_inside_is_named(tmp_path: Path) -> None:
         ("val", ["valid", "validation"], None),
         ("train", ["training"], "training"),
         ("test", ["train", "val"], None),
+        ("train", ["Train", "Validation"], "Train"),
+        ("val", ["Train", "Validation"], "Validation"),
+        ("train", ["train", "Train"], "train"),
+        ("val", ["train_trashcan", "val_trashcan"], "val_trashcan"),
+        ("val", ["val_a", "val_b"], None),
         ("extra", ["train"], None),
     ],
 )
@@ -295,6 +347,11 @@ PANOPTIC = {
     "categories": CATEGORIES,
 }
 TASK = [{"id": 1, "data": {"image": "/data/upload/1.jpg"}, "annotations": [{"result": []}]}]
+REGION = {"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_points_y": [2]}}
+VIA = {"_via_img_metadata": {"1.jpg9": {"filename": "1.jpg", "size": 9, "regions": [REGION]}}}
+SUPERVISELY = {"size": {"width": 9, "height": 9}, "objects": [{"classTitle": "a"}]}
+CITYSCAPES = {"imgHeight": 9, "imgWidth": 9, "objects": [{"label": "car", "polygon": [[1, 2]]}]}
+CREATE_ML = [{"image": "1.jpg", "annotations": [{"label": "a", "coordinates": {"x": 1, "y": 2}}]}]
 OTHERS: dict[str, tuple[dict[str, str], str]] = {
     "YOLO": (
         {"data.yaml": "names: [a, b]\n", "labels/train/1.txt": LINE, "images/train/1.jpg": ""},
@@ -321,6 +378,10 @@ OTHERS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "panoptic of another name": ({"train.json": json.dumps(PANOPTIC)}, "-if coco_panoptic"),
     "Label Studio's JSON": ({"project-1.json": json.dumps(TASK)}, "as COCO with images"),
+    "VIA": ({"via.json": json.dumps(VIA)}, "Export Annotations (COCO format)"),
+    "Supervisely": ({"ds0/ann/1.jpg.json": json.dumps(SUPERVISELY)}, "Export to COCO"),
+    "Cityscapes": ({"gtFine/1_polygons.json": json.dumps(CITYSCAPES)}, "MMDetection"),
+    "Create ML": ({"_annotations.createml.json": json.dumps(CREATE_ML)}, "no mask to train on"),
     "Datumaro": (
         {"annotations/train.json": json.dumps({"infos": {}, "categories": {}, "items": []})},
         "datum convert -if datumaro",

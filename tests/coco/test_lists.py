@@ -41,8 +41,8 @@ def refused(root: Path, **content: Any) -> str:
         ({"file_name": "x" * 300 + "/x.jpg"}, "image file missing"),
         ({"id": ...}, "image id is neither a number nor text"),
         ({"id": True}, "image id is neither a number nor text"),
-        ({"width": 0}, "width or height is not a sane whole number"),
-        ({"width": -64}, "width or height is not a sane whole number"),
+        ({"width": True}, "width or height is not a sane whole number"),
+        ({"width": "wide"}, "width or height is not a sane whole number"),
         ({"height": 48.5}, "width or height is not a sane whole number"),
         ({"height": 10**12}, "width or height is not a sane whole number"),
         ({"width": 214747, "height": 10000}, "width or height is not a sane whole number"),
@@ -139,6 +139,35 @@ def test_lvis_has_urls_instead_of_file_names(tmp_path: Path, file: str) -> None:
     assert problems.counts == {"iscrowd missing (0 taken)": 1}
 
 
+@pytest.mark.parametrize("key", ["path", "filename", "url", "coco_url", "name"])
+@pytest.mark.parametrize("front", ["", "/home/me/set/", "https://host/bucket/"])
+def test_a_file_name_under_another_key_is_found(tmp_path: Path, key: str, front: str) -> None:
+    for absent in (..., None, " "):
+        other = image(file_name=absent, **{key: f"{front}a.jpg"})
+        records, problems = read(tmp_path, images=[other])
+        assert records[0]["file_name"] == "a.jpg"
+        assert problems == {f"no file_name ({key}'s taken)": 1}
+
+
+@pytest.mark.parametrize("unknown", [0, -1, "0", "", None, ...])
+def test_a_size_that_the_exporter_did_not_know_is_the_pictures(
+    tmp_path: Path, unknown: Any
+) -> None:
+    records, problems = read(tmp_path, images=[image(width=unknown, height=unknown)])
+    assert (records[0]["width"], records[0]["height"]) == (64, 48)
+    assert problems == {"width or height missing (picture's taken)": 1}
+
+
+def test_odd_categories_with_one_reading_are_counted(tmp_path: Path) -> None:
+    categories = [{"id": 3, "name": 7}, {"id": 4, "name": "b"}, {"id": "4", "name": "b"}]
+    index = load(tmp_path, categories=categories)
+    assert [(one.id, one.name) for one in index.categories] == [(3, "7"), (4, "b")]
+    assert index.problems.counts == {
+        "category's name is a number (taken as text)": 1,
+        "category is listed twice (taken once)": 1,
+    }
+
+
 def test_file_names_that_occur_twice_are_kept_and_counted(tmp_path: Path) -> None:
     images = [image(), image(id=2), image(id=3, file_name="b.jpg")]
     records, problems = read(
@@ -190,7 +219,27 @@ def test_labels_are_contiguous_by_id_and_keep_the_unused(tmp_path: Path) -> None
         ("", "not a JSON file"),
         ("\x00\xff", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
-        ("[]", "not a COCO file"),
+        ("[]", "not a COCO file: it holds a list, not an object"),
+        ('"text"', "it holds text, not an object"),
+        ("7", "it holds a number, not an object"),
+        ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer: git lfs pull"),
+        ("<!DOCTYPE html>", "not a JSON file: XML or HTML"),
+        ('{"images": []}\n{"images": []}\n', "it is JSON Lines, an object a line"),
+        ('{"images": [1, 2],}', "JSON has neither comments nor commas behind the last value"),
+        ('// made by hand\n{"images": []}', "JSON has neither comments nor commas behind"),
+        ('{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "it holds labelme's annotations"),
+        (
+            '{"a.jpg": {"filename": "a.jpg", "regions": [{"shape_attributes": {}}]}}',
+            "it has no 'images'; it holds VGG Image Annotator's JSON: its Annotation > Export",
+        ),
+        (
+            '{"images": [], "categories": [{}], "annotations": [{}], "annotations": []}',
+            "has 'annotations' twice, and readers of JSON take the last alone: join the two lists",
+        ),
+        (
+            '{"images": [{}], "categories": [], "images" : [], "annotations": []}',
+            "has 'images' twice",
+        ),
         ('{"images": [], "categories": []}', "no 'annotations'"),
         ('{"images": {}, "annotations": [], "categories": []}', "'images' is not a list"),
         ('{"images": [], "annotations": [], "categories": []}', "'categories' is empty"),

@@ -17,8 +17,9 @@ from coco_read import NAN, load
 from autotimm.coco import index as coco
 from autotimm.coco import jsontext, layouts, lists
 from autotimm.coco.categories import CategoryIds
-from autotimm.coco.checks import Problems, as_id, check_annotation
+from autotimm.coco.checks import Problems, as_id
 from autotimm.coco.ids import id_key
+from autotimm.coco.truths import checked_annotations
 from autotimm.structures import InputError
 
 
@@ -68,6 +69,10 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
     return by_image, problems
 
 
+def counted(problems: Problems, name: str, raw: dict, kind: str) -> None:
+    problems.add(kind, f"annotation {raw['id']} of {name}")
+
+
 def assert_read_in_pieces(file: Path, folder: Path) -> None:
     """Whatever the size of the pieces: the same as in one go."""
     by_image, problems = whole(file, folder)
@@ -80,12 +85,10 @@ def assert_read_in_pieces(file: Path, folder: Path) -> None:
         found, expected = Problems(), Problems()
         for i, raws in enumerate(by_image):
             record = index.record(i, found)
-            checked = []
-            for raw in raws:
-                what = f"annotation {raw['id']} of {index.file_name(i)}"
-                count = partial(expected.add, example=what)
-                checked.append(check_annotation(raw, record["height"], record["width"], count))
-            assert record["annotations"] == [a for a in checked if a is not None]
+
+            count = partial(counted, expected, index.file_name(i))
+            checked, _ = checked_annotations(raws, record["height"], record["width"], count)
+            assert record["annotations"] == checked
             assert record["image_id"] == index.image_id(i)
             assert index.sizes()[i].tolist() == [record["width"], record["height"]]
         assert found.lines() == expected.lines()

@@ -11,6 +11,7 @@ from pycocotools import mask as pycoco
 
 from autotimm.coco import masks
 from autotimm.coco.checks import check_annotation
+from autotimm.coco.outlines import SHAPE as NAMED
 
 HEIGHT, WIDTH = 48, 64
 POLYGON = [10.0, 8.0, 30.0, 8.0, 35.0, 28.0, 10.0, 20.0]
@@ -22,6 +23,10 @@ BOX = [10.0, 8.0, 25.0, 20.0]
 def dense(*polygons: list[float]) -> np.ndarray:
     """pycocotools' mask of some polygons."""
     return pycoco.decode(pycoco.merge(pycoco.frPyObjects(list(polygons), HEIGHT, WIDTH)))
+
+
+def _pairs(polygon: list[float]) -> list[list[float]]:
+    return [list(pair) for pair in zip(polygon[::2], polygon[1::2], strict=True)]
 
 
 def compressed(mask: np.ndarray) -> dict[str, Any]:
@@ -79,6 +84,29 @@ READ = {
         ONE,
         "RLE counts are Python's text of bytes (read)",
     ),
+    "numbers in quotes": (
+        {"size": [HEIGHT, WIDTH], "counts": " ".join(map(str, COUNTS))},
+        ONE,
+        "RLE counts are a list in quotes (read)",
+    ),
+    "numbers and commas": (
+        {"size": [HEIGHT, WIDTH], "counts": ", ".join(map(str, COUNTS))},
+        ONE,
+        "RLE counts are a list in quotes (read)",
+    ),
+    "kwcoco": ([{"exterior": PAIRS, "interiors": []}], ONE, NAMED),
+    "GeoJSON": ({"type": "Polygon", "coordinates": [PAIRS]}, ONE, NAMED),
+    "several": ({"type": "MultiPolygon", "coordinates": [[PAIRS], [_pairs(OTHER)]]}, BOTH, NAMED),
+    "a feature": (
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [PAIRS]}},
+        ONE,
+        NAMED,
+    ),
+    "VIA": (
+        {"name": "polygon", "all_points_x": POLYGON[::2], "all_points_y": POLYGON[1::2]},
+        ONE,
+        NAMED,
+    ),
     "no size": (
         {"counts": compressed(ONE)["counts"]},
         ONE,
@@ -100,6 +128,38 @@ READ = {
         "RLE of size width, height (the reading taken that fits the bbox)",
     ),
 }
+
+
+@pytest.mark.parametrize("outer", [POLYGON, PAIRS])
+def test_holes_of_named_polygons_stay_holes(outer: list) -> None:
+    hole = [14.0, 12.0, 22.0, 12.0, 22.0, 20.0, 14.0, 20.0]
+    expected = ONE & ~dense(hole).astype(bool)
+    assert 0 < expected.sum() < ONE.sum()
+    for named in (
+        {"exterior": outer, "interiors": [_pairs(hole)]},
+        {"type": "Polygon", "coordinates": [outer, hole]},
+    ):
+        mask, kinds, polygons = read(named, BOX)
+        assert kinds == [NAMED] and polygons is None
+        np.testing.assert_array_equal(mask, expected)
+    mask, kinds, _ = read([named, OTHER], [10, 8, 50, 36])
+    np.testing.assert_array_equal(mask, expected | dense(OTHER))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"exterior": None},
+        {"exterior": PAIRS, "interiors": [[[1, None]]]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": 7},
+        {"type": "LineString", "coordinates": PAIRS},
+        {"all_points_x": [1, 2, 3], "all_points_y": [1, 2]},
+    ],
+)
+def test_named_polygons_without_points_are_left_out(value: dict) -> None:
+    mask, kinds, _ = read(value, BOX)
+    assert mask is None and len(kinds) == 1 and kinds[0].endswith("(instance left out)")
 
 
 @pytest.mark.parametrize("name", READ)

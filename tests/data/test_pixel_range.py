@@ -26,7 +26,7 @@ from autotimm.data.whole import WholeImages
 from autotimm.evaluation.truth import Truth
 from autotimm.export.card import card
 from autotimm.format.manifest_file import read_manifest
-from autotimm.images.depth import Depths
+from autotimm.images.depths import Depths
 from autotimm.inference import predict as inference
 from autotimm.inference.sources import pixels_of
 from autotimm.sharding import cli

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import json
 import os
 import resource
@@ -11,12 +12,15 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from coco_folder import image, write
+from coco_folder import annotation, image, picture, write
+from PIL import Image
 
 from autotimm.cli import doctor as verb
 from autotimm.doctor import machine, run
+from autotimm.sharding import cli
 from autotimm.structures import InputError
 
 SAMPLE = Path(__file__).parents[2] / "shards/sample"
@@ -124,6 +128,73 @@ def test_odd_data_are_a_warning(tmp_path: Path) -> None:
     found = run.data(str(write(tmp_path / "coco", images)))
     [split] = [one for one in found if one.name == "split train"]
     assert split.level == "warn" and "gone.jpg" in split.text and split.remedy
+
+
+def odd_images() -> dict[str, bytes]:
+    """Files of kinds that are easily misread, of 64 x 48 pixels unless named otherwise."""
+    ramp = np.arange(64 * 48).reshape(48, 64)
+    turned, upside_down = Image.Exif(), Image.Exif()
+    turned[0x0112], upside_down[0x0112] = 6, 3
+    plain, lying = Image.open(io.BytesIO(picture())), Image.open(io.BytesIO(picture(48, 64)))
+    film = {"save_all": True, "append_images": [plain.rotate(180)]}
+    images: list[tuple[str, Image.Image, dict]] = [
+        ("12 bits.png", Image.fromarray(ramp.astype(np.uint16)), {}),
+        ("floats.tif", Image.fromarray((ramp / 4096).astype(np.float32)), {}),
+        ("integers.tif", Image.fromarray(ramp.astype(np.int32) * 1000), {}),
+        ("no numbers.tif", Image.fromarray(np.full((48, 64), np.nan, np.float32)), {}),
+        ("turned.jpg", lying, {"exif": turned}),
+        ("upside down.png", plain, {"exif": upside_down}),
+        ("turned.tif", lying, {"tiffinfo": {0x0112: 6}}),
+        ("ink.jpg", plain.convert("CMYK"), {}),
+        ("palette.png", plain.quantize(9), {}),
+        ("grey and alpha.png", plain.convert("LA"), {}),
+        ("film.gif", plain, film),
+        ("film.webp", plain, film),
+        ("two.mpo", plain, film),
+        ("other size.jpg", plain.crop((0, 0, 64, 47)), {}),
+    ]
+    files = {"cut.jpg": picture()[:-500], "empty.jpg": b"", "page.jpg": b"<!DOCTYPE html>"}
+    for name, one, options in images:
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name.rpartition(".")[2].upper())
+        one.save(file := io.BytesIO(), kind, **options)
+        files[name] = file.getvalue()
+    return files
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_it_says_of_an_image_what_shard_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    files = {"a.jpg": picture(), name: odd_images()[name]}
+    images = [image(id=2), image(file_name=name)]
+    coco = write(tmp_path / "coco", images, files=files, annotations=[annotation(image_id=2)])
+    # It ends with an error where there is no range for pixels, say.
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(coco), "--dry-run", "--json", "--workers", "1"])
+    assert not exit_.value.code
+    [split] = json.loads(capsys.readouterr().out)["splits"].values()
+    [found] = [one for one in run.data(str(coco)) if one.name == "split train"]
+    for kind, of_kind in split["problems"].items():
+        assert f"{kind}: {of_kind['count']} ({', '.join(of_kind['examples'])})" in found.text
+    assert (found.level == "warn") == bool(split["problems"]) == bool(found.remedy)
+    assert ("more than 8 bits a channel" in found.text) == bool(split["deep_images"])
+
+
+def test_images_none_of_which_can_be_used_are_a_failure(tmp_path: Path) -> None:
+    for size, told in (((48, 64), "are the picture's, but swapped"), ((64, 47), "are not the")):
+        coco = write(tmp_path / "coco", [image(width=size[0], height=size[1])])
+        [found] = [one for one in run.data(str(coco)) if one.name == "split train"]
+        assert found.level == "fail" and f"width and height {told}" in found.text
+
+
+def test_how_many_images_it_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [image(id=n, file_name=f"{n}.jpg") for n in range(1, 8)]
+    files = {f"{n}.jpg": b"" if n == 1 else picture() for n in range(1, 8)}
+    coco = write(tmp_path / "coco", images, files=files, annotations=[annotation(image_id=2)])
+    monkeypatch.setattr(run, "_OPENED", 3)
+    [found] = [one for one in run.data(str(coco)) if one.name == "split train"]
+    assert "7 images" in found.text and "3 images were opened" in found.text
+    assert "file is empty (0 bytes) (image left out): 1 (1.jpg)" in found.text
 
 
 @pytest.mark.slow  # it is tried several times

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coco_folder import picture, write
 from official import coco_of, official
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autotimm.coco import masks
-from autotimm.coco.index import Category
+from autotimm.coco.index import Category, load
 from autotimm.evaluation import coco_eval
 from autotimm.evaluation.coco_eval import STATS, compare, evaluate, to_results
 from autotimm.evaluation.mistakes import errors
+from autotimm.evaluation.truth_files import of_source
 from autotimm.structures import InputError
 
 TRUTH = "metrics/val2014_100/instances_val2014_100.json"
@@ -206,7 +208,8 @@ def test_to_results_and_ground_truth_are_coco_files(tmp_path: Path) -> None:
         ({"annotations": []}, "must hold a list"),
         ([3], "result 1 is not an object"),
         ([result(), result(image_id=8)], "result 2: image_id 8 is not in the ground truth"),
-        ([result(image_id=[7])], "not an object with an image_id"),
+        ([result(image_id=[7])], "image_id [7] is not in the ground truth"),
+        ([result(image_id=None)], "not an object with an image_id"),
         ([result(category_id=1)], "category_id 1 is not in the ground truth"),
         ([result(category_id=True)], "category_id True is not in the ground truth"),
         ([{"image_id": 7, "category_id": 3}], "no 'score'"),
@@ -224,19 +227,37 @@ def test_results_that_do_not_fit_are_refused_in_one_line(results: Any, message: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        (None, "image id None is neither"),
-        ([1], r"image id \[1\] is neither a number nor text"),
-        (True, "image id True is neither"),
-    ],
-)
-def test_image_ids_are_numbers_or_text(number: Any, message: str) -> None:
+@pytest.mark.parametrize("number", [None, [1], True, ..., 7])
+def test_images_without_an_id_of_their_own_are_left_out_as_of_a_folder(
+    number: Any, tmp_path: Path
+) -> None:
+    """The kinds that are counted are those of a COCO folder of the same file."""
     truth = small_truth()
-    truth["images"][1]["id"] = number
-    with pytest.raises(InputError, match=f"ground truth: {message}"):
-        evaluate(truth, [], "bbox")
+    if number is ...:
+        del truth["images"][1]["id"]
+    else:
+        truth["images"][1]["id"] = number
+    read = of_source(truth)
+    assert [image["id"] for image in read.images] == [7] and len(read.annotations) == 2
+    coco = write(tmp_path, *truth.values(), files={"a.jpg": picture(30, 20), "b.jpg": b""})
+    index = load(coco / "annotations/instances_train.json", coco / "train")
+    assert read.problems.counts == index.problems.counts
+    assert evaluate(truth, [result()], "bbox")["AP"] == pytest.approx(1)
+
+
+def test_a_file_none_of_whose_annotations_can_be_used_is_refused_as_a_folder_is(
+    tmp_path: Path,
+) -> None:
+    truth = small_truth()
+    for one in truth["annotations"]:
+        one["category_id"] = 44
+    lost = "none of its 2 annotations can be used: annotation of an unknown category (left out): 2"
+    with pytest.raises(InputError) as of_file:
+        evaluate(truth, [result()], "bbox")
+    coco = write(tmp_path, *truth.values(), files={"a.jpg": picture(30, 20), "b.jpg": b""})
+    with pytest.raises(InputError) as of_folder:
+        load(coco / "annotations/instances_train.json", coco / "train")
+    assert lost in str(of_file.value) and lost in str(of_folder.value)
 
 
 @pytest.mark.parametrize(
@@ -249,13 +270,6 @@ def test_ids_may_be_text_floats_or_large(given: Any, other: Any) -> None:
     for one in truth["annotations"]:
         one["image_id"] = given
     assert evaluate(truth, [result(image_id=given)], "segm")["AP"] == pytest.approx(1)
-
-
-def test_two_images_with_one_id_are_refused() -> None:
-    truth = small_truth()
-    truth["images"][1]["id"] = 7
-    with pytest.raises(InputError, match="two images have the id 7"):
-        evaluate(truth, [result()], "bbox")
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], "box", [0, 0, 1, float("inf")], [0, 0, 1, None]])
@@ -271,7 +285,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         evaluate(small_truth(), tmp_path / "text.json", "bbox")
     with pytest.raises(InputError, match=r"missing\.json: cannot be read: No such file"):
         evaluate(small_truth(), tmp_path / "missing.json", "bbox")
-    with pytest.raises(InputError, match=r"list\.json is no COCO annotation file"):
+    with pytest.raises(InputError, match=r"list\.json: not a COCO file: it holds a list"):
         evaluate(tmp_path / "list.json", [], "bbox")
     with pytest.raises(InputError, match="choose bbox or segm"):
         evaluate(small_truth(), [], "keypoints")  # type: ignore[arg-type]
@@ -448,7 +462,7 @@ def test_what_an_error_costs_is_what_its_mending_gains(kind: str, wrong: Any, me
     [
         ("categories", {"id": None}, "categories[0] has no 'id', a number or text"),
         ("categories", {"id": 3}, "has id 3, which 'none' has"),
-        ("images", {"id": []}, "image id [] is neither a number nor text"),
+        ("images", {"id": []}, "none of its 2 annotations can be used"),
     ],
 )
 def test_odd_ground_truth_is_refused_in_one_line(part: str, changes: Any, message: str) -> None:

@@ -68,7 +68,7 @@ def test_exif_rotation_where_the_record_asks_for_it(orientation: int) -> None:
     [b"", b"nothing", b"\xff\xd8\xff", encoded(Image.fromarray(picture()), "JPEG")[:500]],
 )
 def test_what_does_not_decode_is_a_data_error(data: bytes) -> None:
-    with pytest.raises(DataError, match="the image cannot be decoded") as error:
+    with pytest.raises(DataError, match=r"the image cannot be decoded|file is empty") as error:
         decode_image(data, 60, 40)
     assert "\n" not in str(error.value)
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from autotimm.images.decode import decode_image, deep_pixels
-from autotimm.images.depth import DataError, Depths, checked_range, range_of
+from autotimm.images.depth import DataError, checked_range, range_of
+from autotimm.images.depths import Depths
 from autotimm.images.inspect import inspect
 from autotimm.structures import UPPER_BITS, InputError
 
@@ -204,10 +205,10 @@ def test_images_of_older_checkpoints_keep_their_upper_bits() -> None:
     values = RAMP.astype(np.uint16)
     assert np.array_equal(decoded(png(values), UPPER_BITS), grey(RAMP >> 8))
     assert np.array_equal(decoded(png(values % 256), UPPER_BITS), grey(RAMP % 256))
-    for one, what in ((values.astype(np.float32), "floating-point"), (RAMP - 9, "32-bit")):
+    for one, what in ((values.astype(np.float32), "floating-point"), (RAMP - 9, "or above 65535")):
         kind = 3 if what == "floating-point" else 2
         data = tiff(one.astype(np.float32 if kind == 3 else np.int32), 32, kind)
-        with pytest.raises(DataError, match=rf"{what} pixels: give .*--pixel-range LOW,HIGH"):
+        with pytest.raises(DataError, match=rf"{what}.*: give .*--pixel-range LOW,HIGH"):
             decoded(data, UPPER_BITS)
 
 
@@ -286,6 +287,58 @@ def test_images_of_8_bits_have_no_range() -> None:
 def test_what_gives_no_pixels_is_refused_at_the_first_look(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"complex floats|cannot be opened|palette"):
         inspect(data)
+
+
+def test_signed_bytes_are_not_taken_for_plain_ones() -> None:
+    values = (RAMP // 16).astype(np.int16) - 128
+    data = tiff(values.astype(np.int8), 8, 2)
+    deep = deep_pixels(data)
+    assert deep is not None and np.array_equal(deep.values, values)
+    assert np.array_equal(decoded(data, (-128, 127)), grey(values + 128))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_channels_in_planes_of_their_own_are_read_with_8_bits_and_refused_with_more(
+    order: str,
+) -> None:
+    colours = np.stack([RAMP >> 4, RAMP >> 5, RAMP >> 6], -1)
+    # A strip a plane: three offsets and lengths, which the helper writes one of.
+    for bits in (8, 16):
+        planes = colours.transpose(2, 0, 1).astype(f"u{bits // 8}")
+        data = in_planes(planes, order)
+        if bits == 8:
+            assert np.array_equal(decoded(data), colours)
+        else:
+            for reader in (inspect, decoded):
+                with pytest.raises(ValueError, match=r"16-bit channels are planes apart.*save"):
+                    reader(data)
+
+
+def in_planes(planes: np.ndarray, order: str) -> bytes:
+    """An uncompressed TIFF whose channels [3, h, w] are stored one behind the other."""
+    count, height, width = planes.shape
+    bits = 8 * planes.dtype.itemsize
+    data = [plane.astype(planes.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    entries = [
+        (256, 4, [width]),
+        (257, 4, [height]),
+        (258, 3, [bits] * count),
+        (259, 3, [1]),
+        (262, 3, [2]),
+        (273, 4, [1000 + len(data[0]) * n for n in range(count)]),
+        (277, 3, [count]),
+        (278, 4, [height]),
+        (279, 4, [len(one) for one in data]),
+        (284, 3, [2]),
+    ]
+    listed, behind, at = b"", b"", 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, values in entries:
+        packed = struct.pack(f"{order}{len(values)}{'HI'[kind - 3]}", *values)
+        if len(packed) > 4:
+            behind, packed = behind + packed, struct.pack(f"{order}I", at + len(behind))
+        listed += struct.pack(f"{order}HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return (head + listed + bytes(4) + behind).ljust(1000, b"\0") + b"".join(data)
 
 
 @pytest.mark.parametrize(

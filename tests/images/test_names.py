@@ -60,6 +60,18 @@ FOUND = {
     "upload's prefix": ("a1b2c3d4-x.jpg", ["x.jpg"], "x.jpg", "upload"),
     "upload's path": ("/data/upload/3/a1b2c3d4-x.jpg", ["x.jpg"], "x.jpg", "upload"),
     "upload's prefix on disk": ("x.jpg", ["a1b2c3d4-x.jpg"], "a1b2c3d4-x.jpg", "upload"),
+    "a UUID in front": (
+        "0a1b2c3d-1234-4aaa-8bbb-0123456789ab_x.jpg",
+        ["x.jpg"],
+        "x.jpg",
+        "upload",
+    ),
+    "query": ("sub/x.jpg?v=2&sig=a%2Fb", ["sub/x.jpg"], "sub/x.jpg", "query"),
+    "blanks": (" x.jpg\n", ["x.jpg"], "x.jpg", "blanks"),
+    "quotes": ('"sub/x.jpg"', ["sub/x.jpg"], "sub/x.jpg", "quotes"),
+    "no extension": ("im.07", ["im.07.PNG"], "im.07.PNG", "extension"),
+    "another extension": ("train/x.png", ["x.jpg", "x.txt"], "x.jpg", "extension"),
+    "jpeg": ("x.jpeg", ["sub/x.jpg"], "sub/x.jpg", "extension"),
     "Roboflow's name": ("x_png.rf.0a9f3c.jpg", ["x.png"], "x.png", "upload"),
     "Roboflow's name on disk": (
         "x.jpg",
@@ -108,6 +120,9 @@ REFUSED = {
     "its folder is there": ("sub/x.jpg", ["sub/y.jpg", "x.jpg"], "missing"),
     "its folder is there, behind the own name": ("train/sub/x.jpg", ["sub/y", "x.jpg"], "missing"),
     "nothing like it": ("x.jpg", ["y.jpg", "ax.jpg"], "missing"),
+    "two extensions": ("x.bmp", ["x.jpg", "masks/x.png"], "fits several files"),
+    "no picture": ("x.jpg", ["x.txt", "x.json", "x"], "missing"),
+    "query of a secret": ("../secret.jpg?x=1", ["x.jpg"], "missing|leaves"),
     "not a prefix": ("a1b2c3d4x.jpg", ["x.jpg"], "missing"),
     "secret": ("../secret.jpg", ["x.jpg"], "leaves the image folder"),
     "encoded secret": ("..%2Fsecret.jpg", ["x.jpg"], "missing"),
@@ -128,6 +143,9 @@ def test_names_that_mean_no_file(tmp_path: Path, case: str) -> None:
         ImageFolder(root).find(name)
 
 
+SECRETS = ("secret.jpg", "SECRET.jpg", "out.jpg", "a1b2c3d4-out.jpg", "secret.jpg?", "out ")
+
+
 def test_no_name_leads_outside(tmp_path: Path) -> None:
     """Whatever is written in front of or behind it, and however it is encoded."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
@@ -139,7 +157,14 @@ def test_no_name_leads_outside(tmp_path: Path) -> None:
     listing = ImageFolder(root)
     for front in fronts:
         for middle in fronts:
-            for name in ("secret.jpg", "SECRET.jpg", "out.jpg", "a1b2c3d4-out.jpg"):
+            for name in (
+                "secret.jpg",
+                "SECRET.jpg",
+                "out.jpg",
+                "a1b2c3d4-out.jpg",
+                "secret.png?",
+                "out ",
+            ):
                 with pytest.raises(ValueError, match=r"missing|leaves the image folder"):
                     listing.find(front + middle + name)
 

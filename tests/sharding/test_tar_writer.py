@@ -94,7 +94,7 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(problems) == [
         "annotation of an image that is left out (left out): 6 (3.png, 3.png, 12.png, ...)",
         "bbox missing (mask's taken): 1 (annotation 11 of 5.png)",
-        "image cannot be opened (image left out): 1 (3.png)",
+        "file is empty (0 bytes) (image left out): 1 (3.png)",
         "image cut off or broken (image left out): 1 (13.png)",
         "width and height are not the picture's (image left out): 1 (12.png)",
     ]

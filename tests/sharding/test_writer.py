@@ -15,6 +15,7 @@ from shard_runs import contents, many
 
 from autotimm.coco import index as coco
 from autotimm.format.manifest_file import read_manifest
+from autotimm.images.usable import AS_STORED
 from autotimm.sharding import cli, writer
 from autotimm.sharding.plan import plan_shards, sample_sizes
 
@@ -44,7 +45,8 @@ def test_images_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> 
     assert info.images == 2
     assert info.problems == {
         "image cut off or broken (image left out)": 4,
-        "image cannot be opened (image left out)": 4,  # the cut TIFF and WebP among them
+        "image cannot be opened (image left out)": 3,  # the cut TIFF and WebP among them
+        "file is empty (0 bytes) (image left out)": 1,
         "file is not an image (PostScript): save it as PNG first (image left out)": 1,
         "width and height are not the picture's (image left out)": 1,
     }
@@ -93,7 +95,7 @@ def test_all_image_modes_of_the_wild(shared_data: Path, tmp_path: Path) -> None:
     manifest = cli.shard(tmp_path / "coco", tmp_path / "out")
     assert manifest.splits["train"].images == len(paths) - 1
     problems = manifest.splits["train"].problems
-    assert problems.pop(writer._AS_STORED) == 6  # 2, 3, and squares
+    assert problems.pop(AS_STORED) == 6  # 2, 3, and squares
     assert problems == {
         "width or height missing (picture's taken)": len(paths) - 1,
         "file is a TIFF of 5 channels of 16-bit integers, which is not read: save one or three of "

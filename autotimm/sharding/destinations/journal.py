@@ -20,7 +20,7 @@ import orjson
 
 from autotimm.coco.checks import Problems
 from autotimm.format.manifest_file import read_shard_entry, shard_entry
-from autotimm.images.depth import Depths
+from autotimm.images.depths import Depths
 from autotimm.sharding.outcome import Written
 
 WORK = ".autotimm-shard"

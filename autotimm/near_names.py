@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -21,6 +22,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         ends = difflib.get_close_matches(bare(name), [bare(one) for one in names], 1, 0.75)
         near = [one for one in names if bare(one) in ends]
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def unknown_flag(words: Sequence[str], known: Iterable[str]) -> str | None:
+    """The first flag among the words of a command line that is not known, with what was probably
+    meant: ``unrecognized arguments: --x (did you mean --y?)``; None if all are known."""
+    names = [*known]
+    for word in takewhile(lambda word: word != "--", words):
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in names:
+            return f"unrecognized arguments: {flag}{suggestion(flag, names)}"
+    return None
 
 
 def bare(name: str) -> str:

@@ -1,0 +1,176 @@
+"""Results files that are not quite COCO's: read and told, or told what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotimm.evaluation import matching, report
+from autotimm.evaluation.coco_input import entries_of
+from autotimm.evaluation.truth_files import of_source
+from autotimm.structures import InputError
+
+WIDTH, HEIGHT = 96, 64
+CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "star"}]
+
+
+def square(x: int, y: int, side: int) -> dict[str, Any]:
+    corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return {"bbox": [x, y, side, side], "segmentation": [corners]}
+
+
+def data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Truths and results that find all of them."""
+    rng = np.random.default_rng(5)
+    images = [
+        {"id": n, "file_name": f"train/im{n:03}.jpg", "width": WIDTH, "height": HEIGHT}
+        for n in (11, 12, 13)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for k, one in enumerate(CATEGORIES):
+            shape = square(48 * k + int(rng.integers(4, 20)), int(rng.integers(8, 24)), 12 + 3 * k)
+            known = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": one["id"]}
+            annotations.append({**known, **shape, "area": 150, "iscrowd": 0})
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    results = [{k: one[k] for k in keys} | {"score": 0.9} for one in annotations]
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}, results
+
+
+def measured(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> tuple[dict[str, float], str]:
+    """The APs of changed results, and all that is told of them."""
+    content, results = data()
+    for one in results:
+        change(one)
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps(results))
+    truth = of_source(content)
+    entries, lines = matching.fitted(entries_of(file), file, truth)
+    found = report.measure(truth, entries, name=str(file))
+    stats = {kind: one.stats["AP"] for kind, one in found.evaluations.items()}
+    return stats, "\n".join([*lines, *found.remarks])
+
+
+Change = Callable[[dict[str, Any]], object]
+READ: dict[str, tuple[Change, str]] = {
+    "as COCO has it": (dict.copy, ""),
+    "score as text": (lambda one: one.update(score="0.9"), "score in quotes (read): 6"),
+    "bbox as text": (
+        lambda one: one.update(bbox=[str(v) for v in one["bbox"]]),
+        "bbox of numbers in quotes (read): 6",
+    ),
+    "bbox by names": (
+        lambda one: one.update(bbox=dict(zip("xywh", one["bbox"], strict=True))),
+        "bbox of named sides (read): 6",
+    ),
+    "score in percent": (
+        lambda one: one.update(score=100 * one["score"]),
+        "scores are from 90 to 90, not shares of 1: AP goes by their order alone",
+    ),
+    "file name": (
+        lambda one: one.update(image_id=f"im0{one['image_id']}.jpg"),
+        "results whose image_id is a file name, matched by it: 3 images",
+    ),
+    "path from elsewhere": (
+        lambda one: one.update(image_id=f"/data/train/im0{one['image_id']}.jpg"),
+        "matched by it: 3 images",
+    ),
+    "name without extension": (  # of Ultralytics
+        lambda one: one.update(image_id=f"im0{one['image_id']}"),
+        "matched by it: 3 images",
+    ),
+    "file_name for image_id": (
+        lambda one: one.update(file_name=f"im0{one.pop('image_id')}.jpg"),
+        "matched by it: 3 images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_has_one_reading_is_read_and_told(tmp_path: Path, name: str) -> None:
+    change, told = READ[name]
+    stats, lines = measured(tmp_path, change)
+    assert stats == pytest.approx({"bbox": 1, "segm": 1})
+    assert told in lines and bool(lines) == bool(told)
+
+
+def corners(one: dict[str, Any]) -> None:
+    x, y, w, h = one["bbox"]
+    one["bbox"] = [x, y, x + w, y + h]
+
+
+def centre(one: dict[str, Any]) -> None:
+    x, y, w, h = one["bbox"]
+    sides = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    shares = zip((x + w / 2, y + h / 2, w, h), sides, strict=True)
+    one["bbox"] = [value / side for value, side in shares]
+
+
+def turned(one: dict[str, Any]) -> None:
+    x, y, w, h = one["bbox"]
+    one["bbox"] = [y, x, h, w]
+
+
+CONVENTIONS: list[tuple[Change, str]] = [
+    (corners, "as x1, y1, x2, y2"),
+    (centre, "as centre x, centre y, w, h (YOLO's) in shares of the image"),
+    (turned, "as y, x, h, w"),
+]
+
+
+@pytest.mark.parametrize(("convention", "name"), CONVENTIONS)
+def test_boxes_of_another_convention_are_told(
+    tmp_path: Path, convention: Change, name: str
+) -> None:
+    """By the masks where there are some, else by the truths. The numbers stay pycocotools'."""
+    stats, lines = measured(tmp_path, convention)
+    assert stats["bbox"] < 0.3 and stats["segm"] == pytest.approx(1)
+    assert f"bbox is far from its mask, fits {name} (box AP takes it as it is): 6" in lines
+    assert "compared" not in lines
+    stats, lines = measured(tmp_path, lambda one: (convention(one), one.pop("segmentation")))
+    assert stats["bbox"] < 0.3 and "segm" not in stats
+    assert f"of 6 compared, 6 fit a truth {name}, and 0 as they are" in lines
+
+
+def test_boxes_that_are_only_bad_are_not_taken_for_another_convention(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def bad(one: dict[str, Any]) -> None:
+        del one["segmentation"]
+        one["bbox"] = [*rng.uniform(0, 40, 2), *rng.uniform(20, 40, 2)]
+
+    stats, lines = measured(tmp_path, bad)
+    assert stats["bbox"] < 0.3 and "compared" not in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"image_id": "im099.jpg"},
+            r"image_id 'im099\.jpg' is not in the ground truth, nor a file",
+        ),
+        ({"image_id": None}, "is not an object with an image_id; each has image_id, category_id"),
+        ({"score": "90%"}, "score is '90%', not a number"),
+        ({"score": True}, "score is True, not a number"),
+        ({"bbox": [1, 2, 3, 4, 5], "segmentation": None}, r"not \[x, y, width, height\]"),
+    ],
+)
+def test_what_has_none_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        measured(tmp_path, lambda one: one.update(change))
+
+
+def test_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    content, results = data()
+    content["images"][1]["file_name"] = "val/im011.jpg"
+    results[0]["image_id"] = "im011.jpg"
+    with pytest.raises(InputError, match=r"'im011\.jpg' may be 'train/im011\.jpg' and 'val/im011"):
+        matching.fitted(results, tmp_path / "theirs.json", of_source(content))
