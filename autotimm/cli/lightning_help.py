@@ -107,7 +107,7 @@ are defaults, for what neither a flag nor the config sets.
 """
 _CODES = """
 Exit codes: 0 done, 1 a process of the job was lost, 2 the input cannot be used, 85 stopped by a
-signal after saving: the same command goes on.
+signal after saving: the same command with --ckpt_path last goes on.
 """
 
 

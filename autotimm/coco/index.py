@@ -35,6 +35,9 @@ __all__ = [
     "load",
 ]
 
+GROUP = "category without annotations that stands for the others' group (kept, as a class)"
+"""Roboflow's class 0, which does no harm."""
+
 
 @dataclass
 class CocoIndex:
@@ -274,8 +277,7 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
     )
     group = group_category(categories, annotations.used)
     if group is not None:
-        kind = "category without annotations that stands for the others' group (kept, as a class)"
-        problems.add(kind, f"{group.name} (id {group.id})")
+        problems.add(GROUP, f"{group.name} (id {group.id})")
     return CocoIndex(
         categories=categories,
         problems=problems,

@@ -116,7 +116,8 @@ class Splits:
             if not self.source(split).has_instances():
                 self._warn(
                     f"{self.location}, split {split!r}: no instance that is not a crowd: its AP "
-                    "is -1 in every epoch; val_split=None validates nothing"
+                    "is -1 in every epoch; val_split=None (--data.val_split null) validates "
+                    "nothing"
                 )
 
     def warn_of_lvis(self, split: str) -> None:
@@ -236,7 +237,8 @@ class Splits:
             splits.append(self.evaluated("test", settings))
         for split in splits:
             if same_split(split, self.names) is None:
-                hint = "; val_split=None validates nothing" if split == settings.val_split else ""
+                none = "; val_split=None (--data.val_split null) validates nothing"
+                hint = none if split == settings.val_split else ""
                 raise InputError(
                     f"{self.location}: no split {split!r}, only {', '.join(self.names)}{hint}"
                 )

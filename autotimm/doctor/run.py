@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from autotimm.coco.checks import Problems
+from autotimm.coco.index import GROUP
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.doctor.images import Looked, look
 from autotimm.doctor.machine import Finding, Level, read_speed
@@ -82,8 +83,9 @@ def _split(where: DataFolder, split: str) -> Finding:
     deep = looked.depths.lines(depths)
     if (looked.problems.counts or deep) and looked.images < images:
         text = f"{text}; {looked.images:,} images were opened"
-    level: Level = "warn" if odd or looked.depths.stretched() in deep else "ok"
-    return Finding(level, name, "; ".join([text, *odd, *deep]), source.remedy if odd else "")
+    wrong = bool(source.remark or problems.counts.keys() - {GROUP})
+    level: Level = "warn" if wrong or looked.depths.stretched() in deep else "ok"
+    return Finding(level, name, "; ".join([text, *odd, *deep]), source.remedy if wrong else "")
 
 
 def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]:

@@ -130,6 +130,15 @@ def test_odd_data_are_a_warning(tmp_path: Path) -> None:
     assert split.level == "warn" and "gone.jpg" in split.text and split.remedy
 
 
+def test_roboflows_unused_class_is_said_and_no_warning(tmp_path: Path) -> None:
+    roof = {"id": 0, "name": "things", "supercategory": "none"}
+    discs = {"id": 3, "name": "disc", "supercategory": "things"}
+    coco = write(tmp_path / "coco", categories=[roof, discs])
+    found = next(one for one in run.data(str(coco)) if one.name == "split train")
+    assert (found.level, found.remedy) == ("ok", "")
+    assert "things (id 0)" in found.text
+
+
 def odd_images() -> dict[str, bytes]:
     """Files of kinds that are easily misread, of 64 x 48 pixels unless named otherwise."""
     ramp = np.arange(64 * 48).reshape(48, 64)
