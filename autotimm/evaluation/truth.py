@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from autotimm import visualize
-from autotimm.coco import masks
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import shown_names
 from autotimm.coco.truths import truths
@@ -17,8 +15,6 @@ from autotimm.evaluation.ground_truth import of_records
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
 from autotimm.structures import PixelRange
-
-_SIDE = 640  # pixels: the longest of a picture
 
 
 class Truth:
@@ -72,28 +68,23 @@ class Truth:
             image = decode_image(data, record["width"], record["height"], self._pixel_range)
         except DataError as error:
             raise DataError(f"{record['file_name']}: {error}") from error
-        scale = _SIDE / max(image.shape[:2])
-        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-        return self._drawn(image, scale, found), self._drawn(image, scale, truths(record))
+        size = image.shape[:2]
+        picture = visualize.resized(image, visualize.SIDE / max(size))
+        return self._drawn(picture, size, found), self._drawn(picture, size, truths(record))
 
     def _drawn(
-        self, image: visualize.Picture, scale: float, instances: Sequence[Any]
+        self, picture: visualize.Picture, size: tuple[int, int], instances: Sequence[Any]
     ) -> visualize.Picture:
         boxes = np.array([one["bbox"] for one in instances], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         label = {one.id: k for k, one in enumerate(self._source.categories)}
-        size = (image.shape[1], image.shape[0])
         rles = [one["segmentation"] for one in instances if "segmentation" in one]
-        small = [
-            cv2.resize(masks.decode(rle), size, interpolation=cv2.INTER_NEAREST) for rle in rles
-        ]
         return visualize.draw_instances(
-            image,
-            boxes * scale,
+            picture,
+            boxes,
             [label[one["category_id"]] for one in instances],
             [one["score"] for one in instances] if instances and "score" in instances[0] else None,
-            small if len(small) == len(instances) else None,
+            rles if len(rles) == len(instances) else None,
             class_names=self._names,
+            size=size,
         )
