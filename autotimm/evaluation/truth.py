@@ -50,13 +50,14 @@ class Truth:
         return self.truth.content()
 
     def pair(
-        self, image_id: int, found: Sequence[dict[str, Any]]
+        self, image_id: int, found: Sequence[dict[str, Any]], annotation_id: int | None = None
     ) -> tuple[visualize.Picture, visualize.Picture]:
         """An image with what was found in it, and with what is there, 640 pixels long.
 
         Args:
             image_id: of the image.
             found: entries of a COCO results file, of this image and as many as are to be drawn.
+            annotation_id: the one annotation to draw; None for all.
 
         Raises:
             DataError: the image cannot be used; names it.
@@ -70,7 +71,8 @@ class Truth:
             raise DataError(f"{record['file_name']}: {error}") from error
         size = image.shape[:2]
         picture = visualize.resized(image, visualize.SIDE / max(size))
-        return self._drawn(picture, size, found), self._drawn(picture, size, truths(record))
+        there = [one for one in truths(record) if annotation_id in (None, one["id"])]
+        return self._drawn(picture, size, found), self._drawn(picture, size, there)
 
     def _drawn(
         self, picture: visualize.Picture, size: tuple[int, int], instances: Sequence[Any]

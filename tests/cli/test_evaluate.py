@@ -34,7 +34,7 @@ from autotimm.streaming.store import open_source
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour
 
-ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png"}
+ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png", "report.html"}
 
 
 def run(*words: object) -> int:
