@@ -52,7 +52,7 @@ class Space:
         best: tuple[tuple[int, int], Plate] | None = None
         for left, top in self._places(size, box):
             part = self._taken[top : top + size[1], left : left + size[0]]
-            cost = (np.count_nonzero(part == _LABEL), np.count_nonzero(part == _OBJECT))
+            cost = (int((part == _LABEL).sum()), int((part == _OBJECT).sum()))
             if best is None or cost < best[0]:
                 best = (cost, (left, top, left + size[0], top + size[1]))
             if cost == (0, 0):
