@@ -54,7 +54,7 @@ GROUPS = {
         _Flag("--weights", "FILE", None, "trained weights to start from, of any classes"),
         _Flag("--trainer.max_epochs", "N", None, "epochs in all", "--epochs"),
         _Flag(
-            "--trainer.patience", "N", None, "validations without gain that end it", "--patience"
+            "--trainer.patience", "N", None, "end after N validations without gain", "--patience"
         ),
         _Flag(
             "--trainer.default_root_dir",
