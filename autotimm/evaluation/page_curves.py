@@ -9,7 +9,7 @@ import numpy as np
 from autotimm.evaluation.coco_eval import Evaluation
 from autotimm.evaluation.precision_recall import RECALL, Curve, curves
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = 36, 8, 420, 300  # of the panel, in units of the drawing
+_LEFT, _TOP, _WIDTH, _HEIGHT = 48, 8, 420, 300  # of the panel, in units of the drawing
 _DASHES = ("none", "8 5", "2 4")
 
 
@@ -43,8 +43,8 @@ def curves_figure(
 <svg viewBox="0 0 {_LEFT + _WIDTH + 12} {bottom + 34}" role="img" \
 aria-label="precision over recall, {text(kind)}">
 {grid}<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 30}" text-anchor="middle">recall</text>
-<text x="10" y="{_TOP + _HEIGHT / 2}" text-anchor="middle" \
-transform="rotate(-90 10 {_TOP + _HEIGHT / 2})">precision</text>
+<text x="14" y="{_TOP + _HEIGHT / 2}" text-anchor="middle" \
+transform="rotate(-90 14 {_TOP + _HEIGHT / 2})">precision</text>
 {"".join(lines)}</svg>
 <ul>{"".join(keys)}</ul></figure>
 """
