@@ -14,7 +14,7 @@ from autotimm.coco.truths import truths
 from autotimm.evaluation.ground_truth import of_records
 from autotimm.images.decode import DataError, decode_image
 from autotimm.streaming.store import Source
-from autotimm.structures import PixelRange
+from autotimm.structures import PixelRange, Record
 
 
 class Truth:
@@ -41,6 +41,7 @@ class Truth:
         self.truth = of_records(records, source.categories, source.where(0), problems)
         self._source = source
         self._pixel_range = pixel_range
+        self._pictures: dict[int, tuple[visualize.Picture, tuple[int, int], Record]] = {}
         self._names = shown_names(source.categories)
         self._places = {r["image_id"]: p for r, p in zip(records, places, strict=True)}
 
@@ -62,6 +63,15 @@ class Truth:
         Raises:
             DataError: the image cannot be used; names it.
         """
+        # Kept, at 640 pixels: the worst images are often those of suspect labels, too.
+        if image_id not in self._pictures:
+            self._pictures[image_id] = self._picture(image_id)
+        picture, size, record = self._pictures[image_id]
+        there = [one for one in truths(record) if annotation_id in (None, one["id"])]
+        return self._drawn(picture, size, found), self._drawn(picture, size, there)
+
+    def _picture(self, image_id: int) -> tuple[visualize.Picture, tuple[int, int], Record]:
+        """An image at 640 pixels, its height and width, and its record."""
         data, record = self._source.read(*self._places[image_id])
         try:
             if self._pixel_range is None:
@@ -69,10 +79,9 @@ class Truth:
             image = decode_image(data, record["width"], record["height"], self._pixel_range)
         except DataError as error:
             raise DataError(f"{record['file_name']}: {error}") from error
-        size = image.shape[:2]
-        picture = visualize.resized(image, visualize.SIDE / max(size))
-        there = [one for one in truths(record) if annotation_id in (None, one["id"])]
-        return self._drawn(picture, size, found), self._drawn(picture, size, there)
+        height, width = image.shape[:2]
+        picture = visualize.resized(image, visualize.SIDE / max(height, width))
+        return picture, (height, width), record
 
     def _drawn(
         self, picture: visualize.Picture, size: tuple[int, int], instances: Sequence[Any]

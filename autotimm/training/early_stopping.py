@@ -93,4 +93,6 @@ class StopEarly(EarlyStopping):
 
 def stop_of(trainer: Any) -> StopEarly | None:
     """The trainer's StopEarly callback, if it has one."""
-    return next((one for one in trainer.callbacks if isinstance(one, StopEarly)), None)
+    return next(
+        (one for one in getattr(trainer, "callbacks", ()) if isinstance(one, StopEarly)), None
+    )

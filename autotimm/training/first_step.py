@@ -53,8 +53,9 @@ class FirstStep(Callback):
         self._since = time.monotonic()
         bar: Any = trainer.progress_bar_callback
         if trainer.is_global_zero and (bar is None or not getattr(bar, "is_shown", False)):
-            where = f" in {self._before[1]}" if self._before else ""
-            print(f"{self.waiting()}{where}", flush=True)
+            before = self._before
+            took = f" (it took {clock(before[0])} last time, in {before[1]})" if before else ""
+            print(f"compiling the first step{took}", flush=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,12 +69,12 @@ class FirstStep(Callback):
         if record is not None:
             record.note(trainer, FIRST_STEP, {"seconds": round(seconds, 1)})
 
-    def waiting(self) -> str:
-        """What to say while the first step is compiled; "" at any other time."""
+    def waiting(self) -> list[str]:
+        """What to say while the first step is compiled, from the most important; else nothing."""
         if not self._compiles or self._since is None:
-            return ""
-        before = f" (it took {clock(self._before[0])} last time)" if self._before else ""
-        return f"compiling the first step{before}"
+            return []
+        parts = [f"compiling the first step {clock(time.monotonic() - self._since)}"]
+        return parts + ([f"{clock(self._before[0])} last time"] if self._before else [])
 
 
 def first_step_of(trainer: Any) -> FirstStep | None:

@@ -19,7 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from autotimm.training.first_step import FirstStep, first_step_of
-from autotimm.training.progress_line import clock, epochs_in_all, line
+from autotimm.training.progress_line import epochs_in_all, line
 from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 
 
@@ -246,11 +246,13 @@ class ProgressBar(LightningBar):
 
     def _render(self, console: Console) -> Text:
         marks = ("#", "-") if console.options.ascii_only else ("━", "━")
-        return line(console.width, self._title, self._done, self._total, self._parts(), marks)
+        waiting = self._first_step.waiting() if self._first_step else []
+        parts = waiting or self._parts()
+        return line(
+            console.width, self._title, self._done, self._total, parts, marks, bar=not waiting
+        )
 
     def _parts(self) -> list[str]:
-        if self._first_step and (waiting := self._first_step.waiting()):
-            return [waiting, clock(time.monotonic() - self._since)]
         shown = (self._shown or {}) if self._title == self._epoch[0] else {}
         parts = [_worded(name, value) for name, value in shown.items()]
         return [*parts, self._pace] if self._pace and "images/s" not in shown else parts

@@ -19,6 +19,7 @@ def line(
     total: float,
     parts: Sequence[str],
     marks: tuple[str, str] = ("━", "━"),
+    bar: bool = True,
 ) -> Text:
     """A line of at most ``width - 1`` columns: some terminals break a line that fills the last one.
 
@@ -31,6 +32,7 @@ def line(
         total: how much there is; infinite if that is not known, and then there is no bar.
         parts: from the most important one on.
         marks: what is drawn for what is done, and for what is left.
+        bar: whether to draw a bar of these.
     """
     room = width - 1
     known = math.isfinite(total)
@@ -39,7 +41,8 @@ def line(
     if cell_len(head) > room:
         return Text(set_cell_size(head, max(room, 0)).rstrip())
     left = room - cell_len(head)
-    least = len(_GAP) + _LEAST_BAR if known else 0
+    bar &= known
+    least = len(_GAP) + _LEAST_BAR if bar else 0
     shown = []
     for part in parts:
         needed = len(_GAP) + cell_len(part)
@@ -47,10 +50,10 @@ def line(
             shown.append(part)
             left -= needed
     made = Text(f"{title}{_GAP}")
-    if known and left >= least:
-        bar = min(left - len(_GAP), _MOST_BAR)
-        full = round(bar * min(done / max(total, 1), 1))
-        made.append(marks[0] * full, "magenta").append(marks[1] * (bar - full), "bright_black")
+    if bar and left >= least:
+        long = min(left - len(_GAP), _MOST_BAR)
+        full = round(long * min(done / max(total, 1), 1))
+        made.append(marks[0] * full, "magenta").append(marks[1] * (long - full), "bright_black")
         made.append(_GAP)
     return made.append(_GAP.join([count, *shown]))
 

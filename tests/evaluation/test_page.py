@@ -184,8 +184,14 @@ def test_worst_images_and_suspect_labels_are_shown(parsed: Parsed) -> None:
 
 def test_a_suspect_is_drawn_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from autotimm import visualize
+    from autotimm.evaluation import truth
 
     drawn: list[Any] = []
+    decoded: list[int] = []
+    decode = truth.decode_image
+    monkeypatch.setattr(
+        truth, "decode_image", lambda data, *rest: decoded.append(len(data)) or decode(data, *rest)
+    )
     draw = visualize.draw_instances
 
     def noted(picture: Any, boxes: Any, labels: Any, scores: Any, *rest: Any, **names: Any) -> Any:
@@ -202,6 +208,7 @@ def test_a_suspect_is_drawn_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -
         ([square], [1], [0.95]),
         ([square], [0], None),
     ]
+    assert len(decoded) == 2  # each image once, though each is drawn twice
     names = ("report.html", "metrics.json")
     for name in names:
         assert (made / "again" / name).read_bytes() == (made / "out" / name).read_bytes()
