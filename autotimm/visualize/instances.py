@@ -75,7 +75,7 @@ def draw_instances(
     boxes = (boxes * np.tile([width / size[1], height / size[0]], 2)).clip(-1e6, 1e6)
     line = max(1, round(min(height, width) / 400))
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
+    order = np.lexsort((-sides.prod(axis=1), again)).tolist()  # what is found again over the rest
     colours = [class_colour(label) for label in labels.tolist()]
     space = Space(height, width) if draw_labels and len(boxes) else None
     for i in order:
@@ -83,7 +83,8 @@ def draw_instances(
             x, y, inside = scaled_window(*_window(masks[i]), size, (height, width))
             if not again[i]:
                 _tint(picture, x, y, inside, colours[i], alpha)
-            draw_contours(picture, x, y, inside, _lighter(colours[i]), line, again[i])
+            colour = colours[i] if again[i] else _lighter(colours[i])
+            draw_contours(picture, x, y, inside, colour, line, again[i])
             if space:
                 space.add_object(x, y, inside)
         elif space:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autotimm.visualize.colours import Colour
 
+_WHITE = (255, 255, 255)
 _DASH = 5  # widths of a line: how long each dash is, and each gap
 
 
@@ -57,7 +58,8 @@ def _points(begin: tuple[int, int], end: tuple[int, int], most: int) -> NDArray[
 def _draw_dashes(
     picture: NDArray[np.uint8], points: NDArray[np.int64], colour: Colour, line: int
 ) -> None:
-    """Draw every other piece of a line of pixels [N, 2]."""
+    """Draw a line of pixels [N, 2] with white gaps, which show on a whole line of its colour."""
     long = _DASH * line
-    pieces = [points[at : at + long].astype(np.int32) for at in range(0, len(points), 2 * long)]
-    cv2.polylines(picture, pieces, False, colour, line)
+    pieces = [points[at : at + long].astype(np.int32) for at in range(0, len(points), long)]
+    cv2.polylines(picture, pieces[1::2], False, _WHITE, line)
+    cv2.polylines(picture, pieces[::2], False, colour, line)
