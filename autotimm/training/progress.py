@@ -19,7 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from autotimm.training.first_step import FirstStep, first_step_of
-from autotimm.training.progress_line import epochs_in_all, line
+from autotimm.training.progress_line import epochs_of, line, steps_left
 from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 
 
@@ -111,19 +111,10 @@ class ProgressBar(LightningBar):
     def _begin_epoch(self, trainer: Trainer, begun: int) -> None:
         """Count the batches of an epoch, of which ``begun`` were read before a resume."""
         batches = float(trainer.num_training_batches)
-        steps = float(trainer.max_steps) if trainer.max_steps >= 0 else math.inf
-        steps_left = steps - trainer.global_step
-        accumulated = trainer.accumulate_grad_batches
-        last = epochs_in_all(
-            trainer.current_epoch,
-            trainer.max_epochs,
-            steps_left,
-            batches - begun,
-            batches,
-            accumulated,
-        )
+        last = epochs_of(trainer, batches - begun)
         title = f"epoch {trainer.current_epoch + 1}" + (f" of {last}" if last else "")
-        self._epoch = (title, min(batches, begun + steps_left * accumulated))
+        end = begun + steps_left(trainer) * trainer.accumulate_grad_batches
+        self._epoch = (title, min(batches, end))
         self._since, self._from = time.monotonic(), begun
         self._show(*self._epoch, begun)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -82,6 +83,23 @@ def epochs_in_all(
         steps = max(math.ceil(batches / accumulated), 1)
         limits.append(epoch + 1 + max(math.ceil(beyond / steps), 0))
     return max(min(limits), epoch + 1) if limits else None
+
+
+def epochs_of(trainer: Any, batches_left: float) -> int | None:
+    """:func:`epochs_in_all` of a fit, of whose epoch so many batches have not begun."""
+    return epochs_in_all(
+        trainer.current_epoch,
+        trainer.max_epochs,
+        steps_left(trainer),
+        batches_left,
+        trainer.num_training_batches,
+        trainer.accumulate_grad_batches,
+    )
+
+
+def steps_left(trainer: Any) -> float:
+    """The optimizer steps to a trainer's ``max_steps``; infinite without it."""
+    return math.inf if trainer.max_steps < 0 else trainer.max_steps - trainer.global_step
 
 
 def clock(seconds: float) -> str:

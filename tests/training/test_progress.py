@@ -210,6 +210,20 @@ def test_in_a_file_there_is_no_bar(
         assert "FLOP" not in out + err
 
 
+def test_lines_in_a_file_say_of_how_many_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, expected in (
+        ({"max_steps": 5, "max_epochs": -1}, ["epoch 1 of 2", "epoch 2 of 2"]),
+        ({"max_epochs": 1}, ["epoch 1 of 1"]),
+        ({"max_epochs": -1, "max_time": "00:00:00:01", "limit_train_batches": 2}, None),
+    ):
+        fit(tmp_path, loader(3), **options)
+        lines = [one for one in capsys.readouterr().out.splitlines() if one.startswith("epoch")]
+        named = [one.partition(":")[0] for one in lines]
+        assert named == (expected or [f"epoch {n}" for n in range(1, len(lines) + 1)])
+
+
 def terminal(command: list[str], columns: int) -> str:
     """What a program writes to a terminal of so many columns."""
     child, end = pty.fork()
