@@ -126,7 +126,13 @@ def test_commands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     assert Image.open("found.png").size == (200, 150)
     assert Path("found/results.json").is_file()
-    for name in ("results.json", "metrics.json", "precision_recall.png", "worst.png"):
+    for name in (
+        "results.json",
+        "metrics.json",
+        "precision_recall.png",
+        "worst.png",
+        "report.html",
+    ):
         assert Path("evaluation", name).is_file()
     assert "| mask |" in Path("model.md").read_text()
     assert Path("theirs/metrics.json").is_file()

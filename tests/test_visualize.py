@@ -17,6 +17,7 @@ from autotimm import visualize
 from autotimm.coco import masks
 from autotimm.structures import InputError
 from autotimm.visualize import class_colour, draw_instances, grid, instances, save_png
+from autotimm.visualize.scaling import scaled_window
 
 GREY = np.full((120, 160, 3), 100, np.uint8)
 
@@ -108,6 +109,104 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
     )
     together = draw_instances(image, boxes, [0, 6, 12], **options)
     assert (together != 0).any(axis=2).sum() == pytest.approx(alone, rel=0.02)
+
+
+def test_labels_lie_beside_objects_and_not_on_them() -> None:
+    """Also at the upper border, where there is no space above, and beside neighbours."""
+    boxes = [[100, 0, 180, 60], [100, 60, 180, 120], [200, 100, 280, 160]]
+    stack = np.zeros((3, 300, 400), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(stack, boxes, strict=True):
+        mask[y1:y2, x1:x2] = 1
+    image = np.zeros((300, 400, 3), np.uint8)
+    for masked in (stack, None):
+        options: Any = {"masks": masked, "alpha": 0, "draw_boxes": False}
+        plain = draw_instances(image, boxes, [0, 6, 12], draw_labels=False, **options)
+        picture = draw_instances(image, boxes, [0, 6, 12], **options)
+        written = (picture != plain).any(axis=2)
+        assert written.sum() > 300
+        assert not written[stack.any(axis=0)].any()
+
+
+def test_a_label_without_space_beside_its_object_lies_on_it() -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    picture = draw_instances(image, [[0, 0, 80, 60]], [3], draw_boxes=False)
+    assert (picture[:5, :5] == class_colour(3)).all(axis=2).any()
+
+
+def twice(**changes: Any) -> np.ndarray:
+    """The square, and again a little to the right of it with a lower score."""
+    arguments: dict[str, Any] = {
+        "boxes": [[50, 40, 110, 80], [58, 40, 118, 80]],
+        "labels": [2, 2],
+        "masks": np.stack([square(), np.roll(square(), 8, axis=1)]),
+        "scores": [0.9, 0.4],
+        "draw_labels": False,
+    }
+    return draw_instances(GREY, **(arguments | changes))
+
+
+def test_an_object_that_is_found_twice_is_dashed_and_not_tinted_the_second_time() -> None:
+    def coloured(picture: np.ndarray, column: int) -> float:
+        return float((picture[42:78, column] == class_colour(2)).all(axis=1).mean())
+
+    place = [[50, 40, 110, 80]] * 2  # the very same: its lines lie over the first one's
+    for given in ({}, {"masks": None}, {"labels": [2, 5]}, {"boxes": place, "masks": None}):
+        picture = twice(**given)
+        right = 109 if given.get("boxes") is place else 117
+        side = picture[42:78, right]
+        colour = class_colour(given.get("labels", [2, 2])[1])
+        shares = [float((side == one).all(axis=1).mean()) for one in (colour, (255, 255, 255))]
+        assert min(shares) > 0.3 and sum(shares) == 1
+        assert given.get("boxes") is place or coloured(picture, 50) == 1  # the first one's side
+    assert (twice()[60, 112:116] == 100).all(), "no tint"
+    apart = [[50, 40, 110, 80], [95, 40, 155, 80]]
+    others: list[dict[str, Any]] = [
+        {"scores": None},  # the ground truth has each once
+        {"boxes": apart, "masks": None},
+        # The boxes overlap, and the masks do not.
+        {"masks": np.stack([square() * (np.arange(160) < 84), square() * (np.arange(160) > 84)])},
+    ]
+    for given in others:
+        picture = twice(**given)
+        right = 154 if given.get("boxes") is apart else 117
+        assert coloured(picture, right) == 1
+
+
+def test_what_is_found_twice_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(instances, "write_label", lambda *words: texts.append(words[1]))
+    twice(draw_labels=True, class_names=["a", "b", "disc"])
+    assert sorted(texts) == ["again: disc 0.40", "disc 0.90"]
+
+
+def test_a_small_image_is_drawn_larger_and_its_objects_with_it() -> None:
+    large = visualize.enlarged(GREY)
+    assert large.shape == (480, 640, 3)
+    assert visualize.enlarged(large) is large
+    box = [[50, 40, 110, 80]]
+    for mask in (square()[None], [masks.encode(square())]):
+        given: dict[str, Any] = {"masks": mask, "draw_boxes": False, "draw_labels": False}
+        picture = draw_instances(large, box, [2], size=(120, 160), alpha=1.0, **given)
+        rows, columns = np.nonzero((picture == class_colour(2)).all(axis=2))
+        assert (rows.min(), rows.max() + 1) == pytest.approx((160, 320), abs=3)
+        assert (columns.min(), columns.max() + 1) == pytest.approx((200, 440), abs=3)
+    # A mask's pixels are the old ones at their centres, also where it becomes smaller.
+    rng = np.random.default_rng(0)
+    mask = np.zeros((30, 40), np.uint8)
+    mask[4:25, 7:31] = rng.integers(0, 2, (21, 24))
+    for wanted in ((90, 120), (15, 20), (31, 77), (1, 1)):
+        x, y, part = scaled_window(7, 4, mask[4:25, 7:31], (30, 40), wanted)
+        whole = np.zeros(wanted, np.uint8)
+        whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+        rows, columns = (
+            [int((k + 0.5) * old / new) for k in range(new)]
+            for new, old in zip(wanted, mask.shape, strict=True)
+        )
+        np.testing.assert_array_equal(whole, mask[np.ix_(rows, columns)])
+    picture = draw_instances(large, box, [2], masks=None, draw_labels=False, size=(120, 160))
+    assert (picture[160, 200:440] == class_colour(2)).all()
+    with pytest.raises(ValueError, match="does not fit an image"):
+        draw_instances(large, box, [2], masks=[masks.encode(square())])
 
 
 def test_scores_names_and_numbers_are_written() -> None:

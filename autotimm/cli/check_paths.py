@@ -12,6 +12,7 @@ from typing import Any
 
 from autotimm.files import urls
 from autotimm.structures import InputError
+from autotimm.training.run_name import check_name
 
 _OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -28,7 +29,8 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
         help_flag: the flag that lists all flags, for messages.
 
     Raises:
-        InputError: data or weights are not there, or none are given and the verb needs them.
+        InputError: data or weights are not there, or none are given and the verb needs them, or a
+            new run cannot have its name.
     """
     data, checkpoint = settings.get("data.data_dir"), _given(settings.get("ckpt_path"))
     if data is None:
@@ -38,6 +40,8 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
         raise InputError(f"there is no checkpoint at {checkpoint}")
+    if name := _given(settings.get("trainer.run_name")):
+        check_name(_given(settings.get("trainer.default_root_dir")) or "runs", str(name))
     weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that goes on does not read them
         check_checkpoint(weights)

@@ -13,7 +13,7 @@ from autotimm.cli.parser import make_parser
 
 # Metavars of arguments that are paths.
 _FILES = ("FILE", "FILE.png", "IMAGE", "SRC DST")
-_FOLDERS = ("DIR", "FOLDER")
+_FOLDERS = ("DIR", "NAME|DIR/", "FOLDER")
 
 
 def parser() -> argparse.ArgumentParser:

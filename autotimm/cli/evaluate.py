@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,8 @@ from autotimm.cli.parser import (
     make_folder,
     make_parser,
 )
-from autotimm.structures import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from autotimm.evaluation.ground_truth import GroundTruth
     from autotimm.evaluation.truth import Truth
     from autotimm.streaming.store import Source
@@ -45,9 +41,10 @@ def parser() -> argparse.ArgumentParser:
         torchrun --nproc-per-node 8 -m autotimm evaluate --checkpoint best.ckpt --data shards/
         """,
         """\
-        OUT gets metrics.json, precision_recall.png, confusion.png and worst.png; with --checkpoint
-        also results.json (COCO's format) and images.json (the images and categories that its ids
-        mean). An images.json beside --results is used: its files are matched by name.
+        OUT gets report.html, a page of all of it for any browser, metrics.json,
+        precision_recall.png, confusion.png and worst.png; with --checkpoint also results.json
+        (COCO's format) and images.json (the images and categories that its ids mean). An
+        images.json beside --results is used: its files are matched by name.
 
         Exit codes: 0 done, 2 the input cannot be used.
         """,
@@ -112,7 +109,11 @@ def parser() -> argparse.ArgumentParser:
         help="of detections that are drawn and counted as confusions; AP counts all",
     )
     pictures.add_argument(
-        "--worst", type=int, default=12, metavar="IMAGES", help="of lowest F1, to draw"
+        "--worst",
+        type=int,
+        default=12,
+        metavar="IMAGES",
+        help="of lowest F1, and suspect labels, to draw",
     )
     return made
 
@@ -130,14 +131,15 @@ def run(args: argparse.Namespace) -> int:
         check_checkpoint(args.checkpoint)
     if args.data:
         check_data(args.data)
-
     from autotimm.evaluation import coco_input, matching, output, report
 
     pixel_range: PixelRange = args.pixel_range
     source: Source | None
     if args.checkpoint:
+        from autotimm.cli.run_checkpoint import detect
+
         results = out / "results.json"
-        found = _detect(args, results)
+        found = detect(args, results)
         if found is None:
             return 0  # not the first rank
         source, pixel_range = found
@@ -170,8 +172,20 @@ def run(args: argparse.Namespace) -> int:
         name=str(results),
     )
     measured.remarks[:0] = remarks
-    output.write(measured, drawn, out, args.worst)
+    output.write(measured, drawn, out, args.worst, _facts(args))
     return 0
+
+
+def _facts(args: argparse.Namespace) -> dict[str, str]:
+    """What is evaluated, for the head of the page."""
+    given = {
+        "checkpoint": args.checkpoint,
+        "results": args.results,
+        "data": args.data,
+        "split": args.split if args.data else None,
+        "annotations": ", ".join(args.annotations or ()),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def _truth(
@@ -198,72 +212,3 @@ def _open_source(args: argparse.Namespace) -> Source | None:
     if source.remark:
         note("evaluate", f"{data}, split {split!r}: {source.remark}")
     return source
-
-
-def _detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | None:
-    """Runs the checkpoint's model on the data and writes what it finds to ``path``.
-
-    Returns:
-        The source of the data and the pixel range of its images on the first rank, which alone has
-        all results; else None.
-    """
-    import torch
-
-    from autotimm.data.datamodule import InstanceSegmentationDataModule
-    from autotimm.data.whole import WholeImages
-    from autotimm.tasks.load import load
-    from autotimm.training.evaluate import find_all
-
-    if args.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError("--accelerator gpu: there is no GPU here; leave the flag out for the CPU")
-    # These loggers' remarks are about trainings.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    model = load(args.checkpoint, metrics=None)
-    size = args.image_size or model.preprocessing.image_size
-    if size is None:
-        raise InputError(
-            f"{args.checkpoint} does not say at what image size it was trained: give --image-size"
-        )
-    limit = model.settings.max_detections_per_image
-    changes: dict[str, Any] = {"max_detections_per_image": max(limit, args.max_detections or 0)}
-    if args.score_thresh is not None:
-        changes["score_thresh"] = args.score_thresh
-    model.hparams.update(changes)
-    look = _look(args, model)
-    module = WholeImages if look else InstanceSegmentationDataModule
-    location, split = flags.data_and_split(args)
-    data = module(
-        args.data or args.images[0],
-        image_size=size,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        resize=model.preprocessing.resize,
-        train_split=split,  # its categories are the labels; there may be no other split
-        val_split=None,
-        test_split=split,
-        max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
-        pixel_range=args.pixel_range,  # else the model's
-    )
-    data.data_dir = location
-    machine = {"accelerator": args.accelerator, "precision": args.precision}
-    data.check("test")
-    make_folder("--out", path.parent)
-    first = find_all(model, data, path, **machine, look=look)
-    return (data.source(split), data.preprocessing.pixel_range) if first else None
-
-
-def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:
-    """What looks at batches of whole images, in tiles or mirrored; None where that is not asked."""
-    if args.tile is None and not args.flip:
-        return None
-    from autotimm.inference.predict import Options, looker
-
-    options = Options(
-        batch_size=args.batch_size,
-        image_size=args.image_size,
-        tile=args.tile,
-        overlap=args.overlap,
-        flip=args.flip,
-    )
-    look = looker(model, options)
-    return lambda batch: look(batch["pixels"])

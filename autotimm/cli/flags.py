@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from autotimm import near_names
 from autotimm.cli import lightning_help
 from autotimm.structures import InputError
+from autotimm.training.run_name import is_name
 
 FILE = "flags.json"
 CONFIG = "config"
@@ -43,6 +44,9 @@ SHORT = {
     if flag.short is not None
 }
 """The long form of each short one. Both take ``-`` and ``_`` alike."""
+
+_RUNS, _RUN_NAME = "--trainer.default_root_dir", "--trainer.run_name"
+"""What ``--out`` means with a slash in its value, and without one."""
 
 _OF_CLASS = re.compile(r"--model\.(?!(init_args|class_path|dict_kwargs|help)\b)")
 
@@ -94,7 +98,7 @@ def spelt(words: list[str]) -> list[str]:
 
     ``--weights-only-fitting`` gets the value that this parser wants, and the height and width of
     ``--image-size 480 640`` become one value. ``--data FILE.yaml`` stays what it is to the parser:
-    a config of the data alone.
+    a config of the data alone. ``--out NAME`` names the run, and ``--out DIR/`` the folder of runs.
     """
     found: list[str] = []
     rest = [*words]
@@ -110,6 +114,8 @@ def spelt(words: list[str]) -> list[str]:
         elif name == "--data" and re.search(r"\.(ya?ml|json)$|^\{", following):
             pass
         elif long := SHORT.get(plain, SHORT.get(name)):
+            if long == _RUNS and is_name(following) and not following.startswith("--"):
+                long = _RUN_NAME
             word = long + equals + value
             sides = [side for side in rest[:2] if side.isdecimal()]
             if plain == "--image-size" and not equals and len(sides) == 2:

@@ -64,12 +64,13 @@ class SaveConfig(SaveConfigCallback):
 
     A run resumes from its flags and its checkpoint, never from this file. To start another run from
     the file, give the URLs that had a user, a password or a signature again, and ``--weights``: the
-    file has none, because a run that goes on and a test refuse it. ``run.json`` names it.
+    file has none, because a run that goes on and a test refuse it. ``run.json`` names it. It has no
+    ``run_name`` either, which no other run can have.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         config = redacted(config)
-        for name in ("weights", "weights_only_fitting"):
+        for name in ("weights", "weights_only_fitting", "trainer.run_name"):
             config.pop(name, None)
         super().__init__(parser, config, **options)
 

@@ -54,7 +54,14 @@ GROUPS = {
         _Flag("--weights", "FILE", None, "trained weights to start from, of any classes"),
         _Flag("--trainer.max_epochs", "N", None, "epochs in all", "--epochs"),
         _Flag(
-            "--trainer.default_root_dir", "DIR", "runs", "where version_0, ... are made", "--out"
+            "--trainer.patience", "N", None, "end after N validations without gain", "--patience"
+        ),
+        _Flag(
+            "--trainer.default_root_dir",
+            "NAME|DIR/",
+            "runs",
+            "the run's name, or the folder of runs",
+            "--out",
         ),
         _Flag("--trainer.precision", "KIND", None, "32-true, 16-mixed, bf16-mixed, ..."),
         _Flag("--trainer.accelerator", "KIND", "auto", "cpu, gpu, ..."),

@@ -7,10 +7,10 @@ pixels, boxes, masks and labels that a model is trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from autotimm import visualize
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.models import paste
+from autotimm.structures import RLE
 
 _GAP = 8  # pixels around every picture
 _TITLE = 28  # pixels; height of the title above a column
@@ -35,7 +36,8 @@ def sheet(
         columns: title -> data module. Modules with the same data set, seed and ``aspect_buckets``
             show the same samples.
         samples: the number of rows; there are fewer if an epoch has fewer samples.
-        cell: the largest width of a picture in pixels; all pictures shrink by the same factor.
+        cell: the width of the widest picture in pixels; all are drawn larger or smaller by the same
+            factor.
         left_out: gets the images that were to be drawn and cannot be used, with the reason; as many
             as the ``max_corrupt`` of the data modules allows.
 
@@ -45,24 +47,45 @@ def sheet(
     Raises:
         InputError: the data cannot be used.
     """
-    drawn, names = [], []
+    columns_of_samples, names = [], []
     for number, data in enumerate(columns.values()):
         data.check("fit")
         try:
             found = list(islice(_samples(data, left_out), samples))
         finally:
             data.teardown()
-        drawn.append([picture for picture, _ in found])
-        names += [name for _, name in found] if number == 0 else []
-    widest = max(picture.shape[1] for column in drawn for picture in column)
-    shrunk = [[_shrunk(picture, cell / widest) for picture in column] for column in drawn]
-    return _laid_out(list(columns), shrunk), names
+        columns_of_samples.append(found)
+        names += [sample.name for sample in found] if number == 0 else []
+    widest = max(one.pixels.shape[1] for column in columns_of_samples for one in column)
+    drawn = [[one.drawn(cell / widest) for one in column] for column in columns_of_samples]
+    return _laid_out(list(columns), drawn), names
 
 
-def _samples(
-    data: InstanceSegmentationDataModule, left_out: set[str] | None
-) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields the pictures of an epoch's training samples with their instances, and file names."""
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A training sample: its image [H, W, 3] uint8, its instances, and the name of its file."""
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: list[RLE] | None
+    class_names: list[str]
+    name: str
+
+    def drawn(self, factor: float) -> visualize.Picture:
+        """A picture that is ``factor`` times as large as the image."""
+        return visualize.draw_instances(
+            visualize.resized(self.pixels, factor),
+            self.boxes,
+            self.labels,
+            masks=self.masks,
+            class_names=self.class_names,
+            size=self.pixels.shape[:2],
+        )
+
+
+def _samples(data: InstanceSegmentationDataModule, left_out: set[str] | None) -> Iterator[_Sample]:
+    """Yields an epoch's training samples."""
     loader, seen = data.train_dataloader(), set()
     for batch in loader:
         if left_out is not None:
@@ -75,14 +98,14 @@ def _samples(
             boxes = batch["boxes"][i][used]
             pixels = _pixels(batch["image"][i], data)
             crops = batch["masks"][i][used].float() if "masks" in batch else None
-            picture = visualize.draw_instances(
+            yield _Sample(
                 pixels,
                 boxes.numpy(),
                 batch["labels"][i][used].numpy(),
-                masks=None if crops is None else paste.encode(crops, boxes, *pixels.shape[:2]),
-                class_names=data.class_names,
+                None if crops is None else paste.encode(crops, boxes, *pixels.shape[:2]),
+                data.class_names,
+                name,
             )
-            yield picture, name
 
 
 def _pixels(image: torch.Tensor, data: InstanceSegmentationDataModule) -> np.ndarray:
@@ -92,14 +115,6 @@ def _pixels(image: torch.Tensor, data: InstanceSegmentationDataModule) -> np.nda
         mean, std = (torch.tensor(v)[:, None, None] for v in (wanted.mean, wanted.std))
         image = (255 * (image * std + mean)).round().clamp(0, 255).to(torch.uint8)
     return image.permute(1, 2, 0).numpy()
-
-
-def _shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
-    if factor >= 1:
-        return picture
-    height, width = (max(round(side * factor), 1) for side in picture.shape[:2])
-    size = (width, height)
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def _laid_out(titles: list[str], columns: list[list[np.ndarray]]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,28 @@ import orjson
 from rich.console import Console
 
 from autotimm import visualize
-from autotimm.evaluation import report
+from autotimm.evaluation import galleries, page, report
 from autotimm.evaluation.ground_truth import GroundTruth
 from autotimm.evaluation.matching import IMAGES
 from autotimm.evaluation.report import Report
 from autotimm.evaluation.truth import Truth
 from autotimm.files.atomic import whole_file
-from autotimm.images.decode import DataError
+
+PAGE = "report.html"
 
 
-def write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
-    """Writes metrics.json and the pictures of an evaluation into a folder, and prints its tables.
+def write(
+    measured: Report, truth: Truth | None, out: Path, count: int, facts: Mapping[str, str]
+) -> None:
+    """Writes metrics.json, report.html and the pictures of an evaluation into a folder, and prints
+    its tables.
 
     Args:
         measured: what to write.
         truth: where the images are; None draws none of them.
         out: the folder; must exist.
-        count: how many of the worst images are drawn and listed.
+        count: how many of the worst images, and of suspect labels, are drawn and listed.
+        facts: what was evaluated, by the name of each fact.
     """
     from autotimm.evaluation import charts  # matplotlib writes a cache, and takes a second
 
@@ -34,26 +40,17 @@ def write(measured: Report, truth: Truth | None, out: Path, count: int) -> None:
     charts.save(charts.precision_recall(measured), out / "precision_recall.png")
     charts.save(charts.confusion(measured), out / "confusion.png")
     written = ["metrics.json", "precision_recall.png", "confusion.png"]
+    pictures = galleries.galleries(measured, truth, count)
+    if pictures.pairs:
+        visualize.save_png(out / "worst.png", visualize.grid(pictures.pairs, columns=2))
+        written.append("worst.png")
+    with whole_file(out / PAGE) as file:
+        file.write(page.page(measured, facts, pictures.sections).encode())
+    written.append(PAGE)
     console = Console()
-    chosen = report.worst(measured, count) if truth is not None else []
-    not_drawn: list[str] = []
-    if truth is not None and chosen:
-        by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
-        for one in measured.detections:
-            if one["image_id"] in by_image and one["score"] >= measured.least_score:
-                by_image[one["image_id"]].append(one)
-        pairs = []
-        for image_id, found in by_image.items():
-            try:
-                pairs.append(truth.pair(image_id, found))
-            except DataError as error:  # its objects count as missed; still draw the others
-                not_drawn.append(f"not drawn: {error}")
-        if pairs:
-            visualize.save_png(out / "worst.png", visualize.grid(pairs, columns=2))
-            written.append("worst.png")
     # Printed last: a closed stdout does not cost the files.
     console.print(report.tables(measured))
-    for line in (*measured.remarks, *not_drawn, f"{out}: {', '.join(written)}"):
+    for line in (*measured.remarks, *pictures.not_drawn, f"{out}: {', '.join(written)}"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -250,20 +250,18 @@ def tables(report: Report) -> Group:
         "", *(KINDS[kind] for kind in report.evaluations), title="all classes, in %", box=SIMPLE
     )
     for name in next(iter(report.evaluations.values())).stats:
-        overall.add_row(name, *_percents(e.stats[name] for e in report.evaluations.values()))
+        overall.add_row(name, *(percent(e.stats[name]) for e in report.evaluations.values()))
     columns = [f"{KINDS[kind]} {what}" for kind in report.evaluations for what in ("AP", "AP50")]
     by_class = Table("class", "id", "instances", *columns, title="class by class, in %", box=SIMPLE)
     for k, name in enumerate(report.names):
         ones = [evaluation.classes[k] for evaluation in report.evaluations.values()]
-        numbers = [value for one in ones for value in (one.ap, one.ap50)]
-        by_class.add_row(
-            escape(name), str(ones[0].id), f"{ones[0].instances:,}", *_percents(numbers)
-        )
+        numbers = [percent(value) for one in ones for value in (one.ap, one.ap50)]
+        by_class.add_row(escape(name), str(ones[0].id), f"{ones[0].instances:,}", *numbers)
     kinds_of_error = Table(
         "", *(KINDS[kind] for kind in report.evaluations), title="AP50 lost to, in %", box=SIMPLE
     )
     for name in ERRORS.values():
-        kinds_of_error.add_row(name, *_percents(e.lost[name] for e in report.evaluations.values()))
+        kinds_of_error.add_row(name, *(percent(e.lost[name]) for e in report.evaluations.values()))
     every = (by_class, kinds_of_error, overall)
     for table in every:
         for column in table.columns[1:]:
@@ -285,5 +283,6 @@ def worst(report: Report, count: int) -> list[int]:
     return sorted(with_errors, key=order)[:count]
 
 
-def _percents(values: Any) -> Sequence[str]:
-    return [f"{100 * value:.1f}" if value >= 0 else "-" for value in values]
+def percent(share: float) -> str:
+    """A share in percent; "-" for -1, where nothing could be counted."""
+    return f"{100 * share:.1f}" if share >= 0 else "-"

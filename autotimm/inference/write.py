@@ -50,9 +50,16 @@ def as_text(name: str) -> str:
 
 
 def drawn_over(
-    pixels: np.ndarray, found: Detections, least: float, names: Sequence[str]
+    pixels: np.ndarray,
+    found: Detections,
+    least: float,
+    names: Sequence[str],
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """A picture with the detections that have at least the score ``least``, and their number."""
+    """A picture with the detections that have at least the score ``least``, and their number.
+
+    ``size`` is as of :func:`autotimm.visualize.draw_instances`.
+    """
     count = int((found["scores"] >= least).sum())
     rles = found.get("rles")
     picture = visualize.draw_instances(
@@ -62,6 +69,7 @@ def drawn_over(
         found["scores"][:count],
         None if rles is None else rles[:count],
         class_names=names,
+        size=size,
     )
     return picture, count
 
@@ -119,7 +127,7 @@ class Writer:
         Args:
             name: the image's path or URL.
             pixels: [H, W, 3] uint8 RGB; a large image, of which all tiles were read, is drawn
-                smaller.
+                smaller, and a small one larger.
             found: detections in these pixels, best first.
 
         Raises:
@@ -128,7 +136,7 @@ class Writer:
         if not self.images:
             with self._naming(""):
                 self.out.mkdir(parents=True, exist_ok=True)
-        height, width = pixels.shape[:2]
+        size = height, width = pixels.shape[:2]
         image_id = len(self.images) + 1
         shown = as_text(name)
         self.images.append({"id": image_id, "file_name": shown, "width": width, "height": height})
@@ -140,7 +148,10 @@ class Writer:
             if isinstance(pixels, LargeImage):
                 self.smaller += 1
                 found, pixels = pixels.shrunk(found), pixels.reduced
-            picture, count = drawn_over(pixels, found, self.draw_from, self.names)
+                size = pixels.shape[:2]
+            else:
+                pixels = visualize.enlarged(pixels)
+            picture, count = drawn_over(pixels, found, self.draw_from, self.names, size)
             self.drawn += count
             folder = self.out / PICTURES
             folder.mkdir(exist_ok=True)

@@ -7,9 +7,6 @@ for a gradient of every parameter that requires one.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -217,8 +214,10 @@ def _refuse_whole_model(path: Path) -> None:
 
 
 def _own_weights(name: str, spec: Features) -> Any:
+    from autotimm.models import hub  # only for who fetches: its client takes a while to import
+
     try:
-        with _hub_told_once(name):
+        with hub.without_network() as lacking, hub.told_once(name):
             return _model(name, spec, pretrained=True)
     # Each transport raises different exceptions.
     except Exception as error:
@@ -234,34 +233,8 @@ def _own_weights(name: str, spec: Features) -> Any:
         raise InputError(
             f"could not load timm's weights of {name} ({type(error).__name__}: "
             f"{_first_sentence(error)}); {elsewhere}pretrained=False starts from random weights"
+            + (f"; {lacking}" if lacking else "")
         ) from error
-
-
-@contextlib.contextmanager
-def _hub_told_once(name: str) -> Iterator[None]:
-    """Makes one line of the two that the hub's client writes for each of its tries."""
-    told = False
-
-    def passes(record: logging.LogRecord) -> bool:
-        nonlocal told
-        text = record.getMessage()
-        if "thrown while requesting" in text and not told:
-            told = True
-            logging.getLogger("autotimm").warning(
-                "timm's weights of %s: %s: trying again for up to a minute",
-                name,
-                text.partition(" thrown while requesting")[0].strip("'"),
-            )
-        return not ("thrown while requesting" in text or text.startswith("Retrying in "))
-
-    handlers = logging.getLogger("huggingface_hub").handlers
-    for handler in handlers:  # a filter of the logger would not see what its children write
-        handler.addFilter(passes)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(passes)
 
 
 def _model(name: str, spec: Features, pretrained: bool = False, **options: Any) -> Any:

@@ -17,11 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from autotimm import visualize
-from autotimm.coco import masks
 from autotimm.outputs.loggers import log_picture, one_line, run_folder
 from autotimm.structures import Batch, Detections, InputError, Preprocessing, Target
 
-PICTURE_SIDE = 640
 _UNTOUCHED = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -122,11 +120,13 @@ def _above(detections: Detections, threshold: float) -> Detections:
     return {key: value[:count] for key, value in detections.items()}  # type: ignore[return-value, index]
 
 
-def _picture(batch: Batch, index: int, datamodule: Any) -> tuple[np.ndarray, float]:
+def _picture(
+    batch: Batch, index: int, datamodule: Any
+) -> tuple[visualize.Picture, tuple[int, int]]:
     """An image of the batch, resized to a longest side of 640 pixels without its padding.
 
     Returns:
-        The picture, uint8 RGB [H, W, 3], and the factor from original pixels to its pixels.
+        The picture, uint8 RGB [H, W, 3], and the original height and width.
     """
     height, width = batch["original_size"][index].tolist()
     image = batch["image"][index].float().cpu()
@@ -137,28 +137,25 @@ def _picture(batch: Batch, index: int, datamodule: Any) -> tuple[np.ndarray, flo
     left, top = round(offset[0]), round(offset[1])
     right, bottom = left + round(width * scale[0]), top + round(height * scale[1])
     content = pixels[:, top:bottom, left:right].permute(1, 2, 0).round().to(torch.uint8).numpy()
-    factor = PICTURE_SIDE / max(height, width)
+    factor = visualize.SIDE / max(height, width)
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    return cv2.resize(content, size, interpolation=cv2.INTER_LINEAR), factor
+    picture = cv2.resize(content, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(picture, np.uint8), (height, width)
 
 
 def _draw(
-    picture: tuple[np.ndarray, float], instances: Detections | Target, names: list[str] | None
-) -> np.ndarray:
-    image, factor = picture
-    size = (image.shape[1], image.shape[0])
-    rles = instances.get("rles")
+    picture: tuple[visualize.Picture, tuple[int, int]],
+    instances: Detections | Target,
+    names: list[str] | None,
+) -> visualize.Picture:
+    image, size = picture
     scores: Any = instances.get("scores")
-    small = None
-    if rles is not None:
-        small = [
-            cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) for m in map(masks.decode, rles)
-        ]
     return visualize.draw_instances(
         image,
-        instances["boxes"].cpu().numpy() * factor,
+        instances["boxes"].cpu().numpy(),
         instances["labels"].cpu().numpy(),
         None if scores is None else scores.cpu().numpy(),
-        small,
+        instances.get("rles"),
         class_names=names,
+        size=size,
     )

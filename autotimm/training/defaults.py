@@ -16,6 +16,7 @@ from autotimm.outputs.curves import SaveCurves
 from autotimm.outputs.pictures import SavePictures
 from autotimm.outputs.results import SaveResults
 from autotimm.training.check_loss import CheckLoss
+from autotimm.training.first_step import FirstStep
 from autotimm.training.progress import ProgressBar
 from autotimm.training.run_record import RunRecord
 from autotimm.training.state import KeepState
@@ -49,6 +50,7 @@ def default_callbacks(
     if not barebones:
         defaults += [Throughput(), LearningRate(), EpochLines()]
         defaults += [SavePictures(), SaveResults(), SaveCurves(), RunRecord(), KeepState()]
+        defaults.append(FirstStep())
     defaults += more
     if bar and not any(isinstance(callback, LightningBar) for callback in given):
         defaults.append(ProgressBar())

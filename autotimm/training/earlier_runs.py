@@ -15,9 +15,11 @@ import torch
 from autotimm.checkpoints.resume import newest
 from autotimm.tasks.checkpoint import read_content
 from autotimm.tasks.structure import STRUCTURE, different
+from autotimm.training.early_stopping import StopEarly
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import order_of, read_record
 
+_LIMITS = "--trainer.max_epochs, --trainer.max_steps or --patience"
 _OF_THE_WEIGHTS = (*STRUCTURE, "num_classes")
 """Settings of a model without which its weights do not fit another."""
 
@@ -33,8 +35,7 @@ class FinishedError(Exception):
     def __init__(self, checkpoint: Any, done: str) -> None:
         super().__init__(
             f"{checkpoint} is of a finished run ({done}): nothing is left to train; a larger "
-            "--trainer.max_epochs or --trainer.max_steps trains on, and --weights starts a new run "
-            "from what it has learnt"
+            f"{_LIMITS} trains on, and --weights starts a new run from what it has learnt"
         )
 
 
@@ -90,13 +91,16 @@ def _difference(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return ""
 
 
-def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
+def finished(
+    checkpoint: Path, max_epochs: int | None, max_steps: int, stop: StopEarly | None = None
+) -> str:
     """How far the run of a checkpoint got, if no step of a fit is left; else an empty text.
 
     Args:
         checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not tell.
         max_epochs: of the trainer; None or -1 for no limit.
         max_steps: of the trainer; -1 for no limit.
+        stop: what ends the trainer's fit early.
 
     Raises:
         InputError: the file cannot be read, or carries code.
@@ -110,6 +114,8 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
         content = read_content(checkpoint)  # raises the error that says why
     if not isinstance(content, dict):
         return ""
+    if stop is not None and (early := stop.ended(content.get("callbacks"))):
+        return early
     step = content.get("global_step", 0)
     if 0 < max_steps <= step:
         return f"{step:,} of {max_steps:,} steps"

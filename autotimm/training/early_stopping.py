@@ -20,12 +20,13 @@ class StopEarly(EarlyStopping):
 
     Args:
         patience: the number of validations in a row without a better value after which to stop.
+        wanted: the metric that the user names for the best checkpoint, if any.
 
     Raises:
         InputError: ``patience`` is no whole number above 0; in a fit, if there is no such metric.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, wanted: str | None = None) -> None:
         given: Any = patience
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
             raise InputError(f"patience={given!r} must be a whole number of validations, 1 or more")
@@ -33,6 +34,8 @@ class StopEarly(EarlyStopping):
         super().__init__(
             monitor="", patience=patience, mode="max", strict=False, check_finite=False
         )
+
+        self.wanted = wanted
 
     @property
     def state_key(self) -> str:
@@ -46,6 +49,20 @@ class StopEarly(EarlyStopping):
         super().load_state_dict(state_dict)
         self.patience = given  # a resumed run may be given another one
         self.monitor = state_dict.get("monitor", "")
+
+    def ended(self, states: Any) -> str:
+        """How a run of these states of callbacks was ended, if this patience ended it; else "".
+
+        A user's choice of another metric begins to count anew, as :meth:`on_train_start` does.
+        """
+        state = states.get(self.state_key) if isinstance(states, dict) else None
+        waited = state.get("wait_count") if isinstance(state, dict) else None
+        if not isinstance(waited, int) or waited < self.patience:
+            return ""
+        monitor = state.get("monitor") if isinstance(state, dict) else None
+        if self.wanted not in (None, monitor):
+            return ""
+        return f"{waited} validations without a better {monitor}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -72,3 +89,10 @@ class StopEarly(EarlyStopping):
                 f"ended early: {self.monitor} was best at {float(self.best_score):.4g}, and "
                 f"{self.patience} validations since were not better"
             )
+
+
+def stop_of(trainer: Any) -> StopEarly | None:
+    """The trainer's StopEarly callback, if it has one."""
+    return next(
+        (one for one in getattr(trainer, "callbacks", ()) if isinstance(one, StopEarly)), None
+    )

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-NEWEST = "last"
-"""The name of the link beside the runs to the newest one."""
+from autotimm.training.run_name import NEWEST as NEWEST
 
 
 def link_newest(root: str | Path, run: Path) -> None:

@@ -12,23 +12,32 @@ from pathlib import Path
 
 from autotimm.distributed.launcher import Launch, find_launch
 from autotimm.training.newest_link import is_link_to_newest
+from autotimm.training.run_name import check_name
 from autotimm.training.run_record import RECORD, order_of, read_record
 
 
-def folder_name(root: str | Path) -> str | None:
+def folder_name(root: str | Path, given: str | None = None) -> str | None:
     """The name below ``root`` of the folder for this process's run.
 
+    Args:
+        root: the folder that contains the runs.
+        given: the name that the user gives a new run.
+
     Returns:
-        The folder of an earlier start of the launch, the name that the launch gives to a new one,
-        or None for the next free ``version_<n>``.
+        The folder of an earlier start of the launch, the name that the user or the launch gives to
+        a new one, or None for the next free ``version_<n>``.
+
+    Raises:
+        InputError: a new run cannot have the given name.
     """
     launch = find_launch()
-    if launch is None:
-        return None
-    own = find_run(root, launch, [launch.agent])
+    own = None if launch is None else find_run(root, launch, [launch.agent])
     if own is not None:
         return own.relative_to(root).as_posix()
-    if launch.name is None:
+    if given is not None:
+        check_name(root, given)
+        return given
+    if launch is None or launch.name is None:
         return None
     # Another step of the job may have taken the name.
     names = [launch.name, *(f"{launch.name}-{n}" for n in range(2, 1000))]

@@ -17,6 +17,7 @@
     agents, worker       the torchrun processes of all nodes, and the first process they started
     command, versions, environment, git, machine, settings      of the latest start
     logger_ids   the ids of the run at W&B and MLflow
+    first_step   of the latest start that compiled: the seconds that its first step took
 
 Invariants: the file is replaced whole, so a reader never sees half of it; a failure to write it
 does not end the run; only the first rank writes it. A run that was killed cannot say so: the next
@@ -193,6 +194,12 @@ class RunRecord(Callback):
             checkpoint = (self._content.get("best") or {}).get("checkpoint")
             data = provenance.location(getattr(trainer, "datamodule", None))
             rank_zero_info(after_fit(self._folder, checkpoint or self._content.get("last"), data))
+
+    def note(self, trainer: Trainer, name: str, value: Any) -> None:
+        """Write an entry of another part of the program into the record."""
+        if self._content:
+            self._content[name] = value
+            self._write(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._content:

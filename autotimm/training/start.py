@@ -36,6 +36,7 @@ from autotimm.tasks import transfer
 from autotimm.tasks.checkpoint import read_checkpoint
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.training import earlier_runs
+from autotimm.training.early_stopping import stop_of
 from autotimm.training.newest_link import behind
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_record import read_record
@@ -206,7 +207,7 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
                 checkpoint, message = starting_point(root, requested, own, wanted)
                 if fits and checkpoint and not urls.kind(str(checkpoint)):
                     limits = trainer.max_epochs, trainer.max_steps
-                    finished = earlier_runs.finished(Path(checkpoint), *limits)
+                    finished = earlier_runs.finished(Path(checkpoint), *limits, stop_of(trainer))
             except (InputError, OSError) as error:  # to raise it on all ranks
                 problems = [str(error)]
         hosts = [report and report["host"] for report in reports]

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autotimm.distributed.gather import from_all_ranks
+from autotimm.training.progress_line import epochs_of
 
 BOUND = 0.1
 """The share of time spent waiting for data from which data bounds a run. The first batches of each
@@ -242,7 +243,8 @@ class EpochLines(Callback):
         left = speed.remaining(trainer) if speed else None
         if left:
             parts.append(f"{left} to go")
-        end = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
+        last = epochs_of(trainer, batches_left=0)
+        end = "" if last is None else f" of {last}"
         print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
 
 

@@ -96,6 +96,8 @@ class AutoTrainer(HookedTrainer):
             evaluated, and ``load_from_checkpoint`` loads it. None for no average.
         patience: the number of validations in a row that do not get better by ``best_metric`` after
             which the fit ends. None to train to the end.
+        run_name: the name of a new run's folder in ``default_root_dir``; by default the next free
+            ``version_<n>``.
         timeout_minutes: how long a rank waits for the others, from their first contact on, before
             the job ends with an error that names a rank that has died, hangs or never came.
         **kwargs: other arguments of ``lightning.Trainer``.
@@ -129,6 +131,7 @@ class AutoTrainer(HookedTrainer):
         best_mode: Literal["max", "min"] | None = None,
         ema_decay: float | None = None,
         patience: int | None = None,
+        run_name: str | None = None,
         timeout_minutes: float = 30.0,
         **kwargs: Any,
     ) -> None:
@@ -141,7 +144,7 @@ class AutoTrainer(HookedTrainer):
         arguments.check_numbers(kwargs)
         kwargs = arguments.with_validation(kwargs)
         root = arguments.runs_folder(default_root_dir)
-        name = folder_name(root)
+        name = folder_name(root, run_name)
         known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]
@@ -155,7 +158,7 @@ class AutoTrainer(HookedTrainer):
             best_mode=best_mode,
         )
         if patience is not None:
-            saving.append(StopEarly(patience))
+            saving.append(StopEarly(patience, best_metric))
         barebones = bool(kwargs.get("barebones"))
         if barebones:  # what the user asks for all the same, Lightning refuses by name
             logger = False if logger is None else logger

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -15,6 +14,7 @@ from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 from autotimm.visualize.instances import Picture
 from autotimm.visualize.labels import font_of
+from autotimm.visualize.scaling import resized
 
 
 def grid(
@@ -55,7 +55,8 @@ def grid(
 
     lines = []
     for start in range(0, len(pairs), columns):
-        line = [[_fit(one, cell) for one in pair] for pair in pairs[start : start + columns]]
+        row = pairs[start : start + columns]
+        line = [[resized(one, cell / np.shape(one)[1]) for one in pair] for pair in row]
         lines.append((line, max(one.shape[0] for pair in line for one in pair)))
     height = title_height + gap + sum(tallest + gap for _, tallest in lines)
     sheet = np.full((height, 2 * columns * cell + gaps, 3), 255, np.uint8)
@@ -87,14 +88,3 @@ def save_png(path: str | Path, image: Any) -> None:
             Image.fromarray(np.asarray(image)).save(file, format="PNG")
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}") from error
-
-
-def _fit(image: Any, width: int) -> Picture:
-    image = np.asarray(image)
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    if image.shape[1] == width:
-        return image
-    smaller = width < image.shape[1]
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    )

@@ -14,7 +14,10 @@ from autotimm.coco import masks as rle
 from autotimm.images.banded import array_of, bands
 from autotimm.structures import RLE
 from autotimm.visualize.colours import Colour, class_colour
-from autotimm.visualize.labels import font_of, write_label
+from autotimm.visualize.duplicates import found_twice
+from autotimm.visualize.labels import Space, font_of, write_label
+from autotimm.visualize.lines import draw_box, draw_contours
+from autotimm.visualize.scaling import scaled_window
 
 Picture = NDArray[np.uint8]
 
@@ -29,11 +32,15 @@ def draw_instances(
     masks: Any = None,
     class_names: Sequence[str] | None = None,
     *,
+    size: tuple[int, int] | None = None,
     alpha: float = 0.4,
     draw_boxes: bool = True,
     draw_labels: bool = True,
 ) -> Picture:
     """Draw N instances over an image, the large ones first, so that the small ones stay visible.
+
+    An object that is found twice (:func:`autotimm.visualize.duplicates.found_twice`) has dashed
+    lines without a tint where its score is the lower one, and a label that begins with "again".
 
     Args:
         image: [H, W, 3] uint8 RGB.
@@ -42,6 +49,8 @@ def draw_instances(
         scores: [N] 0 to 1, written after the names if given.
         masks: N RLEs of the image's size, or [N, H, W] with values above 0.5 inside.
         class_names: the name of each label; labels are written as numbers without it.
+        size: height and width of the image whose pixels boxes and masks are in, if ``image`` shows
+            it larger or smaller.
         alpha: the opacity of the colour over the pixels of a mask, 0 to 1.
         draw_boxes: whether to draw the boxes.
         draw_labels: whether to write names and scores.
@@ -58,6 +67,49 @@ def draw_instances(
     height, width = picture.shape[:2]
     if not height or not width:
         raise ValueError(f"image is {height} x {width} pixels")
+    size = (height, width) if size is None else size
+    boxes, labels = _checked(boxes, labels, scores, masks, size)
+    again = np.zeros(len(boxes), bool)
+    if scores is not None:
+        again = found_twice(boxes, scores, masks)
+    boxes = (boxes * np.tile([width / size[1], height / size[0]], 2)).clip(-1e6, 1e6)
+    line = max(1, round(min(height, width) / 400))
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    order = np.lexsort((-sides.prod(axis=1), again)).tolist()  # what is found again over the rest
+    colours = [class_colour(label) for label in labels.tolist()]
+    space = Space(height, width) if draw_labels and len(boxes) else None
+    for i in order:
+        if masks is not None:
+            x, y, inside = scaled_window(*_window(masks[i]), size, (height, width))
+            if not again[i]:
+                _tint(picture, x, y, inside, colours[i], alpha)
+            colour = colours[i] if again[i] else _lighter(colours[i])
+            draw_contours(picture, x, y, inside, colour, line, again[i])
+            if space:
+                space.add_object(x, y, inside)
+        elif space:
+            space.add_box(boxes[i].tolist())
+    for i in order:
+        if draw_boxes:
+            draw_box(picture, boxes[i].tolist(), colours[i], line, again[i])
+    if space is None:
+        return picture
+    canvas = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(canvas), font_of(max(9, min(28, round(min(height, width) / 32))))
+    for i in order:
+        label = int(labels[i])
+        known = class_names is not None and 0 <= label < len(class_names)
+        text = str(class_names[label]) if known and class_names is not None else str(label)
+        if scores is not None:
+            text = f"{'again: ' if again[i] else ''}{text} {float(scores[i]):.2f}"
+        write_label(pen, text, boxes[i].tolist(), space, colours[i], font)
+    return array_of(canvas)
+
+
+def _checked(
+    boxes: Any, labels: Any, scores: Any, masks: Any, size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Boxes [N, 4] and labels [N] as arrays; ValueError where the arguments do not match."""
     boxes = np.asarray(boxes, np.float64)
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise ValueError(f"boxes are {list(boxes.shape)}, not [N, 4]")
@@ -66,46 +118,22 @@ def draw_instances(
     for name, values in (("labels", labels), ("scores", scores), ("masks", masks)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{len(boxes)} boxes, but {len(values)} {name}")
-
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
-    boxes = boxes.clip(-1e6, 1e6)
-    line = max(1, round(min(height, width) / 400))
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    order = np.argsort(-sides.prod(axis=1), kind="stable")
-    for i in order:
-        colour = class_colour(int(labels[i]))
-        if masks is not None:
-            _blend(picture, masks[i], colour, alpha, line)
-    for i in order:
-        if draw_boxes:
-            x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
-            end = (max(x2 - 1, x1), max(y2 - 1, y1))
-            cv2.rectangle(picture, (x1, y1), end, class_colour(int(labels[i])), line)
-    if not draw_labels or not len(boxes):
-        return picture
-    canvas = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(canvas), font_of(max(9, min(28, round(min(height, width) / 32))))
-    plates = np.zeros((len(order), 4), np.int64)  # the rectangles that labels cover
-    for n, i in enumerate(order):
-        label = int(labels[i])
-        known = class_names is not None and 0 <= label < len(class_names)
-        text = str(class_names[label]) if known and class_names is not None else str(label)
-        if scores is not None:
-            text += f" {float(scores[i]):.2f}"
-        colour = class_colour(label)
-        plates[n] = write_label(pen, text, boxes[i].tolist(), plates[:n], colour, font)
-    return array_of(canvas)
+    for mask in () if masks is None else masks:
+        shape = tuple(mask.get("size", ())) if isinstance(mask, dict) else np.shape(mask)
+        if shape != size:
+            raise ValueError(f"a mask of {shape} does not fit an image of {size}")
+    return boxes, labels
 
 
-def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int) -> None:
-    """Tint the pixels of a mask and draw its outline, in ``picture`` itself.
+def _tint(
+    picture: Picture, x: int, y: int, inside: NDArray[np.uint8], colour: Colour, alpha: float
+) -> None:
+    """Tint the pixels of a part of a mask, in ``picture`` itself.
 
-    Only the pixels inside the mask's box are read: most objects are much smaller than the picture.
+    Only these are read: most objects are much smaller than the picture.
     """
-    x, y, inside = _window(mask, *picture.shape[:2])
-    if not inside.size:
-        return
     height, width = inside.shape
     part = picture[y : y + height, x : x + width]
     for rows in bands(height, width, _BAND):
@@ -113,16 +141,14 @@ def _blend(picture: Picture, mask: Any, colour: Colour, alpha: float, line: int)
         tint = band + alpha * (np.array(colour) - band.astype(np.float32))
         np.copyto(band, tint.round().astype(np.uint8), where=there)
 
-    lighter = tuple(round(value + 0.4 * (255 - value)) for value in colour)
-    contours, _ = cv2.findContours(inside.copy(), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, lighter, line, cv2.LINE_AA, offset=(x, y))
+
+def _lighter(colour: Colour) -> Colour:
+    red, green, blue = (round(value + 0.4 * (255 - value)) for value in colour)
+    return red, green, blue
 
 
-def _window(mask: Any, height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
+def _window(mask: Any) -> tuple[int, int, NDArray[np.uint8]]:
     """The left and top of a mask's box, and the mask [h, w] of 0 and 1 inside the box."""
-    shape = tuple(mask.get("size", ())) if isinstance(mask, dict) else np.shape(mask)
-    if shape != (height, width):
-        raise ValueError(f"a mask of {shape} does not fit an image of {(height, width)}")
     if isinstance(mask, dict):
         return rle.decode_window(cast(RLE, mask))
     dense = (np.asarray(mask) > 0.5).astype(np.uint8)

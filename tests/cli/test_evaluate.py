@@ -35,7 +35,7 @@ from autotimm.structures import InputError
 from autotimm.visualize import class_colour
 
 TWO_FOLDERS = ("--annotations", __file__, "--images", ".") * 2
-ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png"}
+ARTEFACTS = {"metrics.json", "precision_recall.png", "confusion.png", "report.html"}
 
 
 def run(*words: object) -> int:
@@ -229,7 +229,7 @@ def test_what_is_drawn_is_what_counts_as_an_error(
     (tmp_path / "r.json").write_text(json.dumps(results))
     words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
     assert run(*words, "--out", tmp_path / "out", "--min-score", 0.7) == 0
-    assert drawn == [[0.9, 0.7], None]  # and the truth
+    assert drawn[:2] == [[0.9, 0.7], None]  # and the truth; then suspect labels, one by one
 
 
 def test_masks_of_some_results_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -66,13 +66,13 @@ def test_short_forms_are_spelt_out(short: list[str], long: list[str]) -> None:
 
 def test_a_fit_takes_the_short_forms() -> None:
     words = ["fit", "--config", "launch/small_cpu.yaml", "--data", SAMPLE, "--epochs", "3"]
-    words += ["--image-size", "96", "128", "--batch-size", "5", "--devices", "1", "--out", "there"]
+    words += ["--image-size", "96", "128", "--batch-size", "5", "--devices", "1", "--out", "there/"]
     words += ["--model.lr", "0.5", "--weights", "w.ckpt", "--model.backbone=resnet34"]
     found = settings(words)
     data, trainer, model = found["data"], found["trainer"], found["model"]["init_args"]
     assert (data["data_dir"], data["image_size"], data["batch_size"]) == (SAMPLE, (96, 128), 5)
     assert (trainer["max_epochs"], trainer["devices"]) == (3, "1")
-    assert (str(trainer["default_root_dir"]), found["weights"]) == ("there", "w.ckpt")
+    assert (trainer["default_root_dir"], found["weights"]) == ("there/", "w.ckpt")
     assert (model["lr"], model["backbone"]) == (0.5, "resnet34")
     assert early_checks.check_words(words, "--help") is not None
 

@@ -61,8 +61,10 @@ def test_the_verb_writes_coco_json_and_pictures(
     for image in coco.imgs.values():
         drawn = tmp_path / "o" / "pictures" / f"{Path(image['file_name']).stem}.png"
         with Image.open(drawn) as picture, Image.open(image["file_name"]) as source:
-            assert picture.size == source.size
-            assert np.any(np.asarray(picture) != np.asarray(source.convert("RGB")))
+            assert max(source.size) < 640
+            assert picture.size == tuple(round(640 / max(source.size) * s) for s in source.size)
+            plain = visualize.enlarged(np.asarray(source.convert("RGB")))
+            assert np.any(np.asarray(picture) != plain)
 
 
 def test_weights_of_before_are_used_with_a_word_about_their_checksum(

@@ -35,7 +35,7 @@ def module(folder: Path, **options: object) -> InstanceSegmentationDataModule:
 
 def test_what_is_drawn_is_what_is_annotated(folder: Path) -> None:
     page, names = sheet({"as it is": module(folder, augmentation_preset=Augmentation())}, 3)
-    assert page.shape == (8 + 28 + 3 * 104, 96 + 16, 3)
+    assert page.shape == (8 + 28 + 3 * 488, 480 + 16, 3)  # five times as large
     truth = COCO(str(next((folder / "annotations").glob("*train*.json"))))
     classes = sorted(truth.cats)
     by_name = {image["file_name"]: image["id"] for image in truth.imgs.values()}
@@ -43,14 +43,16 @@ def test_what_is_drawn_is_what_is_annotated(folder: Path) -> None:
     for row, name in enumerate(names):
         every = truth.loadAnns(truth.getAnnIds([by_name[name]], iscrowd=0))
         xywh = np.array([a["bbox"] for a in every]).reshape(-1, 4)
+        image = np.array(Image.open(next(folder.glob(f"train*/{name}"))).convert("RGB"))
         expected = visualize.draw_instances(
-            np.array(Image.open(next(folder.glob(f"train*/{name}"))).convert("RGB")),
+            visualize.resized(image, 5),
             np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             [classes.index(a["category_id"]) for a in every],
             masks=[truth.annToMask(a) for a in every],
             class_names=[truth.cats[c]["name"] for c in classes],
+            size=(96, 96),
         )
-        found = page[36 + row * 104 : 36 + row * 104 + 96, 8 : 8 + 96]
+        found = page[36 + row * 488 : 36 + row * 488 + 480, 8 : 8 + 480]
         same = (np.abs(found.astype(int) - expected).max(axis=2) < 8).mean()
         assert same > 0.95  # masks went through the squares of training
 
@@ -64,7 +66,7 @@ def test_a_pipeline_of_ones_own_can_be_shown(folder: Path) -> None:
     )
     plain = module(folder, augmentation_preset=Augmentation())
     mine = module(folder, custom_train_transforms=own, mean=mean, std=std)
-    page, _ = sheet({"plain": plain, "mine": mine}, 2)
+    page, _ = sheet({"plain": plain, "mine": mine}, 2, cell=96)
     left, right = page[36:, 8:104].astype(int), page[36:, 112:208].astype(int)
     assert (np.abs(left - right).max(axis=2) <= 8).mean() > 0.95
 
@@ -83,7 +85,7 @@ def test_the_command_shows_every_preset(folder: Path, tmp_path: Path) -> None:
     done = forked.run(*words, "--image-size", 64, 96, "--samples", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"each as it is, {', '.join(PRESETS)}\n")
-    assert Image.open(out).size == (8 + 104 * (1 + len(PRESETS)), 36 + 2 * 72)
+    assert Image.open(out).size == (8 + 488 * (1 + len(PRESETS)), 36 + 2 * 328)
 
 
 def shown(folder: Path, *words: object) -> np.ndarray:
@@ -98,7 +100,7 @@ def shown(folder: Path, *words: object) -> np.ndarray:
 def test_every_flag_of_the_command_tells(folder: Path) -> None:
     plain = shown(folder)
     np.testing.assert_array_equal(shown(folder), plain)
-    first = np.s_[36:, : 8 + 96]  # the column without any augmentation
+    first = np.s_[36:, : 8 + 480]  # the column without any augmentation
     for words in (("--seed", 1), ("--resize", "stretch")):
         assert np.any(shown(folder, *words)[first] != plain[first])
     pasted = shown(folder, "--copy-paste", 1)
@@ -147,7 +149,7 @@ def test_what_cannot_be_read_is_left_out_and_told(
     words += ["--image-size", 96]
     assert preview.run(preview.parser().parse_args([str(word) for word in words])) == 0
     page = Image.open(tmp_path / "a.png")
-    assert page.height == 8 + 28 + 2 * 104  # the two that can be read, each once
+    assert page.height == 8 + 28 + 2 * 488  # the two that can be read, each once
     said = capsys.readouterr()
     [shown], [told] = said.out.splitlines(), said.err.splitlines()
     assert images[0].name in shown and images[3].name in shown

@@ -81,3 +81,24 @@ def test_what_gives_no_metric_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fit(tmp_path, Measured(*[0.1] * 8), patience=2, **options)
+
+
+def test_a_run_that_ended_early_is_finished_for_the_same_patience(tmp_path: Path) -> None:
+    from autotimm.training.earlier_runs import finished
+
+    scores = [0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    run = fit(tmp_path, Measured(*scores), patience=2)
+    assert run.current_epoch == 3
+    last = Path(run.checkpoint_callback.last_model_path)
+    told = f"2 validations without a better {Measured(*scores).name}"
+    assert finished(last, 8, -1, StopEarly(2)) == told
+    assert finished(last, 8, -1, StopEarly(1)) == told
+    assert finished(last, 8, -1, StopEarly(2, Measured(*scores).name)) == told
+    # More patience, none, and another metric train on.
+    for stop in (StopEarly(3), None, StopEarly(2, "val/other")):
+        assert finished(last, 8, -1, stop) == ""
+    again = quiet(tmp_path, max_epochs=8, patience=2, num_sanity_val_steps=0)
+    again.leaves_finished_runs = True
+    again.fit(Measured(*scores), loader(1), loader(1), ckpt_path=last)
+    assert again.global_step == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "version_0"]

@@ -91,7 +91,7 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
 
     every = [
         *("CheckLoss", "Throughput", "LearningRate", "EpochLines", "SavePictures"),
-        *("SaveResults", "SaveCurves", "RunRecord", "KeepState", "ProgressBar"),
+        *("SaveResults", "SaveCurves", "RunRecord", "KeepState", "FirstStep", "ProgressBar"),
     ]
     assert kinds([]) == every
     assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]

@@ -1,0 +1,75 @@
+"""Weights of the hub where there is no network: what was fetched before, and no minute of tries."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from autotimm.models import hub
+from autotimm.models.backbone import Backbone
+from autotimm.structures import InputError
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that were looked up; none is found, and nobody waits."""
+    names: list[str] = []
+
+    def fail(host: str, *_: Any, **__: Any) -> Any:
+        names.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(hub, "_PAUSE", 0.0)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return names
+
+
+def test_the_client_does_not_try_and_the_line_says_why(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(InputError, match=r"random weights; there is no network: the name hugg"):
+        Backbone("resnet10t", pretrained=True)
+    assert asked == ["huggingface.co"] * 2  # and none by the client
+    assert waited == [0.0]
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_name_that_is_found_the_second_time_will_do(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(host: str, *_: Any) -> list[Any]:
+        asked.append(host)
+        if len(asked) == 1:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", second)
+    with hub.without_network() as lacking:
+        assert lacking == "" and not constants.HF_HUB_OFFLINE
+    assert len(asked) == 2
+
+
+def test_a_proxy_looks_names_up_itself(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    with hub.without_network() as lacking:
+        assert lacking == "" and not constants.HF_HUB_OFFLINE
+    assert asked == []
+
+
+def test_a_user_who_is_offline_stays_so(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with hub.without_network() as lacking:
+        assert lacking == ""
+    assert constants.HF_HUB_OFFLINE and asked == []

@@ -1,0 +1,72 @@
+"""``--out NAME`` names a run, and ``--out DIR/`` the folder of runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from line import Line, loader, quiet
+
+from autotimm import InputError
+from autotimm.cli import flags
+from autotimm.cli.early_checks import check_words
+from autotimm.training.newest_link import NEWEST
+from autotimm.training.run_name import check_name, is_name
+from autotimm.training.run_record import RECORD, read_record
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(name, True) for name in ("first", "a b", "v1.2")]
+    + [(name, False) for name in ("first/", "./first", "/first", "..", ".", "s3://a/b", "")],
+)
+def test_a_slash_makes_a_folder_of_runs(given: str, named: bool) -> None:
+    assert is_name(given) == named
+    long = "--trainer.run_name" if named else "--trainer.default_root_dir"
+    assert flags.spelt(["--out", given]) == [long, given]
+    assert flags.spelt([f"--out={given}"]) == [f"{long}={given}"]
+
+
+def test_both_can_be_given() -> None:
+    words = ["fit", "--out", "elsewhere/", "--out", "first", "--patience", "4"]
+    found = check_words(words, "--help-all")
+    assert found == {
+        "trainer.default_root_dir": "elsewhere/",
+        "trainer.run_name": "first",
+        "trainer.patience": "4",
+    }
+
+
+def test_the_run_has_its_name_and_no_other_run_can(tmp_path: Path) -> None:
+    quiet(tmp_path, max_epochs=1, run_name="first").fit(Line(), loader(2))
+    assert read_record(tmp_path / "first")["status"] == "finished"
+    assert (tmp_path / "first" / "checkpoints" / "last.ckpt").exists()
+    assert os.readlink(tmp_path / NEWEST) == "first"  # noqa: PTH115
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"--out first: .*first is a run already: .*last\.ckpt"):
+        quiet(tmp_path, max_epochs=1, run_name="first")
+    assert sorted(tmp_path.rglob("*")) == before
+    # It is an earlier run as any other.
+    quiet(tmp_path, max_epochs=2).fit(Line(), loader(2), ckpt_path="last")
+    record = read_record(tmp_path / "version_0")
+    assert record["from"] == str(tmp_path / "first" / "checkpoints" / "step_2.ckpt")
+    assert record["number"] == read_record(tmp_path / "first")["number"] + 1
+
+
+def test_a_name_that_may_mean_two_things_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "version_0").mkdir(parents=True)
+    check_name("runs", "mine")  # a folder without a run
+    (tmp_path / "mine" / "version_0" / RECORD).write_text("{}")
+    for name in ("mine", "runs"):
+        with pytest.raises(InputError, match=rf"{name}/ or a run of this name .*: write {name}/"):
+            check_name("runs", name)
+    with pytest.raises(InputError, match="leads to the newest run"):
+        check_name("runs", NEWEST)
+    for name in ("a/b", "", "..", "-x", "a\nb"):
+        with pytest.raises(InputError, match="must be the name of a folder"):
+            check_name("runs", name)
+    assert not (tmp_path / "runs").exists()
