@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -51,7 +52,7 @@ DEAREST = (
     "test_backbone",
     "test_no_secret_leaves",
 )
-"""Groups of tests that take longest: if one of them began last, the other cores would wait for it."""
+"""Groups of tests that take longest: the other cores would wait for one that began last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,8 +115,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     not to be changed."""
     from autotimm import InstanceSegmentor
 
-    folder = tmp_path_factory.mktemp("trained")
-    return trained(InstanceSegmentor, folder, 20, lr=2e-3, score_thresh=0.02, mask_rois=8)
+    options = {"lr": 2e-3, "score_thresh": 0.02, "mask_rois": 8}
+    return trained_once(tmp_path_factory, "trained", InstanceSegmentor, 20, **options)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +124,22 @@ def boxes_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ObjectDetector after one step on the bundled sample; not to be changed."""
     from autotimm import ObjectDetector
 
-    return trained(ObjectDetector, tmp_path_factory.mktemp("boxes"), 1, score_thresh=0.001)
+    return trained_once(tmp_path_factory, "boxes", ObjectDetector, 1, score_thresh=0.001)
+
+
+def trained_once(
+    factory: pytest.TempPathFactory, name: str, kind: type, steps: int, **options: float
+) -> Path:
+    """As :func:`trained`, by the first of the test processes that asks for it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all of them
+    (folder / name).mkdir(exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name / "model.ckpt").exists():
+            trained(kind, folder / name, steps, **options)
+    return folder / name / "model.ckpt"
 
 
 def trained(kind: type, folder: Path, steps: int, **options: float) -> Path:
