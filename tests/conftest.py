@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,37 +41,24 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DEAREST = (
     "test_compile",
-    "test_overfit",
     "test_strategies",
+    "test_overfit",
+    "test_export",
+    "test_train",
     "test_readme",
     "test_preemption",
-    "test_export",
     "test_parent",
-    "test_train",
-    "slurm",
+    "test_slurm_train",
     "test_evaluate",
     "test_backbone",
     "test_no_secret_leaves",
 )
-"""Groups of tests that take longest: the other cores would wait for one that began last."""
+"""Files that take longest come first: the other cores would wait for one that began last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file go to one process, which makes the file's fixtures once; a file whose
-    parts share none says so by ``xdist_group`` marks of its own. So do all tests that need the
-    SLURM cluster, of which a machine can have one at a time."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            on_cluster = "cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.path.stem))
-    place = {group: i for i, group in enumerate(DEAREST)}
-    items.sort(key=lambda item: place.get(_group(item), len(place)))
-
-
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return marker.args[0]
+    place = {file: i for i, file in enumerate(DEAREST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_collection_finish() -> None:
@@ -171,12 +159,19 @@ def trained(kind: type, folder: Path, steps: int, **options: float) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment for SLURM's commands against two nodes on this machine."""
+    """The environment for SLURM's commands against two nodes on this machine, which can have one
+    such cluster at a time: other test processes wait for it."""
     if not CLUSTER.exists():
         pytest.skip("needs a script that starts a cluster (set AUTOTIMM_SLURM_LOCALHOST)")
     if os.geteuid() or not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("needs SLURM (slurm-wlm), and to be root to start it")
     folder = tmp_path_factory.mktemp("slurm")
+    with Path(tempfile.gettempdir(), "autotimm-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield from _started(folder)
+
+
+def _started(folder: Path) -> Iterator[Environment]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "AUTOTIMM_PYTHON": sys.executable}
     subprocess.run(
         [CLUSTER, "start", folder], env=env, check=True, timeout=120, stdout=subprocess.DEVNULL
