@@ -21,7 +21,7 @@ SIDE, IMAGES, STEPS, PEAK_LR = 128, 2, 220, 2e-3
 
 @pytest.mark.slow
 def test_a_few_real_images_are_learnt_by_heart(shared_data: Path) -> None:
-    """30 fruits and nuts, from random weights. A mistake that training and inference share would
+    """18 fruits and nuts, from random weights. A mistake that training and inference share would
     lower AP here, and comparisons of parts would not detect it."""
     folder = shared_data / "fruits_nuts" / "train2017"
     index = coco.load(folder.parent / "annotations/instances_train2017.json", folder)
