@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
-# A process a core, each of one thread (tests/conftest.py); a file's tests stay in one process.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+# A process a core, each of one thread; a file's tests stay in one process, and the dearest files come
+# first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Else every process of the tests would compile them, with their assertions, again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-slow test-all lint docs bench clean
 

@@ -19,6 +19,7 @@ import ctypes
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the tables go here too")
     parser.add_argument("words", nargs="*", help="pytest's, after --")
     given = parser.parse_args()
-    xdist = ["-n", "logical", "--maxprocesses", "8", "--dist", "loadgroup"]
+    xdist = shlex.split("-n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder")
     runs = [given.words] if given.words else [[*xdist, "-m", tier] for tier in TIERS]
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     parts, failed = [], 0

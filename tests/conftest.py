@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +39,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+DEAREST = (
+    "test_compile",
+    "test_strategies",
+    "test_overfit",
+    "test_export",
+    "test_train",
+    "test_readme",
+    "test_preemption",
+    "test_parent",
+    "test_slurm_train",
+    "test_evaluate",
+    "test_backbone",
+    "test_no_secret_leaves",
+)
+"""Files that take longest come first: the other cores would wait for one that began last."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file go to one process, which makes the file's fixtures once; a file whose
-    parts share none says so by ``xdist_group`` marks of its own. So do all tests that need the
-    SLURM cluster, of which a machine can have one at a time."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            on_cluster = "cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.path.stem))
+    place = {file: i for i, file in enumerate(DEAREST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays: each garbage collection would look at all of
+    it again, at a tenth of what the tests cost."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +103,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     not to be changed."""
     from autotimm import InstanceSegmentor
 
-    folder = tmp_path_factory.mktemp("trained")
-    return trained(InstanceSegmentor, folder, 20, lr=2e-3, score_thresh=0.02, mask_rois=8)
+    options = {"lr": 2e-3, "score_thresh": 0.02, "mask_rois": 8}
+    return trained_once(tmp_path_factory, "trained", InstanceSegmentor, 20, **options)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +112,22 @@ def boxes_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ObjectDetector after one step on the bundled sample; not to be changed."""
     from autotimm import ObjectDetector
 
-    return trained(ObjectDetector, tmp_path_factory.mktemp("boxes"), 1, score_thresh=0.001)
+    return trained_once(tmp_path_factory, "boxes", ObjectDetector, 1, score_thresh=0.001)
+
+
+def trained_once(
+    factory: pytest.TempPathFactory, name: str, kind: type, steps: int, **options: float
+) -> Path:
+    """As :func:`trained`, by the first of the test processes that asks for it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all of them
+    (folder / name).mkdir(exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name / "model.ckpt").exists():
+            trained(kind, folder / name, steps, **options)
+    return folder / name / "model.ckpt"
 
 
 def trained(kind: type, folder: Path, steps: int, **options: float) -> Path:
@@ -122,12 +159,19 @@ def trained(kind: type, folder: Path, steps: int, **options: float) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment for SLURM's commands against two nodes on this machine."""
+    """The environment for SLURM's commands against two nodes on this machine, which can have one
+    such cluster at a time: other test processes wait for it."""
     if not CLUSTER.exists():
         pytest.skip("needs a script that starts a cluster (set AUTOTIMM_SLURM_LOCALHOST)")
     if os.geteuid() or not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("needs SLURM (slurm-wlm), and to be root to start it")
     folder = tmp_path_factory.mktemp("slurm")
+    with Path(tempfile.gettempdir(), "autotimm-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield from _started(folder)
+
+
+def _started(folder: Path) -> Iterator[Environment]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "AUTOTIMM_PYTHON": sys.executable}
     subprocess.run(
         [CLUSTER, "start", folder], env=env, check=True, timeout=120, stdout=subprocess.DEVNULL

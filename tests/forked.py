@@ -186,8 +186,10 @@ def _agent(words: list[str], environments: list[dict[str, str]], *place: Any) ->
     for rank in ranks:
         rank.start()
     while living := [rank for rank in ranks if rank.is_alive()]:
-        wait([rank.sentinel for rank in living])
-        if any(rank.exitcode for rank in ranks):
+        # Before each wait: a sentinel may be ready before the exit code is there.
+        if not any(rank.exitcode for rank in ranks):
+            wait([rank.sentinel for rank in living])
+        else:
             for rank in living:
                 rank.terminate()
             for rank in living:

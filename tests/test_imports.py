@@ -56,19 +56,30 @@ LIGHTNING = {
     *("lightning_private", "tasks", "distributed", "outputs", "checkpoints"),
     *("strategies", "setup", "training", "cli"),
 }
+MODELS_NEED = {"torch", "torchvision", "timm", "numpy", "safetensors", "xxhash"}
 BESIDE = {"datamodule.py", "watch.py"}  # the data module and the callback that it brings
 
 
 @cache
-def imported(path: Path) -> list[str]:
-    """The names that a module imports; ``a.b`` and ``a.b.c`` for ``from a.b import c``."""
-    names = []
-    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+def imported(path: Path, at_start: bool = False) -> list[str]:
+    """The names that a module imports; ``a.b`` and ``a.b.c`` for ``from a.b import c``.
+
+    Args:
+        path: in the package.
+        at_start: without what functions import once they run, and what type checkers alone need.
+    """
+    names, ahead = [], [ast.parse((PACKAGE / path).read_text())]
+    while ahead:
+        node = ahead.pop()
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        ahead += [] if at_start and later else ast.iter_child_nodes(node)
     return names
 
 
@@ -76,19 +87,35 @@ def part(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_nothing_imports_what_is_above_it(path: Path) -> None:
-    for name in imported(path):
-        words = name.split(".")
-        if words[0] == "autotimm" and len(words) > 1 and words[1] in LEVEL:
-            assert LEVEL[words[1]] <= LEVEL[part(path)], f"{path} imports {name}"
-            assert {words[1], part(path)} != SIBLINGS, f"{path} imports {name}"
+@pytest.mark.parametrize("name", LEVELS)
+def test_nothing_imports_what_is_above_it(name: str) -> None:
+    for path in (path for path in FILES if part(path) == name):
+        for other in imported(path):
+            words = other.split(".")
+            if words[0] == "autotimm" and len(words) > 1 and words[1] in LEVEL:
+                assert LEVEL[words[1]] <= LEVEL[name], f"{path} imports {other}"
+                assert {words[1], name} != SIBLINGS, f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_lightning_stays_in_few_places(path: Path) -> None:
-    if any(name.split(".")[0] == "lightning" for name in imported(path)):
-        assert part(path) in LIGHTNING or path.name in BESIDE
+def test_lightning_stays_in_few_places() -> None:
+    users = [path for path in FILES if "lightning" in {n.split(".")[0] for n in imported(path)}]
+    assert users
+    assert [p for p in users if part(p) not in LIGHTNING and p.name not in BESIDE] == []
+
+
+def test_the_model_needs_no_package_of_the_data_side() -> None:
+    """benchmarks/train_step.py runs it on machines with only torch, torchvision and timm."""
+    ahead, seen = {path for path in FILES if part(path) == "models"}, set[Path]()
+    others = set()
+    while ahead:
+        seen.add(path := ahead.pop())
+        names = imported(path, at_start=True)
+        others |= {name.split(".")[0] for name in names} - {"autotimm", *sys.stdlib_module_names}
+        ours = [Path(*name.split(".")[1:]) for name in names if name.startswith("autotimm.")]
+        files = {name for path in ours for name in (path.with_suffix(".py"), path / "__init__.py")}
+        ahead |= files.intersection(FILES) - seen
+    assert Path("structures.py") in seen
+    assert others == MODELS_NEED
 
 
 def test_every_module_has_a_level() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ SCHEDULES = {"1x": (12, 90, 60, 80), "2x": (24, 180, 120, 160), "3x": (36, 270, 
 
 def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
+
+
+@cache
+def built(path: Path) -> Any:
+    """The model of a config, without memory for its weights; not to be changed."""
+    return build(read(path))
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -54,7 +61,7 @@ def test_the_command_line_takes_it(path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_model_and_the_data_are_made(path: Path, tmp_path: Path) -> None:
     config = read(path)
-    model = build(config)
+    model = built(path)
     options = model.hparams
     groups = parameters.groups(
         model.network, options.backbone, lr=options.lr, weight_decay=options.weight_decay
@@ -67,7 +74,7 @@ def test_the_model_and_the_data_are_made(path: Path, tmp_path: Path) -> None:
 def test_the_schedule_is_detectron2s(times: str) -> None:
     epochs, total, first, second = SCHEDULES[times]
     config = read(LAUNCH / f"coco_r50_{times}.yaml")
-    options = build(config).hparams
+    options = built(LAUNCH / f"coco_r50_{times}.yaml").hparams
     assert config["trainer"]["max_epochs"] == epochs
     assert (options.optimizer, options.lr, options.weight_decay) == ("sgd", 0.01, 1e-4)
 

@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from ranks import TORCHRUN
 
@@ -83,9 +83,9 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     ("number", "to_rank"),
     [
         (signal.SIGUSR2, False),  # torchrun dies of it
-        (signal.SIGKILL, False),
         (signal.SIGHUP, False),  # torchrun hands it on
-        (signal.SIGHUP, True),
+        pytest.param(signal.SIGKILL, False, marks=pytest.mark.release),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.release),
     ],
 )
 def test_whatever_ends_torchrun_the_ranks_save(number: int, to_rank: bool, tmp_path: Path) -> None:
@@ -116,20 +116,14 @@ def test_a_killed_run_is_not_said_to_be_running(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUN)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    words = [sys.executable, str(script), str(tmp_path)]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as run:
-        while run.stdout and "trains" not in run.stdout.readline():
-            pass
-        assert read_record(tmp_path / "version_0")["status"] == "running"
-        run.kill()
+    run = forked.start(script, tmp_path, env=environment)
+    assert any("trains" in line for line in run.lines())
+    assert read_record(tmp_path / "version_0")["status"] == "running"
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
     killed = read_record(tmp_path / "version_0")
     assert killed["status"] == "killed" and "without a word" in killed["error"]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.replace("100_000", "3"), str(tmp_path)],
-        env=environment,
-        check=False,
-        capture_output=True,
-    )
+    done = forked.run("-c", RUN.replace("100_000", "3"), tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "version_0/run.json").read_text())["status"] == "killed"
     assert read_record(tmp_path / "version_1")["status"] == "finished"

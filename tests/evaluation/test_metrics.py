@@ -105,7 +105,10 @@ def expected(truth: dict[str, Any], disturbance: Any, iou_type: Any) -> list[flo
 
 
 def computed(metrics: StageMetrics, name: str) -> list[float]:
-    values = metrics.compute()
+    return named(metrics.compute(), name)
+
+
+def named(values: dict[str, Any], name: str) -> list[float]:
     assert all(value.shape == () for value in values.values())
     return [float(values[f"{name}{suffix}"]) for suffix in SUFFIXES]
 
@@ -142,13 +145,11 @@ def test_equals_pycocotools(truth: dict[str, Any], disturbance: Any, backend: st
         metrics.update([detections], [targets])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metrics.compute()
+        values = metrics.compute()
     segm, bbox = (expected(truth, disturbance, kind) for kind in ("segm", "bbox"))
     assert 0.1 < segm[0] < 0.7, "the disturbance should neither spoil everything nor nothing"
-    assert computed(metrics, "val/mask") == pytest.approx(segm, abs=1e-6)
-    assert computed(metrics, "val/both") == pytest.approx(segm, abs=1e-6)
-    assert computed(metrics, "val/box") == pytest.approx(bbox, abs=1e-6)
-    assert computed(metrics, "val/both_bbox") == pytest.approx(bbox, abs=1e-6)
+    for name, wanted in (("mask", segm), ("both", segm), ("box", bbox), ("both_bbox", bbox)):
+        assert named(values, f"val/{name}") == pytest.approx(wanted, abs=1e-6), name
     assert not metrics.state_dict()
 
     metrics.reset()

@@ -111,18 +111,24 @@ def test_the_graph_of_torchvisions_layout(as_torchvision: Path) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_of_torchvisions_layout(as_torchvision: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        (["--image-size", 96, 160], (96, 160)),
+        pytest.param(["--dynamic"], (256, 384), marks=pytest.mark.release),
+    ],
+)
+def test_onnx_of_torchvisions_layout(
+    flags: list[Any], size: tuple[int, int], as_torchvision: Path, tmp_path: Path
+) -> None:
     import onnxruntime
 
-    model = autotimm.load(as_torchvision)
-    for flags, size in ((["--image-size", 96, 160], (96, 160)), (["--dynamic"], (256, 384))):
-        out = tmp_path / "model.onnx"
-        assert run("--checkpoint", as_torchvision, "--out", out, *flags) == 0
-        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-        image = images(2, *size)
-        outputs = session.run(None, {"image": image.numpy()})
-        assert_same(outputs, found_by(model, image), 1e-4)
-        out.unlink()
+    model, out = autotimm.load(as_torchvision), tmp_path / "model.onnx"
+    assert run("--checkpoint", as_torchvision, "--out", out, *flags) == 0
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    image = images(2, *size)
+    outputs = session.run(None, {"image": image.numpy()})
+    assert_same(outputs, found_by(model, image), 1e-4)
 
 
 def test_boxes_without_extent_and_scores_that_are_no_number_are_left_out(
@@ -233,7 +239,7 @@ def test_onnx_of_any_size_and_batch(checkpoint: Path, model: Any, tmp_path: Path
     assert run("--checkpoint", checkpoint, "--out", out, "--dynamic") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    for count, height, width in ((1, 256, 256), (3, 256, 640), (2, 512, 384)):
+    for count, height, width in ((1, 256, 256), (2, 256, 384), (1, 384, 256)):
         image = images(count, height, width)
         outputs = session.run(None, {"image": image.numpy()})
         assert_same(outputs, found_by(model, image), 1e-4)

@@ -120,7 +120,8 @@ def test_a_run_over_large_pictures_takes_little_more_than_one(
     boxes_only: Path, tmp_path: Path
 ) -> None:
     """By a real process: before, nine were read ahead."""
-    side, folders = 9000, [tmp_path / "small", tmp_path / "large"]
+    side = 8200  # a picture is more than what is read ahead
+    folders = [tmp_path / "small", tmp_path / "large"]
     for folder, size in zip(folders, (64, side), strict=True):
         folder.mkdir()
         Image.new("RGB", (size, size), (90, 120, 150)).save(folder / "0.png")

@@ -435,7 +435,7 @@ def test_the_loss_scale_changes_as_torch_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet50", 9), ("convnext_tiny", 12), ("vit_base_patch16_224", 12)]
+    ("name", "count"), [("resnet50", 9), ("convnext_tiny", 12), ("vit_small_patch16_224", 12)]
 )
 def test_blocks_that_are_gathered_by_themselves(name: str, count: int) -> None:
     backbone = Backbone(name, pretrained=False)

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,11 @@ def covering(swept: list[tuple[list[int], list[Leg]]]) -> list[tuple[list[int], 
     return chosen
 
 
+@cache
+def few() -> list[tuple[list[int], list[Leg]]]:
+    return covering(combinations(400))
+
+
 def check(
     source: Numbers, legs: list[Leg], played: list[list[Step]], counts: np.ndarray | None = None
 ) -> None:
@@ -243,11 +249,15 @@ def check(
                 assert canvas[0] * canvas[1] == min(fitting)
 
 
-@pytest.mark.parametrize("chosen", [covering, pytest.param(list, marks=pytest.mark.release)])
+def every() -> list[tuple[list[int], list[Leg]]]:
+    return combinations(400)
+
+
+@pytest.mark.parametrize("chosen", [few, pytest.param(every, marks=pytest.mark.release)])
 def test_every_sample_once_whatever_the_worlds_and_canvases(
-    chosen: Callable[[list[Any]], list[Any]],
+    chosen: Callable[[], list[tuple[list[int], list[Leg]]]],
 ) -> None:
-    swept = chosen(combinations(400))
+    swept = chosen()
     assert len({len(legs) for _, legs in swept}) == 4
     assert {leg.ranks for _, legs in swept for leg in legs} >= {1, 512}
     assert {leg.workers for _, legs in swept for leg in legs} == set(range(9))
@@ -266,7 +276,7 @@ def rare(source: Numbers) -> Repeats:
 
 
 def test_repeated_images_come_as_counted_whatever_the_worlds_and_canvases() -> None:
-    for sizes, legs in covering(combinations(400))[::4]:
+    for sizes, legs in few()[::4]:
         source = Numbers(sizes)
         repeats = rare(source)
         played, state = play(source, legs, repeats=repeats)

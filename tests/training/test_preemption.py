@@ -17,7 +17,7 @@ import torch
 from batches import small
 from lightning.pytorch import Callback, LightningModule
 from line import quiet
-from ranks import on_nodes, on_ranks, on_torchrun
+from ranks import on_nodes, on_ranks
 
 from autotimm import InstanceSegmentationDataModule
 from autotimm.distributed import signals
@@ -333,19 +333,20 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(mixed_shards: Path, tmp_pa
         class Hanging(Record):
             def _see(self, what):
                 if rank == 1 and what == "batch 0.2":
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or its end would be waited for
                     print("hangs", flush=True)
                     time.sleep(10000)
 
         from autotimm.distributed.lost_ranks import LostRanksError
 
         try:
-            fit(folder, root / "runs", Hanging(), timeout_minutes=0.5)
+            fit(folder, root / "runs", Hanging(), timeout_minutes=0.25)
         except LostRanksError as error:
             print(f"lost: {error.reports} {error}", flush=True)
             raise SystemExit(1)
         """
     )
-    done = on_torchrun(code, tmp_path, mixed_shards, tmp_path)
+    done = on_ranks(code, tmp_path, mixed_shards, tmp_path)
     assert done.returncode == 1, done.stderr[-6000:]
     assert "hangs" in done.stdout
     message = f"lost: True rank 1 on {platform.node()} does not answer within the timeout"

@@ -63,7 +63,7 @@ def test_launches(
     assert find_launch() == launch
 
 
-@pytest.mark.parametrize("script", [False, True])
+@pytest.mark.parametrize("script", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_torchrun_is_known_by_its_process_through_a_script(script: bool) -> None:
     code = (
         "import os; from autotimm.distributed.launcher import find_launch; "

@@ -339,6 +339,7 @@ def test_bad_settings_end_in_one_clear_line(flags: list[str], message: str, pain
     assert re.search(message, last), last
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_in_one_clear_line(painted: Path, tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
