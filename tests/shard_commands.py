@@ -20,4 +20,4 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 
 def two_splits(root: Path) -> Path:
     write(root, files={"a.jpg": picture()})
-    return write(root, split="val")
+    return write(root, split="val", files={"a.jpg": picture(quality=80)})

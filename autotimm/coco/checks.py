@@ -39,8 +39,8 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + count
         self.examples.setdefault(kind, [])
 
-    def of_kind(self, start: str) -> Problems:
-        """Returns those whose kind begins with this text."""
+    def of_kind(self, start: str | tuple[str, ...]) -> Problems:
+        """Returns those whose kind begins with this text, or with one of these."""
         found = Problems()
         found.counts = {k: n for k, n in self.counts.items() if k.startswith(start)}
         found.examples = {kind: self.examples[kind] for kind in found.counts}

@@ -7,13 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 from autotimm.coco import boxes
-from autotimm.coco.federated import FEDERATED
 from autotimm.coco.index import Category
 from autotimm.coco.split_names import same_split
 from autotimm.data.settings import DataSettings
+from autotimm.data.split_checks import (
+    check_categories,
+    check_instances,
+    first_is_deep,
+    is_federated,
+)
 from autotimm.files.retry import Retry
 from autotimm.files.urls import Location
-from autotimm.images.decode import DataError, deep_pixels
 from autotimm.images.depths import shown
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.pixel_range import sampled_depths
@@ -51,6 +55,7 @@ class Splits:
         self._sources: dict[str, Source] = {}
         self._told_of_model = False  # that it keeps the upper bits
         self._told_empty: set[str] = set()  # splits without an instance
+        self._told_shared: set[str] = set()  # splits
         self._told_of_lvis: set[str] = set()  # splits
         self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
         self._ranges: dict[str, PixelRange] = {}
@@ -109,6 +114,18 @@ class Splits:
             self._warn(f"{self.location}, split {split!r}: {source.lacking}")
         return source
 
+    def _warn_of_shared(self, splits: Sequence[str]) -> None:
+        """Warns, once, of images that a split of a COCO folder shares with the first one; shards
+        say it themselves."""
+        for split in splits[1:]:
+            first, source = self.source(splits[0]), self.source(split)
+            if split in self._told_shared or first.where(0) == source.where(0):
+                continue
+            self._told_shared.add(split)
+            if isinstance(first, FolderSource) and isinstance(source, FolderSource):
+                for line in source.shared(first, splits[0]).lines():
+                    self._warn(f"{self.location}, split {split!r}: {line}")
+
     def _warn_of_nothing(self, split: str) -> None:
         """Warns, once, where validation has nothing to find."""
         if split not in self._told_empty:
@@ -126,7 +143,7 @@ class Splits:
             return
         self._told_of_lvis.add(split)
         source = self.source(split)
-        if int(source.shard_sizes.sum()) and _is_federated(source):
+        if int(source.shard_sizes.sum()) and is_federated(source):
             self._warn(
                 f"{self.location}, split {split!r}: its images say which categories were looked "
                 "for (neg_category_ids): autotimm evaluate measures them by LVIS' rule, but the "
@@ -164,7 +181,7 @@ class Splits:
                 return self._sampled(split, source)
             found = self._ranges[split] = source.pixel_range()
             local = self.location.folder is not None
-            if found == UPPER_BITS and local and _first_is_deep(source):
+            if found == UPPER_BITS and local and first_is_deep(source):
                 self._warn(
                     f"{self.location}, split {split!r}: images of more than 8 bits a channel keep "
                     "the upper 8 of 16, as an older autotimm-shard wrote these shards: run it "
@@ -191,7 +208,7 @@ class Splits:
         """Warns, once, where a model of an older version keeps the upper bits of these images."""
         if not self._told_of_model:
             self._told_of_model = True
-            if _first_is_deep(self.source(split)):
+            if first_is_deep(self.source(split)):
                 self._warn(
                     f"{self.location}, split {split!r}: images of more than 8 bits a channel keep "
                     "the upper 8 of 16, as the checkpoint is of an older version, which kept no "
@@ -251,51 +268,8 @@ class Splits:
             self.repeats(settings)
             for split in splits[1:]:
                 self._warn_of_nothing(split)
+        self._warn_of_shared(splits)
         for split in splits:
             source, training = self.source(split), self.source(settings.train_split)
             check_categories(source, training.categories, settings.train_split)
         return splits
-
-
-def _is_federated(source: Source) -> bool:
-    try:
-        return FEDERATED[0] in source.record(0, 0)  # LVIS' lists are in every image
-    except DataError:
-        return False
-
-
-def _first_is_deep(source: Source) -> bool:
-    try:
-        return deep_pixels(source.read(0, 0)[0]) is not None
-    except DataError:
-        return False
-
-
-def check_instances(source: Source, split: str) -> None:
-    """Checks that a split has something to train on.
-
-    Raises:
-        InputError: it has no instances, or only crowds.
-    """
-    if not source.has_instances():
-        raise InputError(
-            f"{source.where(0)}: the {split!r} split has no instance that is not a crowd: there is "
-            "nothing to train on" + (f"; {source.remark}" if source.remark else "")
-        )
-
-
-def check_categories(source: Source, training: list[Category], train_split: str) -> None:
-    """Checks that the training split has all categories of a split, so that each has a label.
-
-    Raises:
-        InputError: a category is not in the training split.
-    """
-    known = {category.id: category.name for category in training}
-    for category in source.categories:
-        if known.get(category.id) != category.name:
-            # autotimm-shard joins the categories of all splits, but refuses two names for one id.
-            join = "" if category.id in known else ", or join them with autotimm-shard"
-            raise InputError(
-                f"{source.where(0)}: category {category.id} ({category.name!r}) is not in the "
-                f"{train_split!r} split: give all splits the same categories{join}"
-            )

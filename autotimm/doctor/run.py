@@ -23,7 +23,7 @@ from autotimm.images.decode import DataError
 from autotimm.setup import resources
 from autotimm.strategies import choice
 from autotimm.streaming.layout import DataFolder, detect_layout
-from autotimm.streaming.store import open_source, split_names
+from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
 
 _FILES = 500  # of a folder, read at most
@@ -42,18 +42,34 @@ def data(location: str) -> list[Finding]:
         return [Finding("fail", "data", str(error), "see --data")]
     took = time.perf_counter() - begun
     text = f"{where.location}: splits {', '.join(splits)}, in {took:.2f} s"
-    found = [Finding("ok", "data", text), *(_split(where, split) for split in splits)]
+    sources: dict[str, Source] = {}
+    found = [Finding("ok", "data", text), *(_split(where, split, sources) for split in splits)]
+    found += _shared(sources)
     if (folder := where.folder) is not None:
         files = (p for p in folder.rglob("*") if p.suffix.lower() in (".tar", ".jpg", ".png"))
         found.append(read_speed(folder, islice(files, _FILES)))
     return found
 
 
-def _split(where: DataFolder, split: str) -> Finding:
+def _shared(sources: Mapping[str, Source]) -> list[Finding]:
+    """The images that splits of a COCO folder share; shards say of themselves what they share."""
+    lines = []
+    for number, (name, source) in enumerate(sources.items()):
+        for earlier, other in [*sources.items()][:number]:
+            if isinstance(source, FolderSource) and isinstance(other, FolderSource):
+                lines += [f"{name}: {line}" for line in source.shared(other, earlier).lines()]
+    if not lines:
+        return []
+    remedy = "give each image to one split: a model is measured on what it has learnt by heart"
+    return [Finding("warn", "shared images", "; ".join(lines), remedy)]
+
+
+def _split(where: DataFolder, split: str, sources: dict[str, Source]) -> Finding:
+    """What there is to say of a split, which is put into ``sources`` once it is open."""
     name, of_coco = f"split {split}", where.layout == "coco"
     looked = Looked()
     try:
-        source = open_source(where, split, retry=_RETRY)
+        source = sources[split] = open_source(where, split, retry=_RETRY)
         if where.folder is not None:  # remote: it would download whole shards
             looked = look(source, _OPENED, whole=not of_coco)
         lost = source.lost_instances()

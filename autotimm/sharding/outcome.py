@@ -52,6 +52,7 @@ class Written:
         ignored: part of the instances too, none of it crowd.
         untrained: the names of the split's categories that have such instances only.
         depths: the images of more than 8 bits a channel.
+        checksums: of one shard alone, of each planned sample's image file; 0 where it is left out.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Written:
     problems: Problems = field(default_factory=Problems)
     untrained: list[str] = field(default_factory=list)
     depths: Depths = field(default_factory=Depths)
+    checksums: list[int] = field(default_factory=list)
 
     def add(self, other: Written) -> None:
         """Adds what another part of the work wrote."""

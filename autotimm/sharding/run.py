@@ -24,6 +24,7 @@ from autotimm.sharding.destinations.locks import Claim
 from autotimm.sharding.job import Job, Options, read_job, refuse_problems, stamp
 from autotimm.sharding.outcome import Display, Outcome, Part, Terminated, Written
 from autotimm.sharding.processes import Progress, RunTasks, worker_pool
+from autotimm.sharding.shared import shared_images
 from autotimm.sharding.writer import write_shard
 from autotimm.structures import InputError
 
@@ -70,6 +71,7 @@ def shard(
             done = _write(job, mine, {}, run_tasks, strict, display, outcome)
         outcome.splits = _merged(job, done)
         _refuse_empty(job, outcome.splits)
+        _add_shared(job, done, outcome.splits, strict)
         outcome.pixel_range = _pixel_range(job, outcome.splits)
     else:
         with dst.claim((part.which, part.of) if part else None) as claim:
@@ -125,6 +127,7 @@ def _run(
         outcome.pixel_range = _pixel_range(job, outcome.splits)
         if part is None:
             _refuse_empty(job, outcome.splits)
+            _add_shared(job, done, outcome.splits, strict)
             outcome.manifest = _manifest(job, outcome.splits)
             dst.install(outcome.manifest)
     except InputError:
@@ -206,6 +209,16 @@ def _merged(job: Job, done: dict[int, Written]) -> dict[str, Written]:
     for k in sorted(done):
         splits[job.plans[k][0]].add(done[k])
     return splits
+
+
+def _add_shared(
+    job: Job, done: dict[int, Written], splits: dict[str, Written], strict: bool
+) -> None:
+    """Counts the images that splits share, which only the whole of all shards shows."""
+    for name, problems in shared_images(job, done).items():
+        if strict:
+            refuse_problems(name, problems)
+        splits[name].problems.update(problems)
 
 
 def _refuse_empty(job: Job, splits: dict[str, Written]) -> None:

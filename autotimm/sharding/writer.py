@@ -96,6 +96,7 @@ def write_shard(
 
 
 _Row = tuple[tuple[int, ...], set[int]]  # of the index, and the sample's categories
+_IMAGE_SUM = -2  # where a row of the index has the checksum of the image file
 
 
 class _NothingToWriteError(Exception):
@@ -121,7 +122,9 @@ def _write_samples(
                 path = index.image_file(position)
                 row = _append_sample(tar, path, key, record, problems, written.depths)
                 rows.append((row, trained_categories(record["annotations"])))
+                written.checksums.append(row[_IMAGE_SUM])
             except (_ReadError, ValueError) as error:
+                written.checksums.append(0)
                 # Whatever is odd about its annotations is no loss, but that they are gone is.
                 name = index.file_name(position)
                 written.problems.add(f"{error} (image left out)", name)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from autotimm.coco import boxes
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
+from autotimm.coco.shared import SHARED
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
@@ -88,7 +89,7 @@ class ShardSource:
         self._instances, self._counted = info.instances, Problems()
         for kind, count in info.problems.items():
             self._counted.count(kind, count)
-        self.problems = found.get(named) or self._counted.of_kind(boxes.FAR)
+        self.problems = found.get(named) or self._counted.of_kind((boxes.FAR, SHARED))
         self.odd = found.get(named) or self._counted
         self.lacking = "" if found else lacking(manifest, named)
         self.remark = untrained_and_ignored(

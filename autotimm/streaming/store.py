@@ -20,6 +20,7 @@ from autotimm.coco import layouts
 from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
 from autotimm.coco.index import Category
 from autotimm.coco.join import load_split
+from autotimm.coco.shared import shared_files
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote
 from autotimm.files.retry import Retry
@@ -188,6 +189,10 @@ class FolderSource:
         for k in range(min(images, count)):
             self._index.record(k * count // min(images, count), problems)
         return problems
+
+    def shared(self, other: FolderSource, name: str) -> Problems:
+        """Counts the images that another split of the folder, of this name, has too."""
+        return shared_files(self._index, other._index, name)
 
     def image_sizes(self) -> NDArray[np.int64]:
         """See ``Source``."""

@@ -116,7 +116,8 @@ def test_a_failed_overwrite_leaves_the_old_shards(
     assert code == 2 and err.count("\n") == 1 and message in err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     write(tmp_path / "sound", [image(id=77)], [])
-    write(tmp_path / "sound", [image(id=78)], [], split="val")
+    other = {"a.jpg": picture(quality=80)}
+    write(tmp_path / "sound", [image(id=78)], [], files=other, split="val")
     assert run(tmp_path / "sound", out, "--overwrite", *flags, capsys=capsys)[0] == 0
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert after.keys() == before.keys() and after["mine.txt"] == b"mine"

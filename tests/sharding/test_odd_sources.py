@@ -35,9 +35,9 @@ def shard(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 
 def both(root: Path, **content: Any) -> Path:
-    """A folder whose train and val are made of the same content."""
+    """A folder whose train and val are made of the same content, but of other pictures."""
     write(root, **content)
-    return write(root, split="val", **content)
+    return write(root, split="val", **{"files": {"a.jpg": picture(quality=80)}, **content})
 
 
 def fitted(folder: Path) -> list[str]:

@@ -45,6 +45,7 @@ def entry_bytes(written: Written, stamp: str) -> bytes:
         "problems": written.problems.counts,
         "examples": written.problems.examples,
         "depths": asdict(written.depths),  # infinite extremes, of no image, become null
+        "checksums": written.checksums,
     }
     return orjson.dumps(content)
 
@@ -69,6 +70,7 @@ def read_entry(content: bytes, name: str) -> tuple[Written, str] | None:
         written = Written(
             shards, images, instances, crowd, ignored, size, problems, depths=Depths(**found)
         )
+        written.checksums = [int(one) for one in entry.get("checksums", ())]
         return written, str(entry["sources"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

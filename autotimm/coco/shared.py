@@ -1,0 +1,95 @@
+"""Image files that two splits of a folder share, told by their names and then their bytes.
+
+``autotimm shard`` knows the bytes of every file and compares those; who only opens a folder asks
+for the files that lie in both splits under one name, and reads no others.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from autotimm.coco.checks import Problems
+
+SHARED = "image is in split "
+"""How the kind of such a problem begins."""
+_COMPARED = 8  # files of one name and size that a file is compared with
+_BLOCK = 2**20
+
+
+class Files(Protocol):
+    """The images of a split; the methods are as of ``CocoIndex``."""
+
+    def __len__(self) -> int: ...
+    def image_file(self, i: int) -> str: ...
+    def file_name(self, i: int) -> str: ...
+
+
+def shared_kind(split: str) -> str:
+    """The kind of problem that an image is in another split, too."""
+    return f"{SHARED}{split!r}, too (kept)"
+
+
+def shown_pair(name: str, other: str) -> str:
+    """What to call an image and its like in the other split."""
+    return name if name == other else f"{name}, there {other}"
+
+
+def shared_files(images: Files, others: Files, split: str) -> Problems:
+    """Counts the images that another split has, too: the same file, or one of equal name and bytes.
+
+    Args:
+        images: of a split.
+        others: of the other split.
+        split: the other's name.
+    """
+    found = Problems()
+    there: dict[str, list[int]] = {}
+    for k in range(len(others)):
+        there.setdefault(os.path.basename(others.file_name(k)), []).append(k)  # noqa: PTH119
+    sized: dict[str, dict[int, list[int]]] = {}
+    for i in range(len(images)):
+        name = os.path.basename(images.file_name(i))  # noqa: PTH119
+        if name not in there:
+            continue
+        if name not in sized:
+            sized[name] = _by_size(others, there[name])
+        file = images.image_file(i)
+        alike = sized[name].get(_size(file), [])[:_COMPARED]
+        for k in alike:
+            if _same(file, others.image_file(k)):
+                found.add(shared_kind(split), shown_pair(images.file_name(i), others.file_name(k)))
+                break
+    return found
+
+
+def _by_size(images: Files, places: list[int]) -> dict[int, list[int]]:
+    """The images that can be found, by the size of their files."""
+    found: dict[int, list[int]] = {}
+    for place in places:
+        size = _size(images.image_file(place))
+        if size >= 0:
+            found.setdefault(size, []).append(place)
+    return found
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size  # noqa: PTH116 (a Path takes longer to make)
+    except OSError:
+        return -1  # who reads the images says what is wrong with it
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two files of equal size have the same bytes."""
+    try:
+        if Path(one).samefile(other):
+            return True
+        with Path(one).open("rb") as first, Path(other).open("rb") as second:
+            while block := first.read(_BLOCK):
+                if block != second.read(_BLOCK):
+                    return False
+            return True
+    except OSError:
+        return False
