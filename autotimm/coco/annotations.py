@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from autotimm.coco.categories import CategoryIds
-from autotimm.coco.checks import Problems, Rules, as_flag, as_id, is_trained_on
+from autotimm.coco.checks import Problems, Rules, as_id, is_trained_on
+from autotimm.coco.flags import as_flag, settled
 from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted
 from autotimm.coco.jsontext import Array, Text
 from autotimm.coco.lists import LEFT_OUT
@@ -123,6 +124,8 @@ def index_annotations(
             _refuse_panoptic(raw, text)
             problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
         else:
+            if raw.get("iscrowd") in (None, ""):  # else it decides, which saves time
+                raw = settled(raw)  # what is odd about it is counted with its record
             if category_id not in trained:
                 (trained if is_trained_on(raw, rules) else others).add(category_id)
             if "ignore" in raw:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 from autotimm.coco import boxes, masks, segmentation
+from autotimm.coco.flags import as_flag
 from autotimm.structures import Annotation
 
 _EXAMPLES = 3
@@ -161,18 +162,8 @@ class Rules:
 RULES = Rules()
 
 
-def as_flag(value: Any) -> int | None:
-    """Returns a flag as 0 or 1, however it is written (true, "1", 1.0); None if it is neither."""
-    if isinstance(value, str):
-        value = value.strip().lower()
-    return _FLAGS.get(value) if isinstance(value, str | int | float) else None
-
-
-_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
-
-
 def is_trained_on(raw: dict[str, Any], rules: Rules) -> bool:
-    """Tells whether an annotation, as the file has it, is neither a crowd nor to be ignored."""
+    """Tells whether an annotation, its ``flags.settled``, is neither a crowd nor to be ignored."""
     crowd = rules.crowd == "keep" and as_flag(raw.get("iscrowd")) == 1
     return not crowd and as_flag(raw.get("ignore")) != 1
 

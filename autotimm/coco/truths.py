@@ -13,14 +13,8 @@ from functools import partial
 from typing import Any, TypedDict
 
 from autotimm.coco import boxes, masks, segmentation
-from autotimm.coco.checks import (
-    RULES,
-    Problems,
-    Rules,
-    as_flag,
-    check_annotation,
-    is_trained_on,
-)
+from autotimm.coco.checks import RULES, Problems, Rules, check_annotation, is_trained_on
+from autotimm.coco.flags import as_flag, settled
 from autotimm.structures import RLE, Annotation, Record, Unmasked
 
 # How kinds of problems begin: what training takes otherwise, and what pycocotools takes alike.
@@ -65,7 +59,7 @@ def checked_annotations(
     unmasked: list[Unmasked] = []
     for given in raws:
         count = partial(odd, given)
-        raw = _tidied(given, count)
+        raw = _tidied(settled(given, count), count)
         checked = check_annotation(raw, height, width, count, rules)
         if checked is None:
             truth = _unmasked(raw, rules)
@@ -95,9 +89,12 @@ def trained_categories(
         known: categories that are not looked for.
     """
     found: set[int] = set()
-    for raw in raws:
-        id_ = raw["category_id"]
-        if id_ in found or id_ in known or not is_trained_on(raw, rules):
+    for given in raws:
+        id_ = given["category_id"]
+        if id_ in found or id_ in known:
+            continue
+        raw = settled(given)
+        if not is_trained_on(raw, rules):
             continue
         plain = _tidied(raw, lambda _: None)
         if check_annotation(plain, height, width, lambda _: None, rules) is not None:

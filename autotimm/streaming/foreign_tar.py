@@ -19,6 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from autotimm.coco.checks import RULES, Problems, as_id, is_trained_on
+from autotimm.coco.flags import settled
 from autotimm.coco.truths import trained_categories
 from autotimm.format.index import INDEX_DTYPE, category_pairs, checksum, index_bytes
 from autotimm.format.manifest import Shard
@@ -137,7 +138,7 @@ def _row(
         else:
             scan.categories.add(category_id)
             scan.instances += 1
-            scan.crowd += not is_trained_on(entry, RULES)
+            scan.crowd += not is_trained_on(settled(entry), RULES)
             usable.append(with_segmentation(entry, len(usable), category_id))
     categories = trained_categories(usable, height, width)
     at = image_at, image_bytes, json_at, json_bytes

@@ -1,0 +1,104 @@
+"""Crowds and what is to be ignored, under other keys than COCO's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coco_folder import annotation
+from coco_read import load, read
+
+from autotimm.coco.flags import settled
+
+CROWDS = [
+    {"isCrowd": 1},
+    {"is_crowd": True},
+    {"IsCrowd": "true"},
+    {"crowd": 1.0},
+    {"attributes": {"is_crowd": True, "occluded": False}},
+    {"attributes": {"iscrowd": 1}},
+    {"attributes": {"crowd": "1"}},
+    {"IsGroupOf": 1},  # of FiftyOne's export of Open Images
+    {"isgroupof": 1},  # of openimages2coco
+    {"attributes": {"is_group_of": True}},
+]
+
+
+def said(**changes: Any) -> tuple[dict[str, Any], list[str]]:
+    kinds: list[str] = []
+    return settled(annotation(**changes), kinds.append), kinds
+
+
+def key_of(flag: dict[str, Any]) -> str:
+    ((key, value),) = flag.items()
+    return f"attributes.{next(iter(value))}" if isinstance(value, dict) else key
+
+
+@pytest.mark.parametrize("flag", CROWDS, ids=key_of)
+def test_a_crowd_is_one_under_any_key(tmp_path: Path, flag: dict[str, Any]) -> None:
+    other = annotation(id=2, category_id=7)
+    content = {"annotations": [annotation(iscrowd=..., **flag), other]}
+    (record,), odd = read(tmp_path, **content)
+    assert [one["iscrowd"] for one in record["annotations"]] == [1, 0]
+    assert odd == {f"no iscrowd ({key_of(flag)}'s taken)": 1}
+    index = load(tmp_path, **content)
+    assert index.untrained() == ["disc"] and index.trained_ids(0) == {7}
+
+
+@pytest.mark.parametrize("flag", CROWDS, ids=key_of)
+@pytest.mark.parametrize("given", [0, False, "0"])
+def test_iscrowd_decides_where_it_is_there(
+    tmp_path: Path, flag: dict[str, Any], given: object
+) -> None:
+    (record,), odd = read(tmp_path, annotations=[annotation(iscrowd=given, **flag)])
+    assert record["annotations"][0]["iscrowd"] == 0
+    assert odd == {f"{key_of(flag)} is 1, but iscrowd 0 (iscrowd's taken)": 1}
+    assert said(**{"iscrowd": 1, **flag})[1] == []  # both say the same
+
+
+def test_what_says_nothing_changes_nothing() -> None:
+    for changes in (
+        {"crowd": 12},  # a number of objects
+        {"crowd": "dense"},
+        {"is_group_of": None},
+        {"attributes": {"occluded": True}},
+        {"attributes": [{"name": "crowd"}]},
+        {"difficult": 0, "ignored": False, "IsGroupOf": 0},
+    ):
+        for iscrowd in (..., 0):
+            raw, odd = said(iscrowd=iscrowd, **changes)
+            no_crowd = changes.get("IsGroupOf") == 0 and iscrowd is ...
+            assert odd == (["no iscrowd (IsGroupOf's taken)"] if no_crowd else [])
+            assert raw.get("iscrowd", 0) == 0 and "ignore" not in raw
+
+
+def test_keys_that_contradict_each_other() -> None:
+    raw, odd = said(iscrowd=..., crowd=1, attributes={"is_crowd": 0})
+    assert "iscrowd" not in raw
+    assert odd == ["no iscrowd, and other keys contradict each other (none taken)"]
+    assert said(iscrowd=1, is_crowd=0)[1] == ["is_crowd is 0, but iscrowd 1 (iscrowd's taken)"]
+    assert said(iscrowd=1, IsGroupOf=0)[1] == []  # a crowd need not be of one kind
+
+
+def test_ignored_is_ignore_where_nothing_else_is_said(tmp_path: Path) -> None:
+    (record,), odd = read(tmp_path, annotations=[annotation(iscrowd=..., ignored=True)])
+    assert record["annotations"][0]["ignore"] == 1
+    assert odd == {"ignored is 1 (taken as ignore: 1)": 1, "iscrowd missing (0 taken)": 1}
+    assert load(tmp_path, annotations=[annotation(iscrowd=..., ignored=True)]).ignored() == 1
+    ordinary = "ignored is 1 (taken as an ordinary instance; ignore: 1 would leave it out)"
+    for changes in ({}, {"ignore": 0}):
+        raw, odd_kinds = said(ignored=1, **changes)
+        assert not raw.get("ignore") and odd_kinds == [ordinary]
+    assert said(ignored=1, ignore=1)[1] == said(ignored=1, iscrowd=1)[1] == []
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("iscrowd", [..., 0])
+def test_difficult_objects_are_trained_on_and_told(iscrowd: object, nested: bool) -> None:
+    flag: dict[str, Any] = {"attributes": {"difficult": True}} if nested else {"difficult": 1}
+    raw, odd = said(iscrowd=iscrowd, **flag)
+    assert not raw.get("iscrowd") and not raw.get("ignore")
+    told = "is 1 (taken as an ordinary instance; ignore: 1 would leave it out)"
+    assert odd == [f"{key_of(flag)} {told}"]
+    assert said(iscrowd=1, **flag)[1] == said(ignore=1, **flag)[1] == []
