@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-from autotimm.coco import boxes, masks, segmentation
+from autotimm.coco import boxes, masks, polygon_faults, segmentation
 from autotimm.coco.flags import as_flag
 from autotimm.structures import Annotation
 
@@ -195,7 +195,9 @@ def check_annotation(
             raise ValueError("polygon in shares of the image (0 to 1), not in pixels")
         inside = masks.area(mask.rle)
         if not inside:
-            raise ValueError("mask covers no pixel")
+            turned = polygon_faults.swapped(mask.extent, bbox)
+            why = f", as its {polygon_faults.SWAPPED}" if turned else ""
+            raise ValueError(f"mask covers no pixel{why}")
     except ValueError as error:
         odd(f"{error} {_INSTANCE_LEFT_OUT}")
         return None
@@ -262,11 +264,10 @@ def _bbox(
         if mask.extent is None or not boxes.agrees(value, mask.extent):
             tight = masks.box(mask.rle)
             if not boxes.agrees(value, tight):
-                fault = boxes.fault(value, tight, height, width)
+                known = mask.polygons, mask.extent, height, width
+                fault = polygon_faults.disagreement(value, tight, *known, rules.boxes == "mask")
                 if fault:
-                    kept = rules.boxes == "given"
-                    done = "kept; --boxes mask takes the mask's" if kept else "mask's taken"
-                    odd(f"{fault} ({done})")
+                    odd(fault)
         if rules.boxes == "given":
             return value
     x1, y1, x2, y2 = masks.box(mask.rle)

@@ -15,6 +15,7 @@ from typing import Any
 from autotimm.coco import boxes, masks
 from autotimm.coco.jsontext import NotJSONError, parse
 from autotimm.coco.outlines import SHAPE, flat, rings_of, without_holes
+from autotimm.coco.polygon_faults import AXES, are_axes
 from autotimm.structures import RLE
 
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
@@ -66,6 +67,8 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
         polygons, extents, reasons = _checked(segmentation)
         if not reasons:
             return _of_polygons(polygons, extents, height, width, odd)
+        if are_axes(segmentation, bbox):
+            raise ValueError(AXES)
     elif not isinstance(segmentation, str | dict):
         raise ValueError("segmentation is neither polygons nor RLE")
     parts = _Parts()

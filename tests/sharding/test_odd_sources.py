@@ -21,8 +21,8 @@ from autotimm.structures import InputError, is_trained_on
 pytestmark = pytest.mark.usefixtures("one_worker")
 FROM_BELOW = [10, 2, 30, 2, 30, 12, 10, 12]
 FAR = (
-    "bbox is far from its mask, fits with y counted from below "
-    "(kept; --boxes mask takes the mask's)"
+    "bbox is far from its mask, fits with y counted from below, or its polygon has its y so "
+    "(kept; autotimm preview shows which is wrong; --boxes mask takes the mask's)"
 )
 
 

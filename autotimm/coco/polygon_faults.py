@@ -1,0 +1,130 @@
+"""What is wrong with a polygon that does not agree with its bbox, where it is the polygon.
+
+A bbox that fits its polygon only once x and y change places may be wrong itself; so may one that
+fits upside down. Where one of the two leaves the image and the other does not, that one is wrong;
+else the picture alone tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autotimm.coco import boxes
+
+AXES = "polygon is a list of x and a list of y"
+SWAPPED = "polygon has y before x"
+_OUTSIDE = 1.5  # pixels by which rounding may take a box or polygon out of its image
+_TWICE = ("as y, x, h, w", "with y counted from below")
+"""Readings of a bbox that may be readings of its polygon as well."""
+
+
+def are_axes(polygons: Any, bbox: Any) -> bool:
+    """Tells whether two lists are the x and the y of one polygon: only so they fit the bbox.
+
+    Args:
+        polygons: a segmentation, as the COCO file has it.
+        bbox: likewise.
+    """
+    if type(polygons) is not list or len(polygons) != 2:
+        return False
+    xs, ys = polygons
+    if not (type(xs) is type(ys) is list and len(xs) == len(ys) >= 3):
+        return False
+    box = _corners(bbox)
+    if box is None or None in map(boxes.number, [*xs, *ys]):
+        return False
+    both = [*xs, *ys]
+    as_given = min(both[::2]), min(both[1::2]), max(both[::2]), max(both[1::2])
+    drawable = len(xs) >= 6 and len(xs) % 2 == 0  # as two polygons
+    if drawable and boxes.is_close(box, as_given):
+        return False
+    return boxes.is_close(box, (min(xs), min(ys), max(xs), max(ys)))
+
+
+def swapped(extent: Sequence[float] | None, bbox: Any) -> bool:
+    """Tells whether a polygon, box x1, y1, x2, y2 in pixels, fits its bbox with y before x."""
+    box = _corners(bbox)
+    if box is None or extent is None:
+        return False
+    x1, y1, x2, y2 = extent
+    return boxes.is_close(box, (y1, x1, y2, x2))
+
+
+def disagreement(
+    bbox: Sequence[float],
+    tight: Sequence[float],
+    polygons: Sequence[Sequence[float]],
+    extent: Sequence[float] | None,
+    height: int,
+    width: int,
+    take_masks: bool,
+) -> str | None:
+    """Says what is wrong with a bbox that does not agree with its mask, or with its polygons.
+
+    Args:
+        bbox: x, y, w, h in pixels, as a file has it.
+        tight: box of the mask, x1, y1, x2, y2 in pixels.
+        polygons: that the mask was made from; empty where it was none.
+        extent: the polygons' own box, x1, y1, x2, y2 in pixels; None without polygons.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        take_masks: whether the mask's box takes the place of the bbox.
+
+    Returns:
+        The kind of the problem, with what is done; None where the box holds all of the mask.
+    """
+    wrong = extent and _polygon_fault(bbox, polygons, extent, height, width)
+    fault = f"{boxes.FAR}, as its {wrong}" if wrong else boxes.fault(bbox, tight, height, width)
+    if fault is None or take_masks:
+        return fault and f"{fault} (mask's taken)"
+    if wrong:
+        return f"{fault} (kept; write a polygon as x1, y1, x2, y2, ...)"
+    either = extent and fault.endswith(_TWICE) and _other_reading(bbox, extent, height, width)
+    if either:
+        return f"{fault}, or its polygon {either} (kept; autotimm preview shows which {_ONE})"
+    return f"{fault} (kept; --boxes mask takes the mask's)"
+
+
+_ONE = "is wrong; --boxes mask takes the mask's"
+
+
+def _polygon_fault(
+    bbox: Sequence[float],
+    polygons: Sequence[Sequence[float]],
+    extent: Sequence[float],
+    height: int,
+    width: int,
+) -> str | None:
+    """Says what is wrong with a polygon where it is not the bbox."""
+    if are_axes(polygons, bbox):
+        return AXES
+    x, y, w, h = bbox
+    outside = _leaves(extent, height, width) and not _leaves((x, y, x + w, y + h), height, width)
+    return SWAPPED if outside and swapped(extent, bbox) else None
+
+
+def _other_reading(
+    bbox: Sequence[float], extent: Sequence[float], height: int, width: int
+) -> str | None:
+    """Says how a polygon would fit its bbox, unless it is the bbox that leaves the image."""
+    x, y, w, h = bbox
+    box, (x1, y1, x2, y2) = (x, y, x + w, y + h), extent
+    if _leaves(box, height, width):
+        return None
+    if swapped(extent, bbox):
+        return "has y before x"
+    return "has its y so" if boxes.is_close(box, (x1, height - y2, x2, height - y1)) else None
+
+
+def _leaves(box: Sequence[float], height: int, width: int) -> bool:
+    x1, y1, x2, y2 = box
+    return min(x1, y1) < -_OUTSIDE or x2 > width + _OUTSIDE or y2 > height + _OUTSIDE
+
+
+def _corners(bbox: Any) -> boxes.Box | None:
+    """The corners of a bbox; None where it is none."""
+    if type(bbox) is not list or len(bbox) != 4 or None in map(boxes.number, bbox):
+        return None
+    x, y, w, h = (float(side) for side in bbox)
+    return x, y, x + w, y + h
