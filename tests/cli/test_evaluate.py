@@ -324,6 +324,29 @@ def test_a_checkpoint_looks_at_images_elsewhere(
     assert again["mask"]["AP"] == pytest.approx(told["mask"]["AP"], abs=1e-9)
 
 
+def test_images_elsewhere_are_looked_at_in_tiles(
+    checkpoint: Path, tmp_path: Path, photos: Path
+) -> None:
+    categories = autotimm.load(checkpoint).categories
+    photo = min(photos.iterdir())
+    with Image.open(photo) as opened:
+        width, height = opened.size
+    entry = image(file_name=photo.name, width=width, height=height)
+    made = {"categories": categories, "split": "val", "files": {photo.name: photo.read_bytes()}}
+    one = annotation(category_id=categories[0]["id"])
+    folder = write(tmp_path / "coco", [entry], [one], **made)
+    file = folder / "annotations/instances_val.json"
+    words = ("--checkpoint", checkpoint, "--annotations", file, "--images", folder / "val")
+    out = ("--out", tmp_path / "out", "--num-workers", 0, "--worst", 0)
+    assert run(*words, *out, "--tile", 64, "--score-thresh", 0.1) == 0
+    scores = [one["score"] for one in json.loads((tmp_path / "out/results.json").read_text())]
+    model = autotimm.load(checkpoint, metrics=None)
+    model.hparams.update(score_thresh=0.1)
+    [tiles], [whole] = (autotimm.predict(model, [photo], **how) for how in ({"tile": 64}, {}))
+    assert scores == pytest.approx(tiles["scores"].tolist(), abs=1e-4)
+    assert scores != pytest.approx(whole["scores"].tolist(), abs=1e-4)
+
+
 def test_a_model_that_finds_nothing_is_said_to(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

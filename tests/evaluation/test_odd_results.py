@@ -139,6 +139,37 @@ def test_boxes_of_another_convention_are_told(
     assert f"of 6 compared, 6 fit a truth {name}, and 0 as they are" in lines
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(-2.5, 0.5, "from -2.5 to 0.5"), (0.5, 97, "from 0.5 to 97"), (-3, 8, "from -3 to 8")],
+)
+def test_scores_that_are_no_shares_are_told(
+    tmp_path: Path, low: float, high: float, told: str
+) -> None:
+    """Logits and percentages: their order is that of shares, and so is the AP."""
+    scores = iter(np.linspace(low, high, 6).tolist())
+    stats, lines = measured(tmp_path, lambda one: one.update(score=next(scores)))
+    assert f"scores are {told}, not shares of 1: AP goes by their order alone" in lines
+    assert stats == pytest.approx({"bbox": 1, "segm": 1})
+
+
+def test_scores_from_0_to_1_are_not_remarked_on(tmp_path: Path) -> None:
+    scores = iter(np.linspace(0, 1, 6).tolist())
+    assert "not shares" not in measured(tmp_path, lambda one: one.update(score=next(scores)))[1]
+
+
+@pytest.mark.parametrize(("crowds", "why"), [(True, ": all 6 truths are crowds"), (False, "")])
+def test_an_ap_of_minus_one_is_explained(crowds: bool, why: str) -> None:
+    content, results = data()
+    for one in content["annotations"]:
+        one["iscrowd"] = 1
+    if not crowds:
+        content["annotations"] = []
+    found = report.measure(of_source(content), results if crowds else [], name="theirs.json")
+    assert {one.stats["AP"] for one in found.evaluations.values()} == {-1.0}
+    assert f"there is nothing to find{why}; AP is -1, as COCO has it" in found.remarks
+
+
 def test_boxes_that_are_only_bad_are_not_taken_for_another_convention(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +101,8 @@ def test_every_reader_names_the_kind_and_the_way_out(name: str) -> None:
         "Photoshop file": b"8BPS\0\x01" + bytes(400),
         "camera raw": raw(),
         "TIFF of 3 channels of 32-bit floats": tiff(np.zeros((48, 64, 3), np.float32), 32, 3),
+        "TIFF of 2 channels of 16-bit integers": tiff(np.zeros((48, 64, 2), np.uint16), 16, 1),
+        "TIFF of 2 channels of 32-bit floats": tiff(np.zeros((48, 64, 2), np.float32), 32, 3),
         "TIFF of one channel of 64-bit complex": tiff(np.zeros((48, 64), np.complex64), 64, 6),
     }
     for kind, content in kinds.items():
@@ -112,6 +117,26 @@ def test_every_reader_names_the_kind_and_the_way_out(name: str) -> None:
                 read()
             said = str(error.value)
             assert kind in said and ("first" in said or "save one or three" in said), said
+
+
+def test_decoders_print_nothing_of_their_own(tmp_path: Path) -> None:
+    """PIL logs of what it does not open, OpenCV of tags that it does not know: once an image."""
+    two = tiff(np.zeros((48, 64, 2), np.uint16), 16, 1)
+    odd = tiff(np.ones((48, 64)), 64, 3, (65000, 3, 7))
+    (tmp_path / "two.tif").write_bytes(two)
+    (tmp_path / "odd.tif").write_bytes(odd)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom autotimm.images.opening import open_image\n"
+        "print(open_image(Path('odd.tif').read_bytes()).size)\n"
+        "try:\n    open_image(Path('two.tif').read_bytes())\n"
+        "except ValueError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    size, said = done.stdout.splitlines()
+    assert size == "(64, 48)" and said.startswith("file is a TIFF of 2 channels of 16-bit integers")
+    assert done.stderr == ""
 
 
 def raw() -> bytes:
