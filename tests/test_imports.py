@@ -56,7 +56,18 @@ LIGHTNING = {
     *("lightning_private", "tasks", "distributed", "outputs", "checkpoints"),
     *("strategies", "setup", "training", "cli"),
 }
-MODELS_NEED = {"torch", "torchvision", "timm", "numpy", "safetensors", "xxhash"}
+# huggingface_hub comes with timm.
+MODELS_NEED = {
+    *("huggingface_hub", "torch", "torchvision", "timm", "numpy", "safetensors", "xxhash"),
+}
+    "huggingface_hub",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "safetensors",
+    "xxhash",
+}  # the hub comes with timm
 BESIDE = {"datamodule.py", "watch.py"}  # the data module and the callback that it brings
 
 
