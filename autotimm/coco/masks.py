@@ -162,6 +162,14 @@ def union(rles: Sequence[RLE]) -> RLE:
     return _text(_coco.merge(rles))
 
 
+def difference(rle: RLE, other: RLE) -> RLE:
+    """The pixels of a mask that another one of its size does not cover."""
+    (runs,), _ = read_runs([other["counts"]])
+    # Runs begin with one of 0: what comes in front of the first one swaps 0 and 1.
+    swapped = runs[1:] if runs[0] == 0 else np.concatenate(([0], runs))
+    return _text(_coco.merge([rle, _compressed(swapped, *other["size"])], intersect=True))
+
+
 def area(rle: RLE) -> int:
     """Returns the number of pixels inside the mask."""
     return int(_coco.area(rle))

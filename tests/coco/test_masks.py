@@ -219,7 +219,8 @@ polygons = np.random.default_rng(0).uniform(0, 300, (3000, 6)).tolist()
 whole = masks.to_rle(polygons, 300, 300)
 rles = [masks.to_rle([polygon], 300, 300) for polygon in polygons]
 masks.union(rles), masks.encode(masks.decode(whole)), masks.decode_window(whole)
-masks.area(whole), masks.box(whole), masks.encode_window(np.ones((9, 9)), 3, 4, 300, 300)
+masks.difference(whole, rles[0]), masks.area(whole), masks.box(whole)
+masks.encode_window(np.ones((9, 9)), 3, 4, 300, 300)
 assert len(os.listdir("/proc/self/task")) == before
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -323,6 +324,15 @@ def test_crop_of_runs_below_zero_is_refused() -> None:
 def test_a_box_without_area_is_refused(box: tuple) -> None:
     with pytest.raises(ValueError, match="no area"):
         masks.crop(masks.encode(np.ones((9, 9))), np.eye(3)[:2], box)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_difference_of_masks_is_that_of_their_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 9, 2)
+    one, other = (rng.random((height, width)) < share for share in rng.choice([0, 0.3, 1], 2))
+    expected = coco_mask.encode(np.asfortranarray((one & ~other).astype(np.uint8)))
+    assert masks.difference(masks.encode(one), masks.encode(other)) == as_text(expected)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -25,6 +25,14 @@ def dense(*polygons: list[float]) -> np.ndarray:
     return pycoco.decode(pycoco.merge(pycoco.frPyObjects(list(polygons), HEIGHT, WIDTH)))
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """GeoJSON's collections, one in another."""
+    value: dict[str, Any] = {"type": "Polygon", "coordinates": [PAIRS]}
+    for _ in range(depth):
+        value = {"type": "GeometryCollection", "geometries": [value]}
+    return value
+
+
 def _pairs(polygon: list[float]) -> list[list[float]]:
     return [list(pair) for pair in zip(polygon[::2], polygon[1::2], strict=True)]
 
@@ -102,6 +110,11 @@ READ = {
         ONE,
         NAMED,
     ),
+    "with heights": (
+        {"type": "Polygon", "coordinates": [[[*pair, 7.5] for pair in PAIRS]]},
+        ONE,
+        NAMED,
+    ),
     "VIA": (
         {"name": "polygon", "all_points_x": POLYGON[::2], "all_points_y": POLYGON[1::2]},
         ONE,
@@ -153,6 +166,9 @@ def test_holes_of_named_polygons_stay_holes(outer: list) -> None:
         {"exterior": PAIRS, "interiors": [[[1, None]]]},
         {"type": "Polygon", "coordinates": []},
         {"type": "Polygon", "coordinates": 7},
+        {"type": "Polygon", "coordinates": [[[*pair, 7.5, 1.0] for pair in PAIRS]]},
+        {"type": "Polygon", "coordinates": [[[10.0, 8.0, 7.5], *PAIRS[1:], [10.0]]]},
+        nested(5000),
         {"type": "LineString", "coordinates": PAIRS},
         {"all_points_x": [1, 2, 3], "all_points_y": [1, 2]},
     ],
