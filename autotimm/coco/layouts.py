@@ -14,25 +14,16 @@ Layouts, the first that fits being taken:
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotimm.coco import other_formats
 from autotimm.coco.checks import is_text
+from autotimm.coco.image_folders import IMAGES, image_folder, names_in, subfolders
 from autotimm.coco.peek import peek
-from autotimm.coco.split_names import (
-    same_split,
-    short_name,
-    split_names,
-    split_word,
-    split_words,
-    stem_of,
-)
-from autotimm.images.names import ImageFolder
+from autotimm.coco.split_names import short_name, split_names, split_word, stem_of
 from autotimm.structures import InputError
 
 __all__ = ["Split", "find_splits"]
@@ -46,8 +37,7 @@ _GENERIC = {
 }
 """What tools call the annotation file of a folder."""
 _OTHERS = re.compile("(person_keypoints|captions|panoptic|stuff|image_info)_")  # of COCO's files
-_IMAGES = ("images", "data", "img", "imgs", "image", "JPEGImages")
-_NO_SPLITS = {"annotations", "labels", *_IMAGES}  # folders of these names are parts of a layout
+_NO_SPLITS = {"annotations", "labels", *IMAGES}  # folders of these names are parts of a layout
 _MOST = 20  # files of a folder that are looked into, the largest first
 
 
@@ -113,13 +103,13 @@ def _coco(root: Path) -> dict[str, Split]:
         folders = [root / place for place in places if root / place != folder]
         there = next((path for path in folders if path.is_dir()), None)
         alone = len(files) == 1
-        splits[name] = Split(name, file, there or _image_folder(file, root, root / long, alone))
+        splits[name] = Split(name, file, there or image_folder(file, root, root / long, alone))
     return splits
 
 
 def _folders(root: Path) -> dict[str, Split]:
     """A folder a split, each with its own annotation file."""
-    inside = [folder for folder in _subfolders(root) if folder.name not in _NO_SPLITS]
+    inside = [folder for folder in subfolders(root) if folder.name not in _NO_SPLITS]
     named = [folder for folder in inside if split_word(folder.name)]
     splits = {}
     for folder in named or inside:
@@ -130,7 +120,7 @@ def _folders(root: Path) -> dict[str, Split]:
             file = files[0] if len(files) == 1 else None  # several: a data set of its own
         if file is not None:
             beside = [root / "images" / folder.name, root / "data" / folder.name]
-            images = _image_folder(file, folder, folder, alone=True, beside=beside)
+            images = image_folder(file, folder, folder, alone=True, beside=beside)
             splits[folder.name] = Split(folder.name, file, images)
     if not named and len(splits) == 1:
         return {}  # a data set inside of the folder, not a split of it
@@ -142,7 +132,7 @@ def _folders(root: Path) -> dict[str, Split]:
 
 def _files(root: Path) -> dict[str, Split]:
     """The annotation files of all splits in one folder."""
-    for folder in (root / "annotations", root, root / "labels", *(root / i for i in _IMAGES)):
+    for folder in (root / "annotations", root, root / "labels", *(root / i for i in IMAGES)):
         files = _instances(folder)
         if files:
             break
@@ -151,13 +141,13 @@ def _files(root: Path) -> dict[str, Split]:
     words = {file: split_word(stem_of(file)) for file in files}
     if len(files) == 1:
         name = words[files[0]] or "train"
-        return {name: Split(name, files[0], _image_folder(files[0], root, root, alone=True))}
+        return {name: Split(name, files[0], image_folder(files[0], root, root, alone=True))}
     splits: dict[str, Split] = {}
     for file, word in words.items():
         if word is None or word in splits:
             other = next(f for f in files if f != file and (word is None or words[f] == word))
             raise _ambiguous(other, file)
-        splits[word] = Split(word, file, _image_folder(file, root, root / word, alone=False))
+        splits[word] = Split(word, file, image_folder(file, root, root / word, alone=False))
     return splits
 
 
@@ -188,70 +178,10 @@ def _instances(folder: Path) -> list[Path]:
     return [file for file in likely if peek(file).kind == "instances"]
 
 
-def _image_folder(
-    file: Path, base: Path, default: Path, alone: bool, beside: Sequence[Path] = ()
-) -> Path:
-    """Returns the folder in which the images of an annotation file are.
-
-    Args:
-        file: the annotation file.
-        base: folder of the data set, or of its split.
-        default: what to return if they are nowhere.
-        alone: whether all images in ``base`` belong to this file; without that, its names are not
-            looked for in folders of other splits, which may have images of the same names.
-        beside: folders to look into first.
-    """
-    names = peek(file).names if file.is_file() else ()
-    own = [*beside, *_own_folders(file, base)]
-    shared = [file.parent, base, file.parent.parent] if base != file.parent else [base]
-    places = [place for place in dict.fromkeys([*own, *shared]) if place.is_dir()]
-    exact = {place: sum(_is_file_in(place, name) for name in names) for place in places}
-    if any(exact.values()):
-        return max(exact, key=exact.__getitem__)  # the first of those with most
-    mended = {}
-    for place in places:
-        if alone or place in own:
-            listing = ImageFolder(place)
-            mended[place] = sum(_finds(listing, name) for name in names)
-    return max(mended, key=mended.__getitem__) if any(mended.values()) else default
-
-
-def _own_folders(file: Path, base: Path) -> Iterator[Path]:
-    """Yields the folders that tools put the images of a file into, likeliest first."""
-    stem = stem_of(file).removeprefix("instances_")
-    sliced = re.sub("[-_.]?(coco|annotations?)$", "", stem) + "_images"
-    for name in (stem, short_name(stem), *split_words(stem), sliced):
-        for part in ("", "images", "data"):
-            yield base / part / name
-        yield base / name / "images"
-    word = split_word(stem)
-    around = [base, *(base / name for name in ("images", "data")), *_subfolders(base)]
-    for folder in dict.fromkeys(around) if word else ():
-        for inner in _subfolders(folder):  # LVIS' train2017, leftImg8bit/train, Set-train/images
-            if same_split(word or "", [inner.name]):
-                yield inner
-                yield inner / "images"
-    for name in _IMAGES:
-        yield base / name
-
-
-def _is_file_in(folder: Path, name: str) -> bool:
-    inside = bool(name) and not name.startswith("/") and ".." not in name and "\0" not in name
-    return inside and is_text(name) and os.path.isfile(folder / name)  # noqa: PTH113 (no errors)
-
-
-def _finds(listing: ImageFolder, name: str) -> bool:
-    try:
-        listing.find(name)
-    except ValueError:  # UnicodeEncodeError is one
-        return False
-    return True
-
-
 def _jsons(folder: Path) -> list[Path]:
     """Returns the JSON files of a folder, sorted; InputError for one whose name is no text."""
     files = []
-    for name in _names(folder):
+    for name in names_in(folder):
         if name.lower().endswith((".json", ".json.gz", ".json.zip")):
             if not is_text(name):
                 raise InputError(
@@ -262,25 +192,11 @@ def _jsons(folder: Path) -> list[Path]:
     return files
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    inside = (folder / name for name in _names(folder) if not name.startswith("."))
-    return [path for path in inside if path.is_dir()]
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
-
-
 def _refusal(root: Path) -> str:
     other = other_formats.recognise(root)
     if other is not None:
         return f"{root}: {other}"
-    for folder in _subfolders(root):
+    for folder in subfolders(root):
         if _coco(folder) or _folders(folder) or _files(folder):
             return f"{root}: no annotation file in it, but {folder} has some: give that folder"
     return (

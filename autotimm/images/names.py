@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from autotimm.images.file_tree import FileTree
 from autotimm.images.spellings import (
     SPELLINGS,
     URL,
     Spelling,
     before_upload,
-    decoded,
-    picture_stem,
     plain_path,
     same,
     trimmed,
@@ -31,7 +30,6 @@ __all__ = ["ImageFolder", "Match"]
 
 _MISSING = "image file missing"
 _LEAVES = "file_name leaves the image folder"
-_SEVERAL = "file_name fits several files"
 # What a folder's name in an annotation file may come to: that no such folder can be there.
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -69,7 +67,7 @@ class ImageFolder:
         self._given = os.path.abspath(root)  # noqa: PTH100 (links are kept)
         # folder -> file -> is it a link; None: a folder outside, a file that cannot be looked at
         self.folders: dict[str, dict[str, bool | None] | None] = {}
-        self._tree: _Tree | None = None
+        self._tree: FileTree | None = None
 
     def find(self, name: str) -> Match:
         """Finds the file that an image's file name means.
@@ -96,7 +94,7 @@ class ImageFolder:
         bare = trimmed(plain)
         if bare != plain and self.problem(bare) is None:
             return Match(bare, mended or _TRIMMED, reason)
-        tree = self._tree = self._tree or _Tree(self.root)
+        tree = self._tree = self._tree or FileTree(self.root)
         for path, why, certain in self._readings(plain, mended):
             found, spelled, sure = self._spelled(path, tree)
             if found is not None:
@@ -116,7 +114,7 @@ class ImageFolder:
             return Match(self._usable(file), mended or _STEM, reason)
         raise ValueError(reason)
 
-    def _spelled(self, path: str, tree: _Tree) -> tuple[str | None, str | None, bool]:
+    def _spelled(self, path: str, tree: FileTree) -> tuple[str | None, str | None, bool]:
         """Finds the file of a path, however that is spelled; with what is mended by it, and whether
         it can be no other."""
         reason = self.problem(path)
@@ -213,60 +211,3 @@ class ImageFolder:
     def _inside(self, place: str) -> bool:
         real = os.path.realpath(place)
         return real == self.root or real.startswith(self.root.rstrip("/") + "/")
-
-
-class _Tree:
-    """All files below a folder, by what their paths and base names become when spelled alike."""
-
-    def __init__(self, root: str) -> None:
-        self.files: list[str] = []
-        self.folders: set[str] = set()  # the folder itself is not among them
-        # A folder that may not be read has no files for us; names in it are refused by name.
-        for place, _, names in os.walk(root):
-            folder = os.path.relpath(place, root)
-            inner = "" if folder == "." else folder + "/"
-            self.folders.add(folder)
-            self.files += [inner + name for name in names]
-        self.folders.discard(".")
-        self._paths: dict[Callable[[str], str], dict[str, str | None]] = {}
-        self._stems: dict[str, str | None] | None = None
-        self._bases: dict[Callable[[str], str], dict[str, str | None]] = {}
-
-    def by_path(self, spelling: Callable[[str], str], path: str) -> str | None:
-        """Returns the only file whose path is spelled like this one; None if there is none.
-
-        Raises:
-            ValueError: there are several.
-        """
-        if spelling not in self._paths:
-            self._paths[spelling] = _only((spelling(file), file) for file in self.files)
-        return _one(self._paths[spelling], spelling(path))
-
-    def by_base(self, spelling: Callable[[str], str], base: str) -> str | None:
-        """Returns the only file whose base name is spelled like this one; errors as above."""
-        if spelling not in self._bases:
-            names = ((spelling(file.rpartition("/")[2]), file) for file in self.files)
-            self._bases[spelling] = _only(names)
-        return _one(self._bases[spelling], spelling(base))
-
-    def by_stem(self, base: str) -> str | None:
-        """Returns the only picture of this base name but for the extension; errors as above."""
-        if self._stems is None:
-            stems = ((picture_stem(file.rpartition("/")[2]), file) for file in self.files)
-            self._stems = _only((stem, file) for stem, file in stems if stem is not None)
-        return _one(self._stems, decoded(base)) or _one(self._stems, picture_stem(base) or "")
-
-
-def _only(named: Iterator[tuple[str, str]]) -> dict[str, str | None]:
-    """Files by name; None where several share it."""
-    found: dict[str, str | None] = {}
-    for name, file in named:
-        found[name] = None if name in found else file
-    return found
-
-
-def _one(files: dict[str, str | None], name: str) -> str | None:
-    file = files.get(name, "")
-    if file is None:
-        raise ValueError(_SEVERAL)
-    return file or None

@@ -294,6 +294,40 @@ def test_two_readings_are_refused(tmp_path: Path, name: str) -> None:
     assert "--annotations FILE --images FOLDER" in message
 
 
+@pytest.mark.parametrize("masks", ["ann_dir", "gt", "annotations/masks"])
+def test_masks_of_the_images_names_are_not_taken_for_images(tmp_path: Path, masks: str) -> None:
+    for split in ("train", "val"):
+        for folder in (masks, "img_dir"):
+            put(tmp_path, f"{split}.json", f"{folder}/{split}")
+    for split, found in find_splits(tmp_path).items():
+        assert found.image_folder == tmp_path / "img_dir" / split
+
+
+def test_two_folders_of_the_images_names_are_refused(tmp_path: Path) -> None:
+    for folder in ("rgb/train", "thermal/train"):
+        put(tmp_path, "train.json", folder)
+    with pytest.raises(InputError, match=r"rgb/train and .*thermal/train both have .*--images"):
+        find_splits(tmp_path)
+    (tmp_path / "train").symlink_to(tmp_path / "thermal/train")  # called as usual
+    assert find_splits(tmp_path)["train"].image_folder == tmp_path / "train"
+
+
+def test_files_are_not_asked_whether_they_are_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions beside an annotation file."""
+    put(tmp_path, "train/_annotations.coco.json", "train", 5)
+    (tmp_path / "train" / "loop").symlink_to("loop")
+    asked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(
+        os, "stat", lambda path, **keys: (asked.append(str(path)), stat(path, **keys))[1]
+    )
+    assert find_splits(tmp_path)["train"].image_folder == tmp_path / "train"
+    monkeypatch.undo()
+    assert max(asked.count(str(tmp_path / "train" / f"{n}.jpg")) for n in range(1, 6)) <= 1
+
+
 def test_a_split_without_images_takes_none_of_another(tmp_path: Path) -> None:
     """The validation images are missing, and those of training have the same names."""
     put(tmp_path, "annotations/instances_train.json", "train")
@@ -489,6 +523,6 @@ def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
         def refuse(path: object) -> list[str]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-        monkeypatch.setattr(os, "listdir", refuse)
+        monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
         layouts.find_splits(tmp_path)

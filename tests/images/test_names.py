@@ -71,6 +71,7 @@ FOUND = {
     "quotes": ('"sub/x.jpg"', ["sub/x.jpg"], "sub/x.jpg", "quotes"),
     "no extension": ("im.07", ["im.07.PNG"], "im.07.PNG", "extension"),
     "another extension": ("train/x.png", ["x.jpg", "x.txt"], "x.jpg", "extension"),
+    "beside its mask": ("x.bmp", ["x.jpg", "SegmentationClass/x.png"], "x.jpg", "extension"),
     "jpeg": ("x.jpeg", ["sub/x.jpg"], "sub/x.jpg", "extension"),
     "Roboflow's name": ("x_png.rf.0a9f3c.jpg", ["x.png"], "x.png", "upload"),
     "Roboflow's name on disk": (
@@ -89,6 +90,11 @@ def test_what_a_name_means(tmp_path: Path, case: str) -> None:
     match = ImageFolder(root).find(name)
     assert match.name == expected and mended in (match.mended or "")
     assert (root / match.name).read_bytes() == expected.encode()
+
+
+def test_pictures_of_masks_that_people_wear_are_images(tmp_path: Path) -> None:
+    root = folder(tmp_path, "with_mask/x.png", "without_mask/y.png", "notes.txt")
+    assert ImageFolder(root).find("x.png").name == "with_mask/x.png"
 
 
 @pytest.mark.parametrize("name", ["50%.jpg", "a%20b.jpg", "a b.jpg", "a1b2c3d4-x.jpg", "#?.jpg"])
@@ -120,7 +126,10 @@ REFUSED = {
     "its folder is there": ("sub/x.jpg", ["sub/y.jpg", "x.jpg"], "missing"),
     "its folder is there, behind the own name": ("train/sub/x.jpg", ["sub/y", "x.jpg"], "missing"),
     "nothing like it": ("x.jpg", ["y.jpg", "ax.jpg"], "missing"),
-    "two extensions": ("x.bmp", ["x.jpg", "masks/x.png"], "fits several files"),
+    "two extensions": ("x.bmp", ["x.jpg", "old/x.png"], "fits several files"),
+    "its mask beside others": ("x.jpg", ["y.jpg", "y.png", "x.png"], "missing"),
+    "its mask in a folder": ("x.png", ["y.png", "Masks/x.png"], "missing"),
+    "its mask in a folder, without extension": ("x", ["y.jpg", "gt_images/a/x.png"], "missing"),
     "no picture": ("x.jpg", ["x.txt", "x.json", "x"], "missing"),
     "query of a secret": ("../secret.jpg?x=1", ["x.jpg"], "missing|leaves"),
     "not a prefix": ("a1b2c3d4x.jpg", ["x.jpg"], "missing"),
