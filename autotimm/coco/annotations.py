@@ -67,7 +67,7 @@ def index_annotations(
         text: the file.
         listed: its annotations.
         slots: from ``lists.find_images``.
-        names: of the images that are used.
+        names: the places in ``slots`` by the images' names.
         categories: from ``categories.read_categories``.
         problems: where what is odd is counted.
         rules: which annotations are trained on.

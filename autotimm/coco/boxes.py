@@ -7,11 +7,15 @@ comes of a convention that is not COCO's: then another reading of the numbers gi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 FAR = "bbox is far from its mask"
 """How the kind of such a problem begins; ``checks.check_annotation`` counts them."""
+
+NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+"""A number as JSON or CSV writes it; Python's own ``float`` also takes 1_000 and other digits."""
 
 _MOST = 1e15  # NaN and infinity are not below it
 _PIXELS = 1.5  # by which a box may be off, whatever its size: rounding, or counting from 1
@@ -46,12 +50,9 @@ def read(value: Any) -> tuple[Any, str | None]:
 
 
 def number(value: Any) -> float | None:
-    """Reads a finite number, also one in quotes; None if it is none."""
+    """Reads a number below 1e15, also one in quotes; None if it is none."""
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
+        value = float(value) if NUMBER.fullmatch(value) else None
     return value if type(value) in (int, float) and abs(value) < _MOST else None
 
 

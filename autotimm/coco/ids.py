@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -53,30 +54,56 @@ def free_ids(used: set[int], count: int) -> list[int]:
 
 
 class FileNames:
-    """Images by what an ``image_id`` may call them in place of their id: their file's name, with or
-    without its folders and its extension, where that is one image's alone.
+    """Images by what an ``image_id`` may call them in place of their id: their file's name, with
+    more or fewer folders in front, with or without its extension, where that is one image's alone.
 
     Args:
-        names: of the images' files, asked for at the first look-up.
+        named: each image's name as the file has it, and its place; asked for at the first look-up.
+            Images that are not used belong to them, or their annotations would go to others.
     """
 
-    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self._names = names
-        self._found: dict[str, int | None] | None = None
+    def __init__(self, named: Callable[[], Iterable[tuple[str, int]]]) -> None:
+        self._named = named
+        self._whole: dict[str, int | None] | None = None
+        self._ends: dict[str, int | None] = {}  # whole names, too; None where several end so
 
     def find(self, image_id: Key | None) -> int | None:
-        """Returns the position of the image of this name; None if there is none or several."""
+        """Returns the place of the image of this name; None if there is none or several.
+
+        Of two paths, one must end as the other: ``train/1.jpg`` is not ``val/1.jpg``.
+        """
         if not isinstance(image_id, str):
             return None
-        if self._found is None:
-            self._found = {}
-            for position, name in enumerate(self._names()):
-                base = name.rpartition("/")[2]
-                for one in {name, base, base.rpartition(".")[0]}:
-                    self._found[one] = None if one in self._found else position
-        name = image_id.replace("\\", "/")
-        found = self._found.get(name)
-        return self._found.get(name.rpartition("/")[2]) if found is None else found
+        if self._whole is None:
+            self._whole = self._read()
+        name = "/".join(_parts(image_id))
+        if name in self._whole:
+            return self._whole[name]
+        if name in self._ends:
+            return self._ends[name]
+        return next((self._whole[end] for end in _endings(name) if end in self._whole), None)
+
+    def _read(self) -> dict[str, int | None]:
+        whole: dict[str, int | None] = {}
+        for given, place in self._named():
+            path = "/".join(_parts(given))
+            stem = os.path.splitext(path)[0]  # noqa: PTH122
+            for name in dict.fromkeys((path, stem)) if path else ():
+                whole[name] = None if name in whole else place
+                for end in (name, *_endings(name)):
+                    self._ends[end] = None if end in self._ends else place
+        return whole
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def _endings(path: str) -> Iterator[str]:
+    """Yields a path without its first folder, its first two, ..., down to the file alone."""
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
 
 
 def shifted(unknown: set[int], used: set[int], known: Collection[Key | None]) -> str | None:

@@ -24,7 +24,7 @@ from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import RULES, Problems, Rules, as_id
 from autotimm.coco.ids import FileNames, InexactIdError
 from autotimm.coco.jsontext import NotJSONError, Text, parse
-from autotimm.coco.lists import ImageList, find_images, find_lists
+from autotimm.coco.lists import ImageList, find_images, find_lists, named_slots
 from autotimm.coco.truths import checked_annotations, trained_categories
 from autotimm.structures import InputError, Record
 
@@ -271,7 +271,10 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
             "val_split=None)"
         )
         raise InputError(f"{text.path}: no image can be used: {why}")
-    names = FileNames(lambda: images.names)
+    listed = lists["images"]
+    names = FileNames(
+        lambda: named_slots(chain.from_iterable(listed.values(text, exact=exact)), slots, exact)
+    )
     annotations = index_annotations(
         text, lists["annotations"], slots, names, category_ids, problems, rules, exact
     )

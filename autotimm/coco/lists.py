@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,18 @@ def find_images(
     return ImageList(np.array(ids, np.int64), names, in_pixels, given_ids, federated), slots
 
 
+def named_slots(
+    entries: Iterable[Any], slots: dict[Key | None, int], exact: bool
+) -> Iterator[tuple[str, int]]:
+    """Yields what each image is called in the file, with its position from ``find_images``."""
+    seen: set[Key | None] = {None}
+    for entry in entries:
+        if isinstance(entry, dict) and (name := given_name(entry)[1]):
+            key = id_key(entry.get("id"), exact)
+            yield name, LEFT_OUT if key in seen else slots[key]
+            seen.add(key)
+
+
 def _refuted(
     doubtful: list[tuple[int, str, Match, str]], seen: set[str], problems: Problems
 ) -> list[int]:
@@ -231,7 +243,8 @@ def _file_name(entry: dict[str, Any], listing: ImageFolder) -> Match:
     end = next((end for end in ends if listing.problem(end) is None), None)
     mended = f"no file_name ({key}'s taken)"
     if end is not None:
-        return Match(end, mended)
+        # Files of one name in two folders are two images, of which one may be missing.
+        return Match(end, mended, None if end == ends[0] else f"no file as its {key} has it")
     try:
         found = listing.find(name)
     except ValueError:

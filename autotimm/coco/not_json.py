@@ -7,7 +7,7 @@ import re
 
 from autotimm.images.kinds import HEAD, kind_of
 
-_NOT_STRICT = re.compile(rb"^\s*(//|/\*|#)|,\s*[}\]]", re.MULTILINE)
+_NOT_STRICT = re.compile(rb"^[ \t]*(//|/\*|#)|,\s*[}\]]", re.MULTILINE)
 
 
 def reason(data: bytes) -> str | None:

@@ -23,7 +23,6 @@ _PRINTED = re.compile(r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1""")
 """What Python prints of the bytes of compressed counts: a backslash is doubled."""
 _SEPARATE = re.compile(r"\s*\d+(?:(?:\s*,\s*|\s+)\d+)+\s*", re.ASCII)
 """Numbers with commas or blanks between them, which are no characters of compressed counts."""
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 Odd = Callable[[str], object]
 NONE = "no segmentation"
@@ -211,7 +210,7 @@ def _xy(point: dict[str, Any]) -> tuple[Any, Any]:
 def _number(value: Any) -> float | None:
     if type(value) is float or (type(value) is int and value.bit_length() < 1024):
         return value  # others are no float
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else None
+    return float(value) if isinstance(value, str) and boxes.NUMBER.fullmatch(value) else None
 
 
 def _read_rle(rle: dict[str, Any], height: int, width: int, bbox: Any, odd: Odd) -> RLE:

@@ -10,6 +10,7 @@ from autotimm.coco import boxes
 from autotimm.evaluation.ground_truth import GroundTruth
 
 _COMPARED = 1000  # detections, of the highest scores
+_PAIRS = 100_000  # of a detection and a truth: images may have thousands of truths of a class
 _FITS = f"{boxes.FAR}, fits "
 
 
@@ -31,9 +32,12 @@ def likely_reading(truth: GroundTruth, detections: Sequence[dict[str, Any]]) -> 
             key = one["image_id"], one["category_id"]
             wanted.setdefault(key, []).append([x, y, x + w, y + h])
     counts: Counter[str] = Counter()
-    compared = 0
+    compared = pairs = 0
     for one in sorted(detections, key=lambda one: -one["score"])[:_COMPARED]:
         others = wanted.get((one["image_id"], one["category_id"]), [])
+        pairs += len(others)
+        if pairs > _PAIRS:
+            break
         compared += bool(others)
         counts[_reading(one["bbox"], others, *sizes[one["image_id"]])] += 1
     found = [(name, count) for name, count in counts.most_common() if name.startswith(_FITS)]

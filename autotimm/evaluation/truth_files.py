@@ -223,8 +223,7 @@ def _dealt(
 ) -> dict[int, list[dict[str, Any]]]:
     """The annotations of each image; pycocotools, too, leaves out those of no image or category."""
     dealt: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
-    files = FileNames(lambda: [given_name(entry)[1] for entry in images.values()])
-    in_order = [*images]
+    files = FileNames(lambda: ((given_name(one)[1], image) for image, one in images.items()))
     used, strange = set[int](), set[int]()
     for position, raw in enumerate(entries):
         shown = f"annotations[{position}]"
@@ -233,9 +232,9 @@ def _dealt(
             continue
         image = number_of(raw.get("image_id"), numbers)
         if image not in dealt:
-            place = files.find(id_key(raw.get("image_id"), exact=True))
-            if place is not None:
-                image = in_order[place]
+            named = files.find(id_key(raw.get("image_id"), exact=True))
+            if named is not None:
+                image = named
                 problems.add("image_id is the image's file name (matched by it)", shown)
         category, _ = categories.find(raw.get("category_id"), exact=True)
         if image not in dealt:

@@ -104,3 +104,10 @@ def test_masks_take_the_place_of_boxes_where_that_is_asked_for() -> None:
 def test_a_polygon_that_leaves_the_image_may_have_its_whole_box() -> None:
     bbox = [600.0, 100.0, 200.0, 50.0]
     assert kinds(bbox, (600, 100, 200, 50)) == (bbox, ["polygon leaves the image (mask clipped)"])
+
+
+def test_numbers_in_quotes_are_those_of_json() -> None:
+    read = {"7": 7, " -1.5e2 ": -150, ".5": 0.5, "7.": 7, "+7": 7}
+    assert {text: boxes.number(text) for text in read} == read
+    for other in ("1_000", "\u0661", "1,5", "nan", "inf", "1e999", "", "0x1F", True, None):
+        assert boxes.number(other) is None

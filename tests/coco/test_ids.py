@@ -11,7 +11,7 @@ from coco_folder import annotation, image, picture, write
 
 from autotimm.coco import index as coco
 from autotimm.coco.checks import as_id
-from autotimm.coco.ids import InexactIdError, free_ids, id_key
+from autotimm.coco.ids import FileNames, InexactIdError, free_ids, id_key
 from autotimm.evaluation.truth_files import of_source
 
 UUIDS = ["7f9c-aa", "b1946ac9-2490-4c1d-a5cf-1e3d3a4c5b6e", "0x1F"]
@@ -149,7 +149,11 @@ def test_long_ids_beside_a_nan_are_the_same_without(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    [lambda name: name, lambda name: f"/set/{name}", lambda name: name.rpartition(".")[0]],
+    [
+        lambda name: name.rpartition("/")[2],
+        lambda name: f"/set/{name}",
+        lambda name: name.rpartition("/")[2].rpartition(".")[0],
+    ],
 )
 def test_an_image_id_that_is_a_file_name_is_matched_by_it(
     tmp_path: Path, written: Callable[[str], str]
@@ -158,8 +162,8 @@ def test_an_image_id_that_is_a_file_name_is_matched_by_it(
     names = {5: "a/x1.jpg", 6: "b/x2.jpg", 7: "a/same.jpg", 8: "b/same.jpg"}
     images = [image(id=id_, file_name=name) for id_, name in names.items()]
     annotations = [
-        annotation(id=n, image_id=written(names[id_].rpartition("/")[2]))
-        for n, id_ in enumerate((6, 5, 6, 7))
+        annotation(id=n, image_id=written(name))
+        for n, name in enumerate((names[6], names[5], names[6], "same.jpg"))
     ]
     files = {name: picture() for name in names.values()}
     root = write(tmp_path, images, annotations, files=files)
@@ -175,6 +179,35 @@ def test_an_image_id_that_is_a_file_name_is_matched_by_it(
     alone = of_source(file)
     assert [one["image_id"] for one in alone.annotations] == [5, 6, 6]
     assert alone.problems.counts == expected
+
+
+def test_an_image_id_that_is_a_path_needs_its_folders() -> None:
+    """Of two paths one ends as the other; what several images are called is none of them."""
+    names = ["a/x1.jpg", "b/x2.jpg", "a/same.jpg", "b/same.jpg", r"c\d\y.jpg", "", "plain"]
+    files = FileNames(lambda: ((name, place) for place, name in enumerate(names)))
+    found = {
+        **dict.fromkeys(["x1", "/set/a/x1.jpg", "set/a/x1"], 0),
+        **dict.fromkeys(["b/x1.jpg", "a/x1.png", "d/x1", "same", "plain.jpg", "", "/"]),
+        **dict.fromkeys(["d/y", r"set\c\d\y.jpg"], 4),
+        **dict.fromkeys(["plain", "a/plain"], 6),
+        "a/same": 2,
+        "b/same.jpg": 3,
+    }
+    assert {name: files.find(name) for name in found} == found
+
+
+@pytest.mark.parametrize("image_id", ["same", "b/same.jpg", "again"])
+def test_annotations_of_an_image_that_is_left_out_go_to_no_other(
+    tmp_path: Path, image_id: str
+) -> None:
+    """One whose file is missing, and one whose id another image has."""
+    names = [(1, "a/same.jpg"), (2, "b/same.jpg"), (1, "again.jpg")]
+    images = [image(id=id_, file_name=name) for id_, name in names]
+    annotations = [annotation(), annotation(id=2, image_id=image_id)]
+    root = write(tmp_path, images, annotations, files={"a/same.jpg": picture()})
+    (root / "train/b").mkdir()
+    index = coco.load(root / "annotations/instances_train.json", root / "train")
+    assert [one["id"] for one in index.record(0)["annotations"]] == [1] and len(index) == 1
 
 
 @pytest.mark.parametrize(

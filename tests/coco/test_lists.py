@@ -149,6 +149,18 @@ def test_a_file_name_under_another_key_is_found(tmp_path: Path, key: str, front:
         assert problems == {f"no file_name ({key}'s taken)": 1}
 
 
+def test_urls_of_two_folders_are_no_single_file(tmp_path: Path) -> None:
+    images = [image(id=n, file_name=..., url=f"http://h/{n}/a.jpg") for n in (1, 2)]
+    images.append(image(id=3, file_name=..., url="http://h/3/b.jpg"))
+    files = {"a.jpg": picture(), "b.jpg": picture()}
+    index = load(tmp_path, images=images, annotations=[], files=files)
+    assert [index.file_name(i) for i in range(len(index))] == ["b.jpg"]
+    assert index.problems.counts == {
+        "no file as its url has it (image left out)": 2,
+        "no file_name (url's taken)": 1,
+    }
+
+
 @pytest.mark.parametrize("unknown", [0, -1, "0", "", None, ...])
 def test_a_size_that_the_exporter_did_not_know_is_the_pictures(
     tmp_path: Path, unknown: Any

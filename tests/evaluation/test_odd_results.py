@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotimm.evaluation import matching, report
+from autotimm.evaluation import box_readings, matching, report
 from autotimm.evaluation.coco_input import entries_of
 from autotimm.evaluation.truth_files import of_source
 from autotimm.structures import InputError
@@ -168,6 +168,14 @@ def test_an_ap_of_minus_one_is_explained(crowds: bool, why: str) -> None:
     found = report.measure(of_source(content), results if crowds else [], name="theirs.json")
     assert {one.stats["AP"] for one in found.evaluations.values()} == {-1.0}
     assert f"there is nothing to find{why}; AP is -1, as COCO has it" in found.remarks
+
+
+def test_crowded_images_are_not_compared_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_readings, "_PAIRS", 3)
+    _, lines = measured(tmp_path, lambda one: (corners(one), one.pop("segmentation")))
+    assert "of 3 compared, 3 fit a truth as x1, y1, x2, y2" in lines
 
 
 def test_boxes_that_are_only_bad_are_not_taken_for_another_convention(tmp_path: Path) -> None:
