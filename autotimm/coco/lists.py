@@ -22,7 +22,7 @@ from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.coco.jsontext import Array, Text, scan
-from autotimm.coco.peek import NAMES, peek
+from autotimm.coco.peek import CONTENTS, peek
 from autotimm.images import inspect
 from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
@@ -67,7 +67,7 @@ def find_lists(text: Text) -> dict[str, Array]:
     for key in _LISTS:
         if key not in content:
             kind = peek(text.path).kind
-            of = f"; it holds {NAMES[kind]}" if kind in NAMES else ""
+            of = f"; it holds {CONTENTS[kind]}" if kind in CONTENTS else ""
             raise InputError(f"{text.path}: not a COCO file of instances: it has no '{key}'{of}")
         if not isinstance(content[key], list):
             raise InputError(f"{text.path}: not a COCO file: '{key}' is not a list")
@@ -81,7 +81,7 @@ def find_lists(text: Text) -> dict[str, Array]:
 
 def _not_coco(text: Text, content: Any) -> str:
     kind = peek(text.path).kind
-    found = NAMES.get(kind) or _WORDS.get(type(content), "a number")
+    found = CONTENTS.get(kind) or _WORDS.get(type(content), "a number")
     return f"not a COCO file: it holds {found}, not an object with images and annotations"
 
 

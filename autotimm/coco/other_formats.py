@@ -11,11 +11,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotimm.coco.peek import NAMES, Kind, peek
+from autotimm.coco.peek import CONTENTS, Kind, peek
 
 _FILES = 20  # of each kind are looked at
 _HEAD = 4096  # bytes of each
-_NAMES = re.compile(rb"^(nc|names)\s*:", re.MULTILINE)
+_YOLO_NAMES = re.compile(rb"^(nc|names)\s*:", re.MULTILINE)
 _YOLO = re.compile(rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)")
 
 
@@ -46,7 +46,7 @@ def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
     further: tuple[Kind, ...] = ("via", "supervisely", "cityscapes", "createml")
     for kind in further:
         if kind in kinds:
-            text, _, way = NAMES[kind].partition(": ")
+            text, _, way = CONTENTS[kind].partition(": ")
             yield f"holds {text}; {way or 'there is no mask to train on'}"
     heads = [_head(path) for path in files[".xml"]]
     if any(re.search(rb"<annotations>", head) for head in heads):
@@ -60,7 +60,9 @@ def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
         yield f"holds Pascal VOC's files; {_datumaro('voc', where)}"
     labels = {path: _head(path) for path in files[".txt"]}
     labels = {path: head for path, head in labels.items() if _YOLO.match(head)}
-    settings = [path for path in (*files[".yaml"], *files[".yml"]) if _NAMES.search(_head(path))]
+    settings = [
+        path for path in (*files[".yaml"], *files[".yml"]) if _YOLO_NAMES.search(_head(path))
+    ]
     if labels or settings:
         yield _yolo(root, labels, settings)
 

@@ -30,7 +30,7 @@ Kind = Literal[
     "cityscapes",
     "other",
 ]
-NAMES: dict[Kind, str] = {
+CONTENTS: dict[Kind, str] = {
     "results": "results (COCO's format of detections), not annotations",
     "labelme": "labelme's annotations",
     "label studio": "Label Studio's own JSON: export it from there as COCO with images",

@@ -49,8 +49,8 @@ def look(source: Source, most: int, whole: bool) -> Looked:
         except DataError as error:
             if whole:
                 raise
-            path, _, reason = str(error).partition(": ")
-            _lose(found, reason, path.rpartition("/")[2])
+            path, reading, reason = str(error).rpartition("cannot be read: ")
+            _lose(found, reading + reason, path.rpartition("/")[2].removesuffix(": "))
             continue
         name, size = record["file_name"], (record["width"], record["height"])
         odd = partial(found.problems.add, example=name)
