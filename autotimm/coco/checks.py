@@ -217,7 +217,10 @@ def check_annotation(
 
 
 def _are_shares(extent: tuple[float, float, float, float]) -> bool:
-    """Tells whether a polygon lies in the first pixel alone, which may be its centre: no object."""
+    """Tells whether a polygon's box x1, y1, x2, y2 is in shares of the image, from 0 to 1.
+
+    In pixels it would lie inside the first one, where no object is; whole numbers may be its sides.
+    """
     if extent[2] > 1 or extent[3] > 1 or min(extent) < 0:
         return False
     return not all(float(side).is_integer() for side in extent)

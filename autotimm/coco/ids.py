@@ -107,13 +107,16 @@ def _endings(path: str) -> Iterator[str]:
 
 
 def shifted(unknown: set[int], used: set[int], known: Collection[Key | None]) -> str | None:
-    """Says that category ids are off by one, where all are those of categories then: a mistake of
-    converters that gives each class its neighbour's name.
+    """Says that category ids are off by one, if all of them are ids of categories once one is added
+    or taken away. Converters make this mistake; it gives each class its neighbour's name.
 
     Args:
         unknown: ids in annotations that no category has.
-        used: those that one has.
+        used: ids in annotations that a category has.
         known: ids of the categories.
+
+    Returns:
+        The kind of the problem; None if they are not, or if no id is unknown.
     """
     for step, here, there in ((1, 0, 1), (-1, 1, 0)):
         if unknown and all(id_ + step in known for id_ in unknown | used):

@@ -36,7 +36,8 @@ def look(source: Source, most: int, whole: bool) -> Looked:
     Args:
         source: of the split.
         most: how many at most.
-        whole: whether all of it can be read, unless it is damaged, as shards can.
+        whole: whether the source is damaged if an image cannot be read, as shards are; the images
+            of a folder are counted as left out.
 
     Raises:
         DataError: an image of a ``whole`` source cannot be read.
