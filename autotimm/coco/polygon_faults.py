@@ -1,4 +1,4 @@
-"""What is wrong with a polygon that does not agree with its bbox, where it is the polygon.
+"""Which one is wrong where a polygon and its bbox do not agree.
 
 A bbox that fits its polygon only once x and y change places may be wrong itself; so may one that
 fits upside down. Where one of the two leaves the image and the other does not, that one is wrong;
@@ -15,7 +15,7 @@ from autotimm.coco import boxes
 AXES = "polygon is a list of x and a list of y"
 SWAPPED = "polygon has y before x"
 _OUTSIDE = 1.5  # pixels by which rounding may take a box or polygon out of its image
-_TWICE = ("as y, x, h, w", "with y counted from below")
+_EITHER = ("as y, x, h, w", "with y counted from below")
 """Readings of a bbox that may be readings of its polygon as well."""
 
 
@@ -80,13 +80,11 @@ def disagreement(
         return fault and f"{fault} (mask's taken)"
     if wrong:
         return f"{fault} (kept; write a polygon as x1, y1, x2, y2, ...)"
-    either = extent and fault.endswith(_TWICE) and _other_reading(bbox, extent, height, width)
+    either = extent and fault.endswith(_EITHER) and _other_reading(bbox, extent, height, width)
     if either:
-        return f"{fault}, or its polygon {either} (kept; autotimm preview shows which {_ONE})"
+        way_out = "autotimm preview shows which is wrong; --boxes mask takes the mask's"
+        return f"{fault}, or its polygon {either} (kept; {way_out})"
     return f"{fault} (kept; --boxes mask takes the mask's)"
-
-
-_ONE = "is wrong; --boxes mask takes the mask's"
 
 
 def _polygon_fault(

@@ -1,7 +1,7 @@
-"""Image files that two splits of a folder share, told by their names and then their bytes.
+"""Image files that two splits of a folder share.
 
-``autotimm shard`` knows the bytes of every file and compares those; who only opens a folder asks
-for the files that lie in both splits under one name, and reads no others.
+``autotimm shard`` reads every file and compares their bytes (``sharding/shared.py``). Where a
+folder is only opened, this compares files of one name, and reads those of one name and size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def shared_kind(split: str) -> str:
 
 
 def shown_pair(name: str, other: str) -> str:
-    """What to call an image and its like in the other split."""
+    """The name of an image, with its name in the other split if that is another one."""
     return name if name == other else f"{name}, there {other}"
 
 
@@ -78,7 +78,7 @@ def _size(file: str) -> int:
     try:
         return os.stat(file).st_size  # noqa: PTH116 (a Path takes longer to make)
     except OSError:
-        return -1  # who reads the images says what is wrong with it
+        return -1  # reading the image says what is wrong with it
 
 
 def _same(one: str, other: str) -> bool:

@@ -136,8 +136,8 @@ def _of_results(
     scores = [one["score"] for one in detections]
     if scores and (max(scores) > 1 or min(scores) < 0):
         lines.append(
-            f"scores are from {min(scores):g} to {max(scores):g}, not shares of 1: AP goes by "
-            "their order alone, but what counts from --min-score on does not"
+            f"scores range from {min(scores):g} to {max(scores):g}, not from 0 to 1: AP depends on "
+            "their order alone, but --min-score compares their values"
         )
     told = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
     if evaluation.stats["AP50"] < 0.5 and not told:

@@ -72,7 +72,7 @@ READ: dict[str, tuple[Change, str]] = {
     ),
     "score in percent": (
         lambda one: one.update(score=100 * one["score"]),
-        "scores are from 90 to 90, not shares of 1: AP goes by their order alone",
+        "scores range from 90 to 90, not from 0 to 1: AP depends on their order alone",
     ),
     "file name": (
         lambda one: one.update(image_id=f"im0{one['image_id']}.jpg"),
@@ -149,13 +149,13 @@ def test_scores_that_are_no_shares_are_told(
     """Logits and percentages: their order is that of shares, and so is the AP."""
     scores = iter(np.linspace(low, high, 6).tolist())
     stats, lines = measured(tmp_path, lambda one: one.update(score=next(scores)))
-    assert f"scores are {told}, not shares of 1: AP goes by their order alone" in lines
+    assert f"scores range {told}, not from 0 to 1: AP depends on their order alone" in lines
     assert stats == pytest.approx({"bbox": 1, "segm": 1})
 
 
 def test_scores_from_0_to_1_are_not_remarked_on(tmp_path: Path) -> None:
     scores = iter(np.linspace(0, 1, 6).tolist())
-    assert "not shares" not in measured(tmp_path, lambda one: one.update(score=next(scores)))[1]
+    assert "scores range" not in measured(tmp_path, lambda one: one.update(score=next(scores)))[1]
 
 
 @pytest.mark.parametrize(("crowds", "why"), [(True, ": all 6 truths are crowds"), (False, "")])
