@@ -8,6 +8,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from coco_folder import annotation, image, picture
@@ -320,9 +321,12 @@ def test_files_are_not_asked_whether_they_are_folders(
     (tmp_path / "train" / "loop").symlink_to("loop")
     asked: list[str] = []
     stat = os.stat
-    monkeypatch.setattr(
-        os, "stat", lambda path, **keys: (asked.append(str(path)), stat(path, **keys))[1]
-    )
+
+    def watched(path: Any, **options: Any) -> os.stat_result:
+        asked.append(str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", watched)
     assert find_splits(tmp_path)["train"].image_folder == tmp_path / "train"
     monkeypatch.undo()
     assert max(asked.count(str(tmp_path / "train" / f"{n}.jpg")) for n in range(1, 6)) <= 1
