@@ -18,6 +18,7 @@ from autotimm.structures import Annotation
 _EXAMPLES = 3
 _MAX_SIDE = 2**20
 _MAX_PIXELS = 2**28
+_ROUNDED = 0.01
 
 
 class Problems:
@@ -220,8 +221,9 @@ def _are_shares(extent: tuple[float, float, float, float]) -> bool:
     """Tells whether a polygon's box x1, y1, x2, y2 is in shares of the image, from 0 to 1.
 
     In pixels it would lie inside the first one, where no object is; whole numbers may be its sides.
+    Rounding takes shares a little beyond the image.
     """
-    if extent[2] > 1 or extent[3] > 1 or min(extent) < 0:
+    if max(extent) > 1 + _ROUNDED or min(extent) < -_ROUNDED:
         return False
     return not all(float(side).is_integer() for side in extent)
 

@@ -101,6 +101,7 @@ LEFT_OUT = {
     "RLE without counts (instance left out)": [{"size": [48, 64]}],
     "polygon in shares of the image (0 to 1), not in pixels (instance left out)": [
         [[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]],
+        [[0, 0.2, 1.0004, 0.2, 1.0004, 0.9]],
         [[0, 0, 0.98, 0, 0.98, 1, 0, 0.5], [0.25, 0.5, 0.5, 0.5, 0.5, 0.75]],
     ],
     "mask covers no pixel (instance left out)": [
