@@ -2,14 +2,15 @@
 
 COCO's own are ``iscrowd`` and, of pycocotools, ``ignore``. Others write:
 
-- ``isCrowd``, ``is_crowd``, ``crowd``, also among ``attributes``, where datumaro and CVAT keep what
+- ``isCrowd``, ``is_crowd``, also among ``attributes``, where datumaro and CVAT keep what
   their users add: the same flag;
 - ``IsGroupOf``, ``isgroupof``, ``is_group_of``: that of Open Images for a box around more than five
   objects, which openimages2coco and FiftyOne hand on, and which the converters of those who train
   on them write as ``iscrowd``;
 - ``ignored``: ``ignore``;
 - ``difficult``: that of Pascal VOC. Its evaluation leaves these objects out, some converters write
-  ``ignore`` for it, but others train on them. It has no one meaning, so it is told, not read.
+  ``ignore`` for it, but others train on them. It has no one meaning, so it is told, not read;
+- ``crowd``: the flag, or how many objects are in it. It is told, not read.
 
 Invariant: ``iscrowd``, where an annotation has it, decides; another key that says otherwise is
 counted.
@@ -63,12 +64,12 @@ def settled(raw: dict[str, Any], odd: Callable[[str], object] = lambda _: None) 
         ):
             odd(f"{key} is {flag}, but iscrowd {crowd} (iscrowd's taken)")
         ordinary = flag and not crowd and as_flag(raw.get("ignore")) != 1
-        if ordinary and meaning in (_IGNORE, _DIFFICULT):
+        if ordinary and meaning in (_IGNORE, _UNCLEAR):
             odd(f"{key} is 1 (taken as an ordinary instance; ignore: 1 would leave it out)")
     return raw
 
 
-_CROWD, _GROUP, _IGNORE, _DIFFICULT = range(4)
+_CROWD, _GROUP, _IGNORE, _UNCLEAR = range(4)
 _IS_GROUP = (_GROUP, 1)  # a crowd need not be what Open Images calls a group
 
 
@@ -94,10 +95,10 @@ def _spellings(*words: str) -> set[str]:
 _MEANINGS = {
     key: meaning
     for meaning, names in (
-        (_CROWD, (("is", "crowd"), ("crowd",))),
+        (_CROWD, (("is", "crowd"),)),
         (_GROUP, (("is", "group", "of"), ("group", "of"))),
         (_IGNORE, (("ignore",), ("ignored",), ("is", "ignored"))),
-        (_DIFFICULT, (("difficult",), ("is", "difficult"))),
+        (_UNCLEAR, (("difficult",), ("is", "difficult"), ("crowd",))),
     )
     for name in names
     for key in _spellings(*name)

@@ -15,10 +15,8 @@ CROWDS = [
     {"isCrowd": 1},
     {"is_crowd": True},
     {"IsCrowd": "true"},
-    {"crowd": 1.0},
     {"attributes": {"is_crowd": True, "occluded": False}},
     {"attributes": {"iscrowd": 1}},
-    {"attributes": {"crowd": "1"}},
     {"IsGroupOf": 1},  # of FiftyOne's export of Open Images
     {"isgroupof": 1},  # of openimages2coco
     {"attributes": {"is_group_of": True}},
@@ -74,7 +72,7 @@ def test_what_says_nothing_changes_nothing() -> None:
 
 
 def test_keys_that_contradict_each_other() -> None:
-    raw, odd = said(iscrowd=..., crowd=1, attributes={"is_crowd": 0})
+    raw, odd = said(iscrowd=..., isCrowd=1.0, attributes={"is_crowd": "0"})
     assert "iscrowd" not in raw
     assert odd == ["no iscrowd, and other keys contradict each other (none taken)"]
     assert said(iscrowd=1, is_crowd=0)[1] == ["is_crowd is 0, but iscrowd 1 (iscrowd's taken)"]
@@ -93,10 +91,13 @@ def test_ignored_is_ignore_where_nothing_else_is_said(tmp_path: Path) -> None:
     assert said(ignored=1, ignore=1)[1] == said(ignored=1, iscrowd=1)[1] == []
 
 
+@pytest.mark.parametrize("key", ["difficult", "crowd"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("iscrowd", [..., 0])
-def test_difficult_objects_are_trained_on_and_told(iscrowd: object, nested: bool) -> None:
-    flag: dict[str, Any] = {"attributes": {"difficult": True}} if nested else {"difficult": 1}
+def test_what_has_no_one_meaning_is_told_and_trained_on(
+    iscrowd: object, nested: bool, key: str
+) -> None:
+    flag: dict[str, Any] = {"attributes": {key: True}} if nested else {key: 1}
     raw, odd = said(iscrowd=iscrowd, **flag)
     assert not raw.get("iscrowd") and not raw.get("ignore")
     told = "is 1 (taken as an ordinary instance; ignore: 1 would leave it out)"
