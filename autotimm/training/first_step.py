@@ -14,7 +14,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from autotimm.outputs.loggers import run_folder
 from autotimm.tasks.structure import LOSSES, STRUCTURE
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.progress_line import clock
@@ -42,8 +41,10 @@ class FirstStep(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._compiles = bool(pl_module.hparams.get("compile_model"))
         self._since = None
-        if self._compiles and trainer.is_global_zero and _record_of(trainer):
-            self._before = last_time(Path(trainer.default_root_dir), run_folder(trainer))
+        self._before, record = None, _record_of(trainer)
+        # The record knows the folder: trainer.log_dir would wait for the other ranks.
+        if self._compiles and trainer.is_global_zero and record is not None:
+            self._before = last_time(Path(trainer.default_root_dir), record.folder)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -106,3 +106,20 @@ def test_the_bar_says_it_while_it_lasts(tmp_path: Path, monkeypatch: pytest.Monk
     run.fit(Looking(), loader(3))
     assert seen[0] == "epoch 1 of 1  0/3  compiling the first step 0:00"
     assert not any("compiling" in one for one in seen[1:])
+
+
+def test_the_first_rank_waits_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first rank alone does must not be sent to the others, who would not receive it."""
+    sent: list[Any] = []
+
+    class Alone(FirstStep):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(trainer.strategy, "broadcast", sent.append)
+                super().on_train_start(trainer, pl_module)
+
+    first = Alone()
+    quiet(tmp_path, max_epochs=1, callbacks=[first]).fit(Compiled(), loader(2))
+    assert not sent
