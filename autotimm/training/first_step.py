@@ -1,7 +1,7 @@
-"""The first step of a fit, in which torch.compile makes the code: that it does, and how long.
+"""The first step of a fit, in which torch.compile makes the code, and how long it takes.
 
-``run.json`` keeps the seconds as ``first_step``. A later run in the same folder of runs tells them
-only if the compiler had the same to do: the same network, canvas, batch, precision, device and
+``run.json`` keeps the seconds as ``first_step``. A later run in the same folder of runs shows them
+if the compiler has the same to do: the same network, canvas, batch, precision, device and
 torch.
 """
 
@@ -31,7 +31,7 @@ _DECIDING = {
 
 
 class FirstStep(Callback):
-    """Measures the first step of a fit whose network is compiled, and tells of it."""
+    """Measures the first step of a fit whose network is compiled, and prints how long it took."""
 
     def __init__(self) -> None:
         self._compiles = False
@@ -71,7 +71,7 @@ class FirstStep(Callback):
             record.note(trainer, FIRST_STEP, {"seconds": round(seconds, 1)})
 
     def waiting(self) -> list[str]:
-        """What to say while the first step is compiled, from the most important; else nothing."""
+        """Texts to show while the first step is compiled, the most important first; else none."""
         if not self._compiles or self._since is None:
             return []
         parts = [f"compiling the first step {clock(time.monotonic() - self._since)}"]
