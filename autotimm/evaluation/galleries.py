@@ -44,7 +44,7 @@ def galleries(report: Report, truth: Truth | None, count: int) -> Galleries:
     if not count:
         return Galleries([], [], [])
     if truth is None:
-        note = "Annotation files alone have no images: with --data they are drawn here."
+        note = "Annotation files alone have no images: give --images or --data to see them here."
         return Galleries([], [Gallery(_WORST, note), Gallery(_SUSPECT, note)], [])
     # By image, so that one that cannot be used is told once.
     not_drawn: dict[int, str] = {}
