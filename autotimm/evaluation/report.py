@@ -139,8 +139,8 @@ def _of_results(
             f"scores are from {min(scores):g} to {max(scores):g}, not shares of 1: AP goes by "
             "their order alone, but what counts from --min-score on does not"
         )
-    told = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
-    if evaluation.stats["AP50"] < 0.5 and not told:
+    said = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
+    if evaluation.stats["AP50"] < 0.5 and not said:
         reading = likely_reading(truth, detections)
         lines += [reading] if reading else []
     return lines

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -266,7 +267,8 @@ def _worded(name: str, value: Any) -> str:
 
 def _is_seen() -> bool:
     """Whether the output shows the line. In a file, it would only repeat ``EpochLines``."""
-    return can_redraw() or get_console().is_jupyter
+    # In a notebook rich draws it by ipywidgets, and without them warns at every frame.
+    return can_redraw() or (get_console().is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def _waits(pl_module: LightningModule) -> bool:

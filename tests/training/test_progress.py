@@ -19,6 +19,7 @@ from conftest import SAMPLE
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from line import Line, loader
 from rich.cells import cell_len
+from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from autotimm import AutoTrainer
@@ -247,6 +248,16 @@ def test_in_a_file_there_is_no_bar(
         assert ("it/s" in out) == seen
         assert "epoch 1 of 1: loss" in out
         assert "FLOP" not in out + err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_notebook_shows_it_if_it_has_widgets(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "can_redraw", lambda: False)
+    monkeypatch.setattr(progress, "get_console", lambda: Console(force_jupyter=True))
+    monkeypatch.setattr(progress, "find_spec", lambda _: there or None)
+    assert progress._is_seen() == there
 
 
 def test_lines_in_a_file_say_of_how_many_epochs(

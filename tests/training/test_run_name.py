@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from jsonargparse import Namespace
 from line import Line, loader, quiet
 
 from autotimm import InputError
 from autotimm.cli import flags
 from autotimm.cli.early_checks import check_words
+from autotimm.cli.lightning_cli import SaveConfig
 from autotimm.training.newest_link import NEWEST
 from autotimm.training.run_name import check_name, is_name
 from autotimm.training.run_record import RECORD, read_record
@@ -52,6 +55,13 @@ def test_the_run_has_its_name_and_no_other_run_can(tmp_path: Path) -> None:
     record = read_record(tmp_path / "version_0")
     assert record["from"] == str(tmp_path / "first" / "checkpoints" / "step_2.ckpt")
     assert record["number"] == read_record(tmp_path / "first")["number"] + 1
+
+
+def test_the_config_of_a_named_run_serves_another_run() -> None:
+    config = Namespace(trainer=Namespace(run_name="first", max_epochs=3), seed_everything=0)
+    saved = SaveConfig(cast(Any, None), config).config
+    assert saved.trainer.as_dict() == {"max_epochs": 3}
+    assert config.trainer.run_name == "first", "the run itself keeps it"
 
 
 def test_a_name_that_may_mean_two_things_is_refused(
