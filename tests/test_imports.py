@@ -60,14 +60,6 @@ LIGHTNING = {
 MODELS_NEED = {
     *("huggingface_hub", "torch", "torchvision", "timm", "numpy", "safetensors", "xxhash"),
 }
-    "huggingface_hub",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "safetensors",
-    "xxhash",
-}  # the hub comes with timm
 BESIDE = {"datamodule.py", "watch.py"}  # the data module and the callback that it brings
 
 
