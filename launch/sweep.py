@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 GOES_ON = 85
 """The exit code of a fit that a signal has stopped."""
@@ -78,11 +79,11 @@ def repeat(out: Path, seeds: int, fit: list[str]) -> None:
     values = []
     for seed in range(seeds):
         given = ["--seed_everything", str(seed), "--data.seed", str(seed)]
-        value = train(out / f"seed_{seed}", [*fit, *given])
-        if value is None:
+        best = train(out / f"seed_{seed}", [*fit, *given])
+        if best is None:
             raise SystemExit(1)
-        values.append(value)
-        print(f"seed {seed}: {value:.4f}", flush=True)
+        values.append(best["value"])
+        print(f"seed {seed}: {values[-1]:.4f}", flush=True)
     spread = statistics.stdev(values) if seeds > 1 else float("nan")
     print(f"mean {statistics.mean(values):.4f}, standard deviation {spread:.4f}")
 
@@ -98,10 +99,14 @@ def search(out: Path, trials: int, ranges: dict[str, tuple[float, float]], fit: 
     def trained(trial: optuna.Trial) -> float:
         for name, (low, high) in ranges.items():
             trial.suggest_float(name, low, high, log=True)
-        value = train(out / f"trial_{trial.number}", [*fit, *given_flags(trial.params)])
-        if value is None:  # a rate so high that a loss was not finite, or too little memory
+        best = train(out / f"trial_{trial.number}", [*fit, *given_flags(trial.params)])
+        if best is None:  # a rate so high that a loss was not finite, or too little memory
             raise optuna.TrialPruned
-        return value
+        if "loss" in best["metric"].lower():
+            message = "is best where it is low, and a search looks for the highest value"
+            print(f"error: {best['metric']} {message}: give another best_metric", file=sys.stderr)
+            raise SystemExit(2)
+        return best["value"]
 
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -128,17 +133,17 @@ def given_flags(values: dict[str, float]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", f"{value:.4g}")]
 
 
-def train(out: Path, flags: list[str]) -> float | None:
+def train(out: Path, flags: list[str]) -> dict[str, Any] | None:
     """Train into a folder, unless a run in it is finished.
 
     Returns:
-        The best value of its ``best_metric``; None if it failed after it had begun.
+        As :func:`finished`; None if it failed after it had begun.
 
     Raises:
         SystemExit: the fit could not begin, or was stopped by a signal.
     """
-    if (value := finished(out)) is not None:
-        return value
+    if (best := finished(out)) is not None:
+        return best
     where = ["--trainer.default_root_dir", str(out)]
     done = subprocess.run([sys.executable, "-m", "autotimm", "fit", *flags, *where], check=False)
     if done.returncode in (2, GOES_ON):
@@ -146,19 +151,21 @@ def train(out: Path, flags: list[str]) -> float | None:
     return finished(out)
 
 
-def finished(out: Path) -> float | None:
-    """The best value of the newest run in a folder; None if no run is there or it has not ended."""
+def finished(out: Path) -> dict[str, Any] | None:
+    """What the newest run in a folder was best at: the ``metric`` and its ``value``; None if no run
+    is there or it has not ended."""
     record = out / "last" / "run.json"
     if not record.is_file():
         return None
-    content = json.loads(record.read_text())
+    content: dict[str, Any] = json.loads(record.read_text())
     if content["status"] != "finished":
         return None
     if not content.get("best"):
         message = "a run without validation has no value to compare: see data.val_split"
         print(f"error: {out}: {message}", file=sys.stderr)
         raise SystemExit(2)
-    return content["best"]["value"]
+    best: dict[str, Any] = content["best"]
+    return best
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def fits(monkeypatch: pytest.MonkeyPatch, sweep: Any) -> Callable[..., list[dict
     """Has ``fit`` give a value of its flags; returns the flags of each fit so far."""
     seen: list[dict[str, str]] = []
 
-    def install(value: Callable[[dict[str, str]], float | int]) -> list[dict[str, str]]:
+    def install(
+        value: Callable[[dict[str, str]], float | int], metric: str = "val/mask_mAP"
+    ) -> list[dict[str, str]]:
         def run(words: list[str], check: bool) -> SimpleNamespace:
             assert words[:4] == [sys.executable, "-m", "autotimm", "fit"]
             given = dict(zip(words[4::2], words[5::2], strict=True))
@@ -47,7 +49,7 @@ def fits(monkeypatch: pytest.MonkeyPatch, sweep: Any) -> Callable[..., list[dict
                 return SimpleNamespace(returncode=got)
             folder = Path(given["--trainer.default_root_dir"], "last")
             folder.mkdir(parents=True)
-            record = {"status": "finished", "best": {"value": got}}
+            record = {"status": "finished", "best": {"metric": metric, "value": got}}
             (folder / "run.json").write_text(json.dumps(record))
             return SimpleNamespace(returncode=0)
 
@@ -139,6 +141,17 @@ def test_what_makes_no_sense_is_refused(sweep, monkeypatch, tmp_path, capsys, wo
         call(sweep, monkeypatch, *words, "--out", tmp_path)
     assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_search_for_the_highest_loss_is_refused(
+    sweep, fits, monkeypatch, tmp_path, capsys
+) -> None:
+    seen = fits(lambda _: 0.5, "val/loss")
+    words = ["--trials", 2, "--search", "model.lr", "1e-4", "1e-2", "--out", tmp_path]
+    with pytest.raises(SystemExit) as ended:
+        call(sweep, monkeypatch, *words)
+    assert ended.value.code == 2 and len(seen) == 1
+    assert "val/loss is best where it is low" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 from autotimm.files import urls
 from autotimm.structures import InputError
-from autotimm.training.run_name import check_name
+from autotimm.training.run_name import check_free, check_name
 
 _OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -41,7 +41,9 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
         raise InputError(f"there is no checkpoint at {checkpoint}")
     if name := _given(settings.get("trainer.run_name")):
-        check_name(_given(settings.get("trainer.default_root_dir")) or "runs", str(name))
+        root = _given(settings.get("trainer.default_root_dir")) or "runs"
+        check_name(root, str(name))
+        check_free(root, str(name))
     weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that goes on does not read them
         check_checkpoint(weights)

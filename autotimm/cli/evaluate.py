@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         check_checkpoint(args.checkpoint)
     if args.data:
         check_data(args.data)
-    from autotimm.evaluation import coco_input, matching, output, report
+    from autotimm.evaluation import coco_input, output, report
 
     pixel_range: PixelRange = args.pixel_range
     source: Source | None
@@ -149,20 +149,11 @@ def run(args: argparse.Namespace) -> int:
     entries = coco_input.entries_of(results)
     truth, drawn = _truth(args, source, entries, pixel_range)
     make_folder("--out", out)
-    # With a checkpoint, the data module has said it.
-    remarks = [source.lacking] if source and source.lacking and args.results else []
     if args.checkpoint:
         output.write_images(out, truth)
-        if not entries:
-            remarks.append(
-                "the model found no object on any image: it needs more training, or give a lower "
-                "--score-thresh"
-            )
-    else:
-        if args.annotations and len(args.annotations) > 1:
-            matching.refuse_clashing(results, truth)
-        entries, lines = matching.fitted(entries, results, truth)
-        remarks += lines if entries else ["the results hold no detection"]
+    entries, remarks = _fitted(args, results, entries, truth)
+    if source and source.lacking and args.results:  # with a checkpoint, the data module has said it
+        remarks.insert(0, source.lacking)
     measured = report.measure(
         truth,
         entries,
@@ -176,6 +167,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _fitted(
+    args: argparse.Namespace, results: Path, entries: list[Any], truth: GroundTruth
+) -> tuple[list[Any], list[str]]:
+    """The entries under the ids of the truth, and what to know of them, a line each."""
+    if args.checkpoint:
+        empty = (
+            "the model found no object on any image: it needs more training, or give a lower "
+            "--score-thresh"
+        )
+        return entries, [] if entries else [empty]
+    from autotimm.evaluation import matching
+
+    if args.annotations and len(args.annotations) > 1:
+        matching.refuse_clashing(results, truth)
+    entries, lines = matching.fitted(entries, results, truth)
+    return entries, [*lines] if entries else ["the results hold no detection"]
+
+
 def _facts(args: argparse.Namespace) -> dict[str, str]:
     """What is evaluated, for the head of the page."""
     given = {
@@ -184,6 +193,7 @@ def _facts(args: argparse.Namespace) -> dict[str, str]:
         "data": args.data,
         "split": args.split if args.data else None,
         "annotations": ", ".join(args.annotations or ()),
+        "images": ", ".join(args.images or ()),
     }
     return {name: value for name, value in given.items() if value}
 
@@ -191,7 +201,7 @@ def _facts(args: argparse.Namespace) -> dict[str, str]:
 def _truth(
     args: argparse.Namespace, source: Source | None, entries: list[Any], pixel_range: PixelRange
 ) -> tuple[GroundTruth, Truth | None]:
-    """What is to be found, and with ``--data`` where its images are."""
+    """What is to be found, and with ``--data`` or ``--images`` where its images are."""
     if source is None:
         from autotimm.evaluation import coco_input, truth_files
 

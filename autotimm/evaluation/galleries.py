@@ -44,9 +44,9 @@ def galleries(report: Report, truth: Truth | None, count: int) -> Galleries:
     if not count:
         return Galleries([], [], [])
     if truth is None:
-        note = "Annotation files alone have no images: with --data they are drawn here."
+        note = "Annotation files alone have no images: give --images or --data to see them here."
         return Galleries([], [Gallery(_WORST, note), Gallery(_SUSPECT, note)], [])
-    # By image, so that one that cannot be used is told once.
+    # By image, so that one that cannot be used has one line.
     not_drawn: dict[int, str] = {}
     pairs, worst_ones = _worst(report, truth, count, not_drawn)
     suspects = _suspects(report, truth, count, not_drawn)

@@ -77,7 +77,9 @@ def page(report: Report, facts: Mapping[str, str], galleries: Sequence[Gallery])
         for k, (title, content) in enumerate(sections.items())
     )
     style = resources.files("autotimm.evaluation").joinpath("page.css").read_text()
-    told = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
+    listed = "".join(
+        f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items()
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -91,7 +93,7 @@ def page(report: Report, facts: Mapping[str, str], galleries: Sequence[Gallery])
 </head>
 <body>
 <h1>Evaluation</h1>
-<dl>{told}</dl>
+<dl>{listed}</dl>
 {_headline(report)}
 {_remarks(report.remarks)}
 <nav>

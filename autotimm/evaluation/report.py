@@ -139,8 +139,8 @@ def _of_results(
             f"scores range from {min(scores):g} to {max(scores):g}, not from 0 to 1: AP depends on "
             "their order alone, but --min-score compares their values"
         )
-    told = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
-    if evaluation.stats["AP50"] < 0.5 and not told:
+    said = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
+    if evaluation.stats["AP50"] < 0.5 and not said:
         reading = likely_reading(truth, detections)
         lines += [reading] if reading else []
     return lines

@@ -214,10 +214,10 @@ def _refuse_whole_model(path: Path) -> None:
 
 
 def _own_weights(name: str, spec: Features) -> Any:
-    from autotimm.models import hub  # only for who fetches: its client takes a while to import
+    from autotimm.models import hub  # here, because its client takes a while to import
 
     try:
-        with hub.without_network() as lacking, hub.told_once(name):
+        with hub.without_network() as lacking, hub.warned_once(name):
             return _model(name, spec, pretrained=True)
     # Each transport raises different exceptions.
     except Exception as error:

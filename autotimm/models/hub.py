@@ -1,4 +1,5 @@
-"""The Hugging Face hub, from which timm fetches weights: what it writes, and how long it tries."""
+"""The Hugging Face hub, from which timm fetches weights: what its client logs, and how long it
+tries."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ _PAUSE = 1.0  # seconds until a name that was not found is looked up again
 
 
 @contextlib.contextmanager
-def told_once(name: str) -> Iterator[None]:
-    """Makes one line of the two that the hub's client writes for each of its tries."""
-    told = False
+def warned_once(name: str) -> Iterator[None]:
+    """Has the log hold one line for all tries of the hub's client, which writes two for each."""
+    warned = False
 
     def passes(record: logging.LogRecord) -> bool:
-        nonlocal told
+        nonlocal warned
         text = record.getMessage()
-        if "thrown while requesting" in text and not told:
-            told = True
+        if "thrown while requesting" in text and not warned:
+            warned = True
             logging.getLogger("autotimm").warning(
                 "timm's weights of %s: %s: trying again for up to a minute",
                 name,
@@ -44,15 +45,17 @@ def told_once(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_network() -> Iterator[str]:
-    """Has the hub's client use what it has fetched before, at once, where the hub is out of reach.
+    """Has the hub's client take weights from its cache at once if the hub's name is not found.
 
-    It would try for most of a minute to reach a name that is not found.
+    The client would try to reach it for most of a minute.
 
     Yields:
-        What is wrong, or "" where the hub's name is found, or a proxy would look it up.
+        What is wrong; "" if the name is found, if a proxy looks it up, or if the user has set the
+        client offline.
     """
     host = urlsplit(constants.ENDPOINT).hostname or ""
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies() or _is_found(host):
+    proxies = urllib.request.getproxies().keys() - {"no"}  # NO_PROXY alone is none
+    if constants.HF_HUB_OFFLINE or proxies or not host or _is_found(host):
         yield ""
         return
     constants.HF_HUB_OFFLINE = True

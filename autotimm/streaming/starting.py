@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from autotimm.files.retry import poll
 from autotimm.images.turns import join, share
-from autotimm.streaming.workers import outlive_signals, shielded
+from autotimm.streaming.workers import outlive_signals, shielded, write_directly
 from autotimm.structures import InputError
 
 PATIENCE = 120.0
@@ -40,6 +40,7 @@ def begin(worker: int, begun: Tensor, turns: str) -> None:
     begun[worker] = 1
     join(turns)
     outlive_signals(worker)
+    write_directly()
 
 
 class Starter:

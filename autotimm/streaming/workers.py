@@ -1,10 +1,11 @@
-"""Keeps data workers alive when a signal that is meant for the training process reaches them."""
+"""What a data worker does first: it outlives signals, and writes past the progress bar."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,17 @@ def outlive_signals(_worker: int) -> None:
     parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
     assert parent is not None
     threading.Thread(target=_end_for, args=(parent.pid,), daemon=True).start()
+
+
+def write_directly() -> None:
+    """Makes this process write to its streams, rather than above the progress bar of its parent.
+
+    A worker that is forked has a copy of the bar. The parent's thread that draws it may have held
+    the bar's lock at that moment, and what the worker writes would wait for the lock for ever.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, getattr(stream, "rich_proxied_file", stream))
 
 
 def _end_for(parent: int | None) -> None:

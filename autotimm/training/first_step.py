@@ -1,7 +1,7 @@
-"""The first step of a fit, in which torch.compile makes the code: that it does, and how long.
+"""The first step of a fit, in which torch.compile makes the code, and how long it takes.
 
-``run.json`` keeps the seconds as ``first_step``. A later run in the same folder of runs tells them
-only if the compiler had the same to do: the same network, canvas, batch, precision, device and
+``run.json`` keeps the seconds as ``first_step``. A later run in the same folder of runs shows them
+if the compiler has the same to do: the same network, canvas, batch, precision, device and
 torch.
 """
 
@@ -14,7 +14,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from autotimm.outputs.loggers import run_folder
 from autotimm.tasks.structure import LOSSES, STRUCTURE
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.progress_line import clock
@@ -32,7 +31,7 @@ _DECIDING = {
 
 
 class FirstStep(Callback):
-    """Measures the first step of a fit whose network is compiled, and tells of it."""
+    """Measures the first step of a fit whose network is compiled, and prints how long it took."""
 
     def __init__(self) -> None:
         self._compiles = False
@@ -42,8 +41,10 @@ class FirstStep(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._compiles = bool(pl_module.hparams.get("compile_model"))
         self._since = None
-        if self._compiles and trainer.is_global_zero and _record_of(trainer):
-            self._before = last_time(Path(trainer.default_root_dir), run_folder(trainer))
+        self._before, record = None, _record_of(trainer)
+        # The record knows the folder: trainer.log_dir would wait for the other ranks.
+        if self._compiles and trainer.is_global_zero and record is not None:
+            self._before = last_time(Path(trainer.default_root_dir), record.folder)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -70,7 +71,7 @@ class FirstStep(Callback):
             record.note(trainer, FIRST_STEP, {"seconds": round(seconds, 1)})
 
     def waiting(self) -> list[str]:
-        """What to say while the first step is compiled, from the most important; else nothing."""
+        """Texts to show while the first step is compiled, the most important first; else none."""
         if not self._compiles or self._since is None:
             return []
         parts = [f"compiling the first step {clock(time.monotonic() - self._since)}"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from autotimm.training.first_step import FirstStep, first_step_of
-from autotimm.training.progress_line import epochs_of, line, steps_left
+from autotimm.training.progress_line import can_redraw, epochs_of, line, steps_left
 from autotimm.training.throughput import gpu_memory, is_logged, throughput_of
 
 
@@ -142,6 +142,7 @@ class ProgressBar(LightningBar):
             self._shown = None
             self.get_metrics(trainer, pl_module)
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._since, self._from = time.monotonic(), done
             self._show(*self._epoch, done)
 
     def on_test_batch_end(
@@ -177,7 +178,7 @@ class ProgressBar(LightningBar):
         if not self._enabled:
             return
         if self.has_dataloader_changed(loader):
-            self._since, self._from = time.monotonic(), 0
+            self._since, self._from = time.monotonic(), batch_idx + 1  # this batch is over
         total = totals[loader] if isinstance(totals, list) else totals
         self._show(name, float(total), batch_idx + 1)
 
@@ -265,9 +266,9 @@ def _worded(name: str, value: Any) -> str:
 
 
 def _is_seen() -> bool:
-    """Whether the output can redraw a line. In a file, it would only repeat ``EpochLines``."""
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return terminal or get_console().is_jupyter
+    """Whether the output shows the line. In a file, it would only repeat ``EpochLines``."""
+    # In a notebook rich draws it by ipywidgets, and without them warns at every frame.
+    return can_redraw() or (get_console().is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def _waits(pl_module: LightningModule) -> bool:

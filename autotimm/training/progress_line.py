@@ -1,8 +1,10 @@
-"""The one line of a progress bar: what it says first where a terminal is narrow."""
+"""The one line of a progress bar, and what it says first in a narrow terminal."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +102,11 @@ def epochs_of(trainer: Any, batches_left: float) -> int | None:
 def steps_left(trainer: Any) -> float:
     """The optimizer steps to a trainer's ``max_steps``; infinite without it."""
     return math.inf if trainer.max_steps < 0 else trainer.max_steps - trainer.global_step
+
+
+def can_redraw() -> bool:
+    """Whether stdout can draw a line again: no file can, nor a terminal without a cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autotimm.distributed.launcher import Launch, find_launch
 from autotimm.training.newest_link import is_link_to_newest
-from autotimm.training.run_name import check_name
+from autotimm.training.run_name import check_free, check_name
 from autotimm.training.run_record import RECORD, order_of, read_record
 
 
@@ -36,6 +36,9 @@ def folder_name(root: str | Path, given: str | None = None) -> str | None:
         return own.relative_to(root).as_posix()
     if given is not None:
         check_name(root, given)
+        # A new node of a torchrun that starts again does not know the run; begin() asks all nodes.
+        if launch is None or not launch.agent:
+            check_free(root, given)
         return given
     if launch is None or launch.name is None:
         return None

@@ -22,29 +22,42 @@ def is_name(text: str) -> bool:
 
 
 def check_name(root: str | Path, name: str) -> None:
-    """Check that a new run may have this name.
+    """Check that a run may have this name; :func:`check_free` asks for a run that has it.
 
     Args:
         root: the folder of the runs.
         name: of the run's folder in it.
 
     Raises:
-        InputError: it is no name, another run has it, or it may also mean a folder of runs.
+        InputError: it is no name, or it may also mean a folder of runs.
     """
     if not is_name(name) or name.startswith("-") or not name.isprintable():
         raise InputError(f"run_name={name!r} must be the name of a folder, without a slash")
     run = Path(root, name)
     if name == NEWEST:
         raise InputError(f"--out {name}: {run} leads to the newest run: give another name")
-    if (run / _RECORD).exists() or (run / _CHECKPOINTS).exists():
-        raise InputError(
-            f"--out {name}: {run} is a run already: give another name, or go on with it by "
-            f"--ckpt_path {run / _CHECKPOINTS / 'last.ckpt'} and without this --out"
-        )
     if Path(name).resolve() == Path(root).resolve() or _holds_runs(Path(name)):
         raise InputError(
             f"--out {name} may mean the folder of runs {name}/ or a run of this name in "
             f"{Path(root)}: write {name}/ for the folder, or give another name"
+        )
+
+
+def check_free(root: str | Path, name: str) -> None:
+    """Check that no run has this name.
+
+    Args:
+        root: the folder of the runs.
+        name: of a new run.
+
+    Raises:
+        InputError: a run has it.
+    """
+    run = Path(root, name)
+    if (run / _RECORD).exists() or (run / _CHECKPOINTS).exists():
+        raise InputError(
+            f"--out {name}: {run} is a run already: give another name, or go on with it by "
+            f"--ckpt_path {run / _CHECKPOINTS / 'last.ckpt'} and without this --out"
         )
 
 

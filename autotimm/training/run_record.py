@@ -123,20 +123,24 @@ def _is_run(folder: Path) -> bool:
 
 
 class RunRecord(Callback):
-    """Writes ``run.json`` into the run's folder and updates it."""
+    """Writes ``run.json`` into the run's folder and updates it.
+
+    Attributes:
+        folder: the run's folder, known from the set-up on.
+    """
 
     def __init__(self) -> None:
-        self._folder = Path()
+        self.folder = Path()
         self._content: dict[str, Any] = {}
         self._written = 0.0
         self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = run_folder(trainer)
+        self.folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        _mark_killed(self._folder.parent)
-        before, launch = read_record(self._folder), find_launch()
+        _mark_killed(self.folder.parent)
+        before, launch = read_record(self.folder), find_launch()
         root = Path(trainer.default_root_dir)
         fits = stage == "fit"
         datamodule = getattr(trainer, "datamodule", None)
@@ -149,7 +153,7 @@ class RunRecord(Callback):
             "from": getattr(trainer, "begun_from", None),
             "weights": weights and redacted(weights.source),
             "started": before.get("started", _now()),
-            "number": before.get("number", next_number(root, self._folder)),
+            "number": before.get("number", next_number(root, self.folder)),
             "starts": before.get("starts", 0) + fits,
             "process": identity(),
             "launch_id": launch and launch.id,
@@ -168,7 +172,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         go_on(trainer.loggers, trainer.global_step)
         if trainer.is_global_zero:  # no earlier: the checkpoint to load may be behind the link
-            link_newest(trainer.default_root_dir, self._folder)
+            link_newest(trainer.default_root_dir, self.folder)
         if self._content:
             total = trainer.estimated_stepping_batches
             self._content["total_steps"] = total if math.isfinite(total) and total >= 0 else None
@@ -193,7 +197,7 @@ class RunRecord(Callback):
             self._write(trainer)
             checkpoint = (self._content.get("best") or {}).get("checkpoint")
             data = provenance.location(getattr(trainer, "datamodule", None))
-            rank_zero_info(after_fit(self._folder, checkpoint or self._content.get("last"), data))
+            rank_zero_info(after_fit(self.folder, checkpoint or self._content.get("last"), data))
 
     def note(self, trainer: Trainer, name: str, value: Any) -> None:
         """Write an entry of another part of the program into the record."""
@@ -226,11 +230,11 @@ class RunRecord(Callback):
             }
         self._written = time.monotonic()
         try:
-            write_record(self._folder, self._content)
+            write_record(self.folder, self._content)
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                path = self._folder / RECORD
+                path = self.folder / RECORD
                 rank_zero_warn(f"{path} cannot be written, and the run goes on ({one_line(error)})")
 
 

@@ -39,6 +39,7 @@ from autotimm.training import earlier_runs
 from autotimm.training.early_stopping import stop_of
 from autotimm.training.newest_link import behind
 from autotimm.training.run_folder import find_run
+from autotimm.training.run_name import check_free
 from autotimm.training.run_record import read_record
 
 LAST = "last"
@@ -183,10 +184,14 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
         requested: the checkpoint that the user names.
 
     Raises:
-        InputError: on all ranks, if the checkpoint does not exist or one of them has failed.
+        InputError: on all ranks, if the checkpoint does not exist, another run has the name of this
+            one, or a rank has failed.
     """
     launch = find_launch()
     fits = trainer.state.fn == TrainerFn.FITTING
+    name = getattr(trainer, "new_name", None)
+    if name is not None:
+        trainer.new_name = None  # type: ignore[attr-defined]
 
     rendezvous = rendezvous_of(trainer) if trainer.world_size > 1 else None
     patience = PATIENCE if rendezvous is None else rendezvous.patience
@@ -198,9 +203,11 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
         if not problems:
             try:
-                root, own = trainer.default_root_dir, None
-                if launch is not None and fits:
-                    own = find_run(root, launch, agents)
+                root = trainer.default_root_dir
+                earlier = None if launch is None else find_run(root, launch, agents)
+                if name is not None and earlier is None:
+                    check_free(root, name)
+                own = earlier if fits else None
                 if own is not None:
                     weights = read_record(own).get("weights")
                 wanted = _wanted(trainer, model) if requested == LAST else None

@@ -11,7 +11,6 @@ before the work of the next.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from datetime import timedelta
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autotimm.distributed.gather import from_all_ranks
-from autotimm.training.progress_line import epochs_of
+from autotimm.training.progress_line import can_redraw, epochs_of
 
 BOUND = 0.1
 """The share of time spent waiting for data from which data bounds a run. The first batches of each
@@ -197,7 +196,7 @@ class LearningRate(Callback):
 
 
 class EpochLines(Callback):
-    """Prints a line per epoch if the output goes to a file, which shows no progress bar.
+    """Prints a line per epoch to a file, or to a terminal that cannot show a progress bar.
 
     The loss is the mean over the epoch's batches on the first rank. Lines of epochs with a
     validation include AP.
@@ -229,7 +228,7 @@ class EpochLines(Callback):
         mean, self._mean, self._batches = self._mean, None, 0
         measured, self._measured = self._measured, False
         values = trainer.callback_metrics  # on all ranks: Lightning may reduce them over ranks
-        if mean is None or not trainer.is_global_zero or sys.stdout.isatty():
+        if mean is None or not trainer.is_global_zero or can_redraw():
             return
         parts = [f"loss {mean:.4g}"]
         if "train/images_per_second" in values:

@@ -145,6 +145,7 @@ class AutoTrainer(HookedTrainer):
         kwargs = arguments.with_validation(kwargs)
         root = arguments.runs_folder(default_root_dir)
         name = folder_name(root, run_name)
+        self.new_name = run_name  # until begin() has seen that no other run has it
         known = read_record(Path(root, name)) if name else {}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]

@@ -34,13 +34,13 @@ def undocumented(
     if thing.docstring is None:
         yield thing.path
         return
-    told = thing.docstring.value
-    if ":`" in told:  # :func:`...`, which Markdown shows as it is
+    words = thing.docstring.value
+    if ":`" in words:  # :func:`...`, which Markdown shows as it is
         yield thing.path
     function = thing.members.get("__init__") if thing.is_class else thing
     if function is not None and function.is_function:
         for parameter in function.parameters:
-            named = re.search(rf"\b{parameter.name.lstrip('*')}\b.*:", told)
+            named = re.search(rf"\b{parameter.name.lstrip('*')}\b.*:", words)
             if parameter.name not in ("self", "cls") and not named:
                 yield f"{thing.path}({parameter.name})"
     for name, member in thing.members.items() if thing.is_class else ():

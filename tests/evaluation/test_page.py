@@ -274,7 +274,7 @@ def test_without_images_there_are_no_pictures(made: Path, tmp_path: Path) -> Non
     assert run(*words, "--out", tmp_path / "out") == 0
     there = Parsed((tmp_path / "out" / "report.html").read_text())
     assert there.pictures == []
-    assert any("with --data they are drawn here" in word for word in there.texts)
+    assert any("give --images or --data to see them here" in word for word in there.texts)
     assert str(truth) in there.texts
     words = ("--results", made / "r.json", "--data", made / "coco", "--split", "train")
     assert run(*words, "--worst", 0, "--out", tmp_path / "none") == 0

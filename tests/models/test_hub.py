@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -26,9 +27,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr(hub, "_PAUSE", 0.0)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return names
 
@@ -39,9 +40,9 @@ def test_the_client_does_not_try_and_the_line_says_why(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    with pytest.raises(InputError, match=r"random weights; there is no network: the name hugg"):
+    with pytest.raises(InputError, match=r"random weights; there is no network: the name hub.ex"):
         Backbone("resnet10t", pretrained=True)
-    assert asked == ["huggingface.co"] * 2  # and none by the client
+    assert asked == ["hub.example"] * 2  # and none by the client
     assert waited == [0.0]
     assert not constants.HF_HUB_OFFLINE
 
@@ -63,6 +64,24 @@ def test_a_name_that_is_found_the_second_time_will_do(
 
 def test_a_proxy_looks_names_up_itself(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    with hub.without_network() as lacking:
+        assert lacking == "" and not constants.HF_HUB_OFFLINE
+    assert asked == []
+
+
+def test_hosts_without_a_proxy_are_no_proxy(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    with hub.without_network() as lacking:
+        assert "hub.example" in lacking and constants.HF_HUB_OFFLINE
+    assert len(asked) == 2
+
+
+def test_an_endpoint_without_a_host_is_left_to_the_client(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "hub.example")  # no scheme
     with hub.without_network() as lacking:
         assert lacking == "" and not constants.HF_HUB_OFFLINE
     assert asked == []

@@ -229,7 +229,7 @@ def test_mlflow_by_name(tmp_path: Path, offline: None, monkeypatch) -> None:
     assert found.data.metrics["train/images_per_second"] > 0
     assert client.list_artifacts(logger.run_id)
     # A resumed run is the same MLflow run.
-    monkeypatch.setattr("autotimm.training.trainer.folder_name", lambda _: "version_0")
+    monkeypatch.setattr("autotimm.training.trainer.folder_name", lambda *_: "version_0")
     again = quiet(tmp_path / "runs", logger="mlflow").loggers[1]
     assert again.version == logger.run_id
 

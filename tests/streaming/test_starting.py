@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.live import Live
 from torch.utils.data import DataLoader
 
 from autotimm.streaming import starting
 from autotimm.streaming.starting import Starter
+from autotimm.streaming.workers import write_directly
 from autotimm.structures import InputError
 
 
@@ -106,3 +111,19 @@ def test_a_worker_that_dies_at_its_start_is_left_to_the_loader(
     monkeypatch.setattr(starting, "begin", lambda *_, **__: os._exit(3))
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly|exit code 3"):
         next(Starter(loader, 2).iterator())
+
+
+def test_a_worker_does_not_wait_for_the_lock_of_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parent's thread that draws a bar may hold the lock when a worker is forked."""
+    before = sys.stdout, sys.stderr
+    with Live(console=Console(file=io.StringIO(), force_terminal=True)):
+        assert sys.stdout is not before[0] and sys.stderr is not before[1]
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", sys.stdout)  # put back by the end of the block
+            patched.setattr(sys, "stderr", sys.stderr)
+            write_directly()
+            assert (sys.stdout, sys.stderr) == before
+    write_directly()
+    assert (sys.stdout, sys.stderr) == before, "without a bar nothing changes"

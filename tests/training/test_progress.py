@@ -19,11 +19,12 @@ from conftest import SAMPLE
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from line import Line, loader
 from rich.cells import cell_len
+from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from autotimm import AutoTrainer
 from autotimm.training import progress
-from autotimm.training.progress_line import clock, epochs_in_all, line
+from autotimm.training.progress_line import can_redraw, clock, epochs_in_all, line
 
 
 @pytest.fixture
@@ -193,7 +194,46 @@ def test_a_resumed_epoch_goes_on_where_it_was(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("screen")
+def test_the_pace_of_a_validation_begins_with_its_second_batch(tmp_path: Path) -> None:
+    """The time of the first one is not known; Lightning has no hook before it that says of which
+    loader it is."""
+    paces: dict[tuple[str, int], str] = {}
+
+    class Paced(Shown):
+        def _show(self, title: str, total: float, done: int) -> None:
+            super()._show(title, total, done)
+            paces[title, done] = self._pace
+
+    run = AutoTrainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        callbacks=[Paced()],
+        num_sanity_val_steps=0,
+        max_epochs=1,
+        val_check_interval=2,
+    )
+    run.fit(Line(), loader(4), loader(3))
+    validated = [paces["epoch 1 of 1, validation", done] for done in (1, 2, 3)]
+    assert validated[0] == "" and all(one.endswith(" it/s") for one in validated[1:])
+    assert paces["epoch 1 of 1", 3].endswith(" it/s")
+
+
 # ------------------------------------------------------------ where it is shown
+
+
+def test_a_terminal_without_a_cursor_gets_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for term, expected in (("dumb", False), ("unknown", False), ("xterm", True)):
+        monkeypatch.setenv("TERM", term)
+        assert can_redraw() == expected
+    monkeypatch.setenv("TERM", "dumb")
+    assert fit(tmp_path, loader(3), max_epochs=1)
+    out = capsys.readouterr().out
+    assert "epoch 1 of 1: loss" in out and "it/s" not in out
 
 
 def test_in_a_file_there_is_no_bar(
@@ -208,6 +248,16 @@ def test_in_a_file_there_is_no_bar(
         assert ("it/s" in out) == seen
         assert "epoch 1 of 1: loss" in out
         assert "FLOP" not in out + err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_notebook_shows_it_if_it_has_widgets(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "can_redraw", lambda: False)
+    monkeypatch.setattr(progress, "get_console", lambda: Console(force_jupyter=True))
+    monkeypatch.setattr(progress, "find_spec", lambda _: there or None)
+    assert progress._is_seen() == there
 
 
 def test_lines_in_a_file_say_of_how_many_epochs(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from jsonargparse import Namespace
 from line import Line, loader, quiet
 
 from autotimm import InputError
 from autotimm.cli import flags
 from autotimm.cli.early_checks import check_words
+from autotimm.cli.lightning_cli import SaveConfig
+from autotimm.distributed.launcher import Launch
+from autotimm.training import run_folder, run_record, start
 from autotimm.training.newest_link import NEWEST
 from autotimm.training.run_name import check_name, is_name
 from autotimm.training.run_record import RECORD, read_record
@@ -52,6 +57,39 @@ def test_the_run_has_its_name_and_no_other_run_can(tmp_path: Path) -> None:
     record = read_record(tmp_path / "version_0")
     assert record["from"] == str(tmp_path / "first" / "checkpoints" / "step_2.ckpt")
     assert record["number"] == read_record(tmp_path / "first")["number"] + 1
+
+
+def test_a_new_node_of_a_torchrun_that_starts_again_goes_on_with_the_named_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(agent: str, worker: str) -> None:
+        launch = Launch("torchrun-x", None, False, agent, worker)
+        for module in (run_folder, run_record, start):
+            monkeypatch.setattr(module, "find_launch", lambda: launch)
+
+    launched("a", "a-1")
+    quiet(tmp_path, max_epochs=1, run_name="first").fit(Line(), loader(2))
+    # Another call of torchrun, even of the same id, is no restart.
+    launched("b", "b-1")
+    run = quiet(tmp_path, max_epochs=2, run_name="first")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="first is a run already"):
+        run.fit(Line(), loader(2))
+    assert sorted(tmp_path.rglob("*")) == before
+    # Beside a node that was there before, it is.
+    run = quiet(tmp_path, max_epochs=2, run_name="first")
+    launched("a", "a-2")
+    run.fit(Line(), loader(2))
+    assert (run.global_step, run.log_dir) == (4, str(tmp_path / "first"))
+    assert read_record(tmp_path / "first")["starts"] == 2
+    run.validate(Line(), loader(1))  # the name is this run's own by now
+
+
+def test_the_config_of_a_named_run_serves_another_run() -> None:
+    config = Namespace(trainer=Namespace(run_name="first", max_epochs=3), seed_everything=0)
+    saved = SaveConfig(cast(Any, None), config).config
+    assert saved.trainer.as_dict() == {"max_epochs": 3}
+    assert config.trainer.run_name == "first", "the run itself keeps it"
 
 
 def test_a_name_that_may_mean_two_things_is_refused(

@@ -109,9 +109,12 @@ def test_train_test_predict_and_resume_on_two_processes(painted: Path, tmp_path:
     model = InstanceSegmentor.load_from_checkpoint(checkpoint)
     assert [c["id"] for c in model.categories] == sorted({c["id"] for c in model.categories})
 
-    # Training goes on where it stopped.
-    run("fit", *common, root, "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}", processes=2)
+    # Training goes on where it stopped, also with a network that is compiled, as is the default.
+    compiled = "--model.compile_model=true", '--model.compile_kwargs={"backend": "eager"}'
+    more = "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}", *compiled
+    run("fit", *common, root, *more, processes=2)
     resumed = tmp_path / "version_3"
+    assert json.loads((resumed / "run.json").read_text())["first_step"]["seconds"] > 0
     assert set(column(resumed / "metrics.csv", "epoch")) == {3.0}
     state = torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 16
