@@ -78,7 +78,9 @@ class SaveConfig(SaveConfigCallback):
         try:
             super().setup(trainer, pl_module, stage)
         except OSError as error:
-            name_file(error, Path(trainer.log_dir or "", self.config_filename))
+            # The first rank alone comes here, and trainer.log_dir would wait for the others.
+            folder = getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir
+            name_file(error, Path(folder, self.config_filename))
             raise
 
 
