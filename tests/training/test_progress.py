@@ -365,7 +365,8 @@ def test_a_terminal_shows_one_line_and_all_that_is_printed(tmp_path: Path, colum
     frames = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", part) for part in re.split("[\r\n]+", written)]
     frames = [frame for frame in frames if frame.startswith("epoch")]
     assert any("epoch 1 of 2, validation" in frame for frame in frames)
-    assert {"1/6", "6/6"} <= {found for f in frames for found in re.findall(r"\d/6", f)}
+    # Which of the others are drawn depends on the machine's pace.
+    assert "6/6" in {found for f in frames for found in re.findall(r"\d/6", f)}
     if columns == 80:
         assert any("loss 1" in frame or "loss 0" in frame for frame in frames)
     for word in ("printed between", "logged between"):
