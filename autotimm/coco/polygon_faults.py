@@ -32,9 +32,10 @@ def are_axes(polygons: Any, bbox: Any) -> bool:
     if not (type(xs) is type(ys) is list and len(xs) == len(ys) >= 3):
         return False
     box = _corners(bbox)
-    if box is None or None in map(boxes.number, [*xs, *ys]):
+    both = [number for value in (*xs, *ys) if (number := boxes.number(value)) is not None]
+    if box is None or len(both) < 2 * len(xs):
         return False
-    both = [*xs, *ys]
+    xs, ys = both[: len(xs)], both[len(xs) :]
     as_given = min(both[::2]), min(both[1::2]), max(both[::2]), max(both[1::2])
     drawable = len(xs) >= 6 and len(xs) % 2 == 0  # as two polygons
     if drawable and boxes.is_close(box, as_given):

@@ -9,6 +9,7 @@ import pytest
 
 from autotimm.coco import boxes
 from autotimm.coco.checks import Rules, check_annotation
+from autotimm.coco.polygon_faults import are_axes
 
 HEIGHT, WIDTH = 480, 640
 SURE = f"{boxes.FAR}, as its polygon has y before x (kept; write a polygon as x1, y1, x2, y2, ...)"
@@ -88,3 +89,9 @@ def test_two_polygons_are_no_axes() -> None:
     assert odd == ["polygon with fewer than 3 points (instance left out)"]
     for bbox in (None, [1, 2, 3], "1 2 3 4", [1, 2, 3, "x"]):
         assert kinds([one[:5], other[:5]], bbox)[0].startswith("polygon with fewer than 3 points")
+
+
+def test_axes_may_be_in_quotes() -> None:
+    xs, ys = ["10", 30, 30.0, "20", "10"], [8, "8", 28, 40, "28"]
+    assert are_axes([xs, ys], [10, 8, 20, 32])
+    assert not are_axes([["ten", *xs[1:]], ys], [10, 8, 20, 32])

@@ -39,6 +39,9 @@ from autotimm.streaming.webdataset_pipeline import webdataset_pipeline
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 from autotimm.tasks.checkpoint import preprocessing_of, read_checkpoint
 
+# Both splits have the same images, which training and shard remark on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*image is in split 'train', too:UserWarning")
+
 SIDE = 64
 VALUES = {
     f"{n}.png": (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // (2 * n + 1)).astype(np.uint16)
