@@ -258,7 +258,7 @@ def _lead_messages(here: Any, there: Any) -> None:
 
 
 def _worded(name: str, value: Any) -> str:
-    """A number and what it is of, as the line has them."""
+    """Formats a metric for the line: its name and its value."""
     if name == "images/s":
         return f"{value} {name}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -45,7 +45,7 @@ def data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def measured(
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> tuple[dict[str, float], str]:
-    """The APs of changed results, and all that is told of them."""
+    """Evaluates changed results; returns their APs and all remarks."""
     content, results = data()
     for one in results:
         change(one)
