@@ -19,7 +19,7 @@ class Curve(NamedTuple):
     """Precision over recall.
 
     Attributes:
-        label: the name of the class and its AP.
+        label: the name of the class, or of the mean, and its AP.
         precision: [101], at recall 0, 0.01, ... 1; NaN where a class has no instance.
         colour: of its class, darker, for white paper; None for a mean over all classes.
     """
