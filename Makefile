@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
-# A process a core, each of one thread; a file's tests stay in one process, and the dearest files come
-# first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# A process a core and one more, each of one thread; a file's tests stay in one process, and the
+# dearest files come first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 # Else every process of the tests would compile them, with their assertions, again.
 unexport PYTHONDONTWRITEBYTECODE
 

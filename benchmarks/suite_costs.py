@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the tables go here too")
     parser.add_argument("words", nargs="*", help="pytest's, after --")
     given = parser.parse_args()
-    xdist = shlex.split("-n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder")
+    xdist = shlex.split("-n logical --dist loadfile --no-loadscope-reorder")
     runs = [given.words] if given.words else [[*xdist, "-m", tier] for tier in TIERS]
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     parts, failed = [], 0

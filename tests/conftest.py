@@ -12,7 +12,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before torch: threads that wait for each other cost several times as much once another process
@@ -54,6 +54,13 @@ DEAREST = (
     "test_no_secret_leaves",
 )
 """Files that take longest come first: the other cores would wait for one that began last."""
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One more than there are cores: at nearly all times one test waits for a server, a signal, the
+    end of a pause or another test's cluster. More than eight need memory rather than cores."""
+    return min((yield) + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
