@@ -117,6 +117,53 @@ def without_links(folder: Path, repeats: int) -> Result:
     return repeats, repeats - len(found), found
 
 
+@contextlib.contextmanager
+def fat(outer: Path) -> Iterator[Path]:
+    """A file system of 40 MB as USB sticks have: no links, times of whole two seconds, names of
+    either case. The kernel mounts it, or else FUSE."""
+    image, folder = outer / "image", outer / "disk"
+    if not shutil.which("mkfs.vfat"):
+        raise SkippedError("needs mkfs.vfat (Debian: dosfstools)")
+    image.write_bytes(b"")
+    os.truncate(image, 40 << 20)
+    subprocess.run(["mkfs.vfat", str(image)], check=True, stdout=subprocess.DEVNULL)
+    try:
+        with mounted(folder, "vfat", "-o", "loop", str(image)) as disk:
+            yield disk
+    except SkippedError:
+        if not shutil.which("fusefat"):
+            raise
+    else:
+        return
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["fusefat", "-o", "rw+", str(image), str(folder)], **quiet)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def on_fat(folder: Path, repeats: int) -> Result:
+    """a run on a FAT file system: killed, goes on there, same end"""
+    found: list[str] = []
+    with room(folder, "truth") as root:
+        assert start(root, 1, max_epochs=3).wait() == 0
+        truth = final(root)
+    for number in range(repeats):
+        with room(folder, "fat") as outer, fat(outer) as root:
+            life = start(root, 1, log=outer, max_epochs=3)
+            life.until(3 + 2 * number)
+            life.kill()
+            before, again = last_step(root), start(root, 1, log=outer, max_epochs=3)
+            if again.wait() != 0 or again.steps()[:1] != [before + 1]:
+                found.append(f"does not go on: {again.said()[-300:]}")
+            elif not same(final(root), truth):
+                found.append("other weights at the end")
+            elif (last := checkpoints(root)[-1][1].with_name("last.ckpt")).is_symlink():
+                found.append(f"{last.name} is a link")
+    return repeats, repeats - len(found), found
+
+
 def delayed(chance: float) -> None:
     """Has what other processes wrote, and removed, seen late: in-process, as NFS' caches do.
 
@@ -286,6 +333,7 @@ def copied(source: Path, target: Path) -> None:
 FAULTS = [
     full_disk,
     without_links,
+    on_fat,
     delayed_visibility,
     optimizer_of_a_file,
     optimizer_of_a_folder,

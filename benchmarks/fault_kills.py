@@ -265,6 +265,39 @@ def killed_with_another_world(folder: Path, repeats: int) -> tuple[int, int, lis
     return 2, 2 - len(found), found
 
 
+HOUR = 3600.0
+CLOCKS = ((0.0, HOUR), (-24 * HOUR, 0.0), (9000 * HOUR, -HOUR), (-HOUR, 9000 * HOUR), (0.0, 0.0))
+"""How far the clocks of two nodes are ahead, at each of five starts."""
+
+
+def _ahead(clocks: tuple[float, float]) -> None:
+    real, ahead = time.time, clocks[int(os.environ["RANK"])]
+    time.time = lambda: real() + ahead  # type: ignore[assignment]
+
+
+def two_clocks(folder: Path, repeats: int) -> tuple[int, int, list[str]]:
+    """two nodes whose clocks differ, otherwise at each of five starts; times of files at random"""
+    truth, _ = truth_of(folder, 2)
+    found: list[str] = []
+    chance = random.Random(4)
+    for _ in range(repeats):
+        with room(folder, "clocks") as root:
+            for number, clocks in enumerate(CLOCKS):
+                before = last_step(root)
+                life = start(root, 2, functools.partial(_ahead, clocks))
+                if number < len(CLOCKS) - 1:
+                    life.until(1 + chance.randrange(6))
+                    life.kill()
+                elif life.wait() != 0 or not same(final(root), truth):
+                    found.append(f"another end: {life.said()[-300:]}")
+                if (steps := life.steps()) and steps[0] != before + 1:
+                    found.append(f"start {number + 1} goes on from {steps[0]} after {before}")
+                for path in root.rglob("*"):
+                    if path.is_file() and not path.is_symlink():
+                        os.utime(path, (when := chance.uniform(1e9, 2e9), when))
+    return _result(repeats, found)
+
+
 FAULTS = [
     torchrun_killed_at_random,
     torchrun_killed_at_changes,
@@ -273,4 +306,5 @@ FAULTS = [
     rank_stopped,
     worker_killed,
     killed_with_another_world,
+    two_clocks,
 ]

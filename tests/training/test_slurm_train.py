@@ -220,17 +220,22 @@ def processes(job: str) -> dict[str, int]:
     return found
 
 
+def undisturbed_losses(shards: Path, root: Path) -> list[float]:
+    """Those of five epochs on two ranks."""
+    alone = flags(shards, root, epochs=5)
+    done = forked.run_ranks(ROOT / "launch" / "train.py", "fit", *alone, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    truth = losses(root / "version_0")
+    assert len(truth) == 20
+    return truth
+
+
 @pytest.mark.slow
 def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
     cluster: Environment, shards: Path, tmp_path: Path
 ) -> None:
-    alone = flags(shards, tmp_path / "alone", epochs=5)
+    truth = undisturbed_losses(shards, tmp_path / "alone")
     one_thread = cluster | {"OMP_NUM_THREADS": "1"}
-    done = forked.run_ranks(ROOT / "launch" / "train.py", "fit", *alone, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    truth = losses(tmp_path / "alone" / "version_0")
-    assert len(truth) == 20
-
     log, runs = tmp_path / "log", tmp_path / "runs"
     job = submit(one_thread, log, SCRIPT, *flags(shards, runs, epochs=5))
     until(lambda: has(log, "epoch 2 of 5"))
@@ -244,6 +249,30 @@ def test_a_job_that_is_signalled_goes_on_as_if_it_had_not_been(
     assert f"job {job}, start 1," in output and f"job {job}, start 2," in output
     assert "stopped by SIGUSR2 at step " in output
     assert f"started again (slurm-{job}.0): goes on from {runs}/job_{job}/checkpoints/" in output
+    record = json.loads((runs / f"job_{job}" / "run.json").read_text())
+    assert record["status"] == "finished" and record["starts"] == 2
+
+
+@pytest.mark.release
+def test_a_job_whose_step_is_killed_goes_on_from_its_last_checkpoint(
+    cluster: Environment, shards: Path, tmp_path: Path
+) -> None:
+    truth = undisturbed_losses(shards, tmp_path / "alone")
+    one_thread = cluster | {"OMP_NUM_THREADS": "1"}
+    log, runs = tmp_path / "log", tmp_path / "runs"
+    each_step = "--trainer.save_every_n_steps=1"
+    job = submit(one_thread, log, SCRIPT, *flags(shards, runs, epochs=5), each_step)
+    until(lambda: has(log, "epoch 2 of 5"))
+    command("scancel", "--signal=KILL", f"{job}.0", env=cluster)
+    until(lambda: state(cluster, job) == "FAILED", 60)
+    assert has(log, f"failed with 137; scontrol requeue {job}"), log.read_text(errors="replace")
+    before = len(losses(runs / f"job_{job}"))
+    assert 4 < before < 20
+    command("scontrol", "requeue", job, env=cluster)
+    start_again(cluster, job)
+    wait(cluster, job)
+    assert state(cluster, job) == "COMPLETED", log.read_text(errors="replace")
+    assert losses(runs / f"job_{job}") == truth
     record = json.loads((runs / f"job_{job}" / "run.json").read_text())
     assert record["status"] == "finished" and record["starts"] == 2
 
