@@ -51,7 +51,8 @@ def test_truth_file(data: bytes, found: Any) -> None:
 
 @fuzzed(mutated(coco()), examples=40)
 def test_truth_content(document: Any) -> None:
-    truth = outcome(lambda: of_source(nested(document)), naming="ground truth")
+    naming = document if isinstance(document, str) else "ground truth"  # a text names a file
+    truth = outcome(lambda: of_source(nested(document)), naming=naming)
     if truth is not None:
         check_truth(truth)
 
