@@ -97,6 +97,17 @@ def resizes(pipeline: Any) -> bool:
     return any(always and _resized(step) for step, always in _branches(pipeline))
 
 
+def remarks(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """What to warn of before a pipeline is used, a line each.
+
+    Args:
+        pipeline: that :func:`check` has passed.
+        mean: of R, G and B, by which evaluation normalises.
+        std: of R, G and B, by which evaluation normalises.
+    """
+    return [*filter(None, (other_colours(pipeline, mean, std), shifted_masks(pipeline)))]
+
+
 def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> str | None:
     """What to warn of where a pipeline normalises by other numbers than evaluation; else None."""
     step = normalisation(pipeline)
