@@ -20,7 +20,7 @@ import yarl
 
 from autotimm import redaction
 from autotimm.outputs.loggers import make_loggers
-from autotimm.redaction import bare, learn, redacted
+from autotimm.redaction import bare, learn, process, redacted, secrets
 from autotimm.structures import InputError
 
 PASSWORDS = [
@@ -33,8 +33,8 @@ PASSWORDS = [
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, empty in (("_dropped", {}), ("_masked", {}), ("_compiled", None)):
-        monkeypatch.setattr(redaction, name, empty)
-    monkeypatch.setattr(redaction, "_guarding", False)
+        monkeypatch.setattr(secrets, name, empty)
+    monkeypatch.setattr(process, "_guarding", False)
     yield
 
 
