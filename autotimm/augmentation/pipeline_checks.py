@@ -1,7 +1,7 @@
 """What is known of an albumentations pipeline before it runs, and which ones cannot work.
 
-Steps are told by the names of their classes, so that nothing imports albumentations for those who
-do not use it.
+The names of their classes say what steps are, so that users without albumentations need not import
+it.
 """
 
 from __future__ import annotations
@@ -62,24 +62,29 @@ def check(pipeline: Any) -> None:
     if sum(is_of(step, "Normalize") for step, _ in _steps(pipeline)) > 1:
         raise InputError(f"{_FLAG} has Normalize twice: leave one of them out")
     for step, always in _steps(pipeline):
-        name = type(step).__name__
-        if getattr(step, "fill_mask", 0) == 1:
-            raise InputError(
-                f"{_FLAG}: {name} has fill_mask=1, which makes what it fills a part of every "
-                "object: give fill_mask=0"
-            )
-        if wants := set(getattr(step, "targets_as_params", ())) - _GIVEN - set(fields):
-            raise InputError(
-                f"{_FLAG}: {name} needs {', '.join(sorted(wants))}, which a sample does not have: "
-                "leave the step out"
-            )
-        if is_of(step, "DualTransform") and "bboxes" not in _targets(step):
-            raise InputError(f"{_FLAG}: {name} does not move boxes: leave the step out")
-        if is_of(step, "Normalize") and not always:
-            raise InputError(
-                f"{_FLAG}: Normalize is only applied by chance, so that images would differ in "
-                "their range: give it p=1, outside of OneOf and SomeOf"
-            )
+        _check_step(step, always, set(fields))
+
+
+def _check_step(step: Any, always: bool, fields: set[str]) -> None:
+    """Refuses a single step with which boxes, masks and image would not fit each other."""
+    name = type(step).__name__
+    if getattr(step, "fill_mask", 0) == 1:
+        raise InputError(
+            f"{_FLAG}: {name} has fill_mask=1, which makes what it fills a part of every "
+            "object: give fill_mask=0"
+        )
+    if wants := set(getattr(step, "targets_as_params", ())) - _GIVEN - fields:
+        raise InputError(
+            f"{_FLAG}: {name} needs {', '.join(sorted(wants))}, which a sample does not have: "
+            "leave the step out"
+        )
+    if is_of(step, "DualTransform") and "bboxes" not in _targets(step):
+        raise InputError(f"{_FLAG}: {name} does not move boxes: leave the step out")
+    if is_of(step, "Normalize") and not always:
+        raise InputError(
+            f"{_FLAG}: Normalize is only applied by chance, so that images would differ in "
+            "their range: give it p=1, outside of OneOf and SomeOf"
+        )
 
 
 def boxes_of(pipeline: Any) -> Any:
