@@ -1,4 +1,4 @@
-"""What is known of an albumentations pipeline before it runs, and which ones cannot work.
+"""Checks of an albumentations pipeline before it runs.
 
 The names of their classes say what steps are, so that users without albumentations need not import
 it.
@@ -114,7 +114,7 @@ def remarks(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> list[
 
 
 def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """What to warn of where a pipeline normalises by other numbers than evaluation; else None."""
+    """A warning if a pipeline normalises by other numbers than evaluation; else None."""
     step = normalisation(pipeline)
     if step is None:
         return None
@@ -141,7 +141,7 @@ def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def shifted_masks(pipeline: Any) -> str | None:
-    """What to warn of where a pipeline moves masks against their image; else None.
+    """A warning if a pipeline moves masks against their image; else None.
 
     ``cv2.resize`` places an image's pixels by their centres, and with INTER_NEAREST by their
     corners, which moves a mask right and down by up to half a pixel of the result: 0.5 from 150 to
@@ -179,7 +179,7 @@ def _resized(step: Any) -> bool:
 
 
 def _branches(step: Any, always: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Single steps and choices, and whether each is always come to."""
+    """Single steps and choices, and whether every image reaches each."""
     if not is_of(step, "Compose", "Sequential"):
         yield step, always and step.p >= 1
         return

@@ -134,7 +134,7 @@ class TrainCLI(FlagsOnlyCLI):
         words = sys.argv
         try:
             if args is None or isinstance(args, list):
-                args, sys.argv = flags.spelt(words[1:] if args is None else args), words[:1]
+                args, sys.argv = flags.expanded(words[1:] if args is None else args), words[:1]
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             line, flag = parse_errors.reword(str(error)), flags.help_flag(parser.prog)

@@ -251,7 +251,7 @@ class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
         self.check(stage)
         repeats = self.repeats() if stage in ("fit", None) else None
         if repeats is not None:
-            rank_zero_info(repeats.told())
+            rank_zero_info(repeats.summary())
 
     def check(self, stage: str | None = None) -> list[str]:
         """Checks the splits of a stage like ``setup``, without changing the trainer or loaders.

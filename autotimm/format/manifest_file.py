@@ -136,7 +136,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             "images": split.images,
             "instances": split.instances,
             "crowd": split.crowd,
-            # What ordinary data have not is not there.
+            # Keys that ordinary data do not need are left out.
             **({"ignored": split.ignored} if split.ignored else {}),
             **({"untrained": split.untrained} if split.untrained else {}),
             "problems": split.problems,

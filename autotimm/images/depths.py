@@ -65,7 +65,7 @@ class Depths:
         return range_of(self.low, self.high, self.floats) if self.others else None
 
     def stretched(self) -> str:
-        """What to tell of values that lie apart and make the range wider; empty where none does."""
+        """A remark on outliers that make the range wider; empty if none does."""
         if not self.apart or (self.low, self.high) == (self.near_low, self.near_high):
             return ""
         near = range_of(self.near_low, self.near_high, self.floats)

@@ -166,7 +166,7 @@ class ImageFolder:
             yield bare, _TRIMMED, False
 
     def problem(self, name: str) -> str | None:
-        """Tells what is wrong with an image's file name, if anything is.
+        """Says what is wrong with an image's file name, if anything is.
 
         Raises:
             UnicodeEncodeError: the locale's encoding lacks a character of it.

@@ -103,7 +103,7 @@ def _usable(path: Path, skipped: Counter[str]) -> bool:
     if kind.use == "other" and path.suffix.lower() not in SUFFIXES:
         skipped[kind.name] += 1
         return False
-    return True  # what only calls itself an image is refused by name, with the way out
+    return True  # a file that has an image's extension alone is refused by name, with the way out
 
 
 def _is_lost_image(path: Path, skipped: Counter[str]) -> bool:
@@ -261,7 +261,7 @@ def decoded(data: bytes, name: str = "", pixel_range: PixelRange = None) -> np.n
 
     Args:
         data: the file's bytes.
-        name: of the file, which tells a camera's raw from a TIFF.
+        name: of the file, which distinguishes a camera's raw from a TIFF.
         pixel_range: as in :func:`image_of`.
 
     Raises:

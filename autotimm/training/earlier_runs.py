@@ -97,7 +97,7 @@ def finished(
     """How far the run of a checkpoint got, if no step of a fit is left; else an empty text.
 
     Args:
-        checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not tell.
+        checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not say it.
         max_epochs: of the trainer; None or -1 for no limit.
         max_steps: of the trainer; -1 for no limit.
         stop: what ends the trainer's fit early.

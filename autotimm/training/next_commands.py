@@ -25,7 +25,7 @@ def after_fit(run: Path, checkpoint: str | None, data: str | None) -> str:
     return "\n".join(lines)
 
 
-def to_go_on(run: Path, checkpoint: Path, world_size: int) -> str:
+def resume_command(run: Path, checkpoint: Path, world_size: int) -> str:
     """The command that goes on from a checkpoint; empty if the run was not begun by a command.
 
     Args:

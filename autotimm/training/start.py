@@ -133,7 +133,7 @@ class Weights(NamedTuple):
         return cls(str(source), only_fitting)
 
     def take(self, trainer: Trainer, model: Any) -> None:
-        """Copy the weights into ``model``, and tell what was taken.
+        """Copy the weights into ``model``, and print what was taken.
 
         Raises:
             InputError: the source cannot be read, or is of another kind of model.

@@ -186,7 +186,7 @@ def test_what_comes_from_the_loader_is_what_the_paper_says(
     told = (
         f"an epoch has {samples} samples of 20 images; 6 with rare classes come more often, up to"
     )
-    assert f"{told} 3 times" in one.repeats().told()
+    assert f"{told} 3 times" in one.repeats().summary()
     assert {loader.stream.samples for loader in loaders} == {samples}
     total: Counter[int] = Counter()
     for _ in range(epochs):
