@@ -19,6 +19,8 @@ from autotimm.training.early_stopping import StopEarly
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import order_of, read_record
 
+LAST = "last"
+"""The checkpoint path that stands for the newest checkpoint of the newest run."""
 _LIMITS = "--trainer.max_epochs, --trainer.max_steps or --patience"
 _OF_THE_WEIGHTS = (*STRUCTURE, "num_classes")
 """Settings of a model without which its weights do not fit another."""

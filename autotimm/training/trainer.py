@@ -41,7 +41,8 @@ from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
-from autotimm.training.start import NamedCheckpoints, Weights, begin, preparation
+from autotimm.training.start import NamedCheckpoints, begin
+from autotimm.training.start_weights import Weights, preparation
 
 quiet_libraries()
 
