@@ -133,19 +133,10 @@ def run(args: argparse.Namespace) -> int:
         check_data(args.data)
     from autotimm.evaluation import coco_input, output, report
 
-    pixel_range: PixelRange = args.pixel_range
-    source: Source | None
-    if args.checkpoint:
-        from autotimm.cli.run_checkpoint import detect
-
-        results = out / "results.json"
-        found = detect(args, results)
-        if found is None:
-            return 0  # not the first rank
-        source, pixel_range = found
-    else:
-        results = Path(args.results)
-        source = _open_source(args)
+    given = _results(args, out)
+    if given is None:
+        return 0  # not the first rank
+    results, source, pixel_range = given
     entries = coco_input.entries_of(results)
     truth, drawn = _truth(args, source, entries, pixel_range)
     make_folder("--out", out)
@@ -165,6 +156,20 @@ def run(args: argparse.Namespace) -> int:
     measured.remarks[:0] = remarks
     output.write(measured, drawn, out, args.worst, _facts(args))
     return 0
+
+
+def _results(args: argparse.Namespace, out: Path) -> tuple[Path, Source | None, PixelRange] | None:
+    """The results file, the images if they are known, and their pixel range.
+
+    A checkpoint first runs on the images, and writes the file; None on all ranks but the first.
+    """
+    if not args.checkpoint:
+        return Path(args.results), _open_source(args), args.pixel_range
+    from autotimm.cli.run_checkpoint import detect
+
+    results = out / "results.json"
+    found = detect(args, results)
+    return None if found is None else (results, *found)
 
 
 def _fitted(
