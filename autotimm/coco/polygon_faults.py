@@ -2,7 +2,7 @@
 
 A bbox that fits its polygon only once x and y change places may be wrong itself; so may one that
 fits upside down. Where one of the two leaves the image and the other does not, that one is wrong;
-else only the picture shows it.
+else the picture alone tells.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _EITHER = ("as y, x, h, w", "with y counted from below")
 
 
 def are_axes(polygons: Any, bbox: Any) -> bool:
-    """Returns whether two lists are the x and the y of one polygon: only so they fit the bbox.
+    """Tells whether two lists are the x and the y of one polygon: only so they fit the bbox.
 
     Args:
         polygons: a segmentation, as the COCO file has it.
-        bbox: the same.
+        bbox: likewise.
     """
     if type(polygons) is not list or len(polygons) != 2:
         return False
@@ -44,7 +44,7 @@ def are_axes(polygons: Any, bbox: Any) -> bool:
 
 
 def swapped(extent: Sequence[float] | None, bbox: Any) -> bool:
-    """Returns whether a polygon, box x1, y1, x2, y2 in pixels, fits its bbox with y before x."""
+    """Tells whether a polygon, box x1, y1, x2, y2 in pixels, fits its bbox with y before x."""
     box = _corners(bbox)
     if box is None or extent is None:
         return False

@@ -1,4 +1,4 @@
-"""The ground truth in annotation files without their images, or in the content of one.
+"""What is to be found, from annotation files without their images, or from the content of one.
 
 Invariants: those of ``ground_truth``; several files are joined as ``coco.join`` joins those of a
 data set, an image being known by its name.
@@ -108,7 +108,7 @@ class _File:
         problems = Problems()
         ids = CategoryIds.of(categories)
         by_image, numbers = _images(content["images"], problems)
-        raws = _by_image(content["annotations"], by_image, numbers, ids, problems, name)
+        raws = _dealt(content["annotations"], by_image, numbers, ids, problems, name)
         records = [
             _record(image_id, entry, raws[image_id], ids, sizes, problems)
             for image_id, entry in by_image.items()
@@ -213,7 +213,7 @@ def _images(
     return by_image | {numbers[key]: entry for key, entry in texts.items()}, numbers
 
 
-def _by_image(
+def _dealt(
     entries: list[Any],
     images: Mapping[int, Any],
     numbers: Mapping[Any, int],

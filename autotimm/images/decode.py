@@ -14,8 +14,8 @@ sizes from the file of annotations, torchvision's CocoDetection leaves pixels as
 an image whose stored size is the record's stays as stored. Tools that show photos upright write the
 turned size: such an image is turned, mirrored too if its orientation says so. Where sizes cannot
 tell (a square, or orientations 2 to 4, which keep the size), the image stays as stored, as for
-COCO's tools, and autotimm-shard counts it; users who annotated such photos upright have to store
-them upright. Prediction, which has no record, shows every image upright, as viewers do.
+COCO's tools, and autotimm-shard counts it; whoever annotated such photos upright has to store them
+upright. Prediction, which has no record, shows every image upright, as viewers do.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def deep_pixels(data: Bytes) -> Deep | None:
         DataError: as from :func:`decode_image`.
     """
     if bytes(data[:2]) == b"\xff\xd8" or (bytes(data[12:16]) == b"IHDR" and data[24] <= 8):
-        return None  # most images: known without opening them
+        return None  # most images: told without opening them
     with _opened(data) as image:
         return deep(image, data)
 
@@ -159,7 +159,7 @@ def _turned_pixels(
 
 @contextlib.contextmanager
 def _opened(data: Bytes) -> Iterator[Image.Image]:
-    """An image file, opened as it is stored; DataError for whatever goes wrong with it."""
+    """An image file, opened as it is stored; whatever goes wrong with it is a DataError."""
     try:
         with quiet:
             try:
@@ -173,7 +173,7 @@ def _opened(data: Bytes) -> Iterator[Image.Image]:
                 yield image
     except DataError:
         raise
-    # PIL's plug-ins raise errors of any type while they parse a broken file.
+    # PIL's plug-ins raise whatever comes up while they parse a broken file.
     except Exception as error:
         reason = str(error).split("\n")[0].replace(repr(error), "") or type(error).__name__
         raise DataError(f"the image cannot be decoded ({reason})") from error
