@@ -93,6 +93,11 @@ def test_a_short_or_common_secret_garbles_nothing(password: str) -> None:
     assert redacted(f"at https://me:{password}@host/x: me:{password}") == "at https://host/x: ***"
 
 
+def test_a_short_secret_with_a_mark_is_taken_out_wherever_it_is() -> None:
+    learn("https://me:p@s@host/x")
+    assert redacted("no access for p@s") == "no access for ***"
+
+
 def test_signatures() -> None:
     url = (
         "https://b.s3.amazonaws.com/k/a.tar?X-Amz-Credential=AKIAEXAMPLE%2F2026&X-Amz-Expires=900"

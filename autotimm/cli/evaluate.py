@@ -50,36 +50,42 @@ def parser() -> argparse.ArgumentParser:
         """,
     )
     source = made.add_argument_group("what to evaluate")
-    source.add_argument("--checkpoint", metavar="FILE", help="of a run: .ckpt or .safetensors")
-    source.add_argument("--results", metavar="FILE", help="a COCO results file in its place")
+    source.add_argument(
+        "--checkpoint", metavar="FILE", help="a trained model: .ckpt or .safetensors"
+    )
+    source.add_argument(
+        "--results", metavar="FILE", help="a COCO results file, instead of --checkpoint"
+    )
     source.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
-    source.add_argument("--split", default="val", help="of the data")
+    source.add_argument("--split", default="val", help="the split of the data")
     source.add_argument(
         "--annotations",
         metavar="FILE",
         action="append",
-        help="a COCO annotation file in place of --data; may be repeated: files are joined",
+        help="a COCO annotation file, instead of --data; repeat the flag to join several",
     )
     source.add_argument(
         "--images",
         metavar="DIR",
         action="append",
-        help="the images of the --annotations in the same place, or of all: for --checkpoint, and "
-        "for pictures",
+        help="the image folder of each of the --annotations, in their order, or one for all: "
+        "needed with --checkpoint, and for pictures",
     )
     source.add_argument(
-        "--boxes-only", action="store_true", help="compare no masks, even if results have some"
+        "--boxes-only",
+        action="store_true",
+        help="compare boxes alone, even if the results have masks",
     )
     source.add_argument(
         "--max-detections",
         type=int,
         metavar="N",
-        help="so many of a class in an image count, and are looked for; default: 100, as COCO has "
-        "it; of LVIS' files 300 of all classes",
+        help="detect and count at most N objects of a class in an image; default: 100, as in COCO; "
+        "for LVIS' files 300 of all classes together",
     )
     add_pixel_range(source, "default: the checkpoint's, else that of the data")
     source.add_argument(
-        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if missing"
+        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if it is missing"
     )
     model = made.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
@@ -90,8 +96,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="least class probability of a detection; default: the checkpoint's",
     )
-    model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
-    model.add_argument("--num-workers", type=int, default=2, metavar="N", help="that decode")
+    model.add_argument(
+        "--batch-size", type=int, default=4, metavar="IMAGES", help="at once, on each rank"
+    )
+    model.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that decode"
+    )
     model.add_argument(
         "--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="where it runs"
     )
@@ -106,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="of detections that are drawn and counted as confusions; AP counts all",
+        help="least, of detections to draw and to count as confusions; AP counts all",
     )
     pictures.add_argument(
         "--worst",

@@ -51,26 +51,33 @@ def parser() -> argparse.ArgumentParser:
         help="files, folders, 'patterns*.jpg', URLs; local videos",
     )
     flags.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
+        "--checkpoint", required=True, metavar="FILE", help="a trained model: .ckpt or .safetensors"
     )
     flags.add_argument(
-        "--out", required=True, type=local_path, metavar="DIR", help="made if missing"
+        "--out", required=True, type=local_path, metavar="DIR", help="made if it is missing"
     )
     flags.add_argument(
-        "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
+        "--format", choices=("json", "pictures", "both"), default="both", help="what to write"
     )
     flags.add_argument(
-        "--min-score", type=float, metavar="SCORE", help="least, of what is found; default: all"
+        "--min-score",
+        type=float,
+        metavar="SCORE",
+        help="least, of detections to write; default: all",
     )
     flags.add_argument(
-        "--draw-score", type=float, default=0.5, metavar="SCORE", help="of what is drawn"
+        "--draw-score",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="least, of detections to draw",
     )
-    how = flags.add_argument_group("how images are looked at")
+    how = flags.add_argument_group("how the model sees images")
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     add_looking(how)
     add_pixel_range(how, "default: those of the training, else each image's own")
     how.add_argument(
-        "--every", type=int, default=1, metavar="N", help="look at every Nth frame of a video"
+        "--every", type=int, default=1, metavar="N", help="use every Nth frame of a video"
     )
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
