@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
 
     A run resumes from its flags and its checkpoint, never from this file. To start another run from
     the file, give the URLs that had a user, a password or a signature again, and ``--weights``: the
-    file has none, because a run that goes on and a test refuse it. ``run.json`` names it. It has no
+    file has none, because a resumed run and a test refuse it. ``run.json`` names it. It has no
     ``run_name`` either, which no other run can have.
     """
 

@@ -180,7 +180,7 @@ def shard_entry(shard: Shard) -> dict[str, Any]:
 
 
 def read_shard_entry(entry: Any) -> Shard:
-    """Reads the same back, and checks it.
+    """Reads what :func:`shard_entry` made, and checks it.
 
     Raises:
         ValueError, TypeError, KeyError: it is damaged.

@@ -35,7 +35,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.ndarray:
 
 
 def _buffer(size: int) -> np.ndarray:
-    """One that nobody holds, or a new one, in place of one that is too small."""
+    """A buffer that is not in use, or a new one, which may replace one that is too small."""
     # Two hold it, the list and this call's argument; a third is a view.
     idle = [i for i in range(len(_buffers)) if sys.getrefcount(_buffers[i]) <= 2]
     for place in idle:

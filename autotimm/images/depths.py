@@ -48,8 +48,7 @@ class Depths:
         self.update(found)
 
     def update(self, other: Depths) -> None:
-        """Adds what another part of the data set has; the order does not matter but for the
-        example."""
+        """Adds what another part of the data set has. The order matters for the example alone."""
         self.declared += other.declared
         self.others += other.others
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)

@@ -62,10 +62,10 @@ class FileTree:
         return _one(self._bases[spelling], spelling(base))
 
     def by_stem(self, base: str) -> str | None:
-        """Returns the only picture of this base name but for the extension; errors as above.
+        """Returns the only picture of this base name with any extension; errors as above.
 
-        Where other pictures have the extension that the name has, this one is missing, and what has
-        another may be its mask.
+        If other pictures have the extension of the name, this picture is missing, and one with
+        another extension may be its mask.
         """
         if self._stems is None:
             named = ((picture_stem(file.rpartition("/")[2]), file) for file in self.files)

@@ -129,7 +129,7 @@ class _Gate:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Admits nothing more, because nobody asks for it."""
+        """Admits nothing more, because the caller has stopped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -108,7 +108,7 @@ def _is_number(text: str) -> bool:
 
 
 def _remember(known: dict[str, None], secret: str, whole: bool = False) -> None:
-    """Remembers a secret in all its forms; as ``whole`` only where no word goes on before it."""
+    """Remembers a secret in all its forms; as ``whole`` only from the beginning of a word on."""
     global _compiled
     for form in (secret, unquote(secret)):
         pattern = "".join(map(_any_form, form))

@@ -80,7 +80,7 @@ class Checkpointed(LightningModule):
             )
 
     def _warn_of_losses(self, theirs: Any) -> None:
-        """Warn if a run goes on with other losses than those of its checkpoint."""
+        """Warn if a run resumes with other losses than those of its checkpoint."""
         if not isinstance(theirs, dict):
             return
         for name, kept in structure.different(self.hparams, theirs, structure.LOSSES).items():

@@ -1,7 +1,7 @@
-"""Earlier runs: which of them ``ckpt_path=last`` goes on, and whether one has come to its end.
+"""Earlier runs: which of them ``ckpt_path=last`` resumes, and whether a run is finished.
 
-Invariants: no clock counts; a run of another model is never gone on, nor in training a run of other
-data; each run that is passed over is named with the reason.
+Invariants: no clock counts; no run of another model is resumed, and in training no run of other
+data; a message names each run that is passed over, with the reason.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def newest_below(
 
 
 def identity(model: Any, data: str | None) -> dict[str, Any]:
-    """What two runs have in common if one can go on where the other has stopped.
+    """What two runs have in common if one can resume the other.
 
     Args:
         model: of the run.

@@ -183,7 +183,7 @@ class Preemption(Checkpoint):
 
 
 def _command(trainer: Trainer, checkpoint: Path) -> str:
-    """The command that goes on from a checkpoint, for the end of a line; empty if none is known."""
+    """The command that resumes from a checkpoint, for the end of a line; empty if none is known."""
     if trainer.num_nodes > 1:
         return ""
     command = resume_command(checkpoint.parents[1], checkpoint, trainer.world_size)
