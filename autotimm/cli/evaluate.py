@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         Exit codes: 0 done, 2 the input cannot be used.
         """,
     )
+    _add_source_flags(made)
+    _add_model_flags(made)
+    _add_picture_flags(made)
+    return made
+
+
+def _add_source_flags(made: argparse.ArgumentParser) -> None:
     source = made.add_argument_group("what to evaluate")
     source.add_argument(
         "--checkpoint", metavar="FILE", help="a trained model: .ckpt or .safetensors"
@@ -87,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--out", type=local_path, metavar="DIR", default="evaluation", help="made if it is missing"
     )
+
+
+def _add_model_flags(made: argparse.ArgumentParser) -> None:
     model = made.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
     add_looking(model)
@@ -110,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("16-mixed", "bf16-mixed", "32-true"),
         help="default: 16-mixed on a GPU, else 32-true",
     )
+
+
+def _add_picture_flags(made: argparse.ArgumentParser) -> None:
     pictures = made.add_argument_group("pictures")
     pictures.add_argument(
         "--min-score",
@@ -125,7 +138,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="of lowest F1, and suspect labels, to draw",
     )
-    return made
 
 
 def run(args: argparse.Namespace) -> int:

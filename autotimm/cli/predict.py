@@ -72,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="least, of detections to draw",
     )
+    _add_model_flags(flags)
+    _add_machine_flags(flags)
+    return flags
+
+
+def _add_model_flags(flags: argparse.ArgumentParser) -> None:
     how = flags.add_argument_group("how the model sees images")
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     add_looking(how)
@@ -79,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--every", type=int, default=1, metavar="N", help="use every Nth frame of a video"
     )
+
+
+def _add_machine_flags(flags: argparse.ArgumentParser) -> None:
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -89,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help=f"auto: on a GPU, from {_COMPILE_FROM} images on",
     )
-    return flags
 
 
 def run(args: argparse.Namespace) -> int:
