@@ -277,7 +277,7 @@ def _turned(counts: Any, height: int, width: int, bbox: Any) -> RLE:
     """Reads an RLE whose size is [width, height]: only its size is swapped, or the whole mask.
 
     Raises:
-        ValueError: the bbox does not decide which.
+        ValueError: the bbox does not tell which.
     """
     reason = "RLE of another size than the image"
     straight = masks.to_rle({"size": [height, width], "counts": counts}, height, width)

@@ -112,14 +112,14 @@ def of_store(error: Exception) -> Exception:
     answer = getattr(error.__cause__ or error, "response", None)
     if isinstance(error, FileNotFoundError) or not isinstance(answer, dict):
         return error
-    said, metadata = answer.get("Error") or {}, answer.get("ResponseMetadata") or {}
+    said, told = answer.get("Error") or {}, answer.get("ResponseMetadata") or {}
     code, message = str(said.get("Code", "")), str(said.get("Message", ""))
-    status = metadata.get("HTTPStatusCode")
+    status = told.get("HTTPStatusCode")
     if not isinstance(status, int):
         return error
     way = _WAYS.get(code) or _WAYS.get(status)
     line = f"{status} ({', '.join(filter(None, (code, message)))}){f': {way}' if way else ''}"
-    return AnswerError(status, _printable(line), asked_wait(metadata.get("HTTPHeaders") or {}))
+    return AnswerError(status, _printable(line), asked_wait(told.get("HTTPHeaders") or {}))
 
 
 def is_final(error: Exception) -> bool:

@@ -120,7 +120,7 @@ def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
         options["client_kwargs"] = {"timeout": timeout, "raise_for_status": answers.check}
     try:
         files, path = fsspec.url_to_fs(url, **options)
-        yield from _with_least_speed(_Stream(files, path, stall), at_most, stall)
+        yield from _unless_it_trickles(_Stream(files, path, stall), at_most, stall)
     except TimeoutError:
         raise OSError(f"nothing came for {stall:g} seconds") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # after a redirect
@@ -178,7 +178,7 @@ class _Stream:
         self._response.close()
 
 
-def _with_least_speed(stream: _Stream, at_most: int, stall: float) -> Iterator[bytes]:
+def _unless_it_trickles(stream: _Stream, at_most: int, stall: float) -> Iterator[bytes]:
     count, before, since = 0, 0, time.monotonic()
     with contextlib.closing(stream):
         while count <= at_most and (chunk := stream.read(_CHUNK)):
