@@ -178,7 +178,7 @@ class Record(TypedDict):
 
 
 def is_trained_on(annotation: Annotation) -> bool:
-    """Tells whether a network learns an instance: it is neither a crowd nor to be ignored."""
+    """Returns whether a network learns an instance: it is neither a crowd nor to be ignored."""
     return not (annotation["iscrowd"] or annotation.get("ignore"))
 
 

@@ -27,7 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autotimm.streaming.workers import shielded
+from autotimm.streaming.workers import signals_blocked
 
 PRELOADED = [
     "forked",
@@ -128,7 +128,8 @@ class Program:
             target=target,
             args=(self._words, environments, str(cwd or Path.cwd()), self._out, self._err),
         )
-        with shielded(_server):  # the server may be the one that a test's data workers come from
+        # The server may be the one that a test's data workers come from.
+        with signals_blocked(_server):
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

@@ -20,7 +20,7 @@ import yarl
 
 from autotimm import redaction
 from autotimm.outputs.loggers import make_loggers
-from autotimm.redaction import bare, learn, redacted
+from autotimm.redaction import bare, learn, process, redacted, secrets
 from autotimm.structures import InputError
 
 PASSWORDS = [
@@ -33,8 +33,8 @@ PASSWORDS = [
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, empty in (("_dropped", {}), ("_masked", {}), ("_compiled", None)):
-        monkeypatch.setattr(redaction, name, empty)
-    monkeypatch.setattr(redaction, "_guarding", False)
+        monkeypatch.setattr(secrets, name, empty)
+    monkeypatch.setattr(process, "_guarding", False)
     yield
 
 
@@ -91,6 +91,11 @@ def test_a_short_or_common_secret_garbles_nothing(password: str) -> None:
     text = f"train a model in training, 12345 images of 640 pixels, at x.y: {password}, time:a1"
     assert redacted(text) == text
     assert redacted(f"at https://me:{password}@host/x: me:{password}") == "at https://host/x: ***"
+
+
+def test_a_short_secret_with_a_mark_is_taken_out_wherever_it_is() -> None:
+    learn("https://me:p@s@host/x")
+    assert redacted("no access for p@s") == "no access for ***"
 
 
 def test_signatures() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
-from autotimm.streaming.workers import outlive_signals
+from autotimm.streaming.workers import ignore_signals
 
 
 def work(ready) -> None:
     # As those of libraries that the process has imported before.
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-    outlive_signals(0)
+    ignore_signals(0)
     ready.set()
     time.sleep(1000)

@@ -48,7 +48,7 @@ def paste(base: Sample, other: Sample, rng: np.random.Generator) -> Sample:
         cover = _cover(other, chosen)
     except DataError:
         return base
-    kept, boxes, crops = _still_seen(base, cover)
+    kept, boxes, crops = _uncovered(base, cover)
     cv2.copyTo(other.image, cover.view(np.uint8), base.image)
     parts = [a for a, yes in zip(other.annotations, chosen, strict=True) if yes]
     both = None
@@ -79,7 +79,7 @@ def _cover(sample: Sample, chosen: np.ndarray) -> np.ndarray:
     return cover
 
 
-def _still_seen(sample: Sample, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _uncovered(sample: Sample, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Removes a cover [H, W] bool from a sample's N instances.
 
     Returns:

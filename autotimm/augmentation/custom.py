@@ -77,20 +77,7 @@ def custom_sample(
         else np.zeros((1, height, width), np.uint8),
     }
     order, numbers = _boxes_for(transforms, boxes[share > 0], height, width)
-    if hasattr(transforms, "set_random_state"):
-        # One generator for all steps: set_random_seed would give each step the same numbers, so
-        # that they were all applied to an image or none.
-        transforms.set_random_state(rng, random.Random(int(rng.integers(2**63))))  # noqa: S311
-    try:
-        out = transforms(**given, **order)
-    except Exception as error:
-        if pipeline_checks.is_of(error, "CropSizeError"):
-            raise InputError(_too_large(error)) from error
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"custom_train_transforms fails on this image, {width} x {height} pixels as it gets "
-            f"it: {said} (--debug shows where)"
-        ) from error
+    out = _applied(transforms, {**given, **order}, rng)
     normalised = pipeline_checks.normalisation(transforms) is not None
     pixels, dense = _checked(out, len(given["masks"]), normalised)
     if pixels.dtype != np.uint8:
@@ -115,6 +102,27 @@ def custom_sample(
         else None,
         fill=fill,
     )
+
+
+def _applied(
+    transforms: Transforms, given: dict[str, Any], rng: np.random.Generator
+) -> dict[str, Any]:
+    """What a pipeline makes of a sample; InputError if it fails."""
+    if hasattr(transforms, "set_random_state"):
+        # One generator for all steps: set_random_seed would give each step the same numbers, so
+        # that they were all applied to an image or none.
+        transforms.set_random_state(rng, random.Random(int(rng.integers(2**63))))  # noqa: S311
+    try:
+        return transforms(**given)
+    except Exception as error:
+        if pipeline_checks.is_of(error, "CropSizeError"):
+            raise InputError(_too_large(error)) from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        height, width = given["image"].shape[:2]
+        raise InputError(
+            f"custom_train_transforms fails on this image, {width} x {height} pixels as it gets "
+            f"it: {said} (--debug shows where)"
+        ) from error
 
 
 def _before(
@@ -156,7 +164,7 @@ def _too_large(error: Exception) -> str:
 def _boxes_for(
     transforms: Transforms, boxes: np.ndarray, height: int, width: int
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], set[int]]]:
-    """The boxes as a pipeline takes them, and how to tell whose are left.
+    """The boxes as a pipeline takes them, and a function that finds which instances it has left.
 
     The label fields carry each instance's number, as albumentations drops boxes but not masks.
     """

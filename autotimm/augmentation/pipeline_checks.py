@@ -1,7 +1,7 @@
-"""What is known of an albumentations pipeline before it runs, and which ones cannot work.
+"""Checks of an albumentations pipeline before it runs.
 
-Steps are told by the names of their classes, so that nothing imports albumentations for those who
-do not use it.
+The names of their classes say what steps are, so that users without albumentations need not import
+it.
 """
 
 from __future__ import annotations
@@ -62,24 +62,29 @@ def check(pipeline: Any) -> None:
     if sum(is_of(step, "Normalize") for step, _ in _steps(pipeline)) > 1:
         raise InputError(f"{_FLAG} has Normalize twice: leave one of them out")
     for step, always in _steps(pipeline):
-        name = type(step).__name__
-        if getattr(step, "fill_mask", 0) == 1:
-            raise InputError(
-                f"{_FLAG}: {name} has fill_mask=1, which makes what it fills a part of every "
-                "object: give fill_mask=0"
-            )
-        if wants := set(getattr(step, "targets_as_params", ())) - _GIVEN - set(fields):
-            raise InputError(
-                f"{_FLAG}: {name} needs {', '.join(sorted(wants))}, which a sample does not have: "
-                "leave the step out"
-            )
-        if is_of(step, "DualTransform") and "bboxes" not in _targets(step):
-            raise InputError(f"{_FLAG}: {name} does not move boxes: leave the step out")
-        if is_of(step, "Normalize") and not always:
-            raise InputError(
-                f"{_FLAG}: Normalize is only applied by chance, so that images would differ in "
-                "their range: give it p=1, outside of OneOf and SomeOf"
-            )
+        _check_step(step, always, set(fields))
+
+
+def _check_step(step: Any, always: bool, fields: set[str]) -> None:
+    """Refuses a single step with which boxes, masks and image would not fit each other."""
+    name = type(step).__name__
+    if getattr(step, "fill_mask", 0) == 1:
+        raise InputError(
+            f"{_FLAG}: {name} has fill_mask=1, which makes what it fills a part of every "
+            "object: give fill_mask=0"
+        )
+    if wants := set(getattr(step, "targets_as_params", ())) - _GIVEN - fields:
+        raise InputError(
+            f"{_FLAG}: {name} needs {', '.join(sorted(wants))}, which a sample does not have: "
+            "leave the step out"
+        )
+    if is_of(step, "DualTransform") and "bboxes" not in _targets(step):
+        raise InputError(f"{_FLAG}: {name} does not move boxes: leave the step out")
+    if is_of(step, "Normalize") and not always:
+        raise InputError(
+            f"{_FLAG}: Normalize is only applied by chance, so that images would differ in "
+            "their range: give it p=1, outside of OneOf and SomeOf"
+        )
 
 
 def boxes_of(pipeline: Any) -> Any:
@@ -97,8 +102,19 @@ def resizes(pipeline: Any) -> bool:
     return any(always and _resized(step) for step, always in _branches(pipeline))
 
 
+def remarks(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """What to warn of before a pipeline is used, a line each.
+
+    Args:
+        pipeline: that :func:`check` has passed.
+        mean: of R, G and B, by which evaluation normalises.
+        std: of R, G and B, by which evaluation normalises.
+    """
+    return [*filter(None, (other_colours(pipeline, mean, std), shifted_masks(pipeline)))]
+
+
 def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """What to warn of where a pipeline normalises by other numbers than evaluation; else None."""
+    """A warning if a pipeline normalises by other numbers than evaluation; else None."""
     step = normalisation(pipeline)
     if step is None:
         return None
@@ -125,7 +141,7 @@ def other_colours(pipeline: Any, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def shifted_masks(pipeline: Any) -> str | None:
-    """What to warn of where a pipeline moves masks against their image; else None.
+    """A warning if a pipeline moves masks against their image; else None.
 
     ``cv2.resize`` places an image's pixels by their centres, and with INTER_NEAREST by their
     corners, which moves a mask right and down by up to half a pixel of the result: 0.5 from 150 to
@@ -163,7 +179,7 @@ def _resized(step: Any) -> bool:
 
 
 def _branches(step: Any, always: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Single steps and choices, and whether each is always come to."""
+    """Single steps and choices, and whether every image reaches each."""
     if not is_of(step, "Compose", "Sequential"):
         yield step, always and step.p >= 1
         return

@@ -15,7 +15,6 @@ accumulation; a failure to save does not end a run that can try again later; all
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 from weakref import proxy
@@ -26,6 +25,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.checkpoints import best_metric
+from autotimm.checkpoints.clock import SaveClock
 from autotimm.checkpoints.ownership import Ownership
 from autotimm.checkpoints.retention import clear, kept, point, remove
 from autotimm.checkpoints.settings import SaveSettings
@@ -35,19 +36,6 @@ from autotimm.outputs.loggers import run_folder
 from autotimm.plain import plain
 from autotimm.structures import InputError
 from autotimm.tasks.archive import check_readable
-
-
-def steps_to_wait(seconds: float, seconds_a_step: float) -> int:
-    """The number of steps after which to look at the clock again.
-
-    It is half of the number that fits into the remaining time, and at least 1. The ranks have to
-    agree at each look, which so happens a few times per interval instead of at every step.
-
-    Args:
-        seconds: the remaining time.
-        seconds_a_step: the duration of a step.
-    """
-    return max(1, int(seconds / max(seconds_a_step, 1e-9) / 2))
 
 
 class Checkpoints(Checkpoint):
@@ -73,8 +61,7 @@ class Checkpoints(Checkpoint):
         self._due = False
         self._score: float | None = None  # of a validation after the last step
         self._problem: str | None = None  # that the last validation has shown
-        self._started = self._since = (0.0, 0)  # time and step of the start, and of the last save
-        self._look = 0  # the step at which to look at the clock
+        self._clock = SaveClock(self.settings.save_every_minutes)
 
     # ------------------------------------------------------------- the checkpoints
 
@@ -124,20 +111,7 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = run_folder(trainer).absolute() / "checkpoints"
         if stage == "fit":
-            if self.settings.best_metric and trainer.limit_val_batches == 0:
-                raise InputError("best_metric has no effect with limit_val_batches=0")
-            measured = _metrics(pl_module)
-            given = self.settings.best_metric or ""
-            if given.startswith("val/") and measured and not given.startswith(tuple(measured)):
-                # Only a warning, because a user's subclass may log more metrics. Otherwise the
-                # first validation raises an error.
-                rank_zero_warn(
-                    f"best_metric={given!r} is none of the model's metrics, {', '.join(measured)}"
-                )
-            default = measured[0] if measured and self.settings.keep_best else None
-            self.monitor = self.settings.best_metric or default
-            small = "loss" in (self.monitor or "").lower()
-            self.mode = self.settings.best_mode or ("min" if small else "max")
+            self.monitor, self.mode = best_metric.chosen(self.settings, trainer, pl_module)
             self._files, self._restored = {}, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,10 +126,10 @@ class Checkpoints(Checkpoint):
                     f"one has not written are kept; stop one of both"
                 )
         self._files = trainer.strategy.broadcast(there if trainer.is_global_zero else {})
-        self._step = self._look = trainer.global_step
+        self._step = trainer.global_step
         self._saved = 0  # so that the step is saved again, with the score of its validation
         self._due, self._score, self._problem = False, None, None
-        self._started = self._since = time.monotonic(), trainer.global_step
+        self._clock.start(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -166,7 +140,7 @@ class Checkpoints(Checkpoint):
         self._step, self._score = step, None
         every = self.settings.save_every_n_steps
         self._due |= bool(every and step % every == 0)
-        self._due |= self._time_is_up(trainer)
+        self._due |= self._clock.is_up(trainer)
         # If a validation or the end of the epoch follows, save after it: a resumed run would skip
         # it.
         if self._due and not trainer.is_last_batch and not _validates_next(trainer):
@@ -175,7 +149,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._problem = self._not_logged(trainer)
+        self._problem = best_metric.missing(self.monitor, trainer.callback_metrics)
         if trainer.sanity_checking:
             if self._problem:
                 raise InputError(self._problem)
@@ -200,25 +174,6 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._owned.leave()
-
-    def _time_is_up(self, trainer: Trainer) -> bool:
-        """Whether it is time to save, by the clock of the first rank."""
-        minutes = self.settings.save_every_minutes
-        if minutes is None or trainer.global_step < self._look:
-            return False
-        now, step = time.monotonic(), trainer.global_step
-        left = minutes * 60 - (now - self._since[0])
-        pace = (now - self._started[0]) / max(step - self._started[1], 1)
-        up, wait = trainer.strategy.broadcast((left <= 0, steps_to_wait(left, pace)))
-        self._look = step + wait
-        return up
-
-    def _not_logged(self, trainer: Trainer) -> str | None:
-        """The message for a validation that has not logged the monitored metric, else None."""
-        if self.monitor is None or self.monitor in trainer.callback_metrics:
-            return None
-        there = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-        return f"best_metric={self.monitor!r} is not logged in validation, only {there}"
 
     def _measured(self, trainer: Trainer) -> float | None:
         """The value of the monitored metric, the same on all ranks."""
@@ -281,14 +236,23 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             self._owned.wrote(path)
         self._saved, self._due = trainer.global_step, False
-        self._since = time.monotonic(), trainer.global_step
+        self._clock.saved(trainer.global_step)
+        self._link(trainer, path)
+        # After an error above, all checkpoints stay, because a link may lead to any of them.
+        self._remove_old(trainer)
+        return path
+
+    def _link(self, trainer: Trainer, path: Path) -> None:
+        """Points ``last.ckpt`` at the checkpoint that was saved, and ``best.ckpt`` at the best."""
         with on_all_ranks(path):
             if trainer.is_global_zero:
-                point(self.dirpath / "last.ckpt", name)
+                point(self.dirpath / "last.ckpt", path.name)
                 if best := kept(self._files, 0, min(self.settings.keep_best, 1), self.mode):
                     point(self.dirpath / "best.ckpt", best[0])
                 sync_folder(self.dirpath)
-        # After an error above, all checkpoints stay, because a link may lead to any of them.
+
+    def _remove_old(self, trainer: Trainer) -> None:
+        """Removes the checkpoints that are no longer kept, and informs the loggers."""
         names = kept(self._files, self.settings.keep_last, self.settings.keep_best, self.mode)
         gone = [old for old in self._files if old not in names]
         self._files = {n: s for n, s in self._files.items() if n in names}
@@ -298,7 +262,6 @@ class Checkpoints(Checkpoint):
                     remove(self.dirpath / old)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
-        return path
 
 
 def _check_states(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -311,13 +274,6 @@ def _check_states(trainer: Trainer, pl_module: LightningModule) -> None:
 
 def _name(trainer: Trainer) -> str:
     return f"step_{trainer.global_step}.ckpt"
-
-
-def _metrics(pl_module: LightningModule) -> list[str]:
-    """The names of the validation metrics that a model logs, those on the progress bar first."""
-    configs = pl_module.hparams.get("metrics") or []
-    measured = [c for c in configs if isinstance(c, dict) and "val" in c.get("stages", ())]
-    return [f"val/{c['name']}" for c in sorted(measured, key=lambda c: not c.get("prog_bar"))]
 
 
 def _validates_next(trainer: Trainer) -> bool:

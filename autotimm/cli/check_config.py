@@ -39,7 +39,7 @@ def read_yaml(file: str) -> dict[Any, Any]:
 
 
 class Config:
-    """A config file whose keys and numbers have been checked, but for those of the model's class.
+    """A config file with checked keys and numbers, except those of the model's class.
 
     Args:
         file: its name, for messages.

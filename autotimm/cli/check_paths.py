@@ -45,7 +45,7 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
         check_name(root, str(name))
         check_free(root, str(name))
     weights = _given(settings.get("weights"))
-    if weights and checkpoint is None:  # a run that goes on does not read them
+    if weights and checkpoint is None:  # a run that resumes does not read them
         check_checkpoint(weights)
     pretrained = settings.get("model.init_args.pretrained")
     if isinstance(pretrained, str) and pretrained.lower() not in _TRUTHS and not exists(pretrained):

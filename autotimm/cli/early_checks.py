@@ -1,4 +1,4 @@
-"""What is wrong with the words after ``fit`` and its like, said before torch is imported.
+"""Checks of the words after ``fit`` and similar verbs, made before torch is imported.
 
 Invariants: what Lightning's parser takes passes; what is not understood here is left to it. A job
 of several processes is left to the check of its set-up (``setup/check.py``), which has one process
@@ -55,7 +55,7 @@ def check_words(words: list[str], help_flag: str) -> dict[str, Any] | None:
     if any(_NO_VALUE.fullmatch(word) for word in words):
         return None
     try:
-        return _Words(words[0]).read(flags.spelt(words[1:]))
+        return _Words(words[0]).read(flags.expanded(words[1:]))
     except FlagError as error:
         raise InputError(f"{error} ({help_flag} lists the flags)") from error
 
@@ -90,7 +90,7 @@ class _Words:
         return self.settings if understood else None
 
     def _pairs(self, words: list[str]) -> list[tuple[str, str]]:
-        """The flags, spelt out, with their values."""
+        """The flags by their full names, with their values."""
         found, rest = [], [*words]
         while rest:
             name, equals, value = rest.pop(0).partition("=")

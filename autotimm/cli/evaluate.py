@@ -49,38 +49,54 @@ def parser() -> argparse.ArgumentParser:
         Exit codes: 0 done, 2 the input cannot be used.
         """,
     )
+    _add_source_flags(made)
+    _add_model_flags(made)
+    _add_picture_flags(made)
+    return made
+
+
+def _add_source_flags(made: argparse.ArgumentParser) -> None:
     source = made.add_argument_group("what to evaluate")
-    source.add_argument("--checkpoint", metavar="FILE", help="of a run: .ckpt or .safetensors")
-    source.add_argument("--results", metavar="FILE", help="a COCO results file in its place")
+    source.add_argument(
+        "--checkpoint", metavar="FILE", help="a trained model: .ckpt or .safetensors"
+    )
+    source.add_argument(
+        "--results", metavar="FILE", help="a COCO results file, instead of --checkpoint"
+    )
     source.add_argument("--data", metavar="DIR", help="COCO folder, shard folder or shard URL")
-    source.add_argument("--split", default="val", help="of the data")
+    source.add_argument("--split", default="val", help="the split of the data")
     source.add_argument(
         "--annotations",
         metavar="FILE",
         action="append",
-        help="a COCO annotation file in place of --data; may be repeated: files are joined",
+        help="a COCO annotation file, instead of --data; repeat the flag to join several",
     )
     source.add_argument(
         "--images",
         metavar="DIR",
         action="append",
-        help="the images of the --annotations in the same place, or of all: for --checkpoint, and "
-        "for pictures",
+        help="the image folder of each of the --annotations, in their order, or one for all: "
+        "needed with --checkpoint, and for pictures",
     )
     source.add_argument(
-        "--boxes-only", action="store_true", help="compare no masks, even if results have some"
+        "--boxes-only",
+        action="store_true",
+        help="compare boxes alone, even if the results have masks",
     )
     source.add_argument(
         "--max-detections",
         type=int,
         metavar="N",
-        help="so many of a class in an image count, and are looked for; default: 100, as COCO has "
-        "it; of LVIS' files 300 of all classes",
+        help="detect and count at most N objects of a class in an image; default: 100, as in COCO; "
+        "for LVIS' files 300 of all classes together",
     )
     add_pixel_range(source, "default: the checkpoint's, else that of the data")
     source.add_argument(
-        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if missing"
+        "--out", type=local_path, metavar="DIR", default="evaluation", help="made if it is missing"
     )
+
+
+def _add_model_flags(made: argparse.ArgumentParser) -> None:
     model = made.add_argument_group("how the checkpoint is run")
     add_image_size(model, "a side, or height and width; default: of the training")
     add_looking(model)
@@ -90,8 +106,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="least class probability of a detection; default: the checkpoint's",
     )
-    model.add_argument("--batch-size", type=int, default=4, metavar="IMAGES", help="on each rank")
-    model.add_argument("--num-workers", type=int, default=2, metavar="N", help="that decode")
+    model.add_argument(
+        "--batch-size", type=int, default=4, metavar="IMAGES", help="at once, on each rank"
+    )
+    model.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that decode"
+    )
     model.add_argument(
         "--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="where it runs"
     )
@@ -100,13 +120,16 @@ def parser() -> argparse.ArgumentParser:
         choices=("16-mixed", "bf16-mixed", "32-true"),
         help="default: 16-mixed on a GPU, else 32-true",
     )
+
+
+def _add_picture_flags(made: argparse.ArgumentParser) -> None:
     pictures = made.add_argument_group("pictures")
     pictures.add_argument(
         "--min-score",
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="of detections that are drawn and counted as confusions; AP counts all",
+        help="least, of detections to draw and to count as confusions; AP counts all",
     )
     pictures.add_argument(
         "--worst",
@@ -115,7 +138,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="of lowest F1, and suspect labels, to draw",
     )
-    return made
 
 
 def run(args: argparse.Namespace) -> int:
@@ -133,19 +155,10 @@ def run(args: argparse.Namespace) -> int:
         check_data(args.data)
     from autotimm.evaluation import coco_input, output, report
 
-    pixel_range: PixelRange = args.pixel_range
-    source: Source | None
-    if args.checkpoint:
-        from autotimm.cli.run_checkpoint import detect
-
-        results = out / "results.json"
-        found = detect(args, results)
-        if found is None:
-            return 0  # not the first rank
-        source, pixel_range = found
-    else:
-        results = Path(args.results)
-        source = _open_source(args)
+    given = _results(args, out)
+    if given is None:
+        return 0  # not the first rank
+    results, source, pixel_range = given
     entries = coco_input.entries_of(results)
     truth, drawn = _truth(args, source, entries, pixel_range)
     make_folder("--out", out)
@@ -165,6 +178,20 @@ def run(args: argparse.Namespace) -> int:
     measured.remarks[:0] = remarks
     output.write(measured, drawn, out, args.worst, _facts(args))
     return 0
+
+
+def _results(args: argparse.Namespace, out: Path) -> tuple[Path, Source | None, PixelRange] | None:
+    """The results file, the images if they are known, and their pixel range.
+
+    A checkpoint first runs on the images, and writes the file; None on all ranks but the first.
+    """
+    if not args.checkpoint:
+        return Path(args.results), _open_source(args), args.pixel_range
+    from autotimm.cli.run_checkpoint import detect
+
+    results = out / "results.json"
+    found = detect(args, results)
+    return None if found is None else (results, *found)
 
 
 def _fitted(

@@ -26,6 +26,20 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     Raises:
         InputError: names the first one.
     """
+    _check_sources(args)
+    _check_numbers(args)
+    if args.results:
+        reject_unused(parser, args, _OF_MODEL, "is for --checkpoint: with --results no model runs")
+    check_looking(parser, args)
+    if args.annotations:
+        reject_unused(parser, args, ("split",), "is for --data: leave it out, or give that")
+    if args.annotations and not args.images:
+        reason = "is for images: leave it out, or give --images or --data"
+        reject_unused(parser, args, ("worst", "pixel_range"), reason)
+
+
+def _check_sources(args: argparse.Namespace) -> None:
+    """Checks which results are compared with which data, and that named files are there."""
     if bool(args.checkpoint) == bool(args.results):
         raise InputError("give --checkpoint, or --results for a file of results; one of the two")
     if bool(args.data) == bool(args.annotations):
@@ -44,6 +58,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                 raise InputError(f"--annotations: {file}: no such file")
             if not Path(folder).is_dir():
                 raise InputError(f"--images: {folder}: no such folder")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
     if not 0 <= args.min_score <= 1:
         raise InputError(f"--min-score {args.min_score:g} must be 0 to 1")
     for name, least in (("batch_size", 1), ("num_workers", 0), ("worst", 0)):
@@ -56,14 +73,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         )
     if args.score_thresh is not None and not 0 <= args.score_thresh <= 1:
         raise InputError(f"--score-thresh {args.score_thresh:g} must be 0 to 1")
-    if args.results:
-        reject_unused(parser, args, _OF_MODEL, "is for --checkpoint: with --results no model runs")
-    check_looking(parser, args)
-    if args.annotations:
-        reject_unused(parser, args, ("split",), "is for --data: leave it out, or give that")
-    if args.annotations and not args.images:
-        reason = "is for images: leave it out, or give --images or --data"
-        reject_unused(parser, args, ("worst", "pixel_range"), reason)
 
 
 def data_and_split(args: argparse.Namespace) -> tuple[str | Location, str]:

@@ -91,7 +91,7 @@ def help_flag(prog: str | None) -> str:
     return "--help-all" if prog == "autotimm" else "--help"
 
 
-def spelt(words: list[str]) -> list[str]:
+def expanded(words: list[str]) -> list[str]:
     """The words with the long form of each short one, as Lightning's parser spells them.
 
     ``--model.x`` is short for ``--model.init_args.x`` with any argument of the model's class.

@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
 
     A run resumes from its flags and its checkpoint, never from this file. To start another run from
     the file, give the URLs that had a user, a password or a signature again, and ``--weights``: the
-    file has none, because a run that goes on and a test refuse it. ``run.json`` names it. It has no
+    file has none, because a resumed run and a test refuse it. ``run.json`` names it. It has no
     ``run_name`` either, which no other run can have.
     """
 
@@ -134,7 +134,7 @@ class TrainCLI(FlagsOnlyCLI):
         words = sys.argv
         try:
             if args is None or isinstance(args, list):
-                args, sys.argv = flags.spelt(words[1:] if args is None else args), words[:1]
+                args, sys.argv = flags.expanded(words[1:] if args is None else args), words[:1]
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             line, flag = parse_errors.reword(str(error)), flags.help_flag(parser.prog)

@@ -33,7 +33,7 @@ GROUPS = {
     "data": (
         _Flag("--data.data_dir", "DIR", None, "shards, their URL, or a COCO folder", "--data"),
         _Flag("--data.image_size", "PIXELS", 640, "side of the square canvas", "--image-size"),
-        _Flag("--data.batch_size", "IMAGES", 4, "a step, on each GPU", "--batch-size"),
+        _Flag("--data.batch_size", "IMAGES", 4, "images in a step, on each GPU", "--batch-size"),
         _Flag("--data.num_workers", "N", 4, "processes that decode, on each GPU"),
         _Flag("--data.augmentation_preset", "NAME", "default", "light, default, strong or lsj"),
     ),
@@ -42,7 +42,7 @@ GROUPS = {
             "--model.init_args.backbone",
             "NAME",
             "resnet50",
-            "any of timm's with features",
+            "any of timm's that gives feature maps",
             "--model.backbone",
         ),
         _Flag("--model.init_args.lr", "RATE", 1e-4, "learning rate", "--model.lr"),
@@ -50,7 +50,7 @@ GROUPS = {
     ),
     "run": (
         _Flag("--config", "FILE", None, "YAML with any of the flags; later ones win"),
-        _Flag("--ckpt_path", "FILE", None, "checkpoint to go on from, or to measure"),
+        _Flag("--ckpt_path", "FILE", None, "checkpoint to resume from, or to evaluate"),
         _Flag("--weights", "FILE", None, "trained weights to start from, of any classes"),
         _Flag("--trainer.max_epochs", "N", None, "epochs in all", "--epochs"),
         _Flag(

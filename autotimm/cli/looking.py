@@ -12,9 +12,13 @@ def add_looking(group: Any) -> None:
     """Adds ``--tile``, ``--overlap`` and ``--flip`` to an argument group."""
     group.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles")
     group.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="of tiles; 0: objects stay cut"
+        "--overlap",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of a tile, that the next one covers too; with 0, objects stay cut",
     )
-    group.add_argument("--flip", action="store_true", help="also look at the mirror image")
+    group.add_argument("--flip", action="store_true", help="also detect in the mirror image")
 
 
 def check_looking(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What a verb says beside its result: lines on stderr that begin with its name."""
+"""Remarks of a verb besides its result: lines on stderr that begin with its name."""
 
 from __future__ import annotations
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +51,43 @@ def parser() -> argparse.ArgumentParser:
         help="files, folders, 'patterns*.jpg', URLs; local videos",
     )
     flags.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="of a run: .ckpt or .safetensors"
+        "--checkpoint", required=True, metavar="FILE", help="a trained model: .ckpt or .safetensors"
     )
     flags.add_argument(
-        "--out", required=True, type=local_path, metavar="DIR", help="made if missing"
+        "--out", required=True, type=local_path, metavar="DIR", help="made if it is missing"
     )
     flags.add_argument(
-        "--format", choices=("json", "pictures", "both"), default="both", help="what is written"
+        "--format", choices=("json", "pictures", "both"), default="both", help="what to write"
     )
     flags.add_argument(
-        "--min-score", type=float, metavar="SCORE", help="least, of what is found; default: all"
+        "--min-score",
+        type=float,
+        metavar="SCORE",
+        help="least, of detections to write; default: all",
     )
     flags.add_argument(
-        "--draw-score", type=float, default=0.5, metavar="SCORE", help="of what is drawn"
+        "--draw-score",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="least, of detections to draw",
     )
-    how = flags.add_argument_group("how images are looked at")
+    _add_model_flags(flags)
+    _add_machine_flags(flags)
+    return flags
+
+
+def _add_model_flags(flags: argparse.ArgumentParser) -> None:
+    how = flags.add_argument_group("how the model sees images")
     add_image_size(how, "the canvas: a side, or height and width; default: of the training")
     add_looking(how)
     add_pixel_range(how, "default: those of the training, else each image's own")
     how.add_argument(
-        "--every", type=int, default=1, metavar="N", help="look at every Nth frame of a video"
+        "--every", type=int, default=1, metavar="N", help="use every Nth frame of a video"
     )
+
+
+def _add_machine_flags(flags: argparse.ArgumentParser) -> None:
     machine = flags.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     machine.add_argument("--half", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
@@ -84,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help=f"auto: on a GPU, from {_COMPILE_FROM} images on",
     )
-    return flags
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,35 +106,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: flags or the checkpoint cannot be used, or there is no image.
     """
-    for flag, value in (("--min-score", args.min_score), ("--draw-score", args.draw_score)):
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{flag} {value:g} must be 0 to 1")
-    check_looking(parser(), args)
-    if args.format == "json":
-        reject_unused(parser(), args, ("draw_score",), "is for pictures: --format json writes none")
-
-    if args.every < 1:
-        raise InputError(f"--every {args.every} must be 1 or more")
-    check_checkpoint(args.checkpoint)
-
-    from autotimm.inference.sources import find, is_video
-    from autotimm.inference.video import pyav
-    from autotimm.inference.write import PICTURES, VIDEOS, is_output
-
+    _check(args)
     out = Path(args.out)
-    # OUT may lie in a folder of IMAGES: leave out what an earlier run drew there.
-    drawn = {Path(os.path.realpath(out / one)) for one in (PICTURES, VIDEOS)}
-    skipped: Counter[str] = Counter()
-    every = find(args.images, skipped, is_output(out))
-    names = [one for one in every if drawn.isdisjoint(Path(os.path.realpath(one)).parents)]
-    if skipped:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-        note("predict", f"skipped, as no images: {kinds}")
-    if not names:
-        raise InputError(f"there are no images but those in {out / PICTURES}")
-    check_images(names)
+    names = _find(args, out)
 
+    from autotimm.cli.predict_outputs import predict_images, predict_videos
     from autotimm.inference.predict import Options  # torch: what is missing has been said by now
+    from autotimm.inference.sources import is_video
+    from autotimm.inference.video import pyav
 
     options = Options(
         batch_size=args.batch_size,
@@ -142,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
     model = _model(args, _COMPILE_FROM if videos else len(names))
     images = [one for one in names if one not in set(videos)]
     if args.pixel_range is None:
-        _tell_of_upper_bits(model, images)
-    bad = _images(args, model, options, images) if images else 0
-    bad += sum(_videos(args, model, options, videos))
+        _warn_of_upper_bits(model, images)
+    bad = predict_images(args, model, options, images) if images else 0
+    bad += predict_videos(args, model, options, videos)
     if bad and videos:  # each line above counts one file, or the images
         print(f"{out}: left out in all: {bad:,} of {len(names):,} images and videos")
     if bad == len(names):  # nothing was written: files of an earlier run stay
@@ -152,9 +144,41 @@ def run(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _tell_of_upper_bits(model: Any, names: list[str]) -> None:
-    """Says once what becomes of 16 bits under a checkpoint of an older version, where some of the
-    first images have them."""
+def _check(args: argparse.Namespace) -> None:
+    """Refuses flags that cannot be used, or not together."""
+    for flag, value in (("--min-score", args.min_score), ("--draw-score", args.draw_score)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{flag} {value:g} must be 0 to 1")
+    check_looking(parser(), args)
+    if args.format == "json":
+        reject_unused(parser(), args, ("draw_score",), "is for pictures: --format json writes none")
+    if args.every < 1:
+        raise InputError(f"--every {args.every} must be 1 or more")
+    check_checkpoint(args.checkpoint)
+
+
+def _find(args: argparse.Namespace, out: Path) -> list[str]:
+    """The images and videos that the command names, without those that an earlier run drew."""
+    from autotimm.inference.sources import find
+    from autotimm.inference.write import PICTURES, VIDEOS, is_output
+
+    # OUT may lie in a folder of IMAGES.
+    drawn = {Path(os.path.realpath(out / one)) for one in (PICTURES, VIDEOS)}
+    skipped: Counter[str] = Counter()
+    every = find(args.images, skipped, is_output(out))
+    names = [one for one in every if drawn.isdisjoint(Path(os.path.realpath(one)).parents)]
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
+        note("predict", f"skipped, as no images: {kinds}")
+    if not names:
+        raise InputError(f"there are no images but those in {out / PICTURES}")
+    check_images(names)
+    return names
+
+
+def _warn_of_upper_bits(model: Any, names: list[str]) -> None:
+    """Says what becomes of 16 bits with a checkpoint of an older version, if the first few images
+    have them."""
     from autotimm.images.decode import DataError, deep_pixels
     from autotimm.structures import UPPER_BITS
 
@@ -163,7 +187,7 @@ def _tell_of_upper_bits(model: Any, names: list[str]) -> None:
     for name in names[:16]:
         try:
             deep = Path(name).is_file() and deep_pixels(Path(name).read_bytes()) is not None
-        except (OSError, DataError):  # told in its turn
+        except (OSError, DataError):  # reported when its turn comes
             continue
         if deep:
             note(
@@ -173,99 +197,6 @@ def _tell_of_upper_bits(model: Any, names: list[str]) -> None:
                 "values",
             )
             return
-
-
-def _images(args: argparse.Namespace, model: Any, options: Any, names: list[str]) -> int:
-    """Looks at images, and says what was written; the number of those that cannot be used."""
-    from autotimm.inference.predict import predictions
-    from autotimm.inference.write import Writer
-
-    out = Path(args.out)
-    writer = Writer(
-        out,
-        _categories(model),
-        model.class_names,
-        as_json=args.format != "pictures",
-        draw_from=None if args.format == "json" else args.draw_score,
-    )
-    bad = 0
-    try:
-        found = predictions(model, names, options)
-        for name, (pixels, detections) in zip(_with_progress(names), found, strict=True):
-            if isinstance(pixels, InputError):
-                bad += 1
-                note("predict", f"left out: {pixels}")
-            else:
-                writer.add(name, pixels, detections)
-    except BaseException:
-        with contextlib.suppress(InputError):  # a full disk: the error that is on its way says so
-            if writer.images:  # keep what was found before Ctrl-C
-                writer.close()
-        raise
-    if writer.images:
-        written = ", ".join(writer.close())
-        counts = f"images: {len(writer.images):,}, {_counts(args, writer)}"
-        if writer.smaller:
-            counts += f"; {writer.smaller:,} pictures drawn smaller than their images"
-        print(f"{out}: {written}: {counts}{f'; {bad:,} left out' if bad else ''}")
-    return bad
-
-
-def _videos(args: argparse.Namespace, model: Any, options: Any, names: list[str]) -> Iterator[bool]:
-    """Looks at videos, and says of each what was written; yields whether it is not wholly used."""
-    from autotimm.inference.predict import predictions
-    from autotimm.inference.video import Frame, frames
-    from autotimm.inference.write import VIDEOS, Stems
-    from autotimm.inference.write_video import VideoWriter
-
-    stems, problems = Stems(), []
-
-    def pixels_of(video: str, ahead: deque[Frame]) -> Iterator[Any]:
-        """The frames' pixels; each frame is kept in ``ahead`` until it is looked at."""
-        try:
-            for frame in frames(video, args.every):
-                ahead.append(frame)
-                yield frame.pixels
-        except InputError as error:  # what was decoded before is used
-            problems.append(error)
-
-    for name in names:
-        problems.clear()
-        stem, ahead = stems.of(name), deque[Frame]()
-        writer = VideoWriter(
-            Path(args.out),
-            stem,
-            name,
-            _categories(model),
-            model.class_names,
-            as_json=args.format != "pictures",
-            draw_from=None if args.format == "json" else args.draw_score,
-        )
-        with writer:
-            for _, detections in predictions(model, pixels_of(name, ahead), options):
-                writer.add(ahead.popleft(), detections)
-        for problem in problems:
-            note("predict", f"left out: {problem}")
-        if writer.frames:
-            endings = {"json": ".json", "pictures": ".mp4", "both": ".{json,mp4}"}
-            written = f"{VIDEOS}/{stem}{endings[args.format]}"
-            print(f"{args.out}: {written}: frames: {writer.frames:,}, {_counts(args, writer)}")
-        yield bool(problems)
-
-
-def _counts(args: argparse.Namespace, writer: Any) -> str:
-    """How many instances a writer wrote and drew."""
-    found = f"instances: {writer.instances:,}"
-    if args.format == "json":
-        return found
-    return f"{found}, of them drawn: {writer.drawn:,} (--draw-score {args.draw_score:g})"
-
-
-def _categories(model: Any) -> list[dict[str, Any]]:
-    if model.categories is None:
-        return [{"id": i, "name": name} for i, name in enumerate(model.class_names)]
-    # images.json says what the ids in results.json mean: these are the numbers, as of images.
-    return [{"id": one["id"], "name": one["name"]} for one in model.categories]
 
 
 def _model(args: argparse.Namespace, images: int) -> Any:
@@ -289,14 +220,3 @@ def _model(args: argparse.Namespace, images: int) -> Any:
         limit = min(model.settings.score_thresh, args.min_score**2)
         model.hparams.update(score_thresh=limit)
     return model
-
-
-def _with_progress(names: list[str]) -> Any:
-    """The names, counted by a progress bar if stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return names
-    return track(names, "predicting", console=console)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from autotimm.cli.check_paths import check_data
 from autotimm.cli.notes import note
 from autotimm.cli.parser import add_image_size, add_pixel_range, local_path, make_parser
 from autotimm.structures import InputError
+
+if TYPE_CHECKING:
+    from autotimm.augmentation.presets import Augmentation
+    from autotimm.data.datamodule import InstanceSegmentationDataModule
 
 _PRESETS = ("light", "default", "strong", "lsj")
 _PLAIN = "as it is"  # the title of the column without augmentation
@@ -73,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
 
     from autotimm import visualize
     from autotimm.augmentation.presets import Augmentation
-    from autotimm.data.datamodule import InstanceSegmentationDataModule
     from autotimm.data.preview import sheet
 
     if Path(args.out).suffix.lower() != ".png":
@@ -83,30 +87,12 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.preset or ["all"]
     presets = _PRESETS if "all" in wanted else tuple(dict.fromkeys(wanted))
 
-    def data(
-        augmentation: str | Augmentation, copy_paste: float, multi_scale: bool
-    ) -> InstanceSegmentationDataModule:
-        return InstanceSegmentationDataModule(
-            args.data,
-            image_size=args.image_size,
-            batch_size=1,
-            num_workers=0,
-            augmentation_preset=augmentation,
-            resize=args.resize,
-            train_split=args.split,
-            val_split=None,
-            seed=args.seed,
-            copy_paste=copy_paste,
-            multi_scale=multi_scale,
-            pixel_range=args.pixel_range,
-            max_corrupt=1.0,  # it draws the others, and names below what it cannot read
-        )
-
-    columns = {_PLAIN: data(Augmentation(), 0.0, False)}
-    columns |= {name: data(name, args.copy_paste, args.multi_scale) for name in presets}
+    columns = {_PLAIN: _data(args, Augmentation())}
+    for name in presets:
+        columns[name] = _data(args, name, copy_paste=args.copy_paste, multi_scale=args.multi_scale)
     left_out: set[str] = set()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "skipped, as it cannot be used")  # told below
+        warnings.filterwarnings("ignore", "skipped, as it cannot be used")  # printed below
         picture, names = sheet(columns, args.samples, left_out=left_out)
     visualize.save_png(args.out, picture)
     print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")
@@ -115,3 +101,30 @@ def run(args: argparse.Namespace) -> int:
         which = "; ".join(sorted(left_out)[:3])
         note("preview", f"left out, as unusable: {len(left_out)}: {which}{more}")
     return 0
+
+
+def _data(
+    args: argparse.Namespace,
+    augmentation: str | Augmentation,
+    *,
+    copy_paste: float = 0.0,
+    multi_scale: bool = False,
+) -> InstanceSegmentationDataModule:
+    """The data that a column shows, with its augmentation."""
+    from autotimm.data.datamodule import InstanceSegmentationDataModule
+
+    return InstanceSegmentationDataModule(
+        args.data,
+        image_size=args.image_size,
+        batch_size=1,
+        num_workers=0,
+        augmentation_preset=augmentation,
+        resize=args.resize,
+        train_split=args.split,
+        val_split=None,
+        seed=args.seed,
+        copy_paste=copy_paste,
+        multi_scale=multi_scale,
+        pixel_range=args.pixel_range,
+        max_corrupt=1.0,  # it draws the others, and the verb names what it cannot read
+    )

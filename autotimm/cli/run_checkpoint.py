@@ -1,4 +1,4 @@
-"""What ``autotimm evaluate --checkpoint`` does first: it has the model look at all images."""
+"""The first step of ``autotimm evaluate --checkpoint``: detections of the model in all images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autotimm.cli.evaluate_flags import data_and_split
 from autotimm.cli.parser import make_folder
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.whole import WholeImages
-from autotimm.inference.predict import Options, looker
+from autotimm.inference.predict import Options, detector_of
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, PixelRange
 from autotimm.tasks import load
@@ -70,7 +70,7 @@ def detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | 
 
 
 def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:
-    """What looks at batches of whole images, in tiles or mirrored; None where that is not asked."""
+    """The function that predicts whole images in tiles or mirrored; None if no flag asks for it."""
     if args.tile is None and not args.flip:
         return None
     options = Options(
@@ -80,5 +80,5 @@ def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:
         overlap=args.overlap,
         flip=args.flip,
     )
-    look = looker(model, options)
+    look = detector_of(model, options)
     return lambda batch: look(batch["pixels"])

@@ -1,4 +1,4 @@
-"""The verbs that Lightning's command line runs: what is wrong with the words is said at once.
+"""The verbs that Lightning's command line runs; wrong words are refused at once.
 
 ``fit``, ``validate``, ``test``, ``predict``, ``find_lr`` and ``find_batch_size`` take ``--config``,
 ``--print_config``, ``--help`` and a flag for every argument of AutoTrainer, the model and the data

@@ -78,13 +78,80 @@ def index_annotations(
         InexactIdError: ``exact`` has to be True for this file.
         NotJSONError: the annotations are not JSON.
     """
-    owners = array("q")  # of each object in the list: the position of its image, or LEFT_OUT
+    found = _assign(text, listed, slots, names, categories, problems, rules, exact)
+    known, used, unnumbered = categories.ids, found.used, found.unnumbered
+    shift = shifted(found.strange, {one for one in found.categories if type(one) is int}, known)
+    if shift is not None:
+        problems.add(shift, f"category_id {min(found.strange)}")
+    owner = np.frombuffer(found.owners, np.int64)
+    order = np.argsort(owner, kind="stable")
+    order = order[np.count_nonzero(owner == LEFT_OUT) :]
+    if found.listed and not len(order):
+        why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
+        raise InputError(
+            f"{text.path}: none of its {found.listed:,} annotations can be used: {why}"
+        )
+    place = np.empty(len(owner), np.int64)
+    place[order] = np.arange(len(order))
+    free = free_ids(used, len(unnumbered))
+    count = sum(slot != LEFT_OUT for slot in slots.values())
+    sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
+    return AnnotationIndex(
+        first=np.searchsorted(owner[order], np.arange(count + 1)),
+        starts=listed.starts[order],
+        lengths=listed.lengths[order],
+        renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
+        dense=len(b"".join(sample.split())) / max(len(sample), 1),
+        span=_span(used, free),
+        used=sorted(known[key] for key in found.categories),
+        untrained=sorted(known[key] for key in found.categories - found.trained),
+        ignored=found.ignored,
+    )
+
+
+@dataclass(slots=True)
+class _Assigned:
+    """What the annotations of a file say, in its order.
+
+    Attributes:
+        listed: how many there are, with those that are no objects.
+        owners: of each object the position of its image, or LEFT_OUT.
+        used: the ids that they keep.
+        unnumbered: the places in ``owners`` of those that need another id.
+        categories: keys of the categories that have annotations.
+        trained: keys of those of them that have annotations to train on.
+        strange: ids that no category has.
+        ignored: how many say ``ignore: 1``.
+    """
+
+    listed: int
+    owners: array[int]
+    used: set[int]
+    unnumbered: list[int]
+    categories: set[Key | None]
+    trained: set[Key | None]
+    strange: set[int]
+    ignored: int
+
+
+def _assign(
+    text: Text,
+    listed: Array,
+    slots: dict[Key | None, int],
+    names: FileNames,
+    categories: CategoryIds,
+    problems: Problems,
+    rules: Rules,
+    exact: bool,
+) -> _Assigned:
+    """Reads the annotations, and finds the image of each; see ``index_annotations``."""
+    owners = array("q")
     used: set[int] = set()
     unnumbered: list[int] = []
-    trained: set[Key | None] = set()  # categories
+    trained: set[Key | None] = set()
     others: set[Key | None] = set()
     known = categories.ids
-    strange: set[int] = set()  # ids that no category has
+    strange: set[int] = set()
     ignored = 0
     position = -1
     for position, raw in enumerate(chain.from_iterable(listed.values(text, exact=exact))):
@@ -105,59 +172,36 @@ def index_annotations(
             if slot is None and (slot := names.find(image_id)) is not None:
                 shown = _shown(id_, image_id, position)
                 problems.add("image_id is the image's file name (matched by it)", shown)
-        lost = None
-        if slot is None:
-            lost = "an unknown image"
-        elif category_id not in known:
-            lost = "an unknown category"
-            if type(category_id) is int:
+        if slot is None or slot == LEFT_OUT or category_id not in known:
+            if slot is not None and category_id not in known and type(category_id) is int:
                 strange.add(category_id)
-        elif slot == LEFT_OUT:
-            lost = "an image that is left out"
-        elif id_ is None or id_ in used:
+            _refuse_panoptic(raw, text)
+            lost = _lost(slot, category_id in known)
+            problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
+            owners.append(LEFT_OUT)
+            continue
+        if id_ is None or id_ in used:
             kind = "id missing or not a whole number" if id_ is None else "id occurs twice"
             problems.add(f"annotation {kind} (numbered anew)", _shown(id_, image_id, position))
             unnumbered.append(len(owners))
         else:
             used.add(id_)
-        if lost:
-            _refuse_panoptic(raw, text)
-            problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
-        else:
-            if raw.get("iscrowd") in (None, ""):  # else it decides, which saves time
-                raw = settled(raw)  # what is odd about it is counted with its record
-            if category_id not in trained:
-                (trained if is_trained_on(raw, rules) else others).add(category_id)
-            if "ignore" in raw:
-                ignored += as_flag(raw["ignore"]) == 1
-        owners.append(LEFT_OUT if slot is None or lost else slot)
-    shift = shifted(strange, {one for one in trained | others if type(one) is int}, known)
-    if shift is not None:
-        problems.add(shift, f"category_id {min(strange)}")
-    owner = np.frombuffer(owners, np.int64)
-    order = np.argsort(owner, kind="stable")
-    order = order[np.count_nonzero(owner == LEFT_OUT) :]
-    if position >= 0 and not len(order):
-        why = "; ".join(line for line in problems.lines() if line.startswith("annotation "))
-        raise InputError(
-            f"{text.path}: none of its {position + 1:,} annotations can be used: {why}"
-        )
-    place = np.empty(len(owner), np.int64)
-    place[order] = np.arange(len(order))
-    free = free_ids(used, len(unnumbered))
-    count = sum(slot != LEFT_OUT for slot in slots.values())
-    sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
-    return AnnotationIndex(
-        first=np.searchsorted(owner[order], np.arange(count + 1)),
-        starts=listed.starts[order],
-        lengths=listed.lengths[order],
-        renumbered={int(place[i]): new for i, new in zip(unnumbered, free, strict=True)},
-        dense=len(b"".join(sample.split())) / max(len(sample), 1),
-        span=_span(used, free),
-        used=sorted(known[key] for key in others | trained),
-        untrained=sorted(known[key] for key in others - trained),
-        ignored=ignored,
-    )
+        if raw.get("iscrowd") in (None, ""):  # else it decides, which saves time
+            raw = settled(raw)  # what is odd about it is counted with its record
+        if category_id not in trained:
+            (trained if is_trained_on(raw, rules) else others).add(category_id)
+        if "ignore" in raw:
+            ignored += as_flag(raw["ignore"]) == 1
+        owners.append(slot)
+    every = trained | others
+    return _Assigned(position + 1, owners, used, unnumbered, every, trained, strange, ignored)
+
+
+def _lost(slot: int | None, known: bool) -> str:
+    """What an annotation is of that cannot be used: an image, or a category."""
+    if slot is None:
+        return "an unknown image"
+    return "an image that is left out" if known else "an unknown category"
 
 
 def _span(*ids: Collection[int]) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def number(value: Any) -> float | None:
 
 
 def agrees(bbox: Sequence[float], mask: Sequence[float]) -> bool:
-    """Tells whether a box is about its mask's own: an IoU of 0.5, or every side 1.5 pixels off.
+    """Returns whether a box is about its mask's own: an IoU of 0.5, or every side 1.5 pixels off.
 
     Args:
         bbox: x, y, w, h in pixels.
@@ -94,7 +94,7 @@ def fault(bbox: Sequence[float], mask: Sequence[float], height: int, width: int)
 
 
 def is_close(box: Sequence[float], mask: Sequence[float]) -> bool:
-    """Tells whether two boxes x1, y1, x2, y2 are one but for rounding."""
+    """Returns whether two boxes x1, y1, x2, y2 are one but for rounding."""
     wide = min(box[2], mask[2]) - max(box[0], mask[0])
     high = min(box[3], mask[3]) - max(box[1], mask[1])
     if wide > 0 and high > 0:

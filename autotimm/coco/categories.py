@@ -81,7 +81,7 @@ def read_categories(
     """Returns the categories by id.
 
     Raises:
-        InputError: there is none, or one cannot be told from the others.
+        InputError: there is none, or one cannot be distinguished from the others.
         InexactIdError: ``exact`` has to be True for this file.
     """
     found: dict[Key, Category] = {}

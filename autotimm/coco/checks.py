@@ -139,7 +139,7 @@ def as_size(width: Any, height: Any) -> tuple[int, int] | None:
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """Tells whether this is text that can be written as UTF-8 (JSON may hold half characters)."""
+    """Returns whether this is text that can be written as UTF-8 (JSON may hold half characters)."""
     try:
         return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError:
@@ -164,7 +164,7 @@ RULES = Rules()
 
 
 def is_trained_on(raw: dict[str, Any], rules: Rules) -> bool:
-    """Tells whether an annotation, its ``flags.settled``, is neither a crowd nor to be ignored."""
+    """Whether an annotation, its ``flags.settled``, is neither a crowd nor to be ignored."""
     crowd = rules.crowd == "keep" and as_flag(raw.get("iscrowd")) == 1
     return not crowd and as_flag(raw.get("ignore")) != 1
 
@@ -218,7 +218,7 @@ def check_annotation(
 
 
 def _are_shares(extent: tuple[float, float, float, float]) -> bool:
-    """Tells whether a polygon's box x1, y1, x2, y2 is in shares of the image, from 0 to 1.
+    """Returns whether a polygon's box x1, y1, x2, y2 is in shares of the image, from 0 to 1.
 
     In pixels it would lie inside the first one, where no object is; whole numbers may be its sides.
     Rounding takes shares a little beyond the image.

@@ -9,8 +9,9 @@ COCO's own are ``iscrowd`` and, of pycocotools, ``ignore``. Others write:
   on them write as ``iscrowd``;
 - ``ignored``: ``ignore``;
 - ``difficult``: that of Pascal VOC. Its evaluation leaves these objects out, some converters write
-  ``ignore`` for it, but others train on them. It has no one meaning, so it is told, not read;
-- ``crowd``: the flag, or how many objects are in it. It is told, not read.
+  ``ignore`` for it, but others train on them. It has no one meaning, so it is counted and reported,
+  not used;
+- ``crowd``: the flag, or how many objects are in it. It is counted and reported, not used.
 
 Invariant: ``iscrowd``, where an annotation has it, decides; another key that says otherwise is
 counted.

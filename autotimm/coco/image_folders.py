@@ -1,8 +1,8 @@
 """Where the images of an annotation file are: folders by their names, and by the files in them.
 
 Invariant: where two folders hold files of all these names, and neither is called as the split is,
-neither is taken. Folders of masks, told by their names, are passed over: their files have the names
-of the images.
+neither is taken. Folders of masks, recognised by their names, are passed over: their files have the
+names of the images.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _usual_folders(stem: str, base: Path) -> Iterator[Path]:
 
 
 def _folders_of_split(stem: str, base: Path) -> list[Path]:
-    """Returns folders of any place whose names tell the split of a file: LVIS' ``train2017``,
+    """Returns folders anywhere whose names contain the split of a file: LVIS' ``train2017``,
     Cityscapes' ``leftImg8bit/train``, ``Set-train/images``; those of masks only if all are."""
     word = split_word(stem)
     if word is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -20,6 +19,7 @@ from autotimm.coco.checks import RULES, Problems, Rules
 from autotimm.coco.federated import FEDERATED
 from autotimm.coco.ids import Key, id_key
 from autotimm.coco.index import Category, CocoIndex, load, names_of
+from autotimm.coco.join_categories import join_categories, refuse_other_classes
 from autotimm.coco.layouts import Split
 from autotimm.coco.merge import merged
 from autotimm.structures import InputError, Record, is_trained_on
@@ -69,7 +69,7 @@ class Joined(Generic[P]):
         for part in parts:
             self.problems.update(part.problems)
         self._parts = list(parts)
-        self.categories, self._category_ids = _join_categories(parts, files, self.problems, known)
+        self.categories, self._category_ids = join_categories(parts, files, self.problems, known)
         self._shifts = _shifts(parts, files, self.problems)
         # Of each image: (part, position in it), more than one where several files describe it.
         self._places: list[list[tuple[int, int]]] = []
@@ -228,77 +228,12 @@ def load_split(split: Split, rules: Rules = RULES, known: Sequence[Category] = (
     """
     indices = [load(file, folder, rules) for file, folder in split.sources]
     files = [file for file, _ in split.sources]
-    _refuse_other_classes(indices, files, known)
+    refuse_other_classes(indices, files, known)
     if len(indices) == 1:
-        _, (ids,) = _join_categories(indices, files, Problems(), known)
+        _, (ids,) = join_categories(indices, files, Problems(), known)
         if all(old == new for old, new in ids.items()):
             return indices[0]
     return JoinedIndex(indices, files, known)
-
-
-def _refuse_other_classes(
-    indices: Sequence[CocoIndex], files: Sequence[Path], known: Sequence[Category]
-) -> None:
-    by_id = {one.id: one.name for one in known if one.given_id is None}
-    names = {one.name for one in known}
-    for index, file in zip(indices, files, strict=True):
-        for one in index.categories:
-            other = by_id.get(one.id, one.name)
-            if one.given_id is None and one.name != other and one.name not in names:
-                raise InputError(
-                    f"{file}: category {one.id} is {one.name!r}, but {other!r} in another split: "
-                    "give a class the same name in all splits, and another class another id"
-                )
-
-
-def _join_categories(
-    parts: Sequence[Part], files: Sequence[Path], problems: Problems, known: Sequence[Category]
-) -> tuple[list[Category], list[dict[int, int]]]:
-    """Returns the classes of all files, and for each file what its category ids become."""
-    joined = {category.id: category for category in known}
-    keys: set[Key | None] = {
-        id_key(one.given_id, exact=True) for one in known if one.given_id is not None
-    }  # of ids that are no whole numbers
-    maps: list[dict[int, int]] = []
-    for part, file in zip(parts, files, strict=True):
-        ids: dict[int, int] = {}
-        for category in part.categories:  # those of equal id and name first
-            if category.id in joined and joined[category.id].name == category.name:
-                ids[category.id] = category.id
-        taken = set(ids.values())
-        for category in part.categories:
-            if category.id in ids:
-                continue
-            same = (id_ for id_, c in joined.items() if c.name == category.name)
-            new = next((id_ for id_ in same if id_ not in taken), None)
-            if new is not None:
-                # Numbers that stand for equal ids are ours, and the user has never seen them.
-                if category.given_id is None or category.given_id != joined[new].given_id:
-                    problems.add(
-                        "category has another id in another annotation file (matched by name)",
-                        f"'{category.name}' of {file.name} (id {category.id}, now {new})",
-                    )
-            else:
-                new, given = category.id, category.given_id
-                if new in joined:
-                    new = max(max(joined), *(c.id for p in parts for c in p.categories)) + 1
-                key = None if given is None else id_key(given, exact=True)
-                clash = new != category.id if key is None else key in keys
-                if clash:
-                    given = None
-                    old = category.id if key is None else key
-                    problems.add(
-                        "category id is of another class in another annotation file "
-                        "(numbered anew)",
-                        f"'{category.name}' of {file.name} (id {old}, now {new})",
-                    )
-                joined[new] = replace(category, id=new, given_id=given)
-                keys.add(key)
-            ids[category.id] = new
-            taken.add(new)
-        maps.append(ids)
-    used = {id_ for ids in maps for id_ in ids.values()}
-    return [joined[id_] for id_ in sorted(used)], maps
 
 
 def _shifts(parts: Sequence[Part], files: Sequence[Path], problems: Problems) -> list[int]:

@@ -133,7 +133,7 @@ class Text:
 
 
 class NotJSONError(ValueError):
-    """A text is not JSON; ``Text.fault`` tells where."""
+    """A text is not JSON; ``Text.fault`` says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +281,7 @@ def _pread(fd: int, length: int, offset: int) -> bytes:
     while len(data) < length:  # the system gives 2 GiB at a time
         more = os.pread(fd, length - len(data), offset + len(data))
         if not more:
-            return data  # shorter than it was, which its stamp tells
+            return data  # shorter than it was, which its stamp shows
         data += more
     return data
 

@@ -1,7 +1,8 @@
 """Data sets as annotation tools lay them out: which annotation files there are, and which images
 belong to each.
 
-Names decide where they can; of files that no name tells apart, both ends are looked at (``peek``).
+Names decide where they can; among files that no name distinguishes, their first and last bytes
+decide (``peek``).
 Where two readings are left, neither is taken: the refusal names both and the way out.
 
 Layouts, the first that fits being taken:

@@ -274,7 +274,7 @@ def _size(
 
 
 def _is_unknown(side: Any) -> bool:
-    """Tells whether this stands for a side that the exporter did not know: none, 0, -1."""
+    """Returns whether this stands for a side that the exporter did not know: none, 0, -1."""
     if side is None or side == "":
         return True
     number = as_id(side)

@@ -86,5 +86,5 @@ def _of_zip(data: bytes, most: int, path: Path) -> bytes:
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
-    """Tells whether this is what macOS puts beside the files of an archive, or the like."""
+    """Returns whether this is what macOS puts beside the files of an archive, or the like."""
     return any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))

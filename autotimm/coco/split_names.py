@@ -49,12 +49,12 @@ def stem_of(file: Path) -> str:
 
 
 def split_word(name: str) -> str | None:
-    """Returns the split that a name tells, without digits: ``coco_train2017`` is of ``train``."""
+    """Returns the split that a name names, without digits: ``coco_train2017`` is of ``train``."""
     found = [word for word in split_words(name) if word in _WORDS]
     return found[0] if len(found) == 1 else None
 
 
 def split_words(name: str) -> list[str]:
-    """Returns the words of a name that tell a split, with and without digits behind."""
+    """Returns the words of a name that name a split, with and without digits behind."""
     pairs = [(word, re.sub(r"\d+$", "", word)) for word in re.split("[-_. ]", name.lower())]
     return [w for long, short in pairs if short in _WORDS for w in dict.fromkeys((long, short))]

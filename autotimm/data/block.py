@@ -78,11 +78,11 @@ def _received(memory: Tensor, shapes: Shapes) -> Block:
     block = Block(memory, shapes)
     block._shared = memory.numpy()
     # Through NumPy, because an inference tensor can only be written to in inference mode.
-    weakref.finalize(block._shared, _let_go, memory.numpy(), os.getpid(), _forks).atexit = False
+    weakref.finalize(block._shared, _release, memory.numpy(), os.getpid(), _forks).atexit = False
     return block
 
 
-def _let_go(memory: np.ndarray, process: int, forks: int) -> None:
+def _release(memory: np.ndarray, process: int, forks: int) -> None:
     if os.getpid() == process:  # a fork must not free what its parent may still use
         memory[_STATE] = _FREE if forks == _forks else _LOST
 

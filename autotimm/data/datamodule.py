@@ -25,9 +25,15 @@ from autotimm.augmentation.presets import Augmentation, augmentation_of
 from autotimm.coco import index
 from autotimm.coco.index import Category
 from autotimm.data import options
-from autotimm.data.loaders import Run, evaluation_loader, training_loader
+from autotimm.data.loaders import (
+    evaluation_loader,
+    evaluation_run,
+    training_loader,
+    training_run,
+)
 from autotimm.data.normalize import Normalize
-from autotimm.data.settings import DataSettings, Setting
+from autotimm.data.open_loaders import OpenLoaders
+from autotimm.data.settings import AssignableSettings, DataSettings
 from autotimm.data.splits import Splits
 from autotimm.data.watch import StreamWatch
 from autotimm.files.retry import Retry
@@ -35,14 +41,13 @@ from autotimm.files.units import byte_count
 from autotimm.files.urls import Location, locate
 from autotimm.images.depth import checked_range
 from autotimm.plain import plain_arguments
-from autotimm.streaming.buckets import Canvases
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.repeats import Repeats
 from autotimm.streaming.store import Source
-from autotimm.structures import UPPER_BITS, InputError, Preprocessing, World
+from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 
 
-class InstanceSegmentationDataModule(LightningDataModule):
+class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
     """Batches from a COCO folder, or from a folder or URL of shards.
 
     In a COCO folder the categories of the training split define the labels; in shards those of all
@@ -105,32 +110,6 @@ class InstanceSegmentationDataModule(LightningDataModule):
     Raises:
         InputError: an argument cannot be used.
     """
-
-    settings: DataSettings
-    """The parsed and checked arguments. The following attributes can be assigned to."""
-    image_size = Setting[tuple[int, int]]()
-    batch_size = Setting[int]()
-    val_batch_size = Setting[int]()
-    num_workers = Setting[int]()
-    prefetch_factor = Setting[int]()
-    seed = Setting[int]()
-    augmentation = Setting[Augmentation]()
-    resize = Setting[str]()
-    canvases = Setting[Canvases]()
-    custom_train_transforms = Setting[Transforms | None]()
-    copy_paste = Setting[float]()
-    scales = Setting[Canvases]()
-    max_corrupt = Setting[float]()
-    repeat_threshold = Setting[float | None]()
-    train_split = Setting[str]()
-    val_split = Setting[str | None]()
-    test_split = Setting[str | None]()
-    masks = Setting[bool]()
-    cache_dir = Setting[str | Path | None]()
-    cache_limit = Setting[int | None]()
-    retry_minutes = Setting[float]()
-    persistent_workers = Setting[bool]()
-    pin_memory = Setting[bool | None]()
 
     @plain_arguments
     def __init__(
@@ -199,8 +178,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
             interpolation=interpolation,
             pixel_range=None if pixel_range is None else checked_range("pixel_range", pixel_range),
         )
-        self._loaders: dict[str, StreamLoader] = {}  # "train", "val", ...: the latest of each
-        self._pending: dict[str, Any] | None = None  # state for the next training loader
+        self._loaders = OpenLoaders()
         self._normalize: Normalize | None = None  # made with the first batch
 
     @property
@@ -219,15 +197,8 @@ class InstanceSegmentationDataModule(LightningDataModule):
         own = getattr(model, "preprocessing", None) or Preprocessing()
         if own.pixel_range == UPPER_BITS and not self.settings.pixel_range:
             self._splits.warn_of_upper_bits(self.settings.train_split)
-        return Preprocessing(
-            own.mean if self.settings.mean is None else self.settings.mean,
-            own.std if self.settings.std is None else self.settings.std,
-            self.settings.interpolation or own.interpolation,
-            self.settings.image_size,
-            self.settings.resize,
-            self.settings.pixel_range
-            or own.pixel_range
-            or self._splits.pixel_range(self.settings.train_split),
+        return self.settings.preprocessing(
+            own, lambda: self._splits.pixel_range(self.settings.train_split)
         )
 
     @property
@@ -274,16 +245,13 @@ class InstanceSegmentationDataModule(LightningDataModule):
         if self.trainer is not None:
             trainer: Any = self.trainer
             others = [c for c in trainer.callbacks if not isinstance(c, StreamWatch)]
-            trainer.callbacks = [StreamWatch(self._loaders), *others]
+            trainer.callbacks = [StreamWatch(self._loaders.by_role), *others]
         if stage in ("fit", None):
-            # A new fit does not continue where an earlier one of this object has stopped.
-            self._pending = None
-            if "train" in self._loaders:
-                self._loaders.pop("train").close()
+            self._loaders.begin_fit()
         self.check(stage)
         repeats = self.repeats() if stage in ("fit", None) else None
         if repeats is not None:
-            rank_zero_info(repeats.told())
+            rank_zero_info(repeats.summary())
 
     def check(self, stage: str | None = None) -> list[str]:
         """Checks the splits of a stage like ``setup``, without changing the trainer or loaders.
@@ -302,20 +270,12 @@ class InstanceSegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented batches of ``train_split``; see ``loaders.training_loader``."""
         wanted, own = self.preprocessing, self.settings.custom_train_transforms
-        if own is not None:
-            colours = pipeline_checks.other_colours(own, wanted.mean, wanted.std)
-            for remark in (colours, pipeline_checks.shifted_masks(own)):
-                if remark:
-                    rank_zero_warn(remark)
-        source, run = self.source(self.settings.train_split), self._run(train=True)
-        loader = training_loader(
-            self.settings, self.categories, source, wanted, run, self.repeats()
+        for remark in () if own is None else pipeline_checks.remarks(own, wanted.mean, wanted.std):
+            rank_zero_warn(remark)
+        source, run = self.source(self.settings.train_split), training_run(self.trainer)
+        return self._loaders.keep_for_training(
+            training_loader(self.settings, self.categories, source, wanted, run, self.repeats())
         )
-        self._keep("train", loader)
-        if self._pending is not None:
-            loader.load_state_dict(self._pending)
-            self._pending = None
-        return loader
 
     def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
         """Batches of ``val_split`` for evaluation; an empty list if ``val_split`` is None."""
@@ -347,7 +307,7 @@ class InstanceSegmentationDataModule(LightningDataModule):
         Lightning saves the loader's state too, but does not restore it if a learning rate schedule
         has read ``estimated_stepping_batches``, for which Lightning creates the loader early.
         """
-        return self._loaders["train"].state_dict() if "train" in self._loaders else {}
+        return self._loaders.position()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Makes this fit's training loader continue from a state, now or when it is created.
@@ -360,56 +320,29 @@ class InstanceSegmentationDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if "train" in self._loaders:
-            self._loaders["train"].load_state_dict(state_dict)
-        else:
-            self._pending = state_dict or None
+        self._loaders.resume_at(state_dict)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stops the workers; keeps the position in the data for a checkpoint after the fit."""
-        for loader in self._loaders.values():
-            loader.close()
+        self._loaders.close()
 
     @cached_property
     def _splits(self) -> Splits:
         at = self.settings
-        retry = Retry(minutes=at.retry_minutes)
         return Splits(
             at.location,
             at.cache_dir,
             at.cache_limit,
-            retry,
+            Retry(minutes=at.retry_minutes),
             lambda: self.settings.train_split,
             rank_zero_warn,
         )
 
     def _evaluation_loader(self, role: str, stage: str) -> StreamLoader:
-        split, run = self._splits.evaluated(stage, self.settings), self._run(train=False)
+        split, run = self._splits.evaluated(stage, self.settings), evaluation_run(self.trainer)
         categories, source = self.categories, self._splits.measured(split)
         if role != "predict":
             self._splits.warn_of_lvis(split)
         loader = evaluation_loader(self.settings, categories, source, self.preprocessing, run)
-        self._keep(role, loader)
+        self._loaders.keep(role, loader)
         return loader
-
-    def _run(self, *, train: bool) -> Run:
-        """The facts of the trainer's run, or of this process alone without a trainer."""
-        trainer = self.trainer
-        if trainer is None:
-            return Run(world=World(), on_gpu=torch.cuda.is_available())
-        world = World(trainer.global_rank, trainer.world_size)
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        if not train:
-            return Run(world=world, on_gpu=on_gpu)
-        return Run(
-            world=world,
-            on_gpu=on_gpu,
-            epoch=trainer.current_epoch,  # not 0 if Lightning re-creates the loader during a fit
-            limit=lambda: trainer.num_training_batches,
-            same_batches=bool(trainer.overfit_batches),  # type: ignore[attr-defined]
-        )
-
-    def _keep(self, role: str, loader: StreamLoader) -> None:
-        if role in self._loaders:  # Lightning may re-create loaders during a fit
-            self._loaders[role].close()
-        self._loaders[role] = loader

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -38,6 +39,33 @@ class Run:
     epoch: int = 0
     limit: Callable[[], float] | None = None
     same_batches: bool = False
+
+
+def training_run(trainer: Any) -> Run:
+    """The run of a fit.
+
+    Args:
+        trainer: Lightning's; None for a run of this process alone.
+    """
+    run = evaluation_run(trainer)
+    if trainer is None:
+        return run
+    return replace(
+        run,
+        epoch=trainer.current_epoch,  # not 0 if Lightning re-creates the loader during a fit
+        limit=lambda: trainer.num_training_batches,
+        same_batches=bool(trainer.overfit_batches),
+    )
+
+
+def evaluation_run(trainer: Any) -> Run:
+    """The run of an evaluation or a prediction; see :func:`training_run` for the argument."""
+    if trainer is None:
+        return Run(world=World(), on_gpu=torch.cuda.is_available())
+    return Run(
+        world=World(trainer.global_rank, trainer.world_size),
+        on_gpu=trainer.strategy.root_device.type == "cuda",
+    )
 
 
 def training_loader(

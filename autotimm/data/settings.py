@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ from autotimm.data import options
 from autotimm.files.urls import Location
 from autotimm.plain import plain
 from autotimm.streaming.buckets import Canvases
-from autotimm.structures import InputError
+from autotimm.structures import InputError, PixelRange, Preprocessing
 
 _T = TypeVar("_T")
 
@@ -89,6 +90,24 @@ class DataSettings:
         if self.interpolation is not None:
             options.one_of("interpolation", self.interpolation, tuple(INTERPOLATIONS))
 
+    def preprocessing(
+        self, of_model: Preprocessing, found_range: Callable[[], PixelRange]
+    ) -> Preprocessing:
+        """How to preprocess images: by the arguments, and else as the model needs it.
+
+        Args:
+            of_model: what the model needs.
+            found_range: looks at the data for their pixel range, if nothing else sets one.
+        """
+        return Preprocessing(
+            of_model.mean if self.mean is None else self.mean,
+            of_model.std if self.std is None else self.std,
+            self.interpolation or of_model.interpolation,
+            self.image_size,
+            self.resize,
+            self.pixel_range or of_model.pixel_range or found_range(),
+        )
+
     def _check_own_transforms(self) -> None:
         if self.custom_train_transforms is None:
             return
@@ -124,3 +143,33 @@ class Setting(Generic[_T]):
 
     def __set__(self, module: Any, value: _T) -> None:
         module.settings = replace(module.settings, **{self._name: plain(value)})
+
+
+class AssignableSettings:
+    """The attributes of the data module that can be assigned to."""
+
+    settings: DataSettings
+    """The parsed and checked arguments."""
+    image_size = Setting[tuple[int, int]]()
+    batch_size = Setting[int]()
+    val_batch_size = Setting[int]()
+    num_workers = Setting[int]()
+    prefetch_factor = Setting[int]()
+    seed = Setting[int]()
+    augmentation = Setting[Augmentation]()
+    resize = Setting[str]()
+    canvases = Setting[Canvases]()
+    custom_train_transforms = Setting[Transforms | None]()
+    copy_paste = Setting[float]()
+    scales = Setting[Canvases]()
+    max_corrupt = Setting[float]()
+    repeat_threshold = Setting[float | None]()
+    train_split = Setting[str]()
+    val_split = Setting[str | None]()
+    test_split = Setting[str | None]()
+    masks = Setting[bool]()
+    cache_dir = Setting[str | Path | None]()
+    cache_limit = Setting[int | None]()
+    retry_minutes = Setting[float]()
+    persistent_workers = Setting[bool]()
+    pin_memory = Setting[bool | None]()

@@ -36,7 +36,7 @@ class Splits:
         cache_dir: see :func:`autotimm.streaming.store.open_source`.
         cache_limit: see :func:`autotimm.streaming.store.open_source`.
         retry: how long to try a download.
-        train_split: tells the name of the split whose classes are the labels.
+        train_split: returns the name of the split whose classes are the labels.
         warn: gets a line about what opening a split has left out.
     """
 
@@ -53,11 +53,11 @@ class Splits:
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
         self._retry, self._train_split = retry, train_split
         self._sources: dict[str, Source] = {}
-        self._told_of_model = False  # that it keeps the upper bits
-        self._told_empty: set[str] = set()  # splits without an instance
-        self._told_shared: set[str] = set()  # splits
-        self._told_of_lvis: set[str] = set()  # splits
-        self._told: set[str] = set()  # splits of which it is said what they lack for evaluation
+        self._warned_of_model = False  # that it keeps the upper bits
+        self._warned_empty: set[str] = set()  # splits without an instance
+        self._warned_shared: set[str] = set()  # splits
+        self._warned_of_lvis: set[str] = set()  # splits
+        self._warned_lacking: set[str] = set()  # splits that lack something for evaluation
         self._ranges: dict[str, PixelRange] = {}
         self._repeats: dict[tuple[str, float], Repeats] = {}  # by split and threshold
 
@@ -107,10 +107,10 @@ class Splits:
         return self.source(self._train_split()).categories
 
     def measured(self, split: str) -> Source:
-        """The same, to evaluate on: warns, once, of what these data lack for it."""
+        """The source of a split to evaluate on; warns, once, of what it lacks for that."""
         source = self.source(split)
-        if source.lacking and split not in self._told:
-            self._told.add(split)
+        if source.lacking and split not in self._warned_lacking:
+            self._warned_lacking.add(split)
             self._warn(f"{self.location}, split {split!r}: {source.lacking}")
         return source
 
@@ -119,17 +119,17 @@ class Splits:
         say it themselves."""
         for split in splits[1:]:
             first, source = self.source(splits[0]), self.source(split)
-            if split in self._told_shared or first.where(0) == source.where(0):
+            if split in self._warned_shared or first.where(0) == source.where(0):
                 continue
-            self._told_shared.add(split)
+            self._warned_shared.add(split)
             if isinstance(first, FolderSource) and isinstance(source, FolderSource):
                 for line in source.shared(first, splits[0]).lines():
                     self._warn(f"{self.location}, split {split!r}: {line}")
 
     def _warn_of_nothing(self, split: str) -> None:
-        """Warns, once, where validation has nothing to find."""
-        if split not in self._told_empty:
-            self._told_empty.add(split)
+        """Warns, once, if validation has nothing to find."""
+        if split not in self._warned_empty:
+            self._warned_empty.add(split)
             if not self.source(split).has_instances():
                 self._warn(
                     f"{self.location}, split {split!r}: no instance that is not a crowd: its AP "
@@ -139,9 +139,9 @@ class Splits:
 
     def warn_of_lvis(self, split: str) -> None:
         """Warns, once, where metrics of training go by another rule than ``autotimm evaluate``."""
-        if split in self._told_of_lvis:
+        if split in self._warned_of_lvis:
             return
-        self._told_of_lvis.add(split)
+        self._warned_of_lvis.add(split)
         source = self.source(split)
         if int(source.shard_sizes.sum()) and is_federated(source):
             self._warn(
@@ -170,7 +170,7 @@ class Splits:
 
     def pixel_range(self, split: str) -> PixelRange:
         """What becomes black and white in a split's images of more than 8 bits; warns of it, at the
-        first call, where autotimm-shard has not told it.
+        first call, if autotimm-shard has not done so.
 
         Raises:
             InputError: as in :meth:`source`.
@@ -190,24 +190,24 @@ class Splits:
         return self._ranges[split]
 
     def _sampled(self, split: str, source: Source) -> PixelRange:
-        """The same, of data whose range nobody has found yet: that of some images."""
+        """The range of some images, for data whose range autotimm-shard has not found."""
         depths, looked_at = sampled_depths(source)
         found = self._ranges[split] = depths.pixel_range()
         if found is not None:
             count = int(source.shard_sizes.sum())
-            told = [
+            remarks = [
                 f"{self.location}, split {split!r}: images of more than 8 bits a channel: "
                 f"{shown(found)} become 0 to 255, as found in {looked_at:,} of its {count:,} "
                 "images; pixel_range sets other values, and autotimm-shard looks at all",
                 depths.stretched(),
             ]
-            self._warn("; ".join(filter(None, told)))
+            self._warn("; ".join(filter(None, remarks)))
         return found
 
     def warn_of_upper_bits(self, split: str) -> None:
         """Warns, once, where a model of an older version keeps the upper bits of these images."""
-        if not self._told_of_model:
-            self._told_of_model = True
+        if not self._warned_of_model:
+            self._warned_of_model = True
             if first_is_deep(self.source(split)):
                 self._warn(
                     f"{self.location}, split {split!r}: images of more than 8 bits a channel keep "

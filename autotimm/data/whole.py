@@ -1,4 +1,4 @@
-"""Images as they are, for a model that looks at each in its own way: in tiles, or mirrored."""
+"""Images in their own size, for prediction in tiles or of mirrored images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from autotimm.data.collate import given_ids
 from autotimm.data.datamodule import InstanceSegmentationDataModule
+from autotimm.data.loaders import evaluation_run
 from autotimm.images.decode import decode_image
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
@@ -28,7 +29,7 @@ class WholeImages(InstanceSegmentationDataModule):
 
     def predict_dataloader(self) -> StreamLoader:
         """The images of ``test_split`` in the natural order."""
-        split, run = self._splits.evaluated("test", self.settings), self._run(train=False)
+        split, run = self._splits.evaluated("test", self.settings), evaluation_run(self.trainer)
         stream = SampleStream(
             self._splits.measured(split),
             partial(_decoded, pixel_range=self.preprocessing.pixel_range),
@@ -48,7 +49,7 @@ class WholeImages(InstanceSegmentationDataModule):
             persistent_workers=False,
             pin_memory=False,
         )
-        self._keep("predict", loader)
+        self._loaders.keep("predict", loader)
         return loader
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

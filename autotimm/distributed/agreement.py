@@ -64,7 +64,7 @@ class Agreement:
         self.ask()
         return self.answer() or before
 
-    def heard(self) -> bool:
+    def signalled(self) -> bool:
         """Whether this rank has received a signal, or knows from the store that another rank has.
 
         No rank waits here, and ranks may learn of the signal at different times. A rank that knows
@@ -80,8 +80,8 @@ class Agreement:
             return self._store.check([_STOPPING])
         return mine
 
-    def together(self) -> None:
-        """Waits for all ranks."""
+    def barrier(self) -> None:
+        """Waits until all ranks call it."""
         if self._group is not None:
             dist.barrier(self._group)
 

@@ -1,7 +1,7 @@
 """Processes by number, and the end of the launcher that started this one.
 
-A process number alone is soon another process's; with the time of its start and of the machine's it
-is not.
+The system soon gives the number of a process to another one. With the times at which the process
+and the machine were started, the number is unique.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SET_SIGNAL = 1  # PR_SET_PDEATHSIG in linux/prctl.h
 
 
 @contextlib.contextmanager
-def told_of_its_end() -> Iterator[None]:
-    """Has this process receive SIGTERM if torchrun, which has started it, dies inside the block.
+def ended_with_torchrun() -> Iterator[None]:
+    """This process receives SIGTERM if torchrun, which started it, dies inside the block.
 
     A signal that torchrun does not handle (SIGUSR2, SIGKILL) ends it at once, and its processes
-    would train on without a launcher. Only on Linux, and where torchrun is the parent: behind a
-    script nothing is told. Data workers do not inherit it.
+    would train on without a launcher. This works only on Linux, and only if torchrun is the parent,
+    not a script between them. Data workers do not inherit it.
     """
     launch = find_launch()
     agent = launch.agent if launch is not None else ""

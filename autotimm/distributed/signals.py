@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from autotimm.distributed.parent import told_of_its_end
+from autotimm.distributed.parent import ended_with_torchrun
 
 STOPS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 """Schedulers and torchrun send the first, SLURM the second before the time limit
@@ -53,7 +53,7 @@ def caught(ends: bool = False) -> Iterator[None]:
     caught = [n for n in STOPS if n != signal.SIGHUP or not _is_ignored(n)]  # nohup ignores it
     _before.update({number: signal.signal(number, _note) for number in caught})
     try:
-        with told_of_its_end():
+        with ended_with_torchrun():
             yield
     except BaseException:
         _restore()

@@ -1,4 +1,4 @@
-"""Looks into some images of a split, as autotimm-shard looks into all of them."""
+"""Checks some images of a split, as autotimm-shard checks all of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from autotimm.streaming.store import Source
 
 
 @dataclass(slots=True)
-class Looked:
-    """What the images are that were looked into.
+class ImageSample:
+    """What some images of a split are.
 
     Attributes:
         images: how many.
@@ -30,8 +30,8 @@ class Looked:
     depths: Depths = field(default_factory=Depths)
 
 
-def look(source: Source, most: int, whole: bool) -> Looked:
-    """Looks into images of a split, evenly spaced.
+def look(source: Source, most: int, whole: bool) -> ImageSample:
+    """Checks images of a split, evenly spaced.
 
     Args:
         source: of the split.
@@ -42,7 +42,7 @@ def look(source: Source, most: int, whole: bool) -> Looked:
     Raises:
         DataError: an image of a ``whole`` source cannot be read.
     """
-    found = Looked()
+    found = ImageSample()
     for place in spread(source.shard_sizes, most):
         found.images += 1
         try:
@@ -51,17 +51,17 @@ def look(source: Source, most: int, whole: bool) -> Looked:
             if whole:
                 raise
             path, reading, reason = str(error).rpartition("cannot be read: ")
-            _lose(found, reading + reason, path.rpartition("/")[2].removesuffix(": "))
+            _count_lost(found, reading + reason, path.rpartition("/")[2].removesuffix(": "))
             continue
         name, size = record["file_name"], (record["width"], record["height"])
         odd = partial(found.problems.add, example=name)
         try:
             usable(data, size, name, found.depths, odd)
         except ValueError as error:
-            _lose(found, str(error), name)
+            _count_lost(found, str(error), name)
     return found
 
 
-def _lose(found: Looked, reason: str, name: str) -> None:
+def _count_lost(found: ImageSample, reason: str, name: str) -> None:
     found.lost += 1
     found.problems.add(f"{reason} (image left out)", name)

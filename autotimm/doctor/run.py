@@ -16,7 +16,7 @@ import torch
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import GROUP
 from autotimm.data.datamodule import InstanceSegmentationDataModule
-from autotimm.doctor.images import Looked, look
+from autotimm.doctor.images import ImageSample, look
 from autotimm.doctor.machine import Finding, Level, read_speed
 from autotimm.files.retry import Retry
 from autotimm.images.decode import DataError
@@ -67,7 +67,7 @@ def _shared(sources: Mapping[str, Source]) -> list[Finding]:
 def _split(where: DataFolder, split: str, sources: dict[str, Source]) -> Finding:
     """What there is to say of a split, which is put into ``sources`` once it is open."""
     name, of_coco = f"split {split}", where.layout == "coco"
-    looked = Looked()
+    looked = ImageSample()
     try:
         source = sources[split] = open_source(where, split, retry=_RETRY)
         if where.folder is not None:  # remote: it would download whole shards
@@ -126,7 +126,7 @@ def config(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[Finding]
     else:
         found.append(Finding("ok", "batch", text))
     if (repeats := module.repeats()) is not None:
-        found.append(Finding("ok", "epoch", repeats.told()))
+        found.append(Finding("ok", "epoch", repeats.summary()))
     workers, ahead = module.num_workers, module.prefetch_factor
     height, width = module.image_size
     batch_bytes = module.batch_size * 3 * height * width

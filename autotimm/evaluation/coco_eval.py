@@ -139,7 +139,8 @@ class ClassResult:
     Attributes:
         id: the category's.
         instances: to be found, without crowds.
-        ap: as ``AP`` of ``STATS``, of this category alone; ``ap50`` and ``ap75`` likewise.
+        ap: as ``AP`` of ``STATS``, of this category alone. ``ap50`` and ``ap75`` are ``AP50`` and
+            ``AP75`` of it.
         ar: average recall with the most detections that count: ``AR100``.
     """
 
@@ -241,8 +242,8 @@ def measured(
         for k, number in enumerate(ids)
     ]
     stats = dict(zip(stats_names(max_dets), map(float, run.stats), strict=True))
-    told = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
-    lost = {name: float(told[short]) for short, name in ERRORS.items()}
+    costs = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
+    lost = {name: float(costs[short]) for short, name in ERRORS.items()}
     return Evaluation(stats, classes, precision, lost)
 
 

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, as far as that can be shown."""
+"""Which classes the model confuses: the part of the matrix that fits a picture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def confusions(matrix: NDArray[np.uint64], names: list[str]) -> Confusions:
     whole = matrix.astype(np.float64)
     count = len(names)
     wrong = whole.sum(axis=1) + whole.sum(axis=0) - 2 * whole.diagonal()
-    # What neither is there nor was found says nothing.
+    # A class without an instance and without a detection shows nothing.
     there = [k for k in range(count) if whole[k].any() or whole[:, k].any()]
     kept = sorted(sorted(there, key=lambda k: -wrong[k])[:_MOST_CLASSES])
     shown = [*kept, count]

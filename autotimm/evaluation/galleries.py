@@ -92,7 +92,7 @@ def _suspects(report: Report, truth: Truth, count: int, not_drawn: dict[int, str
         except DataError as error:
             not_drawn[image_id] = f"not drawn: {error}"
             continue
-        caption = f"{report.files[image_id]}: {_said(suspect, names)}"
+        caption = f"{report.files[image_id]}: {_label_error(suspect, names)}"
         shown.append(_shown(caption, ("found", "annotated"), pair))
     more = f" The {count} with the highest scores of {len(every):,}." if every[count:] else ""
     note = (
@@ -104,7 +104,8 @@ def _suspects(report: Report, truth: Truth, count: int, not_drawn: dict[int, str
     return Gallery(_SUSPECT, note, shown)
 
 
-def _said(suspect: Mapping[str, Any], names: Mapping[int, str]) -> str:
+def _label_error(suspect: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    """What a suspect label is: what was found there, and what is annotated."""
     found = f"{names[suspect['category_id']]} found with score {suspect['score']:.2f}"
     if suspect["annotation_id"] is None:
         return f"{found}, nothing annotated"

@@ -1,4 +1,4 @@
-"""What is to be found, however it comes: an annotation file, its content, records of a data set.
+"""The ground truth from any source: an annotation file, its content, records of a data set.
 
 Invariants: every instance counts as pycocotools counts it, also one without a mask; what cannot be
 used is left out and counted by kind; ids are the dataset's own, those of annotations from 1 on.

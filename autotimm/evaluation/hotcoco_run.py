@@ -40,7 +40,7 @@ class Run:
 
     Args:
         truths: as ``coco_input.prepared`` returns them.
-        detections: likewise.
+        detections: their ids.
         iou_type: compare boxes or masks.
         max_dets: of ``coco_eval.limits``; a single one means LVIS' rule.
 

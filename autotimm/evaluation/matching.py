@@ -82,7 +82,7 @@ def refuse_numbered(
 ) -> None:
     """Refuses results whose ids number the files in the order of their names.
 
-    They are refused, not mended: only the numbers tell that they are read better so.
+    They are refused, not mended: only AP shows that another reading of the ids fits better.
 
     Args:
         entries: of the results.

@@ -156,7 +156,7 @@ class StageMetrics(nn.Module):
         targets: Sequence[Target],
         image_ids: Sequence[int] | None = None,
     ) -> None:
-        """Take note of some images.
+        """Add some images.
 
         Args:
             detections: one per image, in the pixels of the original image; ``rles`` where masks

@@ -61,10 +61,10 @@ def mistakes(
     """As :func:`errors`, of what ``coco_input.prepared`` gives."""
     kept = [one for one in detections["annotations"] if one["score"] >= least_score]
     run = Run(truths, {**detections, "annotations": kept}, iou_type, max_dets)
-    told = run.of.image_diagnostics(iou_thr=0.5, score_thr=least_score)
+    diagnosed = run.of.image_diagnostics(iou_thr=0.5, score_thr=least_score)
     images = {
         run.images.given(image): (one["tp"], one["fp"], one["fn"])
-        for image, one in sorted(told["img_summary"].items())
+        for image, one in sorted(diagnosed["img_summary"].items())
     }
     given = {one["id"]: one["given_id"] for one in truths["annotations"]}
     suspects = [
@@ -77,10 +77,10 @@ def mistakes(
             "annotated": _given(run, one["gt_category_id"]),
             "iou": one["iou"],
         }
-        for one in told["label_errors"]
+        for one in diagnosed["label_errors"]
     ]
-    # What lies in a crowd is neither right nor wrong; the matrix would take it for wrong.
-    status = told["dt_status"]
+    # A detection in a crowd is neither right nor wrong; the matrix would count it as wrong.
+    status = diagnosed["dt_status"]
     counted = [one for one in kept if status.get(one["id"]) in ("tp", "fp")]
     run = Run(truths, {**detections, "annotations": counted}, iou_type, max_dets)
     matrix = run.of.confusion_matrix(iou_thr=0.5, max_det=max_dets[-1])["matrix"]

@@ -11,7 +11,7 @@ from autotimm.evaluation.coco_eval import Evaluation
 from autotimm.visualize import Colour, class_colour
 
 RECALL = np.linspace(0, 1, 101)
-_MOST_CURVES = 20  # of single classes: more cannot be told apart
+_MOST_CURVES = 20  # of single classes: nobody can distinguish more
 _MEANS = (0, 5, 8)  # IoU 0.5, 0.75 and 0.9
 
 

@@ -39,7 +39,7 @@ def read_json(path: str | Path) -> Any:
     text = Text(Path(path))
     data = text.read(text.begin, text.end - text.begin)
     try:
-        # The quick parser rounds whole numbers of more than 64 bits, and ids may be such.
+        # The quick parser rounds whole numbers of more than 64 bits, which ids may have.
         return parse(data, exact=_LONG.search(data) is not None)
     except NotJSONError:
         raise text.fault() from None

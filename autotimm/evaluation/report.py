@@ -96,7 +96,7 @@ def measure(
     """
     entries, name = entries_of(results), name or name_of(results)
     truth = of_source(ground_truth, sizes_of(entries))
-    # Where nothing was found, the ground truth alone can tell what was to be found.
+    # If nothing was found, only the ground truth shows whether masks were to be found.
     with_masks = not boxes_only and (
         any(isinstance(one, dict) and one.get("segmentation") for one in entries)
         if entries

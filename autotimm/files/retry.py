@@ -14,7 +14,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 _LONGEST = 60.0  # seconds up to which the wait between two tries grows
-_TOLD_FROM = 5.0  # seconds of waiting, after which a line names the server's answer
+_REPORT_FROM = 5.0  # seconds of waiting, after which a line names the server's answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def retried(
     Args:
         attempt: makes the request.
         retry: how long to try, and how long to wait in between.
-        is_final: tells whether an error of ``attempt`` is one that a retry cannot cure.
+        is_final: returns whether an error of ``attempt`` is one that a retry cannot cure.
         asked_wait: the seconds that the server asks the client to wait after an error.
         what: the name of what is requested, to report a long wait by.
 
@@ -62,7 +62,7 @@ def retried(
             attribute ``tries``, such as " after 7 tries in 10 minutes", for messages.
     """
     begun, waited, wait = time.monotonic(), 0.0, retry.wait
-    number, told = 1, False
+    number, reported = 1, False
     while True:
         try:
             return attempt()
@@ -75,8 +75,8 @@ def retried(
             if number == retry.attempts or left < pause:
                 error.tries = _tries(number, time.monotonic() - begun)  # type: ignore[attr-defined]
                 raise
-            if not told and what and waited + pause >= _TOLD_FROM:
-                told = True
+            if not reported and what and waited + pause >= _REPORT_FROM:
+                reported = True
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 logging.getLogger("autotimm").warning(
                     "%s: %s: trying again for %.0f seconds", what, reason, left

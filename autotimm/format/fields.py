@@ -1,6 +1,6 @@
-"""Checks of single values of a file of JSON that nobody vouches for.
+"""Checks of single values of an untrusted JSON file.
 
-Each returns the value if it is what it has to be, and raises a ValueError with a short reason else.
+Each returns the value if it is what it has to be, and else raises a ValueError with a short reason.
 """
 
 from __future__ import annotations

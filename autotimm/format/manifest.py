@@ -91,7 +91,7 @@ class Manifest:
 
 
 def untrained_names(split: SplitInfo, categories: list[Category]) -> list[str]:
-    """Returns the names of the categories of which a split has crowds or the like only."""
+    """Returns the names of the categories whose instances in a split are all crowds or ignored."""
     return names_of(split.untrained, categories)
 
 

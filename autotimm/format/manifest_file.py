@@ -38,7 +38,8 @@ _AGAIN = "run autotimm-shard again, or copy it again"
 def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest:
     """Reads and checks a manifest.
 
-    One without ``sha256`` is read too: versions wrote none, and who edits a manifest takes it out.
+    One without ``sha256`` is read too: older versions wrote none, and a user who edits a manifest
+    takes it out.
 
     Args:
         source: its content as bytes, or the path of the file or of the folder that holds it.
@@ -56,57 +57,7 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
         except OSError as error:
             raise InputError(f"{where}: cannot be read: {error.strerror}: {_AGAIN}") from None
     try:
-        content = fields.kind(orjson.loads(source), dict)
-        digest = content.pop("sha256", None)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is not '{FORMAT}'")
-        if content["version"] not in READ:
-            found = fields.brief(content["version"])
-            raise InputError(
-                f"{where}: not a manifest of shards: its version is {found}, this autotimm reads "
-                f"{READ[0]} to {VERSION}: update autotimm or run autotimm-shard again"
-            )
-        if digest is not None and digest != _digest(content):
-            raise InputError(
-                f"{where}: was changed or damaged after it was written (its sha256 differs): "
-                f'{_AGAIN}; if the change is yours, remove its line "sha256"'
-            )
-        # One flipped bit in the name of a key must not take the check, or a value, away.
-        unknown = content.keys() - _KNOWN
-        if unknown:
-            raise ValueError(f"{fields.brief(min(unknown))} is nothing that a manifest has")
-        categories = [
-            _category(fields.kind(c, dict))
-            for c in fields.kind(content["categories"], list, "categories")
-        ]
-        if not categories or len({c.id for c in categories}) != len(categories):
-            raise ValueError("its categories are empty or share an id")
-        named = fields.kind(content["splits"], dict, "splits")
-        splits = {
-            fields.plain_name(name): _split(fields.kind(split, dict))
-            for name, split in named.items()
-        }
-        if not splits:
-            raise ValueError("it has no splits")
-        names = [s.name for split in splits.values() for s in split.shards]
-        if len(set(names)) != len(names):
-            raise ValueError("it names a shard twice")
-        made_from = content.get("source")
-        if made_from is not None:
-            fields.kind(made_from, dict, "source")
-        pixel_range = content.get("pixel_range", UPPER_BITS)
-        if isinstance(pixel_range, list):
-            pixel_range = checked_range(f"{where}: its pixel_range", pixel_range)
-        elif pixel_range not in (None, UPPER_BITS):
-            raise ValueError(f"its pixel_range is {fields.brief(pixel_range)}")
-        return Manifest(
-            categories,
-            splits,
-            fields.text(content["autotimm"]),
-            made_from,
-            version=content["version"],
-            pixel_range=pixel_range,
-        )
+        return _manifest(_checked_content(source, where), where)
     except InputError:
         raise
     except orjson.JSONDecodeError:
@@ -120,6 +71,64 @@ def read_manifest(source: bytes | str | Path, where: str = MANIFEST) -> Manifest
     raise InputError(f"{where}: not a manifest of shards: {reason}: {_AGAIN}")
 
 
+def _checked_content(source: bytes, where: str) -> dict[str, Any]:
+    """The content of a manifest of a version that this one reads, as it was written."""
+    content = fields.kind(orjson.loads(source), dict)
+    digest = content.pop("sha256", None)
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is not '{FORMAT}'")
+    if content["version"] not in READ:
+        found = fields.brief(content["version"])
+        raise InputError(
+            f"{where}: not a manifest of shards: its version is {found}, this autotimm reads "
+            f"{READ[0]} to {VERSION}: update autotimm or run autotimm-shard again"
+        )
+    if digest is not None and digest != _digest(content):
+        raise InputError(
+            f"{where}: was changed or damaged after it was written (its sha256 differs): "
+            f'{_AGAIN}; if the change is yours, remove its line "sha256"'
+        )
+    # One flipped bit in the name of a key must not take the check, or a value, away.
+    unknown = content.keys() - _KNOWN
+    if unknown:
+        raise ValueError(f"{fields.brief(min(unknown))} is nothing that a manifest has")
+    return content
+
+
+def _manifest(content: dict[str, Any], where: str) -> Manifest:
+    categories = [
+        _category(fields.kind(c, dict))
+        for c in fields.kind(content["categories"], list, "categories")
+    ]
+    if not categories or len({c.id for c in categories}) != len(categories):
+        raise ValueError("its categories are empty or share an id")
+    named = fields.kind(content["splits"], dict, "splits")
+    splits = {
+        fields.plain_name(name): _split(fields.kind(split, dict)) for name, split in named.items()
+    }
+    if not splits:
+        raise ValueError("it has no splits")
+    names = [s.name for split in splits.values() for s in split.shards]
+    if len(set(names)) != len(names):
+        raise ValueError("it names a shard twice")
+    made_from = content.get("source")
+    if made_from is not None:
+        fields.kind(made_from, dict, "source")
+    pixel_range = content.get("pixel_range", UPPER_BITS)
+    if isinstance(pixel_range, list):
+        pixel_range = checked_range(f"{where}: its pixel_range", pixel_range)
+    elif pixel_range not in (None, UPPER_BITS):
+        raise ValueError(f"its pixel_range is {fields.brief(pixel_range)}")
+    return Manifest(
+        categories,
+        splits,
+        fields.text(content["autotimm"]),
+        made_from,
+        version=content["version"],
+        pixel_range=pixel_range,
+    )
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Returns the content of a manifest file."""
     splits = {
@@ -127,7 +136,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             "images": split.images,
             "instances": split.instances,
             "crowd": split.crowd,
-            # What ordinary data have not is not there.
+            # Keys that ordinary data do not need are left out.
             **({"ignored": split.ignored} if split.ignored else {}),
             **({"untrained": split.untrained} if split.untrained else {}),
             "problems": split.problems,
@@ -171,7 +180,7 @@ def shard_entry(shard: Shard) -> dict[str, Any]:
 
 
 def read_shard_entry(entry: Any) -> Shard:
-    """Reads the same back, and checks it.
+    """Reads what :func:`shard_entry` made, and checks it.
 
     Raises:
         ValueError, TypeError, KeyError: it is damaged.

@@ -1,4 +1,4 @@
-"""Large arrays without the price of fresh memory.
+"""Large arrays in memory that was used before, because fresh memory is slow.
 
 The system hands out memory page by page, zeroed, and takes it back as soon as it is freed: for an
 image of a megabyte that takes longer than resizing it. So memory that nobody holds any more is used
@@ -16,7 +16,8 @@ import threading
 import numpy as np
 from numpy.typing import DTypeLike
 
-_LEAST, _MOST = 1 << 17, 1 << 27  # bytes: below, fresh memory is cheap; above, too dear to keep
+# Bytes: below, fresh memory is fast; above, idle memory would take too much.
+_LEAST, _MOST = 1 << 17, 1 << 27
 _ROOMY = 4  # times what is asked for: larger ones are left to larger arrays
 _IDLE = 1 << 29  # bytes that may wait for use; a batch of 256 images has 300 MB
 
@@ -34,7 +35,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.ndarray:
 
 
 def _buffer(size: int) -> np.ndarray:
-    """One that nobody holds, or a new one, in place of one that is too small."""
+    """A buffer that is not in use, or a new one, which may replace one that is too small."""
     # Two hold it, the list and this call's argument; a third is a view.
     idle = [i for i in range(len(_buffers)) if sys.getrefcount(_buffers[i]) <= 2]
     for place in idle:

@@ -56,7 +56,7 @@ class Deep:
     missing: float | None = None
 
     def extremes(self) -> tuple[float, float]:
-        """Returns the least and the greatest value but for one pixel in 10,000.
+        """Returns the smallest and the largest value, without one pixel in 10,000 at either end.
 
         Raises:
             DataError: no value is a number.

@@ -48,8 +48,7 @@ class Depths:
         self.update(found)
 
     def update(self, other: Depths) -> None:
-        """Adds what another part of the data set has; the order does not matter but for the
-        example."""
+        """Adds what another part of the data set has. The order matters for the example alone."""
         self.declared += other.declared
         self.others += other.others
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
@@ -65,7 +64,7 @@ class Depths:
         return range_of(self.low, self.high, self.floats) if self.others else None
 
     def stretched(self) -> str:
-        """What to tell of values that lie apart and make the range wider; empty where none does."""
+        """A remark on outliers that make the range wider; empty if none does."""
         if not self.apart or (self.low, self.high) == (self.near_low, self.near_high):
             return ""
         near = range_of(self.near_low, self.near_high, self.floats)

@@ -17,7 +17,7 @@ _OF_MASKS = {
 
 
 def holds_masks(folder: str) -> bool:
-    """Tells by a folder's name whether its pictures are masks, which have the images' names."""
+    """Returns whether a folder's pictures, by its name, are masks, which have the images' names."""
     return not _OF_MASKS.isdisjoint(re.split("[-_. ]", folder.lower()))
 
 
@@ -29,7 +29,7 @@ class FileTree:
         self.files: list[str] = []
         masks: list[str] = []
         self.folders: set[str] = set()  # the folder itself is not among them
-        # A folder that may not be read has no files for us; names in it are refused by name.
+        # A folder that this user may not read counts as empty; names in it are refused later.
         for place, _, names in os.walk(root):
             folder = os.path.relpath(place, root)
             inner = "" if folder == "." else folder + "/"
@@ -62,10 +62,10 @@ class FileTree:
         return _one(self._bases[spelling], spelling(base))
 
     def by_stem(self, base: str) -> str | None:
-        """Returns the only picture of this base name but for the extension; errors as above.
+        """Returns the only picture of this base name with any extension; errors as above.
 
-        Where other pictures have the extension that the name has, this one is missing, and what has
-        another may be its mask.
+        If other pictures have the extension of the name, this picture is missing, and one with
+        another extension may be its mask.
         """
         if self._stems is None:
             named = ((picture_stem(file.rpartition("/")[2]), file) for file in self.files)

@@ -105,11 +105,11 @@ _DRAWING = Kind("SVG", way="draw it as PNG first, as rsvg-convert does")
 
 
 def kind_of(head: bytes, name: str = "") -> Kind:
-    """Tells what a file is.
+    """Says what a file is.
 
     Args:
         head: its first ``HEAD`` bytes, or all where it has fewer.
-        name: the file's, which tells a camera's raw from a TIFF.
+        name: the file's, which distinguishes a camera's raw from a TIFF.
     """
     if not head:
         return EMPTY
@@ -121,7 +121,7 @@ def kind_of(head: bytes, name: str = "") -> Kind:
 
 
 def refusal(kind: Kind) -> str:
-    """What a file is that is no image which is read, to go on after its name."""
+    """The words that refuse a file which is no readable image; they follow its name."""
     if kind.use == "video":
         return f"is a video ({kind.name}), not an image"
     return f"is not an image ({kind.name}){kind.way and f': {kind.way}'}"

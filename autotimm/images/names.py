@@ -30,7 +30,7 @@ __all__ = ["ImageFolder", "Match"]
 
 _MISSING = "image file missing"
 _LEAVES = "file_name leaves the image folder"
-# What a folder's name in an annotation file may come to: that no such folder can be there.
+# Errors of a folder's name in an annotation file that mean that there is no such folder.
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 _DOTS = "file_name has folders called '.' or '..' (resolved)"
@@ -166,7 +166,7 @@ class ImageFolder:
             yield bare, _TRIMMED, False
 
     def problem(self, name: str) -> str | None:
-        """Tells what is wrong with an image's file name, if anything is.
+        """Says what is wrong with an image's file name, if anything is.
 
         Raises:
             UnicodeEncodeError: the locale's encoding lacks a character of it.

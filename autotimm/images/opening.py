@@ -90,7 +90,7 @@ def open_image(data: Bytes) -> Image.Image:
         and _whole(tags, _SAMPLES, 1) > 1
         and _whole(tags, _BITS, 1) > 8
     ):
-        # PIL makes noise of it, and OpenCV gives memory that it has not filled.
+        # PIL reads it as noise, and OpenCV returns memory that it has not filled.
         raise ValueError(_odd_tiff(f"whose {_whole(tags, _BITS, 1)}-bit channels are planes apart"))
     return image
 

@@ -56,8 +56,8 @@ def orientation(data: Bytes) -> int:
 
 
 def as_stored(data: Bytes) -> Bytes:
-    """Returns a TIFF's bytes with orientation 1, so that no reader turns what is stored; the bytes
-    of any other file, which no reader of ours turns, as they are."""
+    """Returns a TIFF's bytes with orientation 1, so that no reader turns what is stored; the
+    unchanged bytes of any other file, which no reader turns here."""
     if bytes(data[:2]) not in (b"II", b"MM"):
         return data
     found, place, xmp = _in_tiff(data)

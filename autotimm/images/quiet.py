@@ -7,7 +7,7 @@ import warnings
 
 
 class _Quiet:
-    """Nothing warns as long as a thread is within.
+    """Nothing warns while any thread is inside the block.
 
     ``warnings.catch_warnings`` alone is for one thread: of two that overlap, the one that came last
     puts back what the first had set, and nothing would warn ever after.

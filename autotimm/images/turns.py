@@ -1,4 +1,4 @@
-"""Large images take turns, so that memory follows pixels rather than files or processes.
+"""Processes take turns with large images, so that few of these are in memory at a time.
 
 A picture of 500 kB may unfold into 500 MB, and every data worker may hold one. So the processes of
 a program decode images above ``LARGE`` one at a time, each until it is cut out or made smaller; up
@@ -49,12 +49,12 @@ def in_turn(pixels: int) -> Iterator[None]:
         try:
             yield
         finally:
-            give_back()
+            return_memory()
             if _file is not None:
                 fcntl.lockf(_file, fcntl.LOCK_UN)
 
 
-def give_back() -> None:
+def return_memory() -> None:
     """Returns freed memory to the system after a large image.
 
     PIL frees an image in blocks, which glibc keeps for the thread that had them: with several

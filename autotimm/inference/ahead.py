@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autotimm.images.turns import LARGE, give_back
+from autotimm.images.turns import LARGE, return_memory
 from autotimm.inference.large import LargeImage
 from autotimm.inference.sources import image_of
 from autotimm.structures import InputError, PixelRange
@@ -67,7 +67,7 @@ def read_ahead(
             gate.leave(admitted[0])
             return _Read(result, 0)
         if admitted[0] > LARGE:
-            give_back()
+            return_memory()
         return _Read(result, admitted[0])
 
     waiting: deque[tuple[Future[_Read], int]] = deque()
@@ -129,7 +129,7 @@ class _Gate:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Admits nothing more, because nobody asks for it."""
+        """Admits nothing more, because the caller has stopped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -69,7 +69,7 @@ def bands(file: BinaryIO, header: Any, which: int = 1) -> Iterator[np.ndarray]:
 
 
 def _rows(image: Image.Image, width: int, first: int = 0) -> Iterator[np.ndarray]:
-    """The rows of an image that is loaded, from ``first`` on, as far as ``width``."""
+    """The rows of a loaded image from ``first`` on, each up to ``width``."""
     step = max(_BAND // width, 1)
     for top in range(first, image.height, step):
         yield rgb(image.crop((0, top, width, min(top + step, image.height))))

@@ -155,7 +155,7 @@ def _orientation(source: Path | bytes) -> int:
 
 
 def _metadata(file: BinaryIO) -> bytes:
-    """The chunks of a PNG that may tell its orientation; the file stands behind its signature."""
+    """The chunks of a PNG, read behind its signature, that may hold its orientation."""
     found, at = b"", len(_PNG)
     while len(head := file.read(8)) == 8:
         size = 12 + int.from_bytes(head[:4], "big")

@@ -1,4 +1,4 @@
-"""How images are looked at: the options of prediction, checked."""
+"""The options of prediction, checked."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from autotimm.inference.predictor import Predictor
 from autotimm.structures import Detections, InputError
 from autotimm.tasks.detector import ObjectDetector
 
-__all__ = ["Options", "looker", "predict", "predictions"]
+__all__ = ["Options", "detector_of", "predict", "predictions"]
 
 
 def predict(
@@ -84,10 +84,10 @@ def predictions(
     yield from Predictor(model, options).in_order(images)
 
 
-def looker(
+def detector_of(
     model: ObjectDetector, options: Options
 ) -> Callable[[Iterable[np.ndarray]], list[Detections]]:
-    """What finds the objects in decoded images [H, W, 3] uint8, best first, with these options."""
+    """A function that finds the objects in decoded images [H, W, 3] uint8, best first."""
     predictor = Predictor(model, options)
 
     def look(images: Iterable[np.ndarray]) -> list[Detections]:

@@ -103,7 +103,7 @@ def _usable(path: Path, skipped: Counter[str]) -> bool:
     if kind.use == "other" and path.suffix.lower() not in SUFFIXES:
         skipped[kind.name] += 1
         return False
-    return True  # what only calls itself an image is refused by name, with the way out
+    return True  # a file that has an image's extension alone is refused by name, with the way out
 
 
 def _is_lost_image(path: Path, skipped: Counter[str]) -> bool:
@@ -188,39 +188,56 @@ def image_of(
         InputError: it cannot be read or is no image; the message names the file.
     """
     if isinstance(image, str | os.PathLike):
-        name = urls.shown(os.fspath(image))
-        try:
-            source = _source(os.fspath(image))
-            count = pixel_count(source)
-            large = large_image(source, name) if count > LARGE else None
-            if large is None:
-                admit(count)
-                data = source if isinstance(source, bytes) else source.read_bytes()
-                return decoded(data, os.fspath(image), pixel_range)
-            if tiled:
-                return large
-            height, width, _ = large.shape
-            raise InputError(
-                f"has {width:,} x {height:,} pixels, and {inspect.LARGEST:,} are decoded at once: "
-                "give --tile PIXELS (in Python tile=), and it is read in tiles"
-            )
-        except InputError as error:
-            raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
-        except OSError as error:
-            reason = error.strerror or str(error).removeprefix(f"{name}: ")
-            raise InputError(f"{name}: cannot be read: {reason}") from error
+        return _of_file(os.fspath(image), tiled, pixel_range, admit)
     if isinstance(image, Image.Image):
         admit(image.width * image.height)
-        try:
-            image.load()  # PIL turns a TIFF here, and then no longer gives its orientation
-            which = image.getexif().get(_ORIENTATION, 1)
-            # Not exif_transpose: its copy lacks the tags that say what a TIFF's values mean.
-            pixels = rgb(image, pixel_range=pixel_range)
-            return upright(pixels, which) if which in range(2, 9) else pixels
-        except InputError:
-            raise
-        except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
-            raise InputError(f"a PIL image cannot be read: {error}") from error
+        return _of_pil(image, pixel_range)
+    return _of_array(image)
+
+
+def _of_file(
+    path: str, tiled: bool, pixel_range: PixelRange, admit: Callable[[int], object]
+) -> np.ndarray | LargeImage:
+    """See :func:`image_of`, for a path or URL."""
+    name = urls.shown(path)
+    try:
+        source = _source(path)
+        count = pixel_count(source)
+        large = large_image(source, name) if count > LARGE else None
+        if large is None:
+            admit(count)
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            return decoded(data, path, pixel_range)
+        if tiled:
+            return large
+        height, width, _ = large.shape
+        raise InputError(
+            f"has {width:,} x {height:,} pixels, and {inspect.LARGEST:,} are decoded at once: "
+            "give --tile PIXELS (in Python tile=), and it is read in tiles"
+        )
+    except InputError as error:
+        raise InputError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+    except OSError as error:
+        reason = error.strerror or str(error).removeprefix(f"{name}: ")
+        raise InputError(f"{name}: cannot be read: {reason}") from error
+
+
+def _of_pil(image: Image.Image, pixel_range: PixelRange) -> np.ndarray:
+    """See :func:`image_of`, for a PIL image."""
+    try:
+        image.load()  # PIL turns a TIFF here, and then no longer gives its orientation
+        which = image.getexif().get(_ORIENTATION, 1)
+        # Not exif_transpose: its copy lacks the tags that say what a TIFF's values mean.
+        pixels = rgb(image, pixel_range=pixel_range)
+        return upright(pixels, which) if which in range(2, 9) else pixels
+    except InputError:
+        raise
+    except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
+        raise InputError(f"a PIL image cannot be read: {error}") from error
+
+
+def _of_array(image: Any) -> np.ndarray:
+    """See :func:`image_of`, for an array or what NumPy makes one of."""
     try:
         pixels = np.asarray(image)
     except ValueError as error:  # lists of unequal lengths
@@ -244,7 +261,7 @@ def decoded(data: bytes, name: str = "", pixel_range: PixelRange = None) -> np.n
 
     Args:
         data: the file's bytes.
-        name: of the file, which tells a camera's raw from a TIFF.
+        name: of the file, which distinguishes a camera's raw from a TIFF.
         pixel_range: as in :func:`image_of`.
 
     Raises:

@@ -101,7 +101,7 @@ def _broken(reason: str, read: int) -> str:
 
 
 class _Clock:
-    """Tells when frames are shown; where the file does not say, by the frame rate."""
+    """Computes when frames are shown; by the frame rate if the file does not say it."""
 
     def __init__(self, stream: Any) -> None:
         self._start = stream.start_time or 0

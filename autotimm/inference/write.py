@@ -75,7 +75,7 @@ def drawn_over(
 
 
 def is_output(out: Path) -> Callable[[Path], bool]:
-    """Tells of a file or folder whether a run wrote it: into ``out``, or beside its own JSON."""
+    """Makes the test whether a run wrote a file or folder: into ``out``, or beside its own JSON."""
     here = os.path.realpath(out)  # Path.resolve() fails on loops of links
 
     def own(path: Path) -> bool:

@@ -175,7 +175,7 @@ def _of_folder(src: Path, names: Sequence[str] | None, dst: Path | None) -> list
         if not src.is_dir():
             raise
         if "--annotations" in str(error) or "; " in str(error).partition(": holds ")[2]:
-            raise  # it tells the way out
+            raise  # the message has the way out
         raise InputError(f"{error}; another layout takes --annotations and --images") from None
     # train2017 is train, and so is CVAT's default; valid is val where that is not there
     stems = {s.name: stem_of(s.annotation_file).removeprefix("instances_") for s in found.values()}

@@ -20,6 +20,7 @@ from autotimm.sharding.outcome import Outcome, Part, Written
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from autotimm.sharding.verify import Report
 
@@ -99,12 +100,16 @@ def print_outcome(outcome: Outcome, dst: str, part: Part | None = None) -> None:
 
 
 def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> None:
+    console.print(_table(outcome))
+    for line in (*_found(outcome), *_result(outcome, dst, part)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _table(outcome: Outcome) -> Table:
+    """What each split has; without the shards in a dry run, which writes none."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
 
     dry = outcome.state == "dry run"
     table = Table(box=box.SIMPLE_HEAD)
@@ -115,14 +120,22 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
         row = [escape(name), *(f"{n:,}" for n in (w.images, w.instances, w.crowd))]
         row += [] if dry else [f"{len(w.shards):,}", f"{w.bytes / 1e6:,.1f}"]
         table.add_row(*row)
-    console.print(table)
+    return table
+
+
+def _found(outcome: Outcome) -> Iterator[str]:
+    """What is odd about the source, a line for each kind and split."""
     for name, w in outcome.splits.items():
         depths = w.depths.lines(outcome.pixel_range)
         for remark in [*w.problems.lines(), *_remarks(w), *depths]:
-            line(f"{name}: {remark}")
+            yield f"{name}: {remark}"
+
+
+def _result(outcome: Outcome, dst: str, part: Part | None) -> Iterator[str]:
+    """What the run did, and what remains to do."""
     if outcome.state == "complete":
         # The run has not read the images, so it cannot notice an edit that keeps a file's size.
-        line(
+        yield (
             f"{dst}: already complete, with the same options, annotations and sizes of images; "
             "--overwrite writes anew"
         )
@@ -130,18 +143,18 @@ def _draw(console: Console, outcome: Outcome, dst: str, part: Part | None) -> No
     rate = outcome.images / outcome.seconds if outcome.seconds else 0
     many = f", {outcome.workers} workers" if outcome.workers > 1 else ""
     took = f"in {outcome.seconds:,.1f} s ({rate:,.0f} images/s{many})"
-    if dry:
-        line(f"dry run: read {took}; {outcome.new:,} shards would be written")
+    if outcome.state == "dry run":
+        yield f"dry run: read {took}; {outcome.new:,} shards would be written"
         return
     kept = f", kept {outcome.kept:,} of an earlier run" if outcome.kept else ""
-    line(f"wrote {outcome.new:,} shard{'' if outcome.new == 1 else 's'}{kept} {took}")
+    yield f"wrote {outcome.new:,} shard{'' if outcome.new == 1 else 's'}{kept} {took}"
     if part is not None:
-        line(
+        yield (
             f"part {part.which} of {part.of} is done; once all are, the same command without "
             "--part joins them"
         )
     else:
-        line(f"wrote {dst.rstrip('/')}/{MANIFEST}")
+        yield f"wrote {dst.rstrip('/')}/{MANIFEST}"
 
 
 def as_json(outcome: Outcome) -> str:

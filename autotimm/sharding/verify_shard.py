@@ -165,15 +165,8 @@ def _check_sample(
         found.fault(f"{where}: the index has the size or image id of another")
     if listed is not None and listed != trained_categories(record["annotations"]):
         found.fault(f"{where}: the index has the categories of another")
-    found.images += 1
-    found.instances += len(record["annotations"])
-    for annotation in record["annotations"]:
-        found.crowd += bool(annotation["iscrowd"])
-        found.ignored += bool(annotation.get("ignore") and not annotation["iscrowd"])
     try:
-        found.image_ids.append(record["image_id"])
-        every = (*record["annotations"], *record.get("unmasked", ()))
-        found.annotation_ids.extend(one["id"] for one in every)
+        _count(record, found)
     except OverflowError:
         found.fault(f"{where}: an id takes more than 64 bits")
     for fault in _mask_faults(record, categories):
@@ -194,6 +187,18 @@ def _by_sample(pairs: np.ndarray) -> dict[int, set[int]]:
     for sample, category_id in pairs.tolist():
         found.setdefault(sample, set()).add(category_id)
     return found
+
+
+def _count(record: Record, found: Found) -> None:
+    """Adds a sample to what was found; OverflowError for an id of more than 64 bits."""
+    found.images += 1
+    found.instances += len(record["annotations"])
+    for annotation in record["annotations"]:
+        found.crowd += bool(annotation["iscrowd"])
+        found.ignored += bool(annotation.get("ignore") and not annotation["iscrowd"])
+    found.image_ids.append(record["image_id"])
+    every = (*record["annotations"], *record.get("unmasked", ()))
+    found.annotation_ids.extend(one["id"] for one in every)
 
 
 def _mask_faults(record: Record, categories: frozenset[int]) -> Iterator[str]:

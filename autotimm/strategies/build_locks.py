@@ -1,7 +1,8 @@
-"""Tell what DeepSpeed's first start waits for, which is silent in torch before 2.14.
+"""Report what DeepSpeed's first start waits for; torch before 2.14 waits silently.
 
-There, whoever compiles an extension holds a file, whose mere existence has others wait. A start
-that was killed leaves the file behind, and every later start would wait for ever without a word.
+There, the process that compiles an extension creates a file, and all others wait until it is gone.
+A start that was killed leaves the file behind, and every later start would wait for ever without a
+word.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from typing import Any
 from torch.utils.file_baton import FileBaton
 
 SECONDS = 10.0
-"""After which a start tells what it waits for; it goes on waiting, as compiling takes minutes."""
+"""After so long a start reports what it waits for. It waits on, because compiling takes minutes."""
 
 
-def tell_what_is_waited_for() -> None:
-    """Has this process print a line if it waits for such a file, from now on."""
+def report_waiting() -> None:
+    """From now on, this process prints a line if it waits for such a file."""
     if not hasattr(FileBaton.wait, "__wrapped__"):
-        FileBaton.wait = _told(FileBaton.wait)  # type: ignore[method-assign]
+        FileBaton.wait = _reporting(FileBaton.wait)  # type: ignore[method-assign]
 
 
-def _told(wait: Any) -> Any:
+def _reporting(wait: Any) -> Any:
     @functools.wraps(wait)
-    def told(baton: FileBaton) -> None:
+    def reporting_wait(baton: FileBaton) -> None:
         path, end = Path(baton.lock_file_path), time.monotonic() + SECONDS
         while path.exists() and time.monotonic() < end:
             time.sleep(baton.wait_seconds)
@@ -40,11 +41,11 @@ def _told(wait: Any) -> Any:
             )
         wait(baton)
 
-    return told
+    return reporting_wait
 
 
 def left_locks() -> list[Path]:
-    """The files, older than an hour, that have this version of torch wait."""
+    """The files, older than an hour, for which this version of torch would wait."""
     default = Path.home() / ".cache" / "torch_extensions"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
     found = [*folder.glob("*/lock"), *folder.glob("*/*/lock")]

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from autotimm.checkpoints.storage import SaveError, whole_folder
 from autotimm.checkpoints.zero_files import check_on_all_ranks, of_deepspeed, stage_of
 from autotimm.lightning_private import ConfiguredDeepSpeed
-from autotimm.strategies.build_locks import tell_what_is_waited_for
+from autotimm.strategies.build_locks import report_waiting
 from autotimm.strategies.norms import from_first_rank
 from autotimm.structures import InputError
 from autotimm.tasks.archive import write_archive
@@ -73,7 +73,7 @@ class ZeRO(ConfiguredDeepSpeed):
     accumulates = False  # whether no step follows this batch
 
     def setup_environment(self) -> None:
-        tell_what_is_waited_for()
+        report_waiting()
         if self.zero_stage_3 and _compiled(self.lightning_module):
             raise InputError(
                 "deepspeed_stage_3 removes the weights from the modules between calls, which "

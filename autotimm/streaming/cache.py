@@ -271,7 +271,7 @@ def _size(path: Path) -> int:
 
 
 def _use(path: Path, size: int | None) -> bool:
-    """Tells whether a file of this size is cached, and sets its time of last use."""
+    """Returns whether a file of this size is cached, and sets its time of last use."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

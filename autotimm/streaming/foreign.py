@@ -41,7 +41,7 @@ _OF_SHARD = ("samples", "bytes", "sha256", "index", "index_sha256")  # kept in t
 
 
 def are_tars(folder: Path) -> bool:
-    """Tells whether a folder holds tars, and is neither a shard folder nor a COCO folder.
+    """Returns whether a folder holds tars, and is neither a shard folder nor a COCO folder.
 
     Raises:
         InputError: the folder holds shards of autotimm-shard without their manifest, for example

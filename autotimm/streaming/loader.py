@@ -70,7 +70,7 @@ class StreamLoader:
         self._finish = finish
         self._options: dict[str, Any] = {
             "batch_size": None,
-            "collate_fn": _as_it_is,
+            "collate_fn": _unchanged,
             "num_workers": num_workers,
             "pin_memory": pin_memory,
         }
@@ -266,6 +266,6 @@ def killed_worker(error: BaseException) -> InputError | None:
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     """Replaces DataLoader's default collation, which would copy every array to a tensor."""
     return batch

@@ -35,7 +35,7 @@ def sampled_depths(source: _Readable) -> tuple[Depths, int]:
     depths = Depths()
     places = spread(source.shard_sizes, LOOKED_AT)
     for shard, index in places:
-        with contextlib.suppress(DataError):  # told where its turn in an epoch is
+        with contextlib.suppress(DataError):  # reported when an epoch comes to it
             data, record = source.read(shard, index)
             deep = deep_pixels(data)
             if deep is not None:

@@ -80,8 +80,8 @@ class Repeats:
         self._whole = whole.astype(np.min_scalar_type(int(whole.max(initial=0)) + 1))
         self.samples = int(self._whole.sum(dtype=np.int64)) + self._extra
 
-    def told(self) -> str:
-        """Says in one line what an epoch has."""
+    def summary(self) -> str:
+        """One line that says what an epoch has."""
         images, more = len(self._whole), self._whole > 1
         more[self._some] = True
         begin = f"data.repeat_threshold={self.threshold:g}: "

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from autotimm.files.retry import poll
 from autotimm.images.turns import join, share
-from autotimm.streaming.workers import outlive_signals, shielded, write_directly
+from autotimm.streaming.workers import ignore_signals, signals_blocked, write_directly
 from autotimm.structures import InputError
 
 PATIENCE = 120.0
@@ -39,7 +39,7 @@ def begin(worker: int, begun: Tensor, turns: str) -> None:
     """
     begun[worker] = 1
     join(turns)
-    outlive_signals(worker)
+    ignore_signals(worker)
     write_directly()
 
 
@@ -71,7 +71,7 @@ class Starter:
                 self._loader = self._make(more if self._workers else {})
             self._begun.zero_()
             before = {*multiprocessing.active_children()}
-            with shielded(self._loader.multiprocessing_context):
+            with signals_blocked(self._loader.multiprocessing_context):
                 batches = iter(self._loader)
             started = [one for one in multiprocessing.active_children() if one not in before]
             if not started or _all_begin(self._begun, started):

@@ -63,7 +63,7 @@ class Source(Protocol):
     remark: str
 
     def has_instances(self) -> bool:
-        """Tells whether there is something to train on: neither a crowd nor to be ignored."""
+        """Whether there is something to train on: neither a crowd nor to be ignored."""
 
     def lost_instances(self) -> str:
         """Says by kind why no instance can be used; empty where one can, or there were none."""

@@ -1,4 +1,4 @@
-"""What a data worker does first: it outlives signals, and writes past the progress bar."""
+"""What a data worker does first: it ignores signals, and writes past the progress bar."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from multiprocessing.context import BaseContext
 
 
 @contextmanager
-def shielded(context: BaseContext | None = None) -> Iterator[None]:
-    """Blocks SIGTERM while the block starts workers that call :func:`outlive_signals`.
+def signals_blocked(context: BaseContext | None = None) -> Iterator[None]:
+    """Blocks SIGTERM while the block starts workers that call :func:`ignore_signals`.
 
     Workers inherit the blocked signal, and so do the threads that their imports start; otherwise a
     SIGTERM delivered to such a thread would end the worker. This process receives a SIGTERM that
@@ -33,7 +33,7 @@ def shielded(context: BaseContext | None = None) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def outlive_signals(_worker: int) -> None:
+def ignore_signals(_worker: int) -> None:
     """Makes this process ignore SIGINT, SIGHUP and SIGUSR2, and SIGTERM unless its parent sends it.
 
     A terminal, SLURM, or ``kill`` of a process group signals every process of a job. The training

@@ -247,7 +247,7 @@ def categories_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]] | None:
     return saved
 
 
-def check_goes_on(checkpoint: dict[str, Any]) -> None:
+def check_resumable(checkpoint: dict[str, Any]) -> None:
     """Raise InputError if a checkpoint lacks the optimizer's state, which resuming needs."""
     states = checkpoint.get("optimizer_states")
     if not isinstance(states, list) or not all(

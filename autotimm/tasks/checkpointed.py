@@ -20,7 +20,7 @@ from autotimm.tasks import optimization, structure
 from autotimm.tasks.checkpoint import (
     EMA,
     categories_of,
-    check_goes_on,
+    check_resumable,
     model_of,
     preprocessing_of,
     read_checkpoint,
@@ -49,10 +49,10 @@ class Checkpointed(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._state("training"):
-            check_goes_on(checkpoint)
+            check_resumable(checkpoint)
             theirs = checkpoint.get("hyper_parameters")
             self._check_structure(theirs)
-            optimization.check_goes_on(self.settings, theirs)
+            optimization.check_resumable(self.settings, theirs)
             self._warn_of_losses(theirs)
         elif EMA in checkpoint:
             checkpoint["state_dict"] = weights_of(checkpoint)
@@ -80,7 +80,7 @@ class Checkpointed(LightningModule):
             )
 
     def _warn_of_losses(self, theirs: Any) -> None:
-        """Warn if a run goes on with other losses than those of its checkpoint."""
+        """Warn if a run resumes with other losses than those of its checkpoint."""
         if not isinstance(theirs, dict):
             return
         for name, kept in structure.different(self.hparams, theirs, structure.LOSSES).items():

@@ -63,7 +63,7 @@ def matched_categories(
 
     Args:
         model: the model's categories, by label; None if it has none yet.
-        data: likewise of the data.
+        data: the same of the data.
         any_order: whether the data may have the classes in another order. Labels of the data then
             mean other classes than those of the model: only where nobody compares them.
 

@@ -120,7 +120,7 @@ def _check_same(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
                 )
 
 
-def check_goes_on(settings: DetectorSettings, saved: Any) -> None:
+def check_resumable(settings: DetectorSettings, saved: Any) -> None:
     """Compare the settings of a run with those of the checkpoint that it resumes from.
 
     A different schedule takes effect from now on, with a warning. A different optimizer cannot use

@@ -80,11 +80,11 @@ def take(
         model: an ObjectDetector or InstanceSegmentor; changed in place.
         checkpoint: the result of :func:`autotimm.tasks.checkpoint.read_checkpoint`.
         name: of the checkpoint, for messages.
-        classes: the names of the model's classes, by label; None if the data do not tell them.
+        classes: the names of the model's classes, by label; None if the data do not name them.
         only_fitting: take the tensors that fit even if the models differ in more than classes.
 
     Returns:
-        A line that tells what was taken.
+        A line that says what was taken.
 
     Raises:
         InputError: the models differ in more than their classes and ``only_fitting`` is False, no
@@ -107,7 +107,7 @@ def take(
         if not theirs[key].isfinite().all():
             raise InputError(f"{name}: {key} is not finite: take an earlier checkpoint")
     count = next((len(theirs[key]) for key in fitting if _is_per_class(key)), None)
-    rows, told = _rows(model, classes, categories_of(checkpoint), count)
+    rows, remark = _rows(model, classes, categories_of(checkpoint), count)
     with torch.no_grad():
         for key in fitting:
             if not _is_per_class(key):
@@ -123,7 +123,7 @@ def take(
     taken = [key for key in fitting if rows.pairs or not _is_per_class(key)]
     fresh = sorted({_part(key) for key in own} - {_part(key) for key in fitting})
     anew = [f"starting anew: {', '.join(fresh)}"] if fresh else []
-    return "; ".join([f"weights: {len(taken)} of {len(own)} tensors from {name}", told, *anew])
+    return "; ".join([f"weights: {len(taken)} of {len(own)} tensors from {name}", remark, *anew])
 
 
 def _rows(
@@ -132,7 +132,7 @@ def _rows(
     categories: Sequence[Mapping[str, Any]] | None,
     count: int | None,
 ) -> tuple[Rows, str]:
-    """The rows to take, and what to tell about the classes.
+    """The rows to take, and a remark on the classes.
 
     Args:
         model: that starts.
@@ -147,21 +147,21 @@ def _rows(
         return none, f"{nothing}: there is none that fits"
     if categories is not None and len(categories) != count:
         raise InputError(f"the checkpoint has {len(categories)} categories for {count} classes")
-    if classes is None:  # only numbers can tell the classes apart
+    if classes is None:  # only numbers distinguish the classes
         if own != count:
             return none, f"{nothing}: of {count} and {own} classes without names, none are the same"
         return Rows([(i, i) for i in range(own)], [], [], []), f"all {own} classes kept, by number"
     if categories is None:
         return none, f"{nothing}: the file does not name its classes"
     rows = match_classes(classes, [str(one["name"]) for one in categories])
-    told = [f"classes kept: {_listed(rows.kept)}"] if rows.kept else []
-    if not told:
-        told = [f"{nothing}: no class has the name of one in the file"]
+    remarks = [f"classes kept: {_listed(rows.kept)}"] if rows.kept else []
+    if not remarks:
+        remarks = [f"{nothing}: no class has the name of one in the file"]
     if rows.new:
-        told.append(f"new: {_listed(rows.new)}")
+        remarks.append(f"new: {_listed(rows.new)}")
     if rows.twice:
-        told.append(f"of these with a name that occurs twice: {_listed(rows.twice)}")
-    return rows, "; ".join(told)
+        remarks.append(f"of these with a name that occurs twice: {_listed(rows.twice)}")
+    return rows, "; ".join(remarks)
 
 
 def _check_structure(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

@@ -76,7 +76,8 @@ def check_numbers(given: Mapping[str, Any]) -> None:
 def with_validation(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a run, with a validation at its end where it would end before the first.
 
-    Nothing would be measured, and so no checkpoint would be the best one. A line tells of it.
+    Otherwise nothing would be measured, and no checkpoint would be the best one. It prints a line
+    about the change.
     """
     every, epochs = given.get("check_val_every_n_epoch"), given.get("max_epochs")
     if not (every and epochs and 0 < epochs < every) or given.get("limit_val_batches") == 0:

@@ -1,7 +1,7 @@
-"""Earlier runs: which of them ``ckpt_path=last`` goes on, and whether one has come to its end.
+"""Earlier runs: which of them ``ckpt_path=last`` resumes, and whether a run is finished.
 
-Invariants: no clock counts; a run of another model is never gone on, nor in training a run of other
-data; each run that is passed over is named with the reason.
+Invariants: no clock counts; no run of another model is resumed, and in training no run of other
+data; a message names each run that is passed over, with the reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from autotimm.training.early_stopping import StopEarly
 from autotimm.training.newest_link import is_link_to_newest
 from autotimm.training.run_record import order_of, read_record
 
+LAST = "last"
+"""The checkpoint path that stands for the newest checkpoint of the newest run."""
 _LIMITS = "--trainer.max_epochs, --trainer.max_steps or --patience"
 _OF_THE_WEIGHTS = (*STRUCTURE, "num_classes")
 """Settings of a model without which its weights do not fit another."""
@@ -68,7 +70,7 @@ def newest_below(
 
 
 def identity(model: Any, data: str | None) -> dict[str, Any]:
-    """What two runs have in common if one can go on where the other has stopped.
+    """What two runs have in common if one can resume the other.
 
     Args:
         model: of the run.
@@ -97,7 +99,7 @@ def finished(
     """How far the run of a checkpoint got, if no step of a fit is left; else an empty text.
 
     Args:
-        checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not tell.
+        checkpoint: a file that a fit saved. A folder of DeepSpeed's or FSDP's does not say it.
         max_epochs: of the trainer; None or -1 for no limit.
         max_steps: of the trainer; -1 for no limit.
         stop: what ends the trainer's fit early.

@@ -78,7 +78,7 @@ class StopEarly(EarlyStopping):
                 "model metrics, or best_metric, and leave keep_best and enable_checkpointing on"
             )
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # by an earlier start
-        if monitor != self.monitor:  # of a new run, or of one that goes on by another metric
+        if monitor != self.monitor:  # of a new run, or of one that resumes with another metric
             self.wait_count = 0
             self.best_score = torch.tensor(math.inf if saver.mode == "min" else -math.inf)
         self.monitor, self.mode = monitor, saver.mode

@@ -109,11 +109,11 @@ class AverageWeights(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._take_in(trainer, pl_module)
+        self._update_average(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._take_in(trainer, pl_module)
+            self._update_average(trainer, pl_module)
             self._show(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,7 +127,7 @@ class AverageWeights(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING or not self._average:
             return
-        self._take_in(trainer, pl_module)
+        self._update_average(trainer, pl_module)
         if self._trained is not None:
             if isinstance(trainer.strategy, DeepSpeedStrategy):
                 self._put_back(pl_module)  # because DeepSpeed saves the module's own weights
@@ -136,7 +136,7 @@ class AverageWeights(Callback):
         checkpoint[EMA] = {"decay": self.decay, "state_dict": dict(self._average)}
 
     @torch.no_grad()
-    def _take_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _update_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Updates the average after an optimizer step, unless that has been done.
 
         Several hooks call it: a callback that comes earlier may save a checkpoint before this one's

@@ -45,7 +45,7 @@ def is_link_to_newest(root: str | Path, path: Path) -> bool:
     return link in (path, *path.parents) and link.is_symlink()
 
 
-def behind(path: str | Path) -> Path:
+def resolve_link(path: str | Path) -> Path:
     """A path with the link replaced by the run's folder that it leads to now.
 
     The link of a run's own root leads to the run itself as soon as it trains.

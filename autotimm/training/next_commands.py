@@ -1,4 +1,4 @@
-"""The commands that follow a fit: to evaluate, to predict, to go on, with the run's own paths."""
+"""The commands that follow a fit: to evaluate, predict or resume, with the run's own paths."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def after_fit(run: Path, checkpoint: str | None, data: str | None) -> str:
     return "\n".join(lines)
 
 
-def to_go_on(run: Path, checkpoint: Path, world_size: int) -> str:
-    """The command that goes on from a checkpoint; empty if the run was not begun by a command.
+def resume_command(run: Path, checkpoint: Path, world_size: int) -> str:
+    """The command that resumes from a checkpoint; empty if no command began the run.
 
     Args:
         run: the run's folder.

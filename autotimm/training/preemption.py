@@ -28,7 +28,7 @@ from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.lost_ranks import is_of_another_rank, ranks_lost
 from autotimm.distributed.rendezvous import Rendezvous
 from autotimm.strategies.choice import shards_weights
-from autotimm.training.next_commands import to_go_on
+from autotimm.training.next_commands import resume_command
 
 CODE = 85
 """Exit code of a run that a signal stopped and that resumes when it is started again."""
@@ -132,7 +132,7 @@ class Preemption(Checkpoint):
         # knows of a signal waits for them at once, unless they need it for their next batch, as
         # with sharded weights: then all meet at every batch.
         last = trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch
-        meets = last or shards_weights(trainer.strategy) or self.agreement.heard()
+        meets = last or shards_weights(trainer.strategy) or self.agreement.signalled()
         if meets and (number := self.agreement.now()):
             self._leave(trainer, number, validation=True)
 
@@ -183,10 +183,10 @@ class Preemption(Checkpoint):
 
 
 def _command(trainer: Trainer, checkpoint: Path) -> str:
-    """The command that goes on from a checkpoint, for the end of a line; empty if none is known."""
+    """The command that resumes from a checkpoint, for the end of a line; empty if none is known."""
     if trainer.num_nodes > 1:
         return ""
-    command = to_go_on(checkpoint.parents[1], checkpoint, trainer.world_size)
+    command = resume_command(checkpoint.parents[1], checkpoint, trainer.world_size)
     return command and f", or: {command}"
 
 
@@ -211,7 +211,7 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
             yield
             own.agreement.leave()
         except Stopped as stopped:
-            own.agreement.together()
+            own.agreement.barrier()
             if mark := os.environ.get(MARK):
                 if trainer.is_global_zero:
                     Path(mark).write_text(f"{stopped.steps}\n")

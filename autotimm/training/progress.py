@@ -70,7 +70,7 @@ class ProgressBar(LightningBar):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if not _is_seen():
+        if not _is_visible():
             self.disable()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -228,13 +228,13 @@ class ProgressBar(LightningBar):
             before = sys.stderr
             self._live.start()
             self._streams = (before, sys.stderr)  # rich writes above the line what the second gets
-            _lead_messages(*self._streams)
+            _redirect_messages(*self._streams)
 
     def _close(self) -> None:
         live, self._live = self._live, None
         if live is not None:
             live.stop()
-            _lead_messages(*reversed(self._streams))
+            _redirect_messages(*reversed(self._streams))
 
     def _render(self, console: Console) -> Text:
         marks = ("#", "-") if console.options.ascii_only else ("━", "━")
@@ -246,18 +246,18 @@ class ProgressBar(LightningBar):
 
     def _parts(self) -> list[str]:
         shown = (self._shown or {}) if self._title == self._epoch[0] else {}
-        parts = [_worded(name, value) for name, value in shown.items()]
+        parts = [_formatted(name, value) for name, value in shown.items()]
         return [*parts, self._pace] if self._pace and "images/s" not in shown else parts
 
 
-def _lead_messages(here: Any, there: Any) -> None:
+def _redirect_messages(here: Any, there: Any) -> None:
     """Have Lightning's messages written to ``there``; its logger keeps the first stderr it sees."""
     for handler in logging.getLogger("lightning.pytorch").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is here:
             handler.setStream(there)
 
 
-def _worded(name: str, value: Any) -> str:
+def _formatted(name: str, value: Any) -> str:
     """Formats a metric for the line: its name and its value."""
     if name == "images/s":
         return f"{value} {name}"
@@ -265,7 +265,7 @@ def _worded(name: str, value: Any) -> str:
     return f"{name.removeprefix('val/')} {text}"
 
 
-def _is_seen() -> bool:
+def _is_visible() -> bool:
     """Whether the output shows the line. In a file, it would only repeat ``EpochLines``."""
     # In a notebook rich draws it by ipywidgets, and without them warns at every frame.
     return can_redraw() or (get_console().is_jupyter and find_spec("ipywidgets") is not None)

@@ -63,7 +63,7 @@ SECONDS = 10.0
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of ``run.json`` in ``folder``; empty if there is none or it cannot be read.
 
-    Entries that a start goes on with are left out if they are of another type than is written.
+    Entries that a resumed run reads are left out if their type is wrong.
     """
     try:
         content = orjson.loads((folder / RECORD).read_bytes())
@@ -98,7 +98,7 @@ def order_of(folder: Path) -> tuple[int, int, int, list[int], str]:
     It is the run's number, which follows from the runs that were there when it began, so that it
     does not depend on clocks. For a run without one it is the first number in the folder's name.
     A copy of a run's folder has the number of the run: the one with more steps is newer, and of
-    equal ones that with the shorter name, so that a run does not go on in a backup of its folder.
+    equal ones that with the shorter name, so that a run does not resume in a backup of its folder.
     """
     in_name = [int(digits) for digits in re.findall(r"\d+", folder.name)]
     number = read_record(folder).get("number")

@@ -1,6 +1,6 @@
 """The start of a run: from new weights, from a requested checkpoint, or where it was stopped.
 
-A new run starts from the model's own weights, or from those of another model (:class:`Weights`).
+A new run starts from its model's own weights, or from another model's (``start_weights.py``).
 
 Invariants: a restarted launch resumes its own run, whatever its flags say and even if only one rank
 knows of the restart; all ranks begin from the checkpoint that the first one chose; a new run loads
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.checkpoints import zero_files
 from autotimm.checkpoints.resume import damage_of, newest
-from autotimm.checkpoints.sources import read_source
 from autotimm.checkpoints.storage import COMPLETE
 from autotimm.distributed.launcher import find_launch
 from autotimm.distributed.parent import still_runs
@@ -32,18 +30,14 @@ from autotimm.outputs import provenance
 from autotimm.setup.check import compare_reports, rendezvous_of
 from autotimm.setup.report import Report
 from autotimm.structures import InputError
-from autotimm.tasks import transfer
 from autotimm.tasks.checkpoint import read_checkpoint
-from autotimm.tasks.detector import ObjectDetector
 from autotimm.training import earlier_runs
+from autotimm.training.earlier_runs import LAST
 from autotimm.training.early_stopping import stop_of
-from autotimm.training.newest_link import behind
+from autotimm.training.newest_link import resolve_link
 from autotimm.training.run_folder import find_run
 from autotimm.training.run_name import check_free
 from autotimm.training.run_record import read_record
-
-LAST = "last"
-"""The checkpoint path that stands for the newest checkpoint of the newest run."""
 
 
 class NamedCheckpoints(CheckpointConnector):
@@ -103,78 +97,6 @@ class Beginning(NamedTuple):
     weights: str | None
 
 
-class Weights(NamedTuple):
-    """A trained model that a new run starts from; ``tasks/transfer.py`` says what it takes."""
-
-    source: str
-    only_fitting: bool
-
-    @classmethod
-    def given(cls, source: str | Path | None, only_fitting: bool, ckpt_path: Any) -> Weights | None:
-        """The weights by the arguments of a fit; None if none are given.
-
-        Raises:
-            InputError: the arguments contradict each other.
-        """
-        if source is None:
-            if only_fitting:
-                raise InputError(
-                    "--weights-only-fitting has no effect without --weights: give both, or none"
-                )
-            return None
-        if not str(source):
-            raise InputError("--weights is empty: give a checkpoint, or leave it out")
-        if ckpt_path not in (None, LAST):
-            raise InputError(
-                "--ckpt_path resumes a run and --weights starts a new one: give one of them"
-            )
-        if not urls.kind(str(source)):
-            source = behind(source)
-        return cls(str(source), only_fitting)
-
-    def take(self, trainer: Trainer, model: Any) -> None:
-        """Copy the weights into ``model``, and tell what was taken.
-
-        Raises:
-            InputError: the source cannot be read, or is of another kind of model.
-        """
-        if not isinstance(model, ObjectDetector):
-            raise InputError(
-                f"--weights starts an ObjectDetector or InstanceSegmentor, not a "
-                f"{type(model).__name__}"
-            )
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        categories = getattr(datamodule, "categories", None)
-        names: list[str] | None = None  # of the data; else those the model has been trained on
-        if categories is not None:
-            names = [one.name for one in categories]
-        elif model.categories:
-            names = [one["name"] for one in model.categories]
-        name = urls.shown(self.source)
-        rank_zero_info(
-            transfer.take(model, read_source(self.source), name, names, self.only_fitting)
-        )
-
-
-def preparation(
-    trainer: Trainer, weights: Weights | None, model: LightningModule, checkpoint: Any
-) -> Callable[[], None] | None:
-    """What gives ``model`` the weights that a run starts from; None if the run needs none.
-
-    Args:
-        trainer: of the run.
-        weights: that the user gives for a fit.
-        model: of the run.
-        checkpoint: that the run begins from, with the weights of all of the model.
-    """
-    if weights is None or trainer.state.fn != TrainerFn.FITTING:
-        return None
-    if checkpoint:
-        rank_zero_info("the checkpoint has all weights: --weights is not read again")
-        return None
-    return partial(weights.take, trainer, model)
-
-
 def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning:
     """Let the first rank choose the checkpoint to begin from. All ranks call it together.
 
@@ -188,7 +110,6 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
             one, or a rank has failed.
     """
     launch = find_launch()
-    fits = trainer.state.fn == TrainerFn.FITTING
     name = getattr(trainer, "new_name", None)
     if name is not None:
         trainer.new_name = None  # type: ignore[attr-defined]
@@ -198,32 +119,21 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
 
     def choose(reports: list[Any]) -> dict[str, Any]:
         """The first rank's answer to all ranks."""
-        problems = compare_reports(reports, patience)["problems"]
-        checkpoint, message, finished, weights = requested, None, "", None
         agents = sorted({agent for one in reports if one and (agent := one.get("agent"))})
-        if not problems:
-            try:
-                root = trainer.default_root_dir
-                earlier = None if launch is None else find_run(root, launch, agents)
-                if name is not None and earlier is None:
-                    check_free(root, name)
-                own = earlier if fits else None
-                if own is not None:
-                    weights = read_record(own).get("weights")
-                wanted = _wanted(trainer, model) if requested == LAST else None
-                checkpoint, message = starting_point(root, requested, own, wanted)
-                if fits and checkpoint and not urls.kind(str(checkpoint)):
-                    limits = trainer.max_epochs, trainer.max_steps
-                    finished = earlier_runs.finished(Path(checkpoint), *limits, stop_of(trainer))
-            except (InputError, OSError) as error:  # to raise it on all ranks
-                problems = [str(error)]
-        hosts = [report and report["host"] for report in reports]
-        checkpoint = checkpoint and str(checkpoint)
-        if checkpoint and not message:
-            what = "goes on from" if fits else "weights:"
-            message = f"{what} {urls.shown(checkpoint)}"
-        answer = {"problems": problems, "checkpoint": checkpoint, "message": message}
-        return answer | {"hosts": hosts, "agents": agents, "finished": finished, "weights": weights}
+        answer = {
+            "problems": compare_reports(reports, patience)["problems"],
+            "hosts": [report and report["host"] for report in reports],
+            "agents": agents,
+        }
+        if answer["problems"]:
+            return answer
+        try:
+            earlier = None if launch is None else find_run(trainer.default_root_dir, launch, agents)
+            if name is not None and earlier is None:
+                check_free(trainer.default_root_dir, name)
+            return answer | _chosen(trainer, model, requested, earlier)
+        except (InputError, OSError) as error:  # to raise it on all ranks
+            return answer | {"problems": [str(error)]}
 
     report = Report(host=host_name(), agent=launch.agent if launch else "")
     answer = choose([report]) if rendezvous is None else rendezvous.exchange(report, choose)
@@ -233,6 +143,40 @@ def begin(trainer: Trainer, model: LightningModule, requested: Any) -> Beginning
         rank_zero_info(answer["message"])
     chosen = answer["checkpoint"], rendezvous, answer["hosts"], answer["agents"]
     return Beginning(*chosen, answer["finished"], answer["weights"])
+
+
+def _chosen(
+    trainer: Trainer, model: LightningModule, requested: Any, earlier: Path | None
+) -> dict[str, Any]:
+    """What the first rank chooses for all: ``Beginning``'s entries, and a line to print.
+
+    Args:
+        trainer: of the run.
+        model: of the run.
+        requested: the checkpoint that the user names.
+        earlier: the folder of the run that an earlier start of this launch began.
+
+    Raises:
+        InputError: the checkpoint does not exist.
+    """
+    fits = trainer.state.fn == TrainerFn.FITTING
+    own = earlier if fits else None
+    wanted = _wanted(trainer, model) if requested == LAST else None
+    checkpoint, message = starting_point(trainer.default_root_dir, requested, own, wanted)
+    finished = ""
+    if fits and checkpoint and not urls.kind(str(checkpoint)):
+        limits = trainer.max_epochs, trainer.max_steps
+        finished = earlier_runs.finished(Path(checkpoint), *limits, stop_of(trainer))
+    checkpoint = checkpoint and str(checkpoint)
+    if checkpoint and not message:
+        what = "goes on from" if fits else "weights:"
+        message = f"{what} {urls.shown(checkpoint)}"
+    return {
+        "checkpoint": checkpoint,
+        "message": message,
+        "finished": finished,
+        "weights": None if own is None else read_record(own).get("weights"),
+    }
 
 
 def _wanted(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
@@ -265,7 +209,7 @@ def starting_point(
         if path is not None:
             return str(path), f"{again}: goes on from {path}{_while_it_trains(own)}"
         if requested != LAST:
-            if requested and behind(requested) != Path(requested):
+            if requested and resolve_link(requested) != Path(requested):
                 # The link leads to this run now, and its record has where it led before.
                 requested = read_record(own).get("from") or requested
             begins = f"from {requested}" if requested else "anew"
@@ -273,8 +217,8 @@ def starting_point(
     if requested != LAST:
         if requested:
             _check_whole(str(requested))
-            if not urls.kind(str(requested)) and behind(requested) != Path(requested):
-                return str(behind(requested)), None
+            if not urls.kind(str(requested)) and resolve_link(requested) != Path(requested):
+                return str(resolve_link(requested)), None
         return requested, None
     path, others = earlier_runs.newest_below(root, wanted)
     passed = f"; passed over: {', '.join(others)}" if others else ""

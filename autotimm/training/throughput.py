@@ -1,4 +1,4 @@
-"""The speed of a run, and whether waiting for data or computing bounds it.
+"""The speed of a run, and the share of its time that it waits for data.
 
 Invariants: no GPU waits for the host within an epoch because of this module; time in validation
 does not count; ranks exchange their measurements once per epoch.
@@ -18,15 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from torch.optim import Optimizer
 
 from autotimm.distributed.gather import from_all_ranks
-from autotimm.training.progress_line import can_redraw, epochs_of
-
-BOUND = 0.1
-"""The share of time spent waiting for data from which data bounds a run. The first batches of each
-epoch always cause some wait."""
 
 LOGGED = frozenset(
     f"train/{name}" for name in ("images_per_second", "data_wait", "gpu_memory_gib", "lr")
@@ -195,72 +189,9 @@ class LearningRate(Callback):
             pl_module.log("train/lr", max(float(group["lr"]) for group in optimizer.param_groups))
 
 
-class EpochLines(Callback):
-    """Prints a line per epoch to a file, or to a terminal that cannot show a progress bar.
-
-    The loss is the mean over the epoch's batches on the first rank. Lines of epochs with a
-    validation include AP.
-    """
-
-    def __init__(self) -> None:
-        self._measured = False
-        self._mean: Tensor | None = None  # on the device, so that the host does not wait for it
-        self._batches = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mean, self._batches = None, 0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
-        loss = loss.float() * trainer.accumulate_grad_batches  # Lightning has divided it
-        self._batches += 1
-        # Update the mean: a sum would lose digits over an epoch of a million batches.
-        self._mean = (
-            loss if self._mean is None else self._mean + (loss - self._mean) / self._batches
-        )
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measured = not trainer.sanity_checking
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean, self._mean, self._batches = self._mean, None, 0
-        measured, self._measured = self._measured, False
-        values = trainer.callback_metrics  # on all ranks: Lightning may reduce them over ranks
-        if mean is None or not trainer.is_global_zero or can_redraw():
-            return
-        parts = [f"loss {mean:.4g}"]
-        if "train/images_per_second" in values:
-            parts.append(f"{values['train/images_per_second']:.4g} images/s")
-            parts.append(bounds(float(values["train/data_wait"])))
-        if "train/gpu_memory_gib" in values:
-            parts.append(f"{values['train/gpu_memory_gib']:.1f} GiB of GPU memory")
-        if measured:
-            parts += [f"{n} {v:.4g}" for n, v in sorted(values.items()) if n.endswith("mAP")]
-        speed = throughput_of(trainer)
-        left = speed.remaining(trainer) if speed else None
-        if left:
-            parts.append(f"{left} to go")
-        last = epochs_of(trainer, batches_left=0)
-        end = "" if last is None else f" of {last}"
-        print(f"epoch {trainer.current_epoch + 1}{end}:", ", ".join(parts), flush=True)
-
-
 def throughput_of(trainer: Any) -> Throughput | None:
     """The trainer's Throughput callback, if it has one."""
     return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
-
-
-def bounds(wait: float) -> str:
-    """A text that says what bounds the run.
-
-    Args:
-        wait: the share of time spent waiting for data, 0 to 1.
-    """
-    what = "data" if wait >= BOUND else "the model"
-    advice = ": raise data.num_workers" if wait >= BOUND else ""
-    return f"{wait:.0%} of the time waiting for data (bound by {what}{advice})"
 
 
 def is_logged(trainer: Trainer, step: int | None = None) -> bool:

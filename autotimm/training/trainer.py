@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from autotimm.checkpoints.callback import Checkpoints
 from autotimm.checkpoints.settings import SaveSettings
 from autotimm.checkpoints.storage import on_all_ranks
 from autotimm.distributed.agreement import settle_at_exit
@@ -36,17 +34,15 @@ from autotimm.redaction import redacted
 from autotimm.setup.check import check_setup
 from autotimm.strategies import choice
 from autotimm.training import arguments, preemption, tuning
-from autotimm.training.defaults import all_plugins, default_callbacks
+from autotimm.training.defaults import all_callbacks, all_plugins
 from autotimm.training.earlier_runs import FinishedError
-from autotimm.training.early_stopping import StopEarly
-from autotimm.training.ema import AverageWeights
 from autotimm.training.other_callbacks import check_callbacks
 from autotimm.training.preemption import Preemption
 from autotimm.training.quiet import quiet_libraries
 from autotimm.training.run_folder import folder_name
 from autotimm.training.run_record import read_record
-from autotimm.training.start import NamedCheckpoints, Weights, begin, preparation
-from autotimm.training.summary import Summary
+from autotimm.training.start import NamedCheckpoints, begin
+from autotimm.training.start_weights import Weights, preparation
 
 quiet_libraries()
 
@@ -143,46 +139,44 @@ class AutoTrainer(HookedTrainer):
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
         kwargs = arguments.with_validation(kwargs)
-        root = arguments.runs_folder(default_root_dir)
-        name = folder_name(root, run_name)
-        self.new_name = run_name  # until begin() has seen that no other run has it
-        known = read_record(Path(root, name)) if name else {}
-        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        saving: list[Callback] = [] if ema_decay is None else [AverageWeights(ema_decay)]
-        save = SaveSettings(
-            save_every_n_epochs=save_every_n_epochs,
-            save_every_n_steps=save_every_n_steps,
-            save_every_minutes=save_every_minutes,
-            keep_last=keep_last,
-            keep_best=keep_best,
-            best_metric=best_metric,
-            best_mode=best_mode,
-        )
-        if patience is not None:
-            saving.append(StopEarly(patience, best_metric))
         barebones = bool(kwargs.get("barebones"))
         if barebones:  # what the user asks for all the same, Lightning refuses by name
             logger = False if logger is None else logger
             enable_checkpointing = bool(enable_checkpointing)
             enable_progress_bar = bool(enable_progress_bar)
-        described = barebones or any(isinstance(callback, ModelSummary) for callback in given)
-        if not described and kwargs.get("enable_model_summary") is not False:
-            saving.append(Summary())
-        if enable_checkpointing is False:
-            save.check_saves_nothing()
-        else:
-            # Shorter than NCCL's timeout, which ends the process without naming the hanging rank.
-            saving += [Checkpoints(save), Preemption(0.9 * timeout)]
+        root = arguments.runs_folder(default_root_dir)
+        name = folder_name(root, run_name)
+        self.new_name = run_name  # until begin() has seen that no other run has it
+        callbacks = all_callbacks(
+            callbacks,
+            SaveSettings(
+                save_every_n_epochs=save_every_n_epochs,
+                save_every_n_steps=save_every_n_steps,
+                save_every_minutes=save_every_minutes,
+                keep_last=keep_last,
+                keep_best=keep_best,
+                best_metric=best_metric,
+                best_mode=best_mode,
+            ),
+            timeout=timeout,
+            saves=enable_checkpointing is not False,
+            ema_decay=ema_decay,
+            patience=patience,
+            bar=enable_progress_bar is not False,
+            summary=kwargs.get("enable_model_summary") is not False,
+            barebones=barebones,
+        )
         strategy = choice.strategy(
             strategy, accelerator, arguments.one_device(devices, num_nodes), timeout
         )
         precision, plugins = choice.precision(precision, accelerator, strategy, plugins)
+        known = read_record(Path(root, name)) if name else {}
         loggers = make_loggers(logger, root, name, known.get("logger_ids"))
         self.start_weights: Weights | None = None
         """What the model starts from in a fit that does not resume from a checkpoint."""
         self.leaves_finished_runs = False
-        """Whether a fit that would resume a run without a step left tells so and does nothing. It
-        does not load the checkpoint then, which is for callers that end after it."""
+        """Whether a fit that would resume a run without a step left says so and does nothing, not
+        even load the checkpoint. Callers set it that end after the fit."""
         self.unlogged: MetricsLogger | None = None
         """Determines the folder of a run without loggers."""
         if not loggers and not kwargs.get("fast_dev_run") and not barebones:
@@ -194,12 +188,7 @@ class AutoTrainer(HookedTrainer):
             num_nodes=num_nodes,
             precision=precision,
             logger=loggers or False,
-            callbacks=[
-                *given,
-                *default_callbacks(
-                    given, enable_progress_bar is not False, *saving, barebones=barebones
-                ),
-            ],
+            callbacks=callbacks,
             enable_progress_bar=enable_progress_bar,
             default_root_dir=root,
             plugins=plugins,

@@ -61,12 +61,8 @@ def draw_instances(
     Raises:
         ValueError: the shapes do not match, or a box is not finite.
     """
-    picture = np.array(image, order="C")  # a copy in the layout that OpenCV needs
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"image is {picture.dtype} {picture.shape}, not uint8 [H, W, 3]")
+    picture = _copied(image)
     height, width = picture.shape[:2]
-    if not height or not width:
-        raise ValueError(f"image is {height} x {width} pixels")
     size = (height, width) if size is None else size
     boxes, labels = _checked(boxes, labels, scores, masks, size)
     again = np.zeros(len(boxes), bool)
@@ -89,21 +85,34 @@ def draw_instances(
                 space.add_object(x, y, inside)
         elif space:
             space.add_box(boxes[i].tolist())
-    for i in order:
-        if draw_boxes:
-            draw_box(picture, boxes[i].tolist(), colours[i], line, again[i])
+    for i in order if draw_boxes else ():
+        draw_box(picture, boxes[i].tolist(), colours[i], line, again[i])
     if space is None:
         return picture
     canvas = Image.fromarray(picture)
     pen, font = ImageDraw.Draw(canvas), font_of(max(9, min(28, round(min(height, width) / 32))))
     for i in order:
-        label = int(labels[i])
-        known = class_names is not None and 0 <= label < len(class_names)
-        text = str(class_names[label]) if known and class_names is not None else str(label)
-        if scores is not None:
-            text = f"{'again: ' if again[i] else ''}{text} {float(scores[i]):.2f}"
+        score = None if scores is None else float(scores[i])
+        text = _label(int(labels[i]), score, class_names, again=again[i])
         write_label(pen, text, boxes[i].tolist(), space, colours[i], font)
     return array_of(canvas)
+
+
+def _label(label: int, score: float | None, names: Sequence[str] | None, *, again: bool) -> str:
+    """What is written beside an instance: its class, and its score if it has one."""
+    known = names is not None and 0 <= label < len(names)
+    text = str(names[label]) if known and names is not None else str(label)
+    return text if score is None else f"{'again: ' if again else ''}{text} {score:.2f}"
+
+
+def _copied(image: Any) -> Picture:
+    """A copy of an image in the layout that OpenCV needs; ValueError for what is no image."""
+    picture = np.array(image, order="C")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"image is {picture.dtype} {picture.shape}, not uint8 [H, W, 3]")
+    if not picture.size:
+        raise ValueError(f"image is {picture.shape[0]} x {picture.shape[1]} pixels")
+    return picture
 
 
 def _checked(

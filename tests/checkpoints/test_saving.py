@@ -14,8 +14,9 @@ from line import Line, loader, quiet
 from saves import Measured, names, run, state
 
 from autotimm import AutoTrainer, InputError
-from autotimm.checkpoints import callback
-from autotimm.checkpoints.callback import Checkpoints, steps_to_wait
+from autotimm.checkpoints import clock
+from autotimm.checkpoints.callback import Checkpoints
+from autotimm.checkpoints.clock import steps_to_wait
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -128,12 +129,12 @@ def test_without_a_sanity_check_the_training_before_the_error_is_saved(
 
 
 def test_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, looks = [0.0], [0]
-    monkeypatch.setattr(callback.time, "monotonic", lambda: clock[0])
+    now, looks = [0.0], [0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
 
     class Slow(Line):
         def training_step(self, batch, batch_idx):
-            clock[0] += 1.0
+            now[0] += 1.0
             return super().training_step(batch, batch_idx)
 
     class Count(Callback):

@@ -165,8 +165,8 @@ def test_help_tells_defaults_also_of_nothing() -> None:
     assert "are pasted, 0 to 1 (0.0)" in text
     assert "chooses the samples (0)" in text
     text = " ".join(main.parser_of_verb("predict").format_help().split())
-    assert "--draw-score SCORE of what is drawn (0.5)" in text
-    assert "--flip also look at the mirror image --pixel-range" in text  # off, and not said
+    assert "--draw-score SCORE least, of detections to draw (0.5)" in text
+    assert "--flip also detect in the mirror image --pixel-range" in text  # off, and not said
 
 
 def test_what_verbs_take_by_default_is_what_python_takes() -> None:

@@ -61,7 +61,7 @@ def test_every_short_form_is_short_for_a_flag() -> None:
     ],
 )
 def test_short_forms_are_spelt_out(short: list[str], long: list[str]) -> None:
-    assert flags.spelt(short) == long
+    assert flags.expanded(short) == long
 
 
 def test_a_fit_takes_the_short_forms() -> None:

@@ -17,6 +17,7 @@ from autotimm.checkpoints.settings import SaveSettings
 from autotimm.data.synthetic import make_dataset
 from autotimm.files import urls
 from autotimm.streaming import foreign
+from autotimm.structures import Preprocessing
 from autotimm.tasks.detector import ObjectDetector
 from autotimm.tasks.settings import by_name
 
@@ -190,3 +191,21 @@ def test_a_folder_is_parsed_and_looked_at_once(
     data.val_dataloader()
     assert parsed == [str(coco_folder)]
     assert looked == [coco_folder]
+
+
+@pytest.mark.parametrize("argument", [None, (1.0, 2.0)])
+@pytest.mark.parametrize("of_model", [None, (3.0, 4.0)])
+def test_the_range_of_pixels_is_the_arguments_then_the_models_then_that_of_the_data(
+    tmp_path: Path, argument: Any, of_model: Any
+) -> None:
+    data = InstanceSegmentationDataModule(tmp_path, pixel_range=argument)
+    model = Preprocessing(pixel_range=of_model)
+    looked: list[None] = []
+
+    def found() -> tuple[float, float]:
+        looked.append(None)
+        return 5.0, 6.0
+
+    wanted = data.settings.preprocessing(model, found).pixel_range
+    assert wanted == (argument or of_model or (5.0, 6.0))
+    assert bool(looked) == (argument is None and of_model is None)  # looking reads images

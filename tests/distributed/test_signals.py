@@ -18,7 +18,7 @@ from worker import work
 
 from autotimm.distributed import agreement, signals
 from autotimm.distributed.agreement import Agreement
-from autotimm.streaming.workers import shielded
+from autotimm.streaming.workers import signals_blocked
 
 
 def test_the_first_signal_is_recorded_and_handlers_are_restored() -> None:
@@ -100,7 +100,7 @@ def test_only_its_parent_ends_a_worker(method: str) -> None:
     context = multiprocessing.get_context(method)
     ready = context.Event()
     worker = context.Process(target=work, args=(ready,), daemon=True)
-    with shielded(context):
+    with signals_blocked(context):
         worker.start()
     assert ready.wait(120)
     for number in signals.STOPS:
@@ -119,8 +119,8 @@ def test_a_rank_learns_of_another_ranks_signal_without_waiting(
     one, other = Agreement(store=store), Agreement(store=store)
     monkeypatch.setattr(agreement, "LOOK", 0.0)
     with signals.caught(ends=True):
-        assert not one.heard() and not other.heard()
+        assert not one.signalled() and not other.signalled()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert one.heard() and one.answer() == signal.SIGTERM
+        assert one.signalled() and one.answer() == signal.SIGTERM
     with signals.caught():  # as in the process of another rank
-        assert other.heard() and other.answer() == 0
+        assert other.signalled() and other.answer() == 0

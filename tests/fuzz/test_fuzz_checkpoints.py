@@ -74,7 +74,7 @@ def use(content: dict[str, Any]) -> None:
         checkpoint.weights_of,
         checkpoint.preprocessing_of,
         checkpoint.categories_of,
-        checkpoint.check_goes_on,
+        checkpoint.check_resumable,
     ):
         outcome(lambda part=part: part(content))
 

@@ -14,6 +14,8 @@ from coco_folder import image, picture, write
 from shard_commands import run, two_splits
 
 from autotimm.format.manifest_file import read_manifest
+from autotimm.sharding.outcome import Outcome, Part
+from autotimm.sharding.summary import print_outcome
 
 pytestmark = pytest.mark.usefixtures("one_worker")
 
@@ -36,6 +38,27 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "bytes": (tmp_path / "out" / "val-000000.tar").stat().st_size,
         "problems": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("state", "part", "lines"),
+    [
+        ("written", None, ["wrote 2 shards, kept 3 of an earlier run in 4.0 s (5 images/s)"]),
+        ("dry run", None, ["dry run: read in 4.0 s (5 images/s); 2 shards would be written"]),
+        ("part", Part(1, 2), ["wrote 2 shards, kept 3 of", "part 1 of 2 is done; once all are"]),
+        ("complete", None, ["out: already complete"]),
+    ],
+)
+def test_the_last_lines_say_what_the_run_did(
+    state: str, part: Part | None, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = Outcome(state, {}, new=2, kept=3, images=20, seconds=4.0, workers=1)
+    print_outcome(outcome, "out", part)
+    printed = capsys.readouterr().out.strip().splitlines()
+    if state == "written":
+        assert printed.pop() == "wrote out/manifest.json"
+    for line, begin in zip(printed[-len(lines) :], lines, strict=True):
+        assert line.startswith(begin)
 
 
 def process(*arguments: object, stdout: object, **options: Any) -> subprocess.CompletedProcess[str]:

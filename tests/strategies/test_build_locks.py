@@ -19,8 +19,8 @@ def test_a_start_tells_what_it_waits_for(
 ) -> None:
     monkeypatch.setattr(build_locks, "SECONDS", 0.1)
     monkeypatch.setattr(FileBaton, "wait", FileBaton.wait)
-    build_locks.tell_what_is_waited_for()
-    build_locks.tell_what_is_waited_for()  # twice is once
+    build_locks.report_waiting()
+    build_locks.report_waiting()  # twice is once
     lock = tmp_path / "lock"
     lock.touch()
     threading.Timer(0.5, lock.unlink).start()

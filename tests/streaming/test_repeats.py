@@ -15,6 +15,8 @@ from coco_folder import annotation, picture, write
 from data_fits import Recorder, module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from autotimm.data import datamodule
+from autotimm.data.loaders import Run
 from autotimm.format.index import build_index, index_bytes
 from autotimm.sharding.cli import shard
 from autotimm.streaming.repeats import Repeats, repeat_factors
@@ -176,14 +178,15 @@ def test_what_comes_from_the_loader_is_what_the_paper_says(
             image_size=64,
             **options,
         )
-        monkeypatch.setattr(one, "_run", lambda rank=rank, **_: _run(rank, ranks))
+        run = Run(world=World(rank, ranks), on_gpu=False)
+        monkeypatch.setattr(datamodule, "training_run", lambda _, run=run: run)
         one.check("fit")
         loaders.append(one.train_dataloader())
     samples = round(sum(truth.values()))
     told = (
         f"an epoch has {samples} samples of 20 images; 6 with rare classes come more often, up to"
     )
-    assert f"{told} 3 times" in one.repeats().told()
+    assert f"{told} 3 times" in one.repeats().summary()
     assert {loader.stream.samples for loader in loaders} == {samples}
     total: Counter[int] = Counter()
     for _ in range(epochs):
@@ -198,12 +201,6 @@ def test_what_comes_from_the_loader_is_what_the_paper_says(
     for id_, factor in truth.items():
         assert total[id_] / epochs == pytest.approx(factor, abs=0.3), id_
     assert sum(total.values()) == epochs * samples
-
-
-def _run(rank: int, ranks: int) -> Any:
-    from autotimm.data.loaders import Run
-
-    return Run(world=World(rank, ranks), on_gpu=False)
 
 
 def test_every_kind_of_source_names_the_same_categories(

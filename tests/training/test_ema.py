@@ -330,7 +330,7 @@ def test_weights_of_less_precision_are_averaged_in_float32() -> None:
     with torch.no_grad():
         model.weight += 1
     At.global_step = 100_000
-    callback._take_in(At, model)  # type: ignore[arg-type]
+    callback._update_average(At, model)  # type: ignore[arg-type]
     # A change that bfloat16 would lose.
     assert callback._average["weight"].item() == pytest.approx(1.001)
     with torch.no_grad():

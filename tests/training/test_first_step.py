@@ -88,7 +88,7 @@ def test_the_bar_says_it_while_it_lasts(tmp_path: Path, monkeypatch: pytest.Monk
 
     from autotimm import AutoTrainer
 
-    monkeypatch.setattr(progress, "_is_seen", lambda: True)
+    monkeypatch.setattr(progress, "_is_visible", lambda: True)
     bar = progress.ProgressBar()
     seen: list[str] = []
 

@@ -29,7 +29,7 @@ from autotimm.training.progress_line import can_redraw, clock, epochs_in_all, li
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_is_seen", lambda: True)
+    monkeypatch.setattr(progress, "_is_visible", lambda: True)
 
 
 class Shown(progress.ProgressBar):
@@ -241,7 +241,7 @@ def test_in_a_file_there_is_no_bar(
 ) -> None:
     """Nor are there Lightning's lines about the model and about products."""
     for seen in (True, False):
-        monkeypatch.setattr(progress, "_is_seen", lambda seen=seen: seen)
+        monkeypatch.setattr(progress, "_is_visible", lambda seen=seen: seen)
         run = AutoTrainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1)
         run.fit(Line(), loader(6))
         out, err = capfd.readouterr()
@@ -257,7 +257,7 @@ def test_a_notebook_shows_it_if_it_has_widgets(
     monkeypatch.setattr(progress, "can_redraw", lambda: False)
     monkeypatch.setattr(progress, "get_console", lambda: Console(force_jupyter=True))
     monkeypatch.setattr(progress, "find_spec", lambda _: there or None)
-    assert progress._is_seen() == there
+    assert progress._is_visible() == there
 
 
 def test_lines_in_a_file_say_of_how_many_epochs(

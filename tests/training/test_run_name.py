@@ -29,8 +29,8 @@ from autotimm.training.run_record import RECORD, read_record
 def test_a_slash_makes_a_folder_of_runs(given: str, named: bool) -> None:
     assert is_name(given) == named
     long = "--trainer.run_name" if named else "--trainer.default_root_dir"
-    assert flags.spelt(["--out", given]) == [long, given]
-    assert flags.spelt([f"--out={given}"]) == [f"{long}={given}"]
+    assert flags.expanded(["--out", given]) == [long, given]
+    assert flags.expanded([f"--out={given}"]) == [f"{long}={given}"]
 
 
 def test_both_can_be_given() -> None:

@@ -26,6 +26,7 @@ from autotimm.training.earlier_runs import newest_below
 from autotimm.training.run_folder import find_run, folder_name
 from autotimm.training.run_record import next_number, order_of, read_record, write_record
 from autotimm.training.start import begin, starting_point
+from autotimm.training.start_weights import Weights
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -309,3 +310,12 @@ def test_a_state_that_is_not_there_does_not_begin_anew(
 def test_a_checkpoint_that_no_path_names(tmp_path: Path, given_path: str, message: str) -> None:
     with pytest.raises(InputError, match=f"ckpt_path.*{message}"):
         quiet(tmp_path, max_steps=1).fit(Line(), loader(), ckpt_path=given_path)
+
+
+def test_weights_are_for_a_run_that_resumes_nothing_or_the_last_one() -> None:
+    """``last`` may find no run: then the weights are taken."""
+    for path in (None, "last"):
+        assert Weights.given("a.ckpt", False, path) == Weights("a.ckpt", only_fitting=False)
+    with pytest.raises(InputError, match="--ckpt_path resumes a run"):
+        Weights.given("a.ckpt", False, "b.ckpt")
+    assert Weights.given(None, False, "b.ckpt") is None

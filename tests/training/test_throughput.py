@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from autotimm import AutoTrainer
 from autotimm.training import arguments, throughput
-from autotimm.training.throughput import Throughput, bounds
+from autotimm.training.epoch_lines import bounds
+from autotimm.training.throughput import Throughput
 
 
 @pytest.fixture

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from batches import random_batch, small
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichModelSummary, TQDMProgressBar
 from line import Line, loader, quiet
 from ranks import on_ranks
 from torch.utils.data import DataLoader
 
 from autotimm import AutoTrainer, InputError
+from autotimm.checkpoints.settings import SaveSettings
 from autotimm.outputs.pictures import SavePictures
-from autotimm.training.defaults import default_callbacks
+from autotimm.training.defaults import all_callbacks
 from autotimm.training.preemption import Preemption
 
 
@@ -85,17 +87,24 @@ def test_default_callbacks_give_way_to_those_of_the_user_and_their_kind() -> Non
     class Mine(SavePictures):
         pass
 
-    def kinds(given):
-        made = default_callbacks(given, True)
-        return [type(c).__name__ for c in made]
+    def kinds(*given: Callback, **options: Any) -> list[str]:
+        made = all_callbacks(given, SaveSettings(), timeout=timedelta(minutes=1), **options)
+        assert made[: len(given)] == [*given]
+        return [type(c).__name__ for c in made[len(given) :]]
 
     every = [
         *("CheckLoss", "Throughput", "LearningRate", "EpochLines", "SavePictures"),
-        *("SaveResults", "SaveCurves", "RunRecord", "KeepState", "FirstStep", "ProgressBar"),
+        *("SaveResults", "SaveCurves", "RunRecord", "KeepState", "FirstStep", "Summary"),
+        *("Checkpoints", "Preemption", "ProgressBar"),
     ]
-    assert kinds([]) == every
-    assert kinds([Mine()]) == [name for name in every if name != "SavePictures"]
-    assert "ProgressBar" not in kinds([TQDMProgressBar()])
+    assert kinds() == every
+    assert kinds(Mine()) == [name for name in every if name != "SavePictures"]
+    assert "ProgressBar" not in kinds(TQDMProgressBar())
+    assert "Summary" not in kinds(RichModelSummary())
+    assert kinds(summary=False, bar=False, saves=False) == every[:-4]
+    assert kinds(barebones=True) == ["CheckLoss", "Checkpoints", "Preemption", "ProgressBar"]
+    more = [*every[:-4], "AverageWeights", "StopEarly", *every[-4:]]
+    assert kinds(ema_decay=0.9, patience=3) == more
 
 
 def test_a_rank_that_hangs_is_named_before_the_timeout_of_the_collectives() -> None:
