@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -15,6 +14,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         name: a flag, or the path of a key in a config, such as ``data.batchsize``.
         known: the names to choose from; the first of equally close ones is taken.
     """
+    import difflib  # of use for what is misspelt alone
+
     names = [*known]
     near = [one for one in names if bare(one) == bare(name)]
     near = near or difflib.get_close_matches(name, names, 1, 0.8)

@@ -15,11 +15,13 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 
 def defer() -> None:
@@ -85,7 +87,7 @@ def _remove_stand_ins() -> None:
             del sys.modules[name]
 
 
-class _Finder(MetaPathFinder):
+class _Finder:  # not an importlib.abc.MetaPathFinder, whose import every process would pay for
     """Finds torchmetrics, once."""
 
     def find_spec(
@@ -96,11 +98,11 @@ class _Finder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LoaderWithStandIns(spec.loader)
+            spec.loader = cast("Loader", _LoaderWithStandIns(spec.loader))
         return spec
 
 
-class _LoaderWithStandIns(Loader):
+class _LoaderWithStandIns:
     """Loads a module while the stand-ins are there."""
 
     def __init__(self, loader: Loader) -> None:

@@ -6,12 +6,14 @@ refused before it fills the memory.
 
 from __future__ import annotations
 
-import gzip
 import io
-import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autotimm.structures import InputError
+
+if TYPE_CHECKING:
+    import zipfile
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -49,6 +51,8 @@ def unpacked(data: bytes, how: str, path: Path) -> bytes:
     most = min(_MOST, max(_ALWAYS, _RATIO * len(data)))
     try:
         if how == "gzip":
+            import gzip  # few files are packed
+
             with gzip.open(io.BytesIO(data)) as file:
                 content = file.read(most + 1)
         else:
@@ -71,6 +75,8 @@ def unpacked(data: bytes, how: str, path: Path) -> bytes:
 
 
 def _of_zip(data: bytes, most: int, path: Path) -> bytes:
+    import zipfile
+
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = [one for one in archive.infolist() if not one.is_dir() and not _is_hidden(one)]
         named = [one for one in files if one.filename.lower().endswith(".json")]

@@ -7,9 +7,12 @@ hands over, and these joined.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BAND = 2**21
 """Pixels of a band: so few that each is copied in memory that the one before had. Fresh memory

@@ -22,23 +22,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from autotimm.images import buffers
-from autotimm.images.banded import array_of
+from autotimm.images import jpeg
 from autotimm.images.depth import DataError, Deep
-from autotimm.images.opening import LARGEST, UNKNOWN, open_image
 from autotimm.images.orientation import Bytes, orientation, turned, upright
 from autotimm.images.quiet import quiet
-from autotimm.images.samples import deep
 from autotimm.structures import UPPER_BITS, PixelRange
 
-__all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
+if TYPE_CHECKING:
+    from PIL import Image
 
-_SIMPLE = ("YCbCr", "Gray", "RGB")  # colour spaces of a JPEG that simplejpeg turns into RGB
+__all__ = ["DataError", "decode_image", "decode_upright", "deep_pixels", "rgb"]
 
 
 def decode_image(
@@ -61,7 +58,7 @@ def decode_image(
     Raises:
         DataError: the bytes are no such image; the message is a short reason, without the name.
     """
-    pixels = _jpeg(data, (width, height))
+    pixels = jpeg.pixels(data, (width, height))
     if pixels is not None:
         return pixels
     with _opened(data) as image:
@@ -90,7 +87,7 @@ def decode_upright(data: Bytes, pixel_range: PixelRange = None) -> np.ndarray:
         DataError: as from :func:`decode_image`.
     """
     which = orientation(data)
-    pixels = _jpeg(data)
+    pixels = jpeg.pixels(data)
     if pixels is not None:
         return pixels if which == 1 else upright(pixels, which)
     with _opened(data) as image:
@@ -105,6 +102,8 @@ def deep_pixels(data: Bytes) -> Deep | None:
     """
     if bytes(data[:2]) == b"\xff\xd8" or (bytes(data[12:16]) == b"IHDR" and data[24] <= 8):
         return None  # most images: told without opening them
+    from autotimm.images.samples import deep  # PIL: a data set of JPEGs needs none
+
     with _opened(data) as image:
         return deep(image, data)
 
@@ -122,6 +121,9 @@ def rgb(
     Raises:
         DataError: as from :meth:`autotimm.images.depth.Deep.rgb`.
     """
+    from autotimm.images.banded import array_of
+    from autotimm.images.samples import deep
+
     found = deep(image, None if pixel_range == UPPER_BITS else data)
     if found is not None:
         return found.rgb(pixel_range)
@@ -134,22 +136,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _jpeg(data: Bytes, size: tuple[int, int] | None = None) -> np.ndarray | None:
-    """The stored pixels of a JPEG of this width and height; None if it is not one that simplejpeg
-    takes, and if it has other sides."""
-    if bytes(data[:3]) == b"\xff\xd8\xff":
-        try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            fits = width * height <= LARGEST if size is None else size == (width, height)
-            if fits and space in _SIMPLE:
-                pixels = buffers.empty((height, width, 3))
-                simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
-                return pixels
-        except ValueError:
-            pass  # some flaw, which PIL either copes with or reports
-    return None
-
-
 def _turned_pixels(
     image: Image.Image, data: Bytes, which: int, pixel_range: PixelRange
 ) -> np.ndarray:
@@ -160,6 +146,8 @@ def _turned_pixels(
 @contextlib.contextmanager
 def _opened(data: Bytes) -> Iterator[Image.Image]:
     """An image file, opened as it is stored; whatever goes wrong with it is a DataError."""
+    from autotimm.images.opening import UNKNOWN, open_image  # as above
+
     try:
         with quiet:
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 from typing import Literal
 
@@ -100,7 +101,6 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\x7fELF|MZ|\xcf\xfa\xed\xfe", Kind("program")),
     (rb"SQLite format 3", Kind("SQLite")),
 )
-_MARKS = [(re.compile(mark, re.DOTALL), kind) for mark, kind in _STARTS]
 _DRAWING = Kind("SVG", way="draw it as PNG first, as rsvg-convert does")
 
 
@@ -113,11 +113,17 @@ def kind_of(head: bytes, name: str = "") -> Kind:
     """
     if not head:
         return EMPTY
-    for mark, kind in _MARKS:
+    for mark, kind in _marks():
         if mark.match(head):
             raw = kind.name == "TIFF" and PurePath(name).suffix.lower() in _RAW
             return CAMERA if raw else kind
     return _of_text(head)
+
+
+@cache
+def _marks() -> list[tuple[re.Pattern[bytes], Kind]]:
+    """Compiled when they are first needed: a data set of sound JPEGs needs none."""
+    return [(re.compile(mark, re.DOTALL), kind) for mark, kind in _STARTS]
 
 
 def refusal(kind: Kind) -> str:

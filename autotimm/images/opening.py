@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
+from autotimm.images import jpeg
 from autotimm.images.kinds import CAMERA, EMPTY, HEAD, kind_of, refusal
 from autotimm.images.orientation import Bytes, as_stored
 
@@ -32,8 +33,6 @@ EXTENSIONS = {
 FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 """What to let PIL try, as ``Image.open(..., formats=FORMATS)``; its JPEG reader finds an MPO."""
 
-LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
-"""Pixels of an image; PIL refuses what has more."""
 # What PIL's readers raise when they trip over a broken file.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error),
@@ -72,7 +71,7 @@ def open_image(data: Bytes) -> Image.Image:
     Raises:
         ValueError: it is none that can be read; the message is a short reason, with the way out
             where the file is of a kind that has one.
-        Image.DecompressionBombError: it has more pixels than ``LARGEST``.
+        Image.DecompressionBombError: it has more pixels than ``jpeg.LARGEST``.
     """
     stored = as_stored(data)
     try:
@@ -93,6 +92,27 @@ def open_image(data: Bytes) -> Image.Image:
         # PIL reads it as noise, and OpenCV returns memory that it has not filled.
         raise ValueError(_odd_tiff(f"whose {_whole(tags, _BITS, 1)}-bit channels are planes apart"))
     return image
+
+
+def inspect_opened(data: Bytes) -> tuple[str, tuple[int, int]]:
+    """Does what :func:`autotimm.images.inspect.inspect` does, for any format; PIL may warn."""
+    try:
+        image = open_image(data)
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"image too large (over {jpeg.LARGEST:,} pixels): cut it into tiles or shrink it"
+        ) from None
+    kind, size = image.format or "", image.size
+    extension = EXTENSIONS[kind]
+    whole = jpeg.ends(data) if extension == "jpg" else kind == "PNG" and b"IEND" in data[-64:]
+    try:
+        if not whole:
+            image.load()
+    except (*BROKEN, Image.DecompressionBombError):
+        raise ValueError(undecodable(image)) from None
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("image without the palette that its pixels are of")
+    return extension, size
 
 
 def by_cv2(data: Bytes) -> np.ndarray | None:
@@ -171,7 +191,7 @@ def _floats(data: Bytes) -> Image.Image | None:
     bits, form, channels = (_whole(tags, tag, 1) for tag in (_BITS, _FORMAT, _SAMPLES))
     if channels != 1 or (bits, form) != _BY_CV2:
         return None
-    if tags[_WIDTH] * tags[_LENGTH] > LARGEST:
+    if tags[_WIDTH] * tags[_LENGTH] > jpeg.LARGEST:
         raise Image.DecompressionBombError
     values = by_cv2(data)
     if values is None or values.shape != (tags[_LENGTH], tags[_WIDTH]):

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from autotimm.coco import masks
-from autotimm.images.inspect import BROKEN, LARGEST
+from autotimm.images.jpeg import LARGEST
 from autotimm.images.kinds import HEAD, kind_of
+from autotimm.images.opening import BROKEN
 from autotimm.images.orientation import orientation, turned, upright
 from autotimm.images.quiet import quiet
 from autotimm.inference.bands import WAY_OUT, bands

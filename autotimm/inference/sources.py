@@ -15,9 +15,10 @@ from PIL import Image
 
 from autotimm.files import remote, urls
 from autotimm.files.retry import Retry
-from autotimm.images import inspect
+from autotimm.images import inspect, jpeg
 from autotimm.images.decode import decode_upright, rgb
 from autotimm.images.kinds import HEAD, Kind, kind_of, refusal
+from autotimm.images.opening import BROKEN, EXTENSIONS
 from autotimm.images.orientation import upright
 from autotimm.images.turns import LARGE
 from autotimm.inference.large import LargeImage, large_image, pixel_count
@@ -25,7 +26,7 @@ from autotimm.structures import InputError, PixelRange
 
 SUFFIXES = frozenset(
     f".{name}"
-    for name in (*inspect.EXTENSIONS.values(), "jpe", "jpeg", "jfif", "pgm", "pbm", "pnm", "tiff")
+    for name in (*EXTENSIONS.values(), "jpe", "jpeg", "jfif", "pgm", "pbm", "pnm", "tiff")
 )
 """Suffixes of the files on a server that count as images: those of a folder say it themselves."""
 
@@ -212,7 +213,7 @@ def _of_file(
             return large
         height, width, _ = large.shape
         raise InputError(
-            f"has {width:,} x {height:,} pixels, and {inspect.LARGEST:,} are decoded at once: "
+            f"has {width:,} x {height:,} pixels, and {jpeg.LARGEST:,} are decoded at once: "
             "give --tile PIXELS (in Python tile=), and it is read in tiles"
         )
     except InputError as error:
@@ -232,7 +233,7 @@ def _of_pil(image: Image.Image, pixel_range: PixelRange) -> np.ndarray:
         return upright(pixels, which) if which in range(2, 9) else pixels
     except InputError:
         raise
-    except inspect.BROKEN as error:  # PIL reads the pixels of a file no sooner than here
+    except BROKEN as error:  # PIL reads the pixels of a file no sooner than here
         raise InputError(f"a PIL image cannot be read: {error}") from error
 
 

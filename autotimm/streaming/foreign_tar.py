@@ -25,10 +25,10 @@ from autotimm.format.index import INDEX_DTYPE, category_pairs, checksum, index_b
 from autotimm.format.manifest import Shard
 from autotimm.format.record import entries, facts, with_segmentation
 from autotimm.format.tar import members
-from autotimm.images import inspect
+from autotimm.images.opening import EXTENSIONS
 from autotimm.structures import InputError
 
-_IMAGES = {*inspect.EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
+_IMAGES = {*EXTENSIONS.values(), "jpeg", "jpe", "jfif", "tiff", "pgm"}
 _LEFT_OUT = "(sample left out)"
 _Member = tuple[str, int, int]  # name, offset and size
 

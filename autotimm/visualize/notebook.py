@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from autotimm.images.decode import decode_upright, rgb
-from autotimm.images.inspect import BROKEN
+from autotimm.images.opening import BROKEN
 from autotimm.structures import InputError
 from autotimm.visualize.instances import Picture, draw_instances
 
