@@ -18,7 +18,7 @@ import numpy as np
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, Rules, as_id, is_trained_on
 from autotimm.coco.flags import as_flag, settled
-from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted
+from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted, spelled
 from autotimm.coco.jsontext import Array, Text
 from autotimm.coco.lists import LEFT_OUT
 from autotimm.structures import InputError
@@ -94,7 +94,7 @@ def index_annotations(
     place = np.empty(len(owner), np.int64)
     place[order] = np.arange(len(order))
     free = free_ids(used, len(unnumbered))
-    count = sum(slot != LEFT_OUT for slot in slots.values())
+    count = max(slots.values(), default=LEFT_OUT) + 1
     sample = text.read(listed.begin, min(2**16, listed.end - listed.begin))
     return AnnotationIndex(
         first=np.searchsorted(owner[order], np.arange(count + 1)),
@@ -168,9 +168,10 @@ def _assign(
             if by_name:
                 shown = _shown(id_, image_id, position)
                 problems.add("category_id is the category's name (its id taken)", shown)
-            slot = slots.get(image_id)
-            if slot is None and (slot := names.find(image_id)) is not None:
-                shown = _shown(id_, image_id, position)
+            written = spelled(raw.get("image_id"))
+            slot, by_file = _slot(image_id, written, slots, names)
+            if by_file:
+                shown = _shown(id_, written or image_id, position)
                 problems.add("image_id is the image's file name (matched by it)", shown)
         if slot is None or slot == LEFT_OUT or category_id not in known:
             if slot is not None and category_id not in known and type(category_id) is int:
@@ -202,6 +203,28 @@ def _lost(slot: int | None, known: bool) -> str:
     if slot is None:
         return "an unknown image"
     return "an image that is left out" if known else "an unknown category"
+
+
+def _slot(
+    image_id: Key | None, written: str | None, slots: dict[Key | None, int], names: FileNames
+) -> tuple[int | None, bool]:
+    """Returns the place of an annotation's image, and whether its file's name tells it.
+
+    What fits exactly comes first: the text of an id, the name of a file, and last the number.
+
+    Args:
+        image_id: its key.
+        written: from ``ids.spelled``.
+        slots: as in ``index_annotations``.
+        names: likewise.
+    """
+    slot = slots.get(image_id)
+    if written in slots:
+        return slots[written], False
+    if slot is not None and written is None:
+        return slot, False
+    named = names.find(written or image_id)
+    return (slot, False) if named is None else (named, named != slot)
 
 
 def _span(*ids: Collection[int]) -> tuple[int, int]:

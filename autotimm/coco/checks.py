@@ -269,7 +269,7 @@ def _bbox(
         if mask.extent is None or not boxes.agrees(value, mask.extent):
             tight = masks.box(mask.rle)
             if not boxes.agrees(value, tight):
-                known = mask.polygons, mask.extent, height, width
+                known = mask.extent, height, width
                 fault = polygon_faults.disagreement(value, tight, *known, rules.boxes == "mask")
                 if fault:
                     odd(fault)

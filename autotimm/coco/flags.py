@@ -3,7 +3,8 @@
 COCO's own are ``iscrowd`` and, of pycocotools, ``ignore``. Others write:
 
 - ``isCrowd``, ``is_crowd``, also among ``attributes``, where datumaro and CVAT keep what
-  their users add: the same flag;
+  their users add (a mapping, a list of pairs such as ``{"name": ..., "value": ...}``, or a list of
+  the names that are set): the same flag;
 - ``IsGroupOf``, ``isgroupof``, ``is_group_of``: that of Open Images for a box around more than five
   objects, which openimages2coco and FiftyOne hand on, and which the converters of those who train
   on them write as ``iscrowd``;
@@ -20,9 +21,11 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
+_NAMES = ("name", "key", "label", "attribute")
+"""Under which key tools write the name of an attribute that has a value."""
 _FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
 
 
@@ -41,7 +44,9 @@ def settled(raw: dict[str, Any], odd: Callable[[str], object] = lambda _: None) 
         odd: called with the kind of each flag that was read, and of each that was not.
     """
     nested = raw.get("attributes")
-    if _OTHERS.isdisjoint(raw) and (type(nested) is not dict or _NESTED.isdisjoint(nested)):
+    if _OTHERS.isdisjoint(raw) and (
+        not nested or _NESTED.isdisjoint(key for key, _ in _attributes(nested))
+    ):
         return raw
     found = [*_found(raw)]
     if raw.get("iscrowd") in (None, ""):
@@ -79,11 +84,24 @@ def _found(raw: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
     for key, value in raw.items():
         if key in _OTHERS and (flag := as_flag(value)) is not None:
             yield key, _MEANINGS[key], flag
-    nested = raw.get("attributes")
+    for key, value in _attributes(raw.get("attributes")):
+        if key in _NESTED and (flag := as_flag(value)) is not None:
+            yield f"attributes.{key}", _MEANINGS[key], flag
+
+
+def _attributes(nested: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the names and values of attributes, whichever way a tool writes them."""
     if type(nested) is dict:
-        for key, value in nested.items():
-            if key in _NESTED and (flag := as_flag(value)) is not None:
-                yield f"attributes.{key}", _MEANINGS[key], flag
+        yield from nested.items()
+    elif type(nested) is list:
+        for one in nested:
+            if type(one) is dict and "value" in one:
+                names = (one[key] for key in _NAMES if type(one.get(key)) is str)
+                yield from ((name, one["value"]) for name in islice(names, 1))
+            elif type(one) is dict and len(one) == 1:
+                yield from one.items()
+            elif type(one) is str:
+                yield one, 1
 
 
 def _spellings(*words: str) -> set[str]:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from autotimm.coco.checks import as_id, is_text
+from autotimm.structures import InputError, brief
 
 Key = int | str
 """What an id is looked up by: the number that it is, however it is written, or else its text."""
@@ -38,6 +39,28 @@ def id_key(value: Any, exact: bool) -> Key | None:
     if type(value) is int:
         return str(value)
     return value.strip() or None if is_text(value) else None
+
+
+def spelled(value: Any) -> str | None:
+    """Returns the text of an id that is a whole number written in another way than Python's, as
+    ``000007``; None for all others. Such a text may as well be the name of an image file."""
+    number = as_id(value) if isinstance(value, str) else None
+    return None if number is None or value.strip() == str(number) else value.strip()
+
+
+def refuse_one_number(one: Any, other: Any, name: str) -> None:
+    """Refuses a file with two ids that differ, but are one number: ``7`` and ``"007"``.
+
+    Args:
+        one: an id, as the file has it.
+        other: another with the same ``id_key``.
+        name: of the file, or of the folder of its images.
+    """
+    if spelled(one) != spelled(other):
+        raise InputError(
+            f"{name}: the image ids {brief(one)} and {brief(other)} are one number: write one of "
+            "them in another way"
+        )
 
 
 def given_id(value: Any) -> str | float:

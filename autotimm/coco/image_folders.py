@@ -49,8 +49,9 @@ def image_folder(
     exact = {place: sum(_is_file_in(place, name) for name in names) for place in places}
     if any(exact.values()):
         first, *others = (place for place in places if exact[place] == max(exact.values()))
+        rivals = likely if _is_called(first, stem) else [*likely, *(base / n for n in IMAGES)]
         for other in others:
-            if first in likely and other in likely and not first.samefile(other):
+            if first in likely and other in rivals and not first.samefile(other):
                 raise _ambiguous(file, first, other)
         return first
     mended = {}
@@ -80,6 +81,12 @@ def _folders_of_split(stem: str, base: Path) -> list[Path]:
     found = [one for folder in around for one in subfolders(folder) if same_split(word, [one.name])]
     plain = [one for one in found if not any(map(holds_masks, one.relative_to(base).parts))]
     return [place for one in plain or found for place in (one, one / "images")]
+
+
+def _is_called(folder: Path, stem: str) -> bool:
+    """Tells whether a folder has the name of a file's split, with digits behind it or none: of
+    ``val`` that is ``val2017``, and not ``val_small``, which may be another split."""
+    return split_word(stem) in (short_name(part).lower() for part in folder.parts[-2:])
 
 
 def _ambiguous(file: Path, one: Path, other: Path) -> InputError:

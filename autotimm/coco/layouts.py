@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from autotimm.coco import other_formats
@@ -197,7 +198,8 @@ def _refusal(root: Path) -> str:
     other = other_formats.recognise(root)
     if other is not None:
         return f"{root}: {other}"
-    for folder in subfolders(root):
+    inside = subfolders(root)
+    for folder in chain(inside, *map(subfolders, inside)):
         if _coco(folder) or _folders(folder) or _files(folder):
             return f"{root}: no annotation file in it, but {folder} has some: give that folder"
     return (

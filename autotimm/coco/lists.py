@@ -20,7 +20,7 @@ import numpy as np
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
-from autotimm.coco.ids import Key, free_ids, given_id, id_key
+from autotimm.coco.ids import Key, free_ids, given_id, id_key, refuse_one_number, spelled
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.coco.peek import CONTENTS, peek
 from autotimm.images import inspect
@@ -108,7 +108,10 @@ def find_images(
 ) -> tuple[ImageList, dict[Key | None, int]]:
     """Returns what can be used, and for each id's key its position in that, negative if left out.
 
+    A key that is a number of another form than Python's, as ``000007``, is there as its text, too.
+
     Raises:
+        InputError: two ids differ, but are one number.
         InputError: the encoding of the locale lacks a character of a file's name.
         InexactIdError: ``exact`` has to be True for this file.
     """
@@ -118,6 +121,7 @@ def find_images(
     given_ids: dict[int, str | float] = {}
     federated: dict[int, dict[str, list[int]]] = {}
     slots: dict[Key | None, int] = {}
+    texts: dict[Key, str] = {}  # how ids are written that are numbers in another form
     seen: set[str] = set()
     doubtful: list[tuple[int, str, Match, str]] = []
     listing = ImageFolder(folder)
@@ -131,9 +135,12 @@ def find_images(
             problems.add("image id is neither a number nor text (image left out)", shown)
             continue
         if key in slots:
+            refuse_one_number(texts.get(key, key), entry["id"], str(folder))
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
             continue
         slots[key] = LEFT_OUT
+        if isinstance(entry["id"], str) and (text := spelled(entry["id"])) is not None:
+            texts[key] = text
         try:
             match = _file_name(entry, listing)
         except UnicodeEncodeError as error:
@@ -176,6 +183,7 @@ def find_images(
         keys, names = [keys[i] for i in kept], [names[i] for i in kept]
         sizes = [sizes[i] for i in kept]
         slots |= {key: i for i, key in enumerate(keys)}
+    slots |= {text: slots[key] for key, text in texts.items()}
     new = iter(free_ids({key for key in slots if isinstance(key, int)}, len(given_ids)))
     ids = [next(new) if isinstance(key, str) else key for key in keys]
     in_pixels = np.array(sizes, np.int64).reshape(-1, 2)
@@ -244,11 +252,13 @@ def _file_name(entry: dict[str, Any], listing: ImageFolder) -> Match:
     mended = f"no file_name ({key}'s taken)"
     if end is not None:
         # Files of one name in two folders are two images, of which one may be missing.
-        return Match(end, mended, None if end == ends[0] else f"no file as its {key} has it")
+        doubt = f"no file as its {key} has it, and of that name another image's: write file_name"
+        return Match(end, mended, None if end == ends[0] else doubt)
     try:
         found = listing.find(name)
     except ValueError:
-        raise ValueError(f"no file_name, and no file as its {key} has it") from None
+        reason = f"no file_name, and no file as its {key} has it: write file_name"
+        raise ValueError(reason) from None
     return Match(found.name, mended, found.doubt)
 
 

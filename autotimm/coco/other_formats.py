@@ -31,16 +31,18 @@ def recognise(root: Path) -> str | None:
 
 def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
     where = shlex.quote(str(root))
-    kinds = {peek(path).kind for path in files[".json"]}
+    kinds = {peek(path).kind: path for path in reversed(files[".json"])}
     if "panoptic" in kinds:
-        yield f"holds COCO's panoptic files, not its instances; {_datumaro('coco_panoptic', where)}"
+        convert = _datumaro("coco_panoptic", _around_annotations(kinds["panoptic"]))
+        yield f"holds COCO's panoptic files, not its instances; {convert}"
     if "labelme" in kinds:
         yield (
             f"holds labelme's files; pip install labelme2coco && labelme2coco {where} "
             f"--export_dir {where} makes COCO's of them"
         )
     if "datumaro" in kinds:
-        yield f"holds Datumaro's own files; {_datumaro('datumaro', where)}"
+        convert = _datumaro("datumaro", _around_annotations(kinds["datumaro"]))
+        yield f"holds Datumaro's own files; {convert}"
     if "label studio" in kinds:
         yield "holds Label Studio's own JSON; export it from there as COCO with images"
     further: tuple[Kind, ...] = ("via", "supervisely", "cityscapes", "createml")
@@ -48,16 +50,20 @@ def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
         if kind in kinds:
             text, _, way = CONTENTS[kind].partition(": ")
             yield f"holds {text}; {way or 'there is no mask to train on'}"
-    heads = [_head(path) for path in files[".xml"]]
-    if any(re.search(rb"<annotations>", head) for head in heads):
-        yield f"holds CVAT's XML; export COCO 1.0 from CVAT, or {_datumaro('cvat', where)}"
-    if any(re.search(rb"<annotation\b", head) for head in heads):
-        if next(root.rglob("SegmentationObject"), None) is None:
+    heads = {path: _head(path) for path in files[".xml"]}
+    cvat = [path for path, head in heads.items() if re.search(rb"<annotations>", head)]
+    if cvat:
+        convert = _datumaro("cvat", cvat[0].parent)
+        yield f"holds CVAT's XML; export COCO 1.0 from CVAT, or {convert}"
+    if any(re.search(rb"<annotation\b", head) for head in heads.values()):
+        masks = next(root.rglob("SegmentationObject"), None)
+        if masks is None:
             yield (
                 "holds Pascal VOC's XML without SegmentationObject/, so boxes without masks: there "
                 "is no mask to train on"
             )
-        yield f"holds Pascal VOC's files; {_datumaro('voc', where)}"
+        else:
+            yield f"holds Pascal VOC's files; {_datumaro('voc', masks.parent)}"
     labels = {path: _head(path) for path in files[".txt"]}
     labels = {path: head for path, head in labels.items() if _YOLO.match(head)}
     settings = [
@@ -83,7 +89,13 @@ def _yolo(root: Path, labels: dict[Path, bytes], settings: list[Path]) -> str:
     )
 
 
-def _datumaro(name: str, where: str) -> str:
+def _around_annotations(file: Path) -> Path:
+    """The folder of a data set that has its files in ``annotations/``."""
+    return file.parent.parent if file.parent.name == "annotations" else file.parent
+
+
+def _datumaro(name: str, folder: Path) -> str:
+    where = shlex.quote(str(folder))
     return (
         f"pip install 'datumaro[cli]' && datum convert -if {name} -i {where} -f coco_instances -o "
         "coco -- --save-media --segmentation-mode polygons makes a COCO folder of them"

@@ -12,35 +12,39 @@ from typing import Any
 
 from autotimm.coco import boxes
 
-AXES = "polygon is a list of x and a list of y"
 SWAPPED = "polygon has y before x"
 _OUTSIDE = 1.5  # pixels by which rounding may take a box or polygon out of its image
 _EITHER = ("as y, x, h, w", "with y counted from below")
 """Readings of a bbox that may be readings of its polygon as well."""
 
 
-def are_axes(polygons: Any, bbox: Any) -> bool:
-    """Tells whether two lists are the x and the y of one polygon: only so they fit the bbox.
+def of_axes(polygons: list[Any], bbox: Any) -> list[float] | None:
+    """Reads two lists as the x and the y of one polygon, where only so they fit the bbox.
 
     Args:
         polygons: a segmentation, as the COCO file has it.
         bbox: likewise.
+
+    Returns:
+        x, y, x, y, ... of the polygon; None where the bbox does not tell that it is one.
     """
-    if type(polygons) is not list or len(polygons) != 2:
-        return False
+    if len(polygons) != 2:
+        return None
     xs, ys = polygons
     if not (type(xs) is type(ys) is list and len(xs) == len(ys) >= 3):
-        return False
+        return None
     box = _corners(bbox)
     both = [number for value in (*xs, *ys) if (number := boxes.number(value)) is not None]
     if box is None or len(both) < 2 * len(xs):
-        return False
+        return None
     xs, ys = both[: len(xs)], both[len(xs) :]
     as_given = min(both[::2]), min(both[1::2]), max(both[::2]), max(both[1::2])
     drawable = len(xs) >= 6 and len(xs) % 2 == 0  # as two polygons
     if drawable and boxes.is_close(box, as_given):
-        return False
-    return boxes.is_close(box, (min(xs), min(ys), max(xs), max(ys)))
+        return None
+    if not boxes.is_close(box, (min(xs), min(ys), max(xs), max(ys))):
+        return None
+    return [side for point in zip(xs, ys, strict=True) for side in point]
 
 
 def swapped(extent: Sequence[float] | None, bbox: Any) -> bool:
@@ -55,7 +59,6 @@ def swapped(extent: Sequence[float] | None, bbox: Any) -> bool:
 def disagreement(
     bbox: Sequence[float],
     tight: Sequence[float],
-    polygons: Sequence[Sequence[float]],
     extent: Sequence[float] | None,
     height: int,
     width: int,
@@ -66,8 +69,8 @@ def disagreement(
     Args:
         bbox: x, y, w, h in pixels, as a file has it.
         tight: box of the mask, x1, y1, x2, y2 in pixels.
-        polygons: that the mask was made from; empty where it was none.
-        extent: the polygons' own box, x1, y1, x2, y2 in pixels; None without polygons.
+        extent: box of the polygons that the mask was made from, x1, y1, x2, y2 in pixels; None
+            where it was made from none.
         height: of the image, in pixels.
         width: of the image, in pixels.
         take_masks: whether the mask's box takes the place of the bbox.
@@ -75,7 +78,7 @@ def disagreement(
     Returns:
         The kind of the problem, with what is done; None where the box holds all of the mask.
     """
-    wrong = extent and _polygon_fault(bbox, polygons, extent, height, width)
+    wrong = extent and _polygon_fault(bbox, extent, height, width)
     fault = f"{boxes.FAR}, as its {wrong}" if wrong else boxes.fault(bbox, tight, height, width)
     if fault is None or take_masks:
         return fault and f"{fault} (mask's taken)"
@@ -90,14 +93,11 @@ def disagreement(
 
 def _polygon_fault(
     bbox: Sequence[float],
-    polygons: Sequence[Sequence[float]],
     extent: Sequence[float],
     height: int,
     width: int,
 ) -> str | None:
     """Says what is wrong with a polygon where it is not the bbox."""
-    if are_axes(polygons, bbox):
-        return AXES
     x, y, w, h = bbox
     outside = _leaves(extent, height, width) and not _leaves((x, y, x + w, y + h), height, width)
     return SWAPPED if outside and swapped(extent, bbox) else None

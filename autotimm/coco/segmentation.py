@@ -15,7 +15,7 @@ from typing import Any
 from autotimm.coco import boxes, masks
 from autotimm.coco.jsontext import NotJSONError, parse
 from autotimm.coco.outlines import SHAPE, flat, rings_of, without_holes
-from autotimm.coco.polygon_faults import AXES, are_axes
+from autotimm.coco.polygon_faults import of_axes
 from autotimm.structures import RLE
 
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
@@ -23,6 +23,8 @@ _PRINTED = re.compile(r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1""")
 """What Python prints of the bytes of compressed counts: a backslash is doubled."""
 _SEPARATE = re.compile(r"\s*\d+(?:(?:\s*,\s*|\s+)\d+)+\s*", re.ASCII)
 """Numbers with commas or blanks between them, which are no characters of compressed counts."""
+
+_AXES = "polygon is a list of x and a list of y (read, as its bbox tells)"
 
 Odd = Callable[[str], object]
 NONE = "no segmentation"
@@ -63,11 +65,13 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
     if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):
         return Mask(_read_rle(segmentation, height, width, bbox, odd), [], None)
     if isinstance(segmentation, list):
+        polygon = of_axes(segmentation, bbox) if len(segmentation) == 2 else None
+        if polygon is not None:
+            odd(_AXES)
+            segmentation = [polygon]
         polygons, extents, reasons = _checked(segmentation)
         if not reasons:
             return _of_polygons(polygons, extents, height, width, odd)
-        if are_axes(segmentation, bbox):
-            raise ValueError(AXES)
     elif not isinstance(segmentation, str | dict):
         raise ValueError("segmentation is neither polygons nor RLE")
     parts = _Parts()

@@ -169,7 +169,7 @@ def _is_unlearnt(kind: str) -> bool:
 def _tidied(raw: dict[str, Any], odd: Callable[[str], object]) -> dict[str, Any]:
     """An annotation whose box and area are numbers where they can mean these only."""
     box, area = raw.get("bbox"), raw.get("area")
-    if type(box) is not list or len(box) != 4 or str in (type(box[0]), type(box[3])):
+    if type(box) is not list or len(box) != 4 or str in map(type, box):
         found, kind = boxes.read(box)
         if kind is not None:
             odd(kind)

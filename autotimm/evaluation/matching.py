@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from autotimm.coco.categories import CategoryIds
-from autotimm.coco.ids import Key, id_key
+from autotimm.coco.ids import Key, id_key, spelled
 from autotimm.evaluation.ground_truth import GroundTruth, number_of
 from autotimm.evaluation.read_files import read_json
 from autotimm.format import fields
@@ -164,7 +164,8 @@ def _of_named(entries: list[Any], file: Path, truth: GroundTruth) -> tuple[list[
     named: dict[Key, str] = {}
     for entry in entries:
         name = _name_of(entry)
-        if name is not None and number_of(name, truth.numbers) not in known:
+        # 000007 may be the name of a file, whatever image has the id 7.
+        if name and (spelled(name) or number_of(name, truth.numbers) not in known):
             named[name] = name
     if not named:
         return entries, []
@@ -173,6 +174,7 @@ def _of_named(entries: list[Any], file: Path, truth: GroundTruth) -> tuple[list[
     rest = {key: name for key, name in named.items() if key not in ids}
     stems = {id_: name.rpartition(".")[0] for id_, name in own.items()}
     ids |= _paired(rest, stems, file)
+    ids = {name: id_ for name, id_ in ids.items() if number_of(name, truth.numbers) != id_}
     found = [
         {**entry, "image_id": ids[name]} if (name := _name_of(entry)) in ids else entry
         for entry in entries

@@ -15,7 +15,15 @@ from typing import Any
 from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
-from autotimm.coco.ids import FileNames, free_ids, given_id, id_key, shifted
+from autotimm.coco.ids import (
+    FileNames,
+    free_ids,
+    given_id,
+    id_key,
+    refuse_one_number,
+    shifted,
+    spelled,
+)
 from autotimm.coco.join import Joined
 from autotimm.coco.lists import given_name
 from autotimm.coco.truths import checked_annotations
@@ -107,7 +115,7 @@ class _File:
         categories = read_categories(content["categories"], Path(name))
         problems = Problems()
         ids = CategoryIds.of(categories)
-        by_image, numbers = _images(content["images"], problems)
+        by_image, numbers = _images(content["images"], problems, name)
         raws = _dealt(content["annotations"], by_image, numbers, ids, problems, name)
         records = [
             _record(image_id, entry, raws[image_id], ids, sizes, problems)
@@ -190,7 +198,7 @@ def _record(
 
 
 def _images(
-    entries: list[Any], problems: Problems
+    entries: list[Any], problems: Problems, name: str
 ) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
     """Entries of images by number, and the number of each id that is none."""
     by_image: dict[int, dict[str, Any]] = {}
@@ -206,6 +214,7 @@ def _images(
         if key is None:
             problems.add("image id is neither a number nor text (image left out)", shown)
         elif key in known:
+            refuse_one_number(known[key]["id"], entry["id"], name)
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
         else:
             known[key] = entry
@@ -231,9 +240,10 @@ def _dealt(
             problems.add("annotation is not an object (left out)", shown)
             continue
         image = number_of(raw.get("image_id"), numbers)
-        if image not in dealt:
-            named = files.find(id_key(raw.get("image_id"), exact=True))
-            if named is not None:
+        text = spelled(raw.get("image_id"))
+        if image not in dealt or (text is not None and text != spelled(images[image]["id"])):
+            named = files.find(text or id_key(raw.get("image_id"), exact=True))
+            if named is not None and named != image:
                 image = named
                 problems.add("image_id is the image's file name (matched by it)", shown)
         category, _ = categories.find(raw.get("category_id"), exact=True)

@@ -45,6 +45,10 @@ MENDED = {
     "bbox turned": ({"bbox": [[1, 2], [3, 4]]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox of five": ({"bbox": [1, 2, 3, 4, 0.5]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox text": ({"bbox": ["10", "8", "20", "20.0"]}, "bbox of numbers in quotes (read)"),
+    "bbox text x": ({"bbox": ["10", 8, 20, 20]}, "bbox of numbers in quotes (read)"),
+    "bbox text y": ({"bbox": [10, "8", 20, 20]}, "bbox of numbers in quotes (read)"),
+    "bbox text w": ({"bbox": [10, 8, "20", 20]}, "bbox of numbers in quotes (read)"),
+    "bbox text h": ({"bbox": [10, 8, 20, "20"]}, "bbox of numbers in quotes (read)"),
     "bbox in two": ({"bbox": [[10, 8, 20, 20]]}, "bbox in more lists than one (read)"),
     "bbox named": (
         {"bbox": {"x": 10, "y": 8, "width": 20, "height": 20}},

@@ -103,3 +103,30 @@ def test_what_has_no_one_meaning_is_told_and_trained_on(
     told = "is 1 (taken as an ordinary instance; ignore: 1 would leave it out)"
     assert odd == [f"{key_of(flag)} {told}"]
     assert said(iscrowd=1, **flag)[1] == said(ignore=1, **flag)[1] == []
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        [{"name": "occluded", "value": False}, {"name": "iscrowd", "value": "true"}],
+        [{"key": "is_crowd", "value": 1, "id": 3}],
+        [{"isCrowd": True}],
+        ["occluded", "iscrowd"],
+    ],
+)
+def test_attributes_may_be_a_list(tmp_path: Path, attributes: list[Any]) -> None:
+    other = annotation(id=2, category_id=7, attributes=[{"name": "iscrowd", "value": False}])
+    content = {"annotations": [annotation(iscrowd=..., attributes=attributes), other]}
+    (record,), odd = read(tmp_path, **content)
+    assert [one["iscrowd"] for one in record["annotations"]] == [1, 0]
+    (told,) = odd
+    assert told.startswith("no iscrowd (attributes.") and told.endswith("'s taken)")
+    assert load(tmp_path, **content).untrained() == ["disc"]
+    ignored = [{"name": "ignored", "value": "1"}]
+    assert said(iscrowd=..., attributes=ignored)[0]["ignore"] == 1
+
+
+def test_lists_that_tell_nothing() -> None:
+    lists = ([{"name": "crowd"}], [{"value": 1}], [3, None, ["iscrowd"]], [{"name": 5, "value": 1}])
+    for attributes in lists:
+        assert said(iscrowd=..., attributes=attributes)[1] == []

@@ -13,6 +13,7 @@ from autotimm.coco import index as coco
 from autotimm.coco.checks import as_id
 from autotimm.coco.ids import FileNames, InexactIdError, free_ids, id_key
 from autotimm.evaluation.truth_files import of_source
+from autotimm.structures import InputError
 
 UUIDS = ["7f9c-aa", "b1946ac9-2490-4c1d-a5cf-1e3d3a4c5b6e", "0x1F"]
 LARGE = [2**127 - 1, 2**127 - 2, 2**63]
@@ -230,3 +231,54 @@ def test_category_ids_that_are_off_by_one_are_told(
     for problems in (coco.load(file, root / "train").problems, of_source(file).problems):
         kinds = " ".join(problems.counts)
         assert ("it seems" in kinds) == bool(told) and told in kinds
+
+
+PADDED = {"000001.jpg": 3, "000002.jpg": 1, "000003.jpg": 2}
+"""Files whose names are other numbers than their images' ids."""
+
+
+def padded(root: Path, ids: Callable[[str, int], Any]) -> Path:
+    """A folder of these, with an annotation of each image, its id that of its file's name."""
+    return write(
+        root,
+        images=[image(id=ids(name, id_), file_name=name) for name, id_ in PADDED.items()],
+        annotations=[
+            annotation(id=int(name[:6]), image_id=name[:6], bbox=[10, 8, 20, 20]) for name in PADDED
+        ],
+        files=dict.fromkeys(PADDED, picture()),
+    )
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["file name", "text id"])
+def test_a_padded_number_is_a_name_before_it_is_a_number(tmp_path: Path, own: bool) -> None:
+    """Image 1 is 000002.jpg: an image_id of 000001 is not its. As the id of an image it is."""
+    padded(tmp_path, lambda _, id_: f"{id_:06}" if own else id_)
+    file = tmp_path / "annotations/instances_train.json"
+    index = coco.load(file, tmp_path / "train")
+    found = {index.file_name(i): index.record(i)["annotations"][0]["id"] for i in range(3)}
+    expected = PADDED if own else {name: int(name[:6]) for name in PADDED}
+    assert found == expected
+    told = {} if own else {"image_id is the image's file name (matched by it)": 3}
+    assert index.problems.counts == told
+    truth = of_source(file)
+    names = {one["id"]: one["file_name"] for one in truth.images}
+    by_name = {names[one["image_id"]]: one["given_id"] for one in truth.annotations}
+    assert by_name == expected
+
+
+def test_a_padded_number_is_one_where_it_is_no_name(tmp_path: Path) -> None:
+    index = load(tmp_path, annotations=[annotation(image_id="0001")])
+    assert len(index.record(0)["annotations"]) == 1 and index.problems.counts == {}
+
+
+@pytest.mark.parametrize("ids", [(7, "007"), ("007", 7), ("07", "007"), ("007", "7.0")])
+def test_two_ids_that_are_one_number_are_refused(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    content: dict[str, Any] = {
+        "images": [image(id=id_, file_name=f"{n}.jpg") for n, id_ in enumerate(ids)],
+        "annotations": [annotation(image_id=ids[1])],
+        "files": {"0.jpg": picture(), "1.jpg": picture()},
+    }
+    with pytest.raises(InputError, match=r"image ids .* and .* are one number: write one"):
+        load(tmp_path, **content)
+    with pytest.raises(InputError, match=r"image ids .* and .* are one number: write one"):
+        of_source(tmp_path / "annotations/instances_train.json")

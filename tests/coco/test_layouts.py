@@ -6,6 +6,8 @@ import errno
 import gzip
 import json
 import os
+import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -531,3 +533,40 @@ def test_an_annotations_folder_that_cannot_be_read_is_said_to_be(
         monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
         layouts.find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("depth", ["a", "a/b"])
+def test_a_data_set_further_in_is_named(tmp_path: Path, depth: str) -> None:
+    put(tmp_path, f"{depth}/annotations/instances_train.json", f"{depth}/train")
+    with pytest.raises(InputError, match=f"but .*/{depth} has some: give that folder"):
+        find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("depth", ["", "a", "a/b"])
+def test_a_conversion_is_of_the_folder_that_has_the_files(tmp_path: Path, depth: str) -> None:
+    voc, panoptic = tmp_path / "voc" / depth, tmp_path / "panoptic" / depth
+    for folder in ("Annotations", "SegmentationObject"):
+        (voc / folder).mkdir(parents=True)
+    (voc / "Annotations/1.xml").write_text("<annotation><object/></annotation>")
+    (panoptic / "annotations").mkdir(parents=True)
+    content = {"images": [], "annotations": [{"segments_info": []}], "categories": []}
+    (panoptic / "annotations/panoptic_train.json").write_text(json.dumps(content))
+    for name, folder in (("voc", voc), ("panoptic", panoptic)):
+        with pytest.raises(InputError, match=f"-i {re.escape(str(folder))} -f"):
+            find_splits(tmp_path / name)
+
+
+def test_a_folder_of_more_words_than_the_split_is_not_taken_where_another_fits(
+    tmp_path: Path,
+) -> None:
+    """val_small/ may hold other pictures of the same names."""
+    put(tmp_path, "val.json", "val_small")
+    assert find_splits(tmp_path)["val"].image_folder == tmp_path / "val_small"
+    put(tmp_path, "val.json", "images")
+    with pytest.raises(InputError, match=r"val_small and .*images both have .*--images"):
+        find_splits(tmp_path)
+    put(tmp_path, "val.json", "val2017")
+    with pytest.raises(InputError, match=r"val2017 and .*val_small both have"):
+        find_splits(tmp_path)
+    shutil.rmtree(tmp_path / "val_small")
+    assert find_splits(tmp_path)["val"].image_folder == tmp_path / "val2017"

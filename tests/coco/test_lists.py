@@ -133,7 +133,7 @@ def test_lvis_has_urls_instead_of_file_names(tmp_path: Path, file: str) -> None:
     assert index.record(0, problems)["file_name"] == file and len(index) == 1
     assert index.problems.counts == {
         "no file_name (coco_url's taken)": 1,
-        "no file_name, and no file as its coco_url has it (image left out)": 2,
+        "no file_name, and no file as its coco_url has it: write file_name (image left out)": 2,
         "no file_name (image left out)": 1,
     }
     assert problems.counts == {"iscrowd missing (0 taken)": 1}
@@ -156,7 +156,8 @@ def test_urls_of_two_folders_are_no_single_file(tmp_path: Path) -> None:
     index = load(tmp_path, images=images, annotations=[], files=files)
     assert [index.file_name(i) for i in range(len(index))] == ["b.jpg"]
     assert index.problems.counts == {
-        "no file as its url has it (image left out)": 2,
+        "no file as its url has it, and of that name another image's: write file_name (image left "
+        "out)": 2,
         "no file_name (url's taken)": 1,
     }
 

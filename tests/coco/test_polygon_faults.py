@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from autotimm.coco import boxes
+from autotimm.coco import boxes, masks
 from autotimm.coco.checks import Rules, check_annotation
-from autotimm.coco.polygon_faults import are_axes
+from autotimm.coco.polygon_faults import of_axes
 
 HEIGHT, WIDTH = 480, 640
 SURE = f"{boxes.FAR}, as its polygon has y before x (kept; write a polygon as x1, y1, x2, y2, ...)"
+READ = "polygon is a list of x and a list of y (read, as its bbox tells)"
 LOOK = "(kept; autotimm preview shows which is wrong; --boxes mask takes the mask's)"
 
 
@@ -64,19 +65,26 @@ def test_inside_of_the_image_either_may_be_wrong() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 7, 8, 12])
-def test_a_list_of_x_and_a_list_of_y_are_named(count: int) -> None:
+def test_a_list_of_x_and_a_list_of_y_are_read_where_the_bbox_tells_so(count: int) -> None:
     choose = random.Random(count)
     for _ in range(50):
         x, y, w, h = (choose.randint(20, 200) for _ in range(4))
         inner = [(choose.uniform(x, x + w), choose.uniform(y, y + h)) for _ in range(count - 2)]
         xs, ys = zip((x, y + h), (x + w, y), *inner, strict=True)
-        odd = kinds([[*xs], [*ys]], [x, y, w, h])
-        named = [kind for kind in odd if "polygon is a list of x and a list of y" in kind]
-        if count % 2 or count < 6:
-            assert odd == ["polygon is a list of x and a list of y (instance left out)"]
-        else:
-            # Where numbers are mixed so that they fit either way, they are COCO's.
-            assert named == odd
+        odd: list[str] = []
+        raw = {"id": 1, "category_id": 1, "iscrowd": 0, "area": 9.0, "bbox": [x, y, w, h]}
+        one = check_annotation({**raw, "segmentation": [[*xs], [*ys]]}, HEIGHT, WIDTH, odd.append)
+        both = [*xs, *ys]
+        even, uneven = both[::2], both[1::2]
+        as_given = min(even), min(uneven), max(even), max(uneven)
+        if count >= 6 and count % 2 == 0 and boxes.is_close((x, y, x + w, y + h), as_given):
+            assert odd == []  # numbers that fit either way are COCO's
+            continue
+        assert odd == [READ] and one is not None
+        plain = [flat(list(zip(xs, ys, strict=True)))]
+        assert one["segmentation"] == masks.from_polygons(plain, HEIGHT, WIDTH)
+        assert one.get("polygons") == plain
+    assert kinds([[*xs], [*ys]], None) != [READ] != kinds([[*xs], [*ys]], [0, 0, 5, 5])
 
 
 def test_two_polygons_are_no_axes() -> None:
@@ -93,5 +101,6 @@ def test_two_polygons_are_no_axes() -> None:
 
 def test_axes_may_be_in_quotes() -> None:
     xs, ys = ["10", 30, 30.0, "20", "10"], [8, "8", 28, 40, "28"]
-    assert are_axes([xs, ys], [10, 8, 20, 32])
-    assert not are_axes([["ten", *xs[1:]], ys], [10, 8, 20, 32])
+    read = of_axes([xs, ys], [10, 8, 20, 32])
+    assert read == [10, 8, 30, 8, 30, 28, 20, 40, 10, 28]
+    assert of_axes([["ten", *xs[1:]], ys], [10, 8, 20, 32]) is None

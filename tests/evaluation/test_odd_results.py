@@ -101,6 +101,24 @@ def test_what_has_one_reading_is_read_and_told(tmp_path: Path, name: str) -> Non
     assert told in lines and bool(lines) == bool(told)
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["of other ids", "of the ids"])
+def test_a_padded_number_is_a_name_before_it_is_an_id(tmp_path: Path, padded: bool) -> None:
+    """Image 11 may be 000012.jpg, and tools write the name of a file without its extension."""
+    content, results = data()
+    names = {id_: f"{11 + (id_ - 11 + (not padded)) % 3:06}" for id_ in (11, 12, 13)}
+    for one in content["images"]:
+        one["file_name"] = f"{names[one['id']]}.jpg"
+    for one in results:
+        one["image_id"] = names[one["image_id"]]
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps(results))
+    truth = of_source(content)
+    entries, lines = matching.fitted(entries_of(file), file, truth)
+    assert report.measure(truth, entries, name="r").evaluations["segm"].stats["AP"] == 1
+    told = "results whose image_id is a file name, matched by it: 3 images"
+    assert lines == ([] if padded else [told])
+
+
 def corners(one: dict[str, Any]) -> None:
     x, y, w, h = one["bbox"]
     one["bbox"] = [x, y, x + w, y + h]
