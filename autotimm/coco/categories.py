@@ -5,6 +5,7 @@ Invariants: each class has an id of its own, an integer of 64 bits; at least one
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from autotimm.coco.checks import Problems, is_text
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
-from autotimm.structures import InputError
+from autotimm.structures import InputError, brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,22 @@ def read_categories(
             found[key] = Category(0, name, supercategory, given_id(entry["id"]), frequency)
     if not found:
         raise InputError(f"{file}: 'categories' is empty: nothing to learn")
+    if problems is not None:
+        _count_near_names(found.values(), problems)
     anew = [key for key in found if isinstance(key, str)]
     used = {key for key in found if isinstance(key, int)}
     for key, number in zip(anew, free_ids(used, len(anew)), strict=True):
         found[key] = replace(found[key], id=number)
     return sorted(found.values(), key=lambda one: one.id)
+
+
+def _count_near_names(categories: Iterable[Category], problems: Problems) -> None:
+    """Counts names that are one but for case, blanks and marks between words: each is a class, and
+    exports whose labels were typed by hand or merged have "Car" and "car " for the same things."""
+    seen: dict[str, Category] = {}
+    for one in categories:
+        bare = re.sub(r"[\s_-]+", "", one.name).casefold()
+        other = seen.setdefault(bare, one)
+        if other is not one:
+            shown = f"{brief(other.name)} and {brief(one.name)}"
+            problems.add("category has about the name of another (kept, as a class)", shown)

@@ -45,7 +45,7 @@ def _formats(root: Path, files: dict[str, list[Path]]) -> Iterator[str]:
         yield f"holds Datumaro's own files; {convert}"
     if "label studio" in kinds:
         yield "holds Label Studio's own JSON; export it from there as COCO with images"
-    further: tuple[Kind, ...] = ("via", "supervisely", "cityscapes", "createml")
+    further: tuple[Kind, ...] = ("via", "supervisely", "cityscapes", "detectron2", "createml")
     for kind in further:
         if kind in kinds:
             text, _, way = CONTENTS[kind].partition(": ")

@@ -28,6 +28,7 @@ Kind = Literal[
     "createml",
     "supervisely",
     "cityscapes",
+    "detectron2",
     "other",
 ]
 CONTENTS: dict[Kind, str] = {
@@ -40,6 +41,8 @@ CONTENTS: dict[Kind, str] = {
     "createml": "Create ML's boxes without masks",
     "supervisely": "Supervisely's own JSON: its app Export to COCO makes COCO's of it",
     "cityscapes": "Cityscapes' polygons: tools/dataset_converters/cityscapes.py of MMDetection "
+    "makes COCO's of them",
+    "detectron2": "Detectron2's dataset dicts: convert_to_coco_json of detectron2.data.datasets "
     "makes COCO's of them",
 }
 """What a file of another kind holds, with the way out where there is one."""
@@ -116,6 +119,8 @@ def _kind(data: bytes) -> Kind:
             return "results"
         if b'"annotations"' in data and b'"data"' in data:
             return "label studio"
+        if b'"annotations"' in data and b'"bbox_mode"' in data:
+            return "detectron2"
         return "createml" if b'"image"' in data and b'"coordinates"' in data else "other"
     if len({match[1] for match in _LIST.finditer(data)}) > 1:
         if b'"segments_info"' in data:

@@ -13,6 +13,7 @@ from typing import Any
 from autotimm.coco import boxes
 
 SWAPPED = "polygon has y before x"
+_OUT = "bbox holds its mask and leaves the image"
 _OUTSIDE = 1.5  # pixels by which rounding may take a box or polygon out of its image
 _EITHER = ("as y, x, h, w", "with y counted from below")
 """Readings of a bbox that may be readings of its polygon as well."""
@@ -80,6 +81,9 @@ def disagreement(
     """
     wrong = extent and _polygon_fault(bbox, extent, height, width)
     fault = f"{boxes.FAR}, as its {wrong}" if wrong else boxes.fault(bbox, tight, height, width)
+    if fault is None and not (extent and _leaves(extent, height, width)):  # which is told, too
+        x, y, w, h = bbox
+        fault = _OUT if _leaves((x, y, x + w, y + h), height, width) else None
     if fault is None or take_masks:
         return fault and f"{fault} (mask's taken)"
     if wrong:

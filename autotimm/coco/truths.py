@@ -57,6 +57,7 @@ def checked_annotations(
     """
     annotations: list[Annotation] = []
     unmasked: list[Unmasked] = []
+    seen: dict[tuple[float, float], Annotation] = {}
     for given in raws:
         count = partial(odd, given)
         raw = _tidied(settled(given, count), count)
@@ -68,6 +69,9 @@ def checked_annotations(
             continue
         if checked["bbox"] is not raw.get("bbox") or checked["area"] is not raw.get("area"):
             _keep_given(raw, checked)
+        other = seen.setdefault((checked["area"], checked["bbox"][0]), checked)
+        if other is not checked and {**other, "id": checked["id"]} == checked:
+            count("annotation is the same as another of its image (both kept)")
         annotations.append(checked)
     return annotations, unmasked
 

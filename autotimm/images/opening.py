@@ -9,6 +9,7 @@ import io
 import logging
 import struct
 import zlib
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from autotimm.images import jpeg
 from autotimm.images.kinds import CAMERA, EMPTY, HEAD, kind_of, refusal
-from autotimm.images.orientation import Bytes, as_stored
+from autotimm.images.orientation import Bytes, as_stored, png_chunks
+from autotimm.images.quiet import quiet
 
 EXTENSIONS = {
     "BMP": "bmp",
@@ -45,6 +47,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 UNKNOWN = "image cannot be opened"
 _EMPTY = "file is empty (0 bytes)"
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES = 254, 256, 257, 258, 259, 277
+_NO_PAGE = 1 | 4  # of the same: a smaller copy of another page, a mask of it
 _PLANES, _SUB_IFDS, _FORMAT, _DNG = 284, 330, 339, 50706
 _FORMATS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
 _COMPRESSIONS = {
@@ -113,6 +116,27 @@ def inspect_opened(data: Bytes) -> tuple[str, tuple[int, int]]:
     if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("image without the palette that its pixels are of")
     return extension, size
+
+
+def has_pages(data: Bytes) -> bool:
+    """Whether an image that can be read has more pages or frames than the one that is read.
+
+    A TIFF's smaller copies of its first page, and masks of it, are none.
+    """
+    if bytes(data[12:16]) == b"IHDR":  # animated PNGs say so in front of the pixels
+        names = takewhile(lambda name: name != b"IDAT", (name for name, _ in png_chunks(data)))
+        return b"acTL" in names
+    with quiet, open_image(data) as image:
+        try:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                for page in range(1, image.n_frames):
+                    image.seek(page)
+                    if not _whole(image.tag_v2, _SUBFILE, 0) & _NO_PAGE:
+                        return True
+                return False
+            return bool(getattr(image, "is_animated", False))
+        except BROKEN:
+            return False  # what follows the first page is not read
 
 
 def by_cv2(data: Bytes) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from autotimm.images.depths import Depths
 from autotimm.images.orientation import orientation
 from autotimm.images.turns import in_turn
 
+PAGES = "picture has several pages or frames (the first one taken)"
 AS_STORED = (
     "picture's orientation does not show in its width and height (taken as stored; one that was "
     "annotated upright has to be stored upright)"
@@ -43,6 +44,11 @@ def usable(
     if size != declared and images.shown_size(data) != declared:
         swapped = ", but swapped" if size == declared[::-1] else ""
         raise ValueError(f"width and height are {'' if swapped else 'not '}the picture's{swapped}")
+    if extension in ("tif", "gif", "webp", "png"):
+        from autotimm.images.opening import has_pages  # PIL: a data set of JPEGs needs none
+
+        if has_pages(data):
+            odd(PAGES)
     which = orientation(data) if size == declared else 1
     if which != 1 and (which < 5 or size[0] == size[1]):
         odd(AS_STORED)

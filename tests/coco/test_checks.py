@@ -136,7 +136,8 @@ def test_polygons_that_leave_the_image_are_clipped_and_counted(
     around = [min(x, 20), min(y, 20), max(x + 20, 30) - min(x, 20), max(y + 20, 28) - min(y, 20)]
     given = [[x, y, 20, 20], around, [x, y, 20, 20]]
     annotations = [
-        annotation(id=n, segmentation=shapes[n], bbox=bbox) for n, bbox in enumerate(given)
+        annotation(id=n, segmentation=shapes[n], bbox=bbox, area=400 + n)
+        for n, bbox in enumerate(given)
     ]
     annotations.append(annotation(id=3, segmentation=shapes[3]))
     annotations.append(annotation(id=4, segmentation=edge, bbox=[0, 0, 64, 48]))
@@ -193,7 +194,7 @@ def test_ids_that_occur_twice(tmp_path: Path) -> None:
     records, problems = read(
         tmp_path,
         images=[image(), image(file_name="b.jpg")],
-        annotations=[annotation(), annotation(category_id=7), annotation(id=41)],
+        annotations=[annotation(), annotation(category_id=7), annotation(id=41, area=399)],
         files={"a.jpg": picture(), "b.jpg": picture()},
     )
     assert [r["file_name"] for r in records] == ["a.jpg"]
@@ -239,3 +240,29 @@ def test_problems_count_all_and_name_three() -> None:
     second.add("other", "e")
     first.update(second)
     assert first.lines() == [f"odd: 4 (a, b??[31m, {'c' * 100}, ...)", "other: 1 (e)"]
+
+
+def test_an_annotation_that_is_there_twice_is_counted(tmp_path: Path) -> None:
+    """Exports that were joined have all objects twice; each would be learnt and missed twice."""
+    others = [
+        annotation(id=2),
+        annotation(id=3, category_id=7),
+        annotation(id=4, iscrowd=1),
+        annotation(id=5, bbox=[10, 8, 20, 21]),
+        annotation(id=6, segmentation=[[*SQUARE[0][:-2], 11, 28]]),
+        annotation(id=7),
+    ]
+    records, problems = read(tmp_path, annotations=[annotation(), *others])
+    assert len(records[0]["annotations"]) == 7
+    assert problems == {"annotation is the same as another of its image (both kept)": 2}
+
+
+@pytest.mark.parametrize("bbox", [[-5, -5, 80, 70], [10, 8, 2000, 20], [10, 8, 20, 400]])
+def test_a_bbox_around_its_mask_that_leaves_the_image_is_told(
+    tmp_path: Path, bbox: list[float]
+) -> None:
+    records, problems = read(tmp_path, annotations=[annotation(bbox=bbox)])
+    assert records[0]["annotations"][0]["bbox"] == bbox
+    told = "bbox holds its mask and leaves the image (kept; --boxes mask takes the mask's)"
+    assert problems == {told: 1}
+    assert read(tmp_path, annotations=[annotation(bbox=[0, 0, 65, 49])])[1] == {}  # amodal

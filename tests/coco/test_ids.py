@@ -163,7 +163,7 @@ def test_an_image_id_that_is_a_file_name_is_matched_by_it(
     names = {5: "a/x1.jpg", 6: "b/x2.jpg", 7: "a/same.jpg", 8: "b/same.jpg"}
     images = [image(id=id_, file_name=name) for id_, name in names.items()]
     annotations = [
-        annotation(id=n, image_id=written(name))
+        annotation(id=n, image_id=written(name), area=100 + n)
         for n, name in enumerate((names[6], names[5], names[6], "same.jpg"))
     ]
     files = {name: picture() for name in names.values()}

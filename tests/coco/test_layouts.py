@@ -392,6 +392,7 @@ REGION = {"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_poin
 VIA = {"_via_img_metadata": {"1.jpg9": {"filename": "1.jpg", "size": 9, "regions": [REGION]}}}
 SUPERVISELY = {"size": {"width": 9, "height": 9}, "objects": [{"classTitle": "a"}]}
 CITYSCAPES = {"imgHeight": 9, "imgWidth": 9, "objects": [{"label": "car", "polygon": [[1, 2]]}]}
+DICTS = [{"file_name": "1.jpg", "annotations": [{"bbox": [0, 0, 9, 9], "bbox_mode": 0}]}]
 CREATE_ML = [{"image": "1.jpg", "annotations": [{"label": "a", "coordinates": {"x": 1, "y": 2}}]}]
 OTHERS: dict[str, tuple[dict[str, str], str]] = {
     "YOLO": (
@@ -422,6 +423,7 @@ OTHERS: dict[str, tuple[dict[str, str], str]] = {
     "VIA": ({"via.json": json.dumps(VIA)}, "Export Annotations (COCO format)"),
     "Supervisely": ({"ds0/ann/1.jpg.json": json.dumps(SUPERVISELY)}, "Export to COCO"),
     "Cityscapes": ({"gtFine/1_polygons.json": json.dumps(CITYSCAPES)}, "MMDetection"),
+    "Detectron2": ({"train.json": json.dumps(DICTS)}, "convert_to_coco_json"),
     "Create ML": ({"_annotations.createml.json": json.dumps(CREATE_ML)}, "no mask to train on"),
     "Datumaro": (
         {"annotations/train.json": json.dumps({"infos": {}, "categories": {}, "items": []})},

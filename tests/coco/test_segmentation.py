@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as pycoco
 
-from autotimm.coco import masks
+from autotimm.coco import masks, segmentation
 from autotimm.coco.checks import check_annotation
 from autotimm.coco.outlines import SHAPE as NAMED
 
@@ -265,3 +265,29 @@ def test_numbers_that_no_float_holds_and_odd_texts(
     mask, kinds, _ = read(segmentation, bbox)
     assert mask is None
     assert kinds[0].startswith(reason) and kinds[0].endswith("(instance left out)")
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (40, 40)])
+def test_counts_that_run_row_by_row_are_read_where_the_bbox_tells_so(
+    height: int, width: int
+) -> None:
+    """As NumPy's ravel gives them; COCO's run column by column."""
+    drawn = np.zeros((height, width), np.uint8)
+    drawn[6:12, 20:38] = 1
+    drawn[12:20, 20:26] = 1
+    flat = np.concatenate(([0], drawn.ravel(), [255]))
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    rle = {
+        "size": [height, width],
+        "counts": np.diff(np.concatenate(([0], edges))).tolist(),
+    }
+    odd: list[str] = []
+    found = segmentation.read(rle, height, width, [20, 6, 18, 14], odd.append)
+    np.testing.assert_array_equal(masks.decode(found.rle), drawn)
+    assert odd == ["RLE counts run row by row (read, as the bbox tells)"]
+    for bbox in (None, [0, 0, width, height], "20 6 18 14", [1, 2, 3, "x"]):
+        assert segmentation.read(rle, height, width, bbox, odd.append).rle != found.rle
+    plain = masks.to_rle(rle, height, width)
+    x1, y1, x2, y2 = masks.box(plain)
+    own = segmentation.read(rle, height, width, [x1, y1, x2 - x1, y2 - y1], odd.append)
+    assert own.rle == plain and len(odd) == 1
