@@ -86,7 +86,8 @@ def _folders_of_split(stem: str, base: Path) -> list[Path]:
 def _is_called(folder: Path, stem: str) -> bool:
     """Tells whether a folder has the name of a file's split, with digits behind it or none: of
     ``val`` that is ``val2017``, and not ``val_small``, which may be another split."""
-    return split_word(stem) in (short_name(part).lower() for part in folder.parts[-2:])
+    word = split_word(stem)
+    return word is not None and word in map(str.lower, map(short_name, folder.parts[-2:]))
 
 
 def _ambiguous(file: Path, one: Path, other: Path) -> InputError:
