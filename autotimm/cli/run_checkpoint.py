@@ -61,7 +61,7 @@ def detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | 
         max_corrupt=1.0,  # an unreadable image is reported, and its objects count as missed
         pixel_range=args.pixel_range,  # else the model's
     )
-    data.data_dir = location
+    data.data_dir = location  # named files are no path, which is all that the constructor takes
     machine = {"accelerator": args.accelerator, "precision": args.precision}
     data.check("test")
     make_folder("--out", path.parent)
