@@ -118,7 +118,7 @@ def read_categories(
     if not found:
         raise InputError(f"{file}: 'categories' is empty: nothing to learn")
     if problems is not None:
-        _count_near_names(found.values(), problems)
+        _count_odd_names(found.values(), problems)
     anew = [key for key in found if isinstance(key, str)]
     used = {key for key in found if isinstance(key, int)}
     for key, number in zip(anew, free_ids(used, len(anew)), strict=True):
@@ -126,12 +126,18 @@ def read_categories(
     return sorted(found.values(), key=lambda one: one.id)
 
 
-def _count_near_names(categories: Iterable[Category], problems: Problems) -> None:
-    """Counts names that are one but for case, blanks and marks between words: each is a class, and
-    exports whose labels were typed by hand or merged have "Car" and "car " for the same things."""
+def _count_odd_names(categories: Iterable[Category], problems: Problems) -> None:
+    """Counts names that tell of a class that was not meant to be one.
+
+    Those that are one but for case, blanks and marks between words: exports whose labels were typed
+    by hand or merged have "Car" and "car " for the same things. And the background, which is what
+    no object covers: a class of that name is of semantic segmentation, or stands in for label 0.
+    """
     seen: dict[str, Category] = {}
     for one in categories:
         bare = re.sub(r"[\s_-]+", "", one.name).casefold()
+        if bare == "background":
+            problems.add("category is called background (kept, as a class)", f"id {one.id}")
         other = seen.setdefault(bare, one)
         if other is not one:
             shown = f"{brief(other.name)} and {brief(one.name)}"

@@ -123,8 +123,8 @@ def _turned(counts: Any, height: int, width: int, bbox: Any) -> RLE:
 
 
 def _by_rows(counts: Any, found: RLE, height: int, width: int, bbox: Any) -> RLE | None:
-    """Reads uncompressed counts row by row, as NumPy's own order of pixels makes them, where only
-    so they fit the bbox; None where they do not. COCO's run column by column.
+    """Reads counts row by row, as NumPy's own order of pixels makes them, where only so they fit
+    the bbox; None where they do not. COCO's run column by column.
 
     Args:
         counts: as the COCO file has them.
@@ -133,7 +133,7 @@ def _by_rows(counts: Any, found: RLE, height: int, width: int, bbox: Any) -> RLE
         width: of the image, in pixels.
         bbox: as the COCO file has it.
     """
-    if type(counts) is not list or type(bbox) is not list or len(bbox) != 4:
+    if type(bbox) is not list or len(bbox) != 4:
         return None
     sides = [side for side in map(boxes.number, bbox) if side is not None]
     if len(sides) < 4 or boxes.agrees(sides, masks.box(found)):

@@ -287,6 +287,9 @@ def test_counts_that_run_row_by_row_are_read_where_the_bbox_tells_so(
     assert odd == ["RLE counts run row by row (read, as the bbox tells)"]
     for bbox in (None, [0, 0, width, height], "20 6 18 14", [1, 2, 3, "x"]):
         assert segmentation.read(rle, height, width, bbox, odd.append).rle != found.rle
+    packed = pycoco.frPyObjects(rle, height, width)["counts"].decode()
+    read = segmentation.read({**rle, "counts": packed}, height, width, [20, 6, 18, 14], odd.append)
+    assert read.rle == found.rle and odd.pop() == odd[0]
     plain = masks.to_rle(rle, height, width)
     x1, y1, x2, y2 = masks.box(plain)
     own = segmentation.read(rle, height, width, [x1, y1, x2 - x1, y2 - y1], odd.append)
