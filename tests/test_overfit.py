@@ -16,7 +16,7 @@ from autotimm.images.decode import decode_image
 from autotimm.models.network import Network
 from autotimm.models.restore import restore
 
-SIDE, IMAGES, STEPS, PEAK_LR = 128, 2, 220, 2e-3
+SIDE, IMAGES, STEPS, PEAK_LR = 96, 2, 200, 2e-3
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_few_real_images_are_learnt_by_heart(shared_data: Path) -> None:
     network = Network(
         "resnet10t", len(ids), pretrained=False, fpn_channels=64, head_convs=1, with_masks=True
     )
-    network.add_masks(28, 24)
+    network.add_masks(28, 12)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LR)
     for step in range(STEPS):
         factor = min(1.0, (step + 1) / 30) * (0.51 + 0.49 * math.cos(math.pi * step / STEPS))
