@@ -25,8 +25,8 @@ from pathlib import Path
 import autotimm  # before torch, which the worker imports
 
 ROOT = Path(__file__).parents[1]
-POLICIES = {"awake": {"OMP_WAIT_POLICY": ""}, "asleep": {}}
-"""How threads wait; an empty variable counts as set, and is none for OpenMP."""
+POLICIES = {"awake": {"GOMP_SPINCOUNT": "300000"}, "asleep": {}}
+"""How threads wait: as libgomp does of itself, and as autotimm sets it."""
 _BATCHES = 4  # different ones, taken in turn
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each turn, or one step")
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--only", choices=POLICIES, help="leave out the other policy")
     parser.add_argument("--quick", action="store_true", help="once, to see that it runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -128,7 +129,8 @@ def main() -> None:
     rounds, seconds = (1, 0.0) if options.quick else (options.rounds, options.seconds)
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        workers = {name: Process(set_, options.size) for name, set_ in POLICIES.items()}
+        chosen = [options.only] if options.only else list(POLICIES)
+        workers = {name: Process(POLICIES[name], options.size) for name in chosen}
         for one in workers.values():
             stack.callback(one.close)
         for beside in (0, cores):
