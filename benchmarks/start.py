@@ -3,8 +3,8 @@
     python benchmarks/start.py [CHECKOUT ...] [--repeats N]
 
 Without CHECKOUT this one is measured; with several, such as the build before beside this one, each
-program runs on all of them in turn. The table has the medians, in CPU seconds of the process. Code is
-compiled to ``__pycache__`` once, as for users, which the first round may have to do.
+program runs on all of them in turn. The table has the medians, in CPU seconds of the process.
+Python keeps compiled code, as it does for users: the first round may have to make it.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def main() -> None:
         medians = [statistics.median(one[name][i] for one in rounds) for i in range(len(folders))]
         print(f"| {name} | {' | '.join(f'{one:.2f}' for one in medians)} |")
     imports = [one["import of the three classes"][-1] / one[_LIGHTNING][-1] for one in rounds]
-    print(f"\nour import in that of Lightning, by rounds: {_ratios(imports)}")
+    print(f"\nimport of the classes as a share of Lightning's: {_ratios(imports)}")
     if len(folders) > 1:
         fits = [one[_FIT_STARTS][-1] / one[_FIT_STARTS][0] for one in rounds]
-        print(f"the start of fit in the last checkout in that of the first: {_ratios(fits)}")
+        print(f"start of fit in the last checkout as a share of the first: {_ratios(fits)}")
 
 
 def one_round(folders: list[Path]) -> dict[str, list[float]]:
