@@ -9,8 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from autotimm import torchmetrics_import
+from autotimm import openmp, torchmetrics_import
 
+openmp.wait_asleep()
 torchmetrics_import.defer()
 
 __version__ = "0.1.0"

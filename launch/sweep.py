@@ -89,7 +89,10 @@ def repeat(out: Path, seeds: int, fit: list[str]) -> None:
 
 
 def search(out: Path, trials: int, ranges: dict[str, tuple[float, float]], fit: list[str]) -> None:
-    """Search the ranges, on a logarithmic scale, for the highest value; print the best trial."""
+    """Search the ranges, on a logarithmic scale, for the best value; print the best trial.
+
+    The study is asked for the highest value: one that is best where it is low is stored negated.
+    """
     try:
         import optuna
     except ImportError:
@@ -102,11 +105,8 @@ def search(out: Path, trials: int, ranges: dict[str, tuple[float, float]], fit: 
         best = train(out / f"trial_{trial.number}", [*fit, *given_flags(trial.params)])
         if best is None:  # a rate so high that a loss was not finite, or too little memory
             raise optuna.TrialPruned
-        if "loss" in best["metric"].lower():
-            message = "is best where it is low, and a search looks for the highest value"
-            print(f"error: {best['metric']} {message}: give another best_metric", file=sys.stderr)
-            raise SystemExit(2)
-        return best["value"]
+        trial.set_user_attr("value", best["value"])
+        return best["value"] if best["mode"] == "max" else -best["value"]
 
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -125,7 +125,8 @@ def search(out: Path, trials: int, ranges: dict[str, tuple[float, float]], fit: 
         print(f"error: no trial was trained to its end: see {out}", file=sys.stderr)
         raise SystemExit(1)
     best = study.best_trial
-    print(f"best: trial {best.number}, {best.value:.4f}: {' '.join(given_flags(best.params))}")
+    value = best.user_attrs.get("value", best.value)  # an earlier version kept the latter alone
+    print(f"best: trial {best.number}, {value:.4f}: {' '.join(given_flags(best.params))}")
 
 
 def given_flags(values: dict[str, float]) -> list[str]:
@@ -152,8 +153,8 @@ def train(out: Path, flags: list[str]) -> dict[str, Any] | None:
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """What the newest run in a folder was best at: the ``metric`` and its ``value``; None if no run
-    is there or it has not ended."""
+    """What the newest run in a folder was best at: the ``metric``, its ``value``, and the ``mode``,
+    "max" or "min"; None if no run is there or it has not ended."""
     record = out / "last" / "run.json"
     if not record.is_file():
         return None
@@ -165,7 +166,8 @@ def finished(out: Path) -> dict[str, Any] | None:
         print(f"error: {out}: {message}", file=sys.stderr)
         raise SystemExit(2)
     best: dict[str, Any] = content["best"]
-    return best
+    # An earlier version did not record the mode.
+    return {"mode": "min" if "loss" in best["metric"].lower() else "max", **best}
 
 
 if __name__ == "__main__":

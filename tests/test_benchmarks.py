@@ -59,6 +59,12 @@ def test_start() -> None:
 
 
 @pytest.mark.release
+def test_threads() -> None:
+    table = rows(bench("threads.py"))
+    assert all(0 < float(cells[-1]) <= 1 for cells in list(table.values())[2:])
+
+
+@pytest.mark.release
 def test_order() -> None:
     assert "neighbours of 118287 samples" in bench("order.py")
 

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autotimm"
 LEVELS = [
     "torchmetrics_import",
+    "openmp",
     "redaction",
     "structures",
     "plain",

@@ -38,7 +38,9 @@ def fits(monkeypatch: pytest.MonkeyPatch, sweep: Any) -> Callable[..., list[dict
     seen: list[dict[str, str]] = []
 
     def install(
-        value: Callable[[dict[str, str]], float | int], metric: str = "val/mask_mAP"
+        value: Callable[[dict[str, str]], float | int],
+        metric: str = "val/mask_mAP",
+        mode: str | None = "max",
     ) -> list[dict[str, str]]:
         def run(words: list[str], check: bool) -> SimpleNamespace:
             assert words[:4] == [sys.executable, "-m", "autotimm", "fit"]
@@ -49,7 +51,8 @@ def fits(monkeypatch: pytest.MonkeyPatch, sweep: Any) -> Callable[..., list[dict
                 return SimpleNamespace(returncode=got)
             folder = Path(given["--trainer.default_root_dir"], "last")
             folder.mkdir(parents=True)
-            record = {"status": "finished", "best": {"metric": metric, "value": got}}
+            best = {"metric": metric, "value": got} | ({"mode": mode} if mode else {})
+            record = {"status": "finished", "best": best}
             (folder / "run.json").write_text(json.dumps(record))
             return SimpleNamespace(returncode=0)
 
@@ -143,15 +146,19 @@ def test_what_makes_no_sense_is_refused(sweep, monkeypatch, tmp_path, capsys, wo
     assert "error:" in capsys.readouterr().err
 
 
-def test_a_search_for_the_highest_loss_is_refused(
-    sweep, fits, monkeypatch, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val/error", "min"), ("val/loss", "min"), ("val/loss", None)]
+)
+def test_a_search_takes_the_lowest_of_what_is_best_there(
+    sweep, fits, monkeypatch, tmp_path, capsys, metric, mode
 ) -> None:
-    seen = fits(lambda _: 0.5, "val/loss")
-    words = ["--trials", 2, "--search", "model.lr", "1e-4", "1e-2", "--out", tmp_path]
-    with pytest.raises(SystemExit) as ended:
-        call(sweep, monkeypatch, *words)
-    assert ended.value.code == 2 and len(seen) == 1
-    assert "val/loss is best where it is low" in capsys.readouterr().err
+    """A value that is lowest at a rate of 1e-3, and far above it where the search may go."""
+    fits(lambda given: abs(float(given["--model.lr"]) - 1e-3) * 1e3, metric, mode)
+    words = ["--trials", 12, "--search", "model.lr", "1e-5", "1e-1", "--out", tmp_path]
+    call(sweep, monkeypatch, *words)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/last/run.json")]
+    lowest = min(record["best"]["value"] for record in records)
+    assert f", {lowest:.4f}: --model.lr " in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -176,6 +183,6 @@ def test_real_fits_are_searched(tmp_path: Path) -> None:
     for number, trial in enumerate(study.trials):
         record = json.loads((tmp_path / f"found/trial_{number}/last/run.json").read_text())
         assert trial.value == record["best"]["value"]
-        assert record["best"]["metric"] == "val/mask_mAP"
+        assert record["best"]["metric"] == "val/mask_mAP" and record["best"]["mode"] == "max"
         rate = record["settings"]["model"]["lr"]
         assert rate == pytest.approx(trial.params["model.lr"], rel=1e-3)

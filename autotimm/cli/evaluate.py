@@ -136,7 +136,7 @@ def _add_picture_flags(made: argparse.ArgumentParser) -> None:
         type=int,
         default=12,
         metavar="IMAGES",
-        help="of lowest F1, and suspect labels, to draw",
+        help="of lowest F1, and suspect labels, to draw; at most 500",
     )
 
 

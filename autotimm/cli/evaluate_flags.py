@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autotimm.files.urls import Location
 
 _MOST_DETECTIONS = 1_000_000  # as coco_eval has it, whose import takes a second
+_MOST_PICTURES = 500  # of a kind: each takes 4 MB of memory, and a tenth of it in report.html
 _OF_MODEL = (
     *("image_size", "batch_size", "num_workers", "accelerator", "precision"),
     *("tile", "overlap", "flip", "score_thresh"),
@@ -67,6 +68,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {getattr(args, name)} must be at least {least}")
+    if args.worst > _MOST_PICTURES:
+        raise InputError(
+            f"--worst {args.worst} must be at most {_MOST_PICTURES}: all pictures are on one page"
+        )
     if args.max_detections is not None and not 10 <= args.max_detections <= _MOST_DETECTIONS:
         raise InputError(
             f"--max-detections {args.max_detections} must be 10 to {_MOST_DETECTIONS:,}"

@@ -4,16 +4,24 @@ tries."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
+import huggingface_hub.utils
 from huggingface_hub import constants
 
 _PAUSE = 1.0  # seconds until a name that was not found is looked up again
+_CONNECT = 4.0  # seconds to wait for a connection to an address
+_NO_ROUTE = {
+    *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN),
+    *(errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT),  # this machine has no IPv6, say
+}
 
 
 @contextlib.contextmanager
@@ -45,33 +53,65 @@ def warned_once(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_network() -> Iterator[str]:
-    """Has the hub's client take weights from its cache at once if the hub's name is not found.
+    """Has the hub's client take weights from its cache at once if the hub cannot be reached.
 
-    The client would try to reach it for most of a minute.
+    The client would try for most of a minute.
 
     Yields:
-        What is wrong; "" if the name is found, if a proxy looks it up, or if the user has set the
-        client offline.
+        What is wrong; "" if the hub can be reached, if a proxy reaches it, or if the user has set
+        the client offline.
     """
-    host = urlsplit(constants.ENDPOINT).hostname or ""
+    place = urlsplit(constants.ENDPOINT)
+    host = place.hostname or ""
     proxies = urllib.request.getproxies().keys() - {"no"}  # NO_PROXY alone is none
-    if constants.HF_HUB_OFFLINE or proxies or not host or _is_found(host):
+    if constants.HF_HUB_OFFLINE or proxies or not host:
         yield ""
         return
-    constants.HF_HUB_OFFLINE = True
+    lacking = _lacking(host, place.port or {"http": 80}.get(place.scheme, 443))
+    if not lacking:
+        yield ""
+        return
+    _set_offline(True)
     try:
-        yield f"there is no network: the name {host} is not found"
+        yield f"there is no network: {lacking}"
     finally:
-        constants.HF_HUB_OFFLINE = False
+        _set_offline(False)
 
 
-def _is_found(host: str) -> bool:
+def _set_offline(offline: bool) -> None:
+    constants.HF_HUB_OFFLINE = offline
+    # A client before 1.0 asks for it only when it makes a session, which it keeps.
+    reset = getattr(huggingface_hub.utils, "reset_sessions", None)
+    if reset is not None:
+        reset()
+
+
+def _lacking(host: str, port: int) -> str:
+    """Why no connection to the hub can be made; "" if nothing is known to be in the way."""
+    addresses = _addresses(host, port)
+    if not addresses:
+        return f"the name {host} is not found"
+    for family, address in addresses.items():
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_CONNECT)
+                connection.connect(address)
+        except OSError as error:
+            if isinstance(error, TimeoutError) or error.errno in _NO_ROUTE:
+                continue
+            # Another error, such as a refusal, may pass: the client tries again.
+        return ""
+    return f"{host} does not answer on port {port}"
+
+
+def _addresses(host: str, port: int) -> dict[socket.AddressFamily, Any]:
+    """The first address of each kind, IPv4 and IPv6; none if the name is not found."""
     for tried in range(2):
         if tried:
             time.sleep(_PAUSE)
         try:
-            socket.getaddrinfo(host, None)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
             continue
-        return True
-    return False
+        return {family: address for family, *_, address in reversed(found)}
+    return {}

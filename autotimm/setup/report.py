@@ -124,6 +124,7 @@ def make_report(
             report["probes"] = [one for one in put if one]
         device = trainer.strategy.root_device
         resources.check_precision(str(trainer.precision), device)
+        resources.check_threads(device)
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             report["gpu"] = f"{properties.uuid} of {report['host']}"

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm import openmp
 from autotimm.files import urls
 from autotimm.files.units import byte_text
 from autotimm.structures import InputError
@@ -97,6 +98,18 @@ def _is_slow_in_bfloat16() -> bool:
     """
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.14 has it
     return able.get("architecture") == "x86_64" and not able.get("avx512_f", True)
+
+
+def check_threads(device: torch.device) -> None:
+    """Warn if threads that wait for each other will slow down a run on CPUs that others use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    late = device.type == "cpu" and torch.get_num_threads() > 1 and openmp.was_late()
+    if late and os.getloadavg()[0] >= (usable or 1):
+        rank_zero_warn(
+            "other programs use these CPUs, and torch's threads wait for each other without "
+            "giving way, as torch was imported before autotimm: import autotimm first, or set "
+            "OMP_WAIT_POLICY=passive"
+        )
 
 
 def check_batch(config: dict[str, Any], batch_size: int, accumulate: int, world: int) -> None:

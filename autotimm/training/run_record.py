@@ -4,7 +4,7 @@
     stage        "fit", "validate", "test" or "predict"
     step, epoch, total_steps, max_epochs
     metrics      the last value of each, by name; null if it is not finite
-    best, last   checkpoints: the path, and for the best one its metric and value
+    best, last   checkpoints: the path, and for the best one its metric, mode and value
     error        of a failed run, one line
     started, updated    UTC, ISO 8601
     data         a hash of the samples to train on; null if their source has none
@@ -271,6 +271,7 @@ def _progress(trainer: Trainer) -> dict[str, Any]:
             content["best"] = {
                 "checkpoint": saver.best_model_path,
                 "metric": saver.monitor,
+                "mode": saver.mode,
                 "value": float(saver.best_model_score),
             }
     return content

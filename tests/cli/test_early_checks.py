@@ -3,6 +3,7 @@ later; what Lightning's parser takes passes."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 
-from autotimm.cli import check_paths, early_checks, flags
+from autotimm.cli import check_paths, early_checks, flags, train
 from autotimm.cli.lightning_cli import settings
 from autotimm.structures import InputError
 from autotimm.tasks.torchvision_weights import PREFIX
@@ -243,3 +244,10 @@ def test_the_line_is_that_of_the_later_check(
 def test_short_forms_in_messages_name_what_exists() -> None:
     for short in flags.SHORT:
         assert flags.near_flag(short + "x", "fit"), short
+
+
+def test_the_collector_rests_only_while_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(train, "import_module", lambda _: seen.append(gc.isenabled()))
+    train._lightning_cli()
+    assert seen == [False] and gc.isenabled()

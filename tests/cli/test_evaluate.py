@@ -430,6 +430,7 @@ def test_what_is_printed_may_fail_when_all_is_written(
         (("--results", "missing.json", "--data", SAMPLE), "missing.json: cannot be read"),
         (("--results", "r.json", "--data", SAMPLE, "--min-score", 2), "--min-score 2"),
         (("--results", "r.json", "--data", SAMPLE, "--worst", -1), "--worst -1"),
+        (("--results", "r.json", "--data", SAMPLE, "--worst", 501), "--worst 501"),
         (("--results", "r.json", "--data", SAMPLE, "--split", "no"), "no split 'no'"),
         (("--results", "r.json", "--data", SAMPLE, "--image-size", 64), "--image-size is for"),
         (("--results", "r.json", "--data", SAMPLE, "--flip"), "--flip is for --checkpoint"),

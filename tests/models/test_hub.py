@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils
 import pytest
 from huggingface_hub import constants
 
@@ -50,11 +52,11 @@ def test_the_client_does_not_try_and_the_line_says_why(
 def test_a_name_that_is_found_the_second_time_will_do(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def second(host: str, *_: Any) -> list[Any]:
+    def second(host: str, *_: Any, **__: Any) -> list[Any]:
         asked.append(host)
         if len(asked) == 1:
             raise socket.gaierror(-3, "Temporary failure in name resolution")
-        return []
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]  # refuses
 
     monkeypatch.setattr(socket, "getaddrinfo", second)
     with hub.without_network() as lacking:
@@ -92,3 +94,36 @@ def test_a_user_who_is_offline_stays_so(asked: list[str], monkeypatch: pytest.Mo
     with hub.without_network() as lacking:
         assert lacking == ""
     assert constants.HF_HUB_OFFLINE and asked == []
+
+
+def test_a_hub_that_never_answers_is_no_network(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose queue is full, so that the system drops what knocks: no route looks alike."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as stack:
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", server.getsockname())
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place])
+        monkeypatch.setattr(hub, "_CONNECT", 0.1)
+        with hub.without_network() as lacking:
+            assert "hub.example does not answer on port 443" in lacking
+            assert constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
+
+
+def test_sessions_of_an_older_client_are_made_anew(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(
+        huggingface_hub.utils,
+        "reset_sessions",
+        lambda: made.append(constants.HF_HUB_OFFLINE),
+        raising=False,
+    )
+    with hub.without_network():
+        assert made == [True]
+    assert made == [True, False]

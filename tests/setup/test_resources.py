@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from line import Line, loader, quiet
 
-from autotimm import InputError
+from autotimm import InputError, openmp
 from autotimm.setup import resources
 
 Usage = namedtuple("Usage", "total used free")
@@ -127,3 +127,30 @@ def test_a_folder_that_cannot_hold_a_checkpoint(
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("late", "load", "threads", "device", "warned"),
+    [
+        (True, 99.0, 2, "cpu", True),
+        (True, 0.1, 2, "cpu", False),
+        (False, 99.0, 2, "cpu", False),
+        (True, 99.0, 1, "cpu", False),
+        (True, 99.0, 2, "cuda", False),
+    ],
+)
+def test_threads_that_do_not_give_way(
+    monkeypatch: pytest.MonkeyPatch,
+    late: bool,
+    load: float,
+    threads: int,
+    device: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(openmp, "_late", late)
+    monkeypatch.setattr(resources.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        resources.check_threads(torch.device(device))
+    assert [str(one.message)[:14] for one in told] == ["other programs"] * warned
