@@ -122,7 +122,9 @@ def test_text_ids_are_written_as_results_hold_them(tmp_path: Path) -> None:
     assert [one["id"] for one in content["categories"]] == ["s", "d"]
 
 
-@pytest.mark.parametrize("how", [{"flip": True}, {"tile": 64}])
+@pytest.mark.parametrize(
+    "how", [{"flip": True}, pytest.param({"tile": 64}, marks=pytest.mark.slow)]
+)
 def test_tiles_and_the_mirror_image_find_what_predict_finds(
     checkpoint: Path, tmp_path: Path, photos: Path, how: dict[str, Any]
 ) -> None:

@@ -61,6 +61,10 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
                 nameless.append(by_image[slot][-1])
     for new, raw in enumerate(nameless, max(used - {None}, default=0) + 1):
         raw["id"] = new
+    for category in content["categories"]:
+        if str(category["name"]).lower() == "background":
+            kind = "category is called background (kept, as a class)"
+            problems.add(kind, f"id {category['id']}")
     tops = [c for c in content["categories"] if c.get("supercategory") == "none"]
     used = {raw["category_id"] for raws in by_image for raw in raws}
     if len(tops) == 1 < len(content["categories"]) and as_id(tops[0]["id"]) not in used:

@@ -122,7 +122,7 @@ def assert_nothing_to_wait_for(nodes: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
-        (InstanceSegmentor, {}),
+        pytest.param(InstanceSegmentor, {}, marks=pytest.mark.slow),
         pytest.param(InstanceSegmentor, OTHER_LOSSES, marks=pytest.mark.slow),
         pytest.param(ObjectDetector, {}, marks=pytest.mark.release),
     ],
@@ -345,6 +345,7 @@ def fitted(model: Any, folder: Path, epochs: int, **options: Any) -> AutoTrainer
     return run
 
 
+@pytest.mark.slow
 def test_checkpoints_go_between_compiled_and_uncompiled_runs(tmp_path) -> None:
     """The run resumes from them like an uncompiled one, with the optimizer's state."""
 

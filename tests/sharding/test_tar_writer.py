@@ -92,6 +92,8 @@ def test_the_thread_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (shard.bytes, shard.sha256)
     assert len(tar) > 3 * 1200 * 900 * 3 and shard.samples == 27
     assert sorted(problems) == [
+        "annotation is the same as another of its image (both kept): 27 (annotation 1 of 0.png,"
+        " annotation 3 of 1.png, annotation 5 of 2.png, ...)",
         "annotation of an image that is left out (left out): 6 (3.png, 3.png, 12.png, ...)",
         "bbox missing (mask's taken): 1 (annotation 11 of 5.png)",
         "file is empty (0 bytes) (image left out): 1 (3.png)",

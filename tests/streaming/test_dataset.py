@@ -155,6 +155,7 @@ def test_a_source_that_fails_is_not_asked_again(
     assert asked == [threading.main_thread()]  # where Ctrl-C interrupts a download
 
 
+@pytest.mark.slow
 def test_spawned_workers_too(source: Source) -> None:
     spawned = loader(source, workers=1, multiprocessing_context="spawn", persistent_workers=False)
     assert same(list(spawned), list(loader(source)))

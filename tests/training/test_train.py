@@ -215,6 +215,7 @@ def test_what_is_predicted_does_not_fill_the_memory(
     assert given == [False]
 
 
+@pytest.mark.slow
 def test_detector_without_masks(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
