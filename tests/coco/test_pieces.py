@@ -62,7 +62,7 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
     for new, raw in enumerate(nameless, max(used - {None}, default=0) + 1):
         raw["id"] = new
     for category in content["categories"]:
-        if str(category["name"]).lower() == "background":
+        if str(category["name"]).strip("_").lower() == "background":
             kind = "category is called background (kept, as a class)"
             problems.add(kind, f"id {category['id']}")
     tops = [c for c in content["categories"] if c.get("supercategory") == "none"]
