@@ -65,11 +65,16 @@ def agrees(bbox: Sequence[float], mask: Sequence[float]) -> bool:
     """
     x, y, w, h = bbox
     left, top, right, bottom = mask
+    if (  # first, as nearly every box is near, and this is asked of every annotation
+        -_PIXELS <= x - left <= _PIXELS
+        and -_PIXELS <= y - top <= _PIXELS
+        and -_PIXELS <= x + w - right <= _PIXELS
+        and -_PIXELS <= y + h - bottom <= _PIXELS
+    ):
+        return True
     wide = min(x + w, right) - max(x, left)
     high = min(y + h, bottom) - max(y, top)
-    if wide > 0 and high > 0 and 3 * wide * high >= w * h + (right - left) * (bottom - top):
-        return True
-    return _is_near((x, y, x + w, y + h), mask)
+    return wide > 0 and high > 0 and 3 * wide * high >= w * h + (right - left) * (bottom - top)
 
 
 def fault(bbox: Sequence[float], mask: Sequence[float], height: int, width: int) -> str | None:

@@ -223,13 +223,16 @@ def _are_shares(extent: tuple[float, float, float, float]) -> bool:
     In pixels it would lie inside the first one, where no object is; whole numbers may be its sides.
     Rounding takes shares a little beyond the image.
     """
-    if max(extent) > 1 + _ROUNDED or min(extent) < -_ROUNDED:
+    left, top, right, bottom = extent
+    if right > 1 + _ROUNDED or bottom > 1 + _ROUNDED or left < -_ROUNDED or top < -_ROUNDED:
         return False
     return not all(float(side).is_integer() for side in extent)
 
 
 def _crowd(value: Any, rules: Rules, odd: Callable[[str], object]) -> int:
     """Returns 0 or 1, however it is written; ValueError if it is neither."""
+    if type(value) is int and value == 0:  # of nearly every annotation
+        return 0
     if value is None or value == "":
         odd("iscrowd missing (0 taken)")
         return 0
@@ -260,7 +263,7 @@ def _bbox(
     """Returns x, y, w, h: as given, where that is a box and no rule says otherwise."""
     if value is None:
         odd("bbox missing (mask's taken)")
-    elif not (type(value) is list and len(value) == 4 and all(map(_is_number, value))):
+    elif not (type(value) is list and len(value) == 4 and _are_numbers(*value)):
         odd("bbox is not four finite numbers (mask's taken)")
     elif value[2] <= 0 or value[3] <= 0:
         odd("bbox without an area (mask's taken)")
@@ -287,6 +290,12 @@ def _area(value: Any, inside: int, odd: Callable[[str], object]) -> float:
     else:
         return value
     return float(inside)
+
+
+def _are_numbers(x: Any, y: Any, w: Any, h: Any) -> bool:
+    if type(x) is type(y) is type(w) is type(h) is float:  # as nearly all are
+        return -1e15 < x < 1e15 and -1e15 < y < 1e15 and -1e15 < w < 1e15 and -1e15 < h < 1e15
+    return all(map(_is_number, (x, y, w, h)))
 
 
 def _is_number(value: Any) -> bool:

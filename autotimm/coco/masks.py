@@ -56,8 +56,9 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
 def from_polygons(polygons: Sequence[Any], height: int, width: int) -> RLE:
     """Rasterises polygons that ``check_polygon`` passed: their union, of at least one."""
-    rles = [_coco.fr_poly(polygon, height, width) for polygon in polygons]
-    return _text(rles[0] if len(rles) == 1 else _coco.merge(rles))
+    if len(polygons) == 1:
+        return _text(_coco.fr_poly(polygons[0], height, width))
+    return _text(_coco.merge([_coco.fr_poly(polygon, height, width) for polygon in polygons]))
 
 
 def check_polygon(polygon: Any) -> tuple[float, float, float, float]:
@@ -80,7 +81,7 @@ def check_polygon(polygon: Any) -> tuple[float, float, float, float]:
         raise ValueError("polygon is not a list of numbers") from None
     if not finite:
         raise ValueError("polygon with a coordinate that is not finite")
-    low, high = min(left, top), max(right, bottom)
+    low, high = left if left < top else top, right if right > bottom else bottom
     if low < -_FAR or high > _FAR:
         raise ValueError("polygon far outside the image")
     if (high - low) * len(polygon) > _LONG and _outline(np.asarray(polygon, np.float64)) > _LONG:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from autotimm.coco import masks
 from autotimm.coco.jsontext import NotJSONError, parse
@@ -26,8 +26,7 @@ PART_LEFT_OUT = "(part left out)"
 """How the kind of a problem ends where only some parts of a mask could be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(NamedTuple):
     """A mask, and what is known of it already.
 
     Attributes:
