@@ -13,8 +13,8 @@ from pathlib import Path
 Fault = int | str
 """A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close", "headers"
 (byte by byte), "continue" (100 without an end), "empty" (compressed blocks that hold nothing),
-"why" (403 with a reason in XML), "nowhere" (301 without an address), "later" (503 with Retry-After)
-or a URL to redirect to."""
+"why" (403 with a reason in XML), "expired" (400, as S3 refuses old keys), "nowhere" (301 without an
+address), "later" (503 with Retry-After) or a URL to redirect to."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -23,6 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         faults: by file name, how the first GETs of it are answered, one after another.
         requests: how often each file was asked for.
+        authorizations: the header of that name of each request, "" without one.
         delay: seconds before each body.
     """
 
@@ -31,6 +32,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self.requests = folder, dict[str, list[Fault]](), Counter[str]()
         self.delay = 0.0
+        self.authorizations: list[str] = []
         self.over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -60,10 +62,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
         self.server.requests[name] += 1
+        self.server.authorizations.append(self.headers.get("Authorization", ""))
         faults = self.server.faults.get(name)
         fault = faults.pop(0) if faults else None
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has had enough
             self.answer(name, fault)
+
+    def do_HEAD(self) -> None:
+        size = (self.server.folder / self.path.rpartition("/")[2]).stat().st_size
+        self.send_response(200)
+        for header in ("Last-Modified: Mon, 02 Nov 2026 00:00:00 GMT", f"Content-Length: {size}"):
+            self.send_header(*header.split(": "))
+        self.send_header("ETag", '"tag"')
+        self.end_headers()
 
     def answer(self, name: str, fault: Fault | None) -> None:
         if isinstance(fault, int):
@@ -88,6 +99,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 b"<Message>late\x1b[2J</Message>",
             )
             self.plain(403, b"<Error>" + code + message + b"</Error>")
+        elif fault == "expired":
+            self.plain(400, b"<Error><Code>ExpiredToken</Code><Message>old</Message></Error>")
         elif fault == "nowhere":
             self.plain(301, b"")
         elif fault == "later":

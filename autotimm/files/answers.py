@@ -43,11 +43,12 @@ class AnswerError(Exception):
     Attributes:
         status: of HTTP.
         wait: seconds that the server asks to wait before the next try.
+        code: the name that a store gives to its reason; mostly empty.
     """
 
-    def __init__(self, status: int, text: str, wait: float = 0.0) -> None:
+    def __init__(self, status: int, text: str, wait: float = 0.0, code: str = "") -> None:
         super().__init__(text)
-        self.status, self.wait = status, wait
+        self.status, self.wait, self.code = status, wait, code
 
 
 async def check(response: Any) -> None:
@@ -119,7 +120,8 @@ def of_store(error: Exception) -> Exception:
         return error
     way = _WAYS.get(code) or _WAYS.get(status)
     line = f"{status} ({', '.join(filter(None, (code, message)))}){f': {way}' if way else ''}"
-    return AnswerError(status, _printable(line), asked_wait(told.get("HTTPHeaders") or {}))
+    wait = asked_wait(told.get("HTTPHeaders") or {})
+    return AnswerError(status, _printable(line), wait, code)
 
 
 def is_final(error: Exception) -> bool:
