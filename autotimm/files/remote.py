@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
 _LIMIT = 1 << 50  # bytes of a file of any size
-_TRICKLE = 1024  # bytes a second; a slower download counts as stalled
+TRICKLE = 1024  # bytes a second; a slower download counts as stalled
 
 
 def join(url: str, name: str) -> str:
@@ -173,11 +173,8 @@ class _S3Stream(_Stream):
     """The same of an object in S3."""
 
     def __init__(self, url: str, stall: float) -> None:
-        # botocore's own retries would hide the server's reason behind a timeout.
-        times = {"connect_timeout": stall, "read_timeout": stall}
-        self._config = {**times, "retries": {"max_attempts": 1}}
         self._url = url
-        super().__init__(*s3.client(url, **self._config), stall)
+        super().__init__(*s3.downloader(url, stall), stall)
 
     async def _open(self) -> None:
         try:
@@ -185,7 +182,7 @@ class _S3Stream(_Stream):
         except Exception as error:  # of s3fs and botocore
             if not s3.keys_may_be_new(self._files, error):
                 raise
-            self._files, _ = s3.client(self._url, **self._config)
+            self._files, _ = s3.downloader(self._url, self._stall)
             self._body = await self._get()
         self._response = self._body
 
@@ -203,7 +200,7 @@ def _unless_it_trickles(stream: _Stream, at_most: int, stall: float) -> Iterator
             yield chunk
             seconds = time.monotonic() - since
             if seconds > stall:
-                if count - before < _TRICKLE * seconds:
+                if count - before < TRICKLE * seconds:
                     raise OSError(f"only {count - before:,} bytes came in {seconds:.1f} seconds")
                 before, since = count, since + seconds
 

@@ -9,7 +9,9 @@ again. (Keys with a known end, such as those of a role, botocore renews in the s
 from __future__ import annotations
 
 import os
+import re
 import threading
+import time
 from typing import Any
 
 from autotimm.files.answers import AnswerError, of_store
@@ -21,6 +23,8 @@ _REPLACED = frozenset(
     )
 )  # codes of stores whose cure may be newer keys
 
+_SIGNED = 3600  # seconds for which a signature is asked
+_RENEWED = 600  # seconds of its use: botocore signs by no key that ends within ten minutes
 _READ = ("AWS_", "FSSPEC_S3", "FSSPEC_CONFIG")  # a notebook may set these after a first try
 
 
@@ -30,6 +34,7 @@ class _Clients:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.made: dict[str, Any] = {}
+        self.signed: dict[str, tuple[float, Any, str]] = {}
 
 
 _clients = _Clients()
@@ -74,6 +79,40 @@ def client(url: str, **config: Any) -> tuple[Any, str]:
             options = {"skip_instance_cache": True, "use_listings_cache": False, **of_url}
             here.made[key] = kind(config_kwargs=config, **options)
         return here.made[key], kind._strip_protocol(url)
+
+
+def downloader(url: str, stall: float) -> tuple[Any, str]:
+    """As :func:`client`, of downloads that fail after ``stall`` seconds without progress."""
+    # botocore's own retries would hide the server's reason behind a timeout.
+    times = {"connect_timeout": stall, "read_timeout": stall, "retries": {"max_attempts": 1}}
+    if not re.match(r"s3://(?:[^/]*--x-s3/|arn:)", url):  # which have signatures of their own
+        times["signature_version"] = "s3v4"  # else botocore signs URLs as new buckets refuse it
+    return client(url, **times)
+
+
+def signed(url: str, stall: float) -> str:
+    """An http(s) URL of an object, with a signature for the next minutes.
+
+    Raises:
+        Exception: whatever s3fs and botocore raise.
+    """
+    from fsspec.asyn import sync
+
+    found = (here := _clients).signed.get(url)
+    if found is None or found[0] < time.monotonic():
+        files, path = downloader(url, stall)
+        text = sync(files.loop, files._url, path, expires=_SIGNED, timeout=stall)
+        found = here.signed[url] = time.monotonic() + _RENEWED, files, text
+    return found[2]
+
+
+def signature_may_be_new(url: str, error: Exception) -> bool:
+    """As :func:`keys_may_be_new`, for the URL that :func:`signed` has made of ``url``."""
+    found = _clients.signed.get(url)
+    if found is None or not keys_may_be_new(found[1], error):
+        return False
+    _clients.signed.clear()
+    return True
 
 
 def keys_may_be_new(files: Any, error: Exception) -> bool:
