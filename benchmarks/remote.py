@@ -64,7 +64,7 @@ def table(root: Path, images: int, repeats: int, given: Any) -> str:
     if not shards.exists():
         photos.make(root / "photos", images, given.seed)
         with contextlib.redirect_stdout(sys.stderr):
-            shard(root / "photos", shards, samples_per_shard=max(images // 12, 1))
+            shard(root / "photos", shards, samples_per_shard=300)
     size = sum(path.stat().st_size for path in shards.iterdir())
     with contextlib.ExitStack() as stack:
         log, port = stack.enter_context(nginx(root, shards))
@@ -242,22 +242,22 @@ def autotimm(url: str) -> None:
         import s3fs  # noqa: F401
 
     def work() -> int:
-        with tempfile.TemporaryDirectory() as cache:
-            source = ShardSource(url, "train", cache)
-            order = EpochOrder(source.shard_sizes, 1, 0, True)
-            plan = Plan(order, World(), 8)
-            source.announce(upcoming(order, plan, range(plan.steps), 1, 0, 0))
-            window = -1
-            for step in range(plan.steps):
-                if plan.window(step) > window:
-                    window = plan.window(step)
-                    ahead = *order.window_shards(window), *order.window_shards(window + 1)
-                    source.prefetch(map(int, ahead))
-                for place in places(order, plan.positions(step)):
-                    source.raw(*place)
-            return 8 * plan.steps
+        source = ShardSource(url, "train", cache)
+        order = EpochOrder(source.shard_sizes, 1, 0, True)
+        plan = Plan(order, World(), 8)
+        source.announce(upcoming(order, plan, range(plan.steps), 1, 0, 0))
+        window = -1
+        for step in range(plan.steps):
+            if plan.window(step) > window:
+                window = plan.window(step)
+                ahead = *order.window_shards(window), *order.window_shards(window + 1)
+                source.prefetch(map(int, ahead))
+            for place in places(order, plan.positions(step)):
+                source.raw(*place)
+        return 8 * plan.steps
 
-    measured(work)
+    with tempfile.TemporaryDirectory() as cache:
+        measured(work)
 
 
 if __name__ == "__main__":

@@ -6,23 +6,31 @@ simply drop what it inherits and make its own.
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import errno
 import os
 import re
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from autotimm.files import answers, urls
+import numpy as np
+
+from autotimm.files import answers
 from autotimm.files.answers import RefusedError
+from autotimm.files.targets import Origin, Range
 
 READ, WRITE = 1, 2  # as selectors.EVENT_READ and EVENT_WRITE
 _MOST_HEADERS = 1 << 16  # bytes
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2}) ?([^\r\n]*)")
 _RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
+_HEADER = re.compile(  # of those that matter; one pass costs less than all in a dictionary
+    rb"^(content-(?:length|range|encoding)|connection|transfer-encoding|location|retry-after|date)"
+    rb"[ \t]*:[ \t]*([^\r\n]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBER = re.compile("[0-9]{1,18}", re.ASCII)
 _WANTS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -40,56 +48,6 @@ class DroppedError(OSError):
 
 class RedirectError(Exception):
     """A server names another address."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A range of a file on a server.
-
-    Attributes:
-        url: of the file; http or https.
-        start: of its first byte.
-        end: behind its last one.
-        size: of the file.
-    """
-
-    url: str = field(repr=False)
-    start: int
-    end: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a connection goes to."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, url: Any) -> Origin:
-        """The origin of a yarl.URL."""
-        if url.scheme not in ("http", "https") or not url.raw_host:
-            raise RefusedError(f"{urls.shown(str(url))} is not an http(s) address")
-        return cls(url.scheme, url.raw_host, url.port or 0)
-
-
-def request_bytes(url: Any, wanted: Range) -> bytes:
-    """The request for a range of what lies at a yarl.URL."""
-    host = url.raw_host if url.is_default_port() else f"{url.raw_host}:{url.port}"
-    lines = [
-        f"GET {url.raw_path_qs or '/'} HTTP/1.1",
-        f"Host: {host}",
-        f"Range: bytes={wanted.start}-{wanted.end - 1}",
-        # As it is stored: a range of a content that the server compresses is another one.
-        "Accept-Encoding: identity",
-        "Accept: */*",
-    ]
-    if url.user is not None:
-        user = f"{url.user}:{url.password or ''}".encode()
-        lines.append(f"Authorization: Basic {base64.b64encode(user).decode()}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 class Connection:
@@ -119,6 +77,7 @@ class Connection:
         self.descriptor = self.sock.fileno()  # stays that of the socket when TLS wraps it
         self.connected = self._shaken = self._used = False
         self.waits_for = WRITE
+        self._out = memoryview(b"")
         code = self.sock.connect_ex(address[1])
         if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
             self.sock.close()
@@ -126,9 +85,13 @@ class Connection:
         self._begin(b"", Range("", 0, 0, 0))
 
     def ask(self, request: bytes, wanted: Range) -> None:
-        """Begins a request."""
+        """Begins a request; on a kept connection it is sent at once."""
         self._begin(request, wanted)
         self.waits_for = WRITE
+        if self._shaken:
+            with contextlib.suppress(OSError):  # which go_on gets again
+                self._out = self._out[self.sock.send(self._out) :]
+            self.waits_for = READ if not self._out else WRITE
 
     def _begin(self, request: bytes, wanted: Range) -> None:
         self._out, self._wanted = memoryview(request), wanted
@@ -208,7 +171,7 @@ class Connection:
 
     def _receive_headers(self) -> None:
         while (end := self._head.find(b"\r\n\r\n")) < 0:
-            piece = self.sock.recv(1 << 14)
+            piece = self.sock.recv(1 << 12)
             if not piece:
                 if self._used and not self.came:
                     raise DroppedError
@@ -226,8 +189,10 @@ class Connection:
         if self._status < 200:  # 100 Continue
             self._head = rest
             return
-        pairs = (one.partition(":") for one in fields.decode("latin-1").split("\r\n") if one)
-        self._headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        self._headers = {
+            name.decode().lower(): value.decode("latin-1").strip()
+            for name, value in _HEADER.findall(fields)
+        }
         kept = self._headers.get("connection", "").lower()
         self._keeps = kept == "keep-alive" or (found[1] == b"1" and kept != "close")
         self.headed = True
@@ -246,14 +211,14 @@ class Connection:
             self._keeps = False
             self._chunked = "chunked" in self._headers.get("transfer-encoding", "")
         self._filled = min(len(rest), length or 0)
-        self._body = memoryview(bytearray(length or 0))
+        self._body = np.empty(length or 0, np.uint8).data  # not filled with zeros first
         self._body[: self._filled] = rest[: self._filled]
         if len(rest) > self._filled:
             self._keeps = False  # more than was asked for
 
     def _length(self) -> int | None:
         text = self._headers.get("content-length", "")
-        return int(text) if re.fullmatch("[0-9]{1,18}", text, re.ASCII) else None
+        return int(text) if _NUMBER.fullmatch(text) else None
 
     def _check_range(self, length: int | None) -> None:
         wanted, given = self._wanted, _RANGE.fullmatch(self._headers.get("content-range", ""))

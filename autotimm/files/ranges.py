@@ -21,14 +21,13 @@ from urllib.parse import urljoin
 
 from autotimm.files.answers import RefusedError
 from autotimm.files.connection import (
+    READ,
     Connection,
     DroppedError,
-    Origin,
-    Range,
     RedirectError,
-    request_bytes,
 )
 from autotimm.files.remote import TRICKLE
+from autotimm.files.targets import Origin, Range, Target
 
 Done = tuple[Range, memoryview | Exception]
 """A range and its bytes, or why it could not be had."""
@@ -39,10 +38,10 @@ _KNOWN = 60.0  # seconds for which the address of a host is kept
 
 @dataclass(slots=True)
 class _Asked:
-    """A range on its way, at a yarl.URL that differs from its own after a redirect."""
+    """A range on its way, from another address than its own after a redirect."""
 
     range: Range
-    url: Any
+    target: Target
     hops: int = 0
 
 
@@ -68,6 +67,7 @@ class Ranges:
         self._waiting: deque[_Asked] = deque()
         self._busy: dict[Connection, _Busy] = {}
         self._idle: dict[Origin, list[Connection]] = {}
+        self._watched: dict[Connection, int] = {}  # for what event, by the selector
         self._failed: list[Done] = []
         self._selector = selectors.DefaultSelector()
         self._addresses: dict[Origin, tuple[float, list[tuple[int, Any]]]] = {}
@@ -84,8 +84,12 @@ class Ranges:
         return max(0, self._most - len(self._busy) - len(self._waiting))
 
     def ask(self, wanted: Range, first: bool = False) -> None:
-        """Asks for a range, before those that wait for a connection if it is to be the first."""
-        one = _Asked(wanted, _parsed(wanted.url))
+        """Asks for a range, before those that wait for a connection if it is to be the first.
+
+        Raises:
+            RefusedError: it has no http(s) URL.
+        """
+        one = _Asked(wanted, _target(wanted.url))
         (self._waiting.appendleft if first else self._waiting.append)(one)
         self._send()
 
@@ -100,7 +104,11 @@ class Ranges:
         events = self._selector.select(0 if done else seconds)
         self._clock += time.monotonic() - begun
         for key, _ in events:
-            self._go_on(key.data, done)
+            if key.data in self._busy:
+                self._go_on(key.data, done)
+            else:  # idle, and closed by the server
+                self._idle[key.data.origin].remove(key.data)
+                self._drop(key.data)
         if self._clock >= self._next_look:
             self._next_look = self._clock + self._stall / 8
             self._find_stalled(done)
@@ -109,14 +117,15 @@ class Ranges:
 
     def close(self) -> None:
         """Closes all connections, those of a parent too, which keeps its own end of them."""
-        for one in [*self._busy, *(c for idle in self._idle.values() for c in idle)]:
+        for one in self._watched:
             one.close()
+        self._watched.clear()
         self._busy.clear()
         self._idle.clear()
         self._selector.close()
 
     def _go_on(self, connection: Connection, done: list[Done]) -> None:
-        asked, before = self._busy[connection].asked, connection.waits_for
+        asked = self._busy[connection].asked
         try:
             body = connection.go_on()
         except DroppedError:
@@ -136,8 +145,8 @@ class Ranges:
             if body is not None:
                 self._end(connection, keep=connection.keeps)
                 done.append((asked.range, body))
-            elif connection.waits_for != before:
-                self._selector.modify(connection.descriptor, connection.waits_for, connection)
+            else:
+                self._watch(connection, connection.waits_for)
 
     def _has_another_address(self, failed: Connection) -> bool:
         """Whether a host that could not be reached has an address that was not tried yet."""
@@ -151,27 +160,38 @@ class Ranges:
         return True
 
     def _redirect(self, asked: _Asked, location: str, done: list[Done]) -> None:
-        import yarl
-
         asked.hops += 1
         try:
             if asked.hops > _HOPS:
                 raise RefusedError("the server redirects without an end")
-            given = urljoin(str(asked.url), location)
-            asked.url = yarl.URL(given, encoded=given.isascii() and given.isprintable())
-            Origin.of(asked.url)
-        except (ValueError, RefusedError) as error:
+            given = urljoin(asked.target.url, location)
+            asked.target = Target.of(given, encoded=given.isascii() and " " not in given)
+        except (RefusedError, ValueError) as error:
             done.append((asked.range, RefusedError(str(error))))
         else:
             self._waiting.appendleft(asked)
 
     def _end(self, connection: Connection, keep: bool) -> None:
-        self._selector.unregister(connection.descriptor)
         del self._busy[connection]
         if keep:
             self._idle.setdefault(connection.origin, []).append(connection)
+            self._watch(connection, READ)
         else:
-            connection.close()
+            self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._watched.pop(connection)
+        self._selector.unregister(connection.descriptor)
+        connection.close()
+
+    def _watch(self, connection: Connection, event: int) -> None:
+        """Has the selector wait for what a connection waits for; idle ones, for their end."""
+        before = self._watched.get(connection)
+        if before is None:
+            self._selector.register(connection.descriptor, event, connection)
+        elif before != event:
+            self._selector.modify(connection.descriptor, event, connection)
+        self._watched[connection] = event
 
     def _find_stalled(self, done: list[Done]) -> None:
         for connection, busy in [*self._busy.items()]:
@@ -191,13 +211,13 @@ class Ranges:
         while self._waiting and len(self._busy) < self._most:
             asked = self._waiting.popleft()
             try:
-                connection = self._connection(Origin.of(asked.url))
-            except (OSError, RefusedError, UnicodeError) as error:
+                connection = self._connection(asked.target.origin)
+            except (OSError, UnicodeError) as error:
                 self._failed.append((asked.range, error))
                 continue
-            connection.ask(request_bytes(asked.url, asked.range), asked.range)
+            connection.ask(asked.target.request(asked.range), asked.range)
             self._busy[connection] = _Busy(asked, self._clock)
-            self._selector.register(connection.descriptor, connection.waits_for, connection)
+            self._watch(connection, connection.waits_for)
 
     def _connection(self, origin: Origin) -> Connection:
         if idle := self._idle.get(origin):
@@ -205,7 +225,7 @@ class Ranges:
         unused = [one for ones in self._idle.values() for one in ones]
         if len(self._busy) + len(unused) >= self._most:  # of other origins
             for one in unused:
-                one.close()
+                self._drop(one)
             self._idle.clear()
         found = self._addresses.get(origin)
         if found is None or found[0] < time.monotonic():
@@ -219,7 +239,5 @@ class Ranges:
 
 
 @functools.lru_cache(256)
-def _parsed(url: str) -> Any:
-    import yarl  # comes with aiohttp, and is slow to import
-
-    return yarl.URL(url, encoded="X-Amz-Signature=" in url)  # which has to stay as it is
+def _target(url: str) -> Target:
+    return Target.of(url, encoded="X-Amz-Signature=" in url)  # which has to stay as it is

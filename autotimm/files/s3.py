@@ -12,16 +12,18 @@ import os
 import re
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotimm.files.answers import AnswerError, of_store
 
-_REPLACED = frozenset(
+REPLACED = frozenset(
     (
         *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"),
         *("InvalidToken", "InvalidAccessKeyId", "InvalidClientTokenId"),
     )
-)  # codes of stores whose cure may be newer keys
+)
+"""Codes of stores whose cure may be newer keys."""
 
 _SIGNED = 3600  # seconds for which a signature is asked
 _RENEWED = 600  # seconds of its use: botocore signs by no key that ends within ten minutes
@@ -34,7 +36,6 @@ class _Clients:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.made: dict[str, Any] = {}
-        self.signed: dict[str, tuple[float, Any, str]] = {}
 
 
 _clients = _Clients()
@@ -90,29 +91,32 @@ def downloader(url: str, stall: float) -> tuple[Any, str]:
     return client(url, **times)
 
 
-def signed(url: str, stall: float) -> str:
-    """An http(s) URL of an object, with a signature for the next minutes.
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """An http(s) URL of an object, with a signature that counts for some time.
+
+    Attributes:
+        url: the URL.
+        files: the client that has signed it.
+        until: when to make another one, by ``time.monotonic``.
+    """
+
+    url: str = field(repr=False)
+    files: Any
+    until: float
+
+
+def signed(url: str, stall: float) -> Signed:
+    """Signs a URL of an object.
 
     Raises:
         Exception: whatever s3fs and botocore raise.
     """
     from fsspec.asyn import sync
 
-    found = (here := _clients).signed.get(url)
-    if found is None or found[0] < time.monotonic():
-        files, path = downloader(url, stall)
-        text = sync(files.loop, files._url, path, expires=_SIGNED, timeout=stall)
-        found = here.signed[url] = time.monotonic() + _RENEWED, files, text
-    return found[2]
-
-
-def signature_may_be_new(url: str, error: Exception) -> bool:
-    """As :func:`keys_may_be_new`, for the URL that :func:`signed` has made of ``url``."""
-    found = _clients.signed.get(url)
-    if found is None or not keys_may_be_new(found[1], error):
-        return False
-    _clients.signed.clear()
-    return True
+    files, path = downloader(url, stall)
+    text = sync(files.loop, files._url, path, expires=_SIGNED, timeout=stall)
+    return Signed(text, files, time.monotonic() + _RENEWED)
 
 
 def keys_may_be_new(files: Any, error: Exception) -> bool:
@@ -121,7 +125,7 @@ def keys_may_be_new(files: Any, error: Exception) -> bool:
     If so, :func:`client` makes another one, which reads the keys again.
     """
     answer = of_store(error)
-    known = isinstance(answer, AnswerError) and answer.code in _REPLACED
+    known = isinstance(answer, AnswerError) and answer.code in REPLACED
     if not known and type(error).__name__ != "NoCredentialsError":  # of botocore
         return False
     with (here := _clients).lock:

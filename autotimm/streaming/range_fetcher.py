@@ -16,8 +16,9 @@ import numpy as np
 
 from autotimm.files import answers, remote, s3, urls
 from autotimm.files.answers import AnswerError
-from autotimm.files.connection import NoRangesError, OtherFileError, Range
+from autotimm.files.connection import NoRangesError, OtherFileError
 from autotimm.files.ranges import Ranges
+from autotimm.files.targets import Range
 from autotimm.format.index import checksum
 from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.open_shard import parts, span
@@ -84,7 +85,9 @@ class Fetcher:
         self._asked: dict[Place, Range] = {}  # on their way
         self._places: dict[Range, list[Place]] = {}
         self._came: dict[Place, Sample | Exception] = {}
+        self._answered = False  # by a range
         self._held = 0  # bytes in asked and came
+        self._signed: dict[str, s3.Signed] = {}
         self._hold_until = 0.0  # when a server may be asked again, which has asked to wait
         self._held_by: Exception | None = None
         self.again: list[Place] = []
@@ -96,9 +99,10 @@ class Fetcher:
 
     @property
     def may_ask(self) -> bool:
-        """Whether a further request can be sent now."""
-        waits = time.monotonic() < self._hold_until
-        return bool(self._ranges.free) and self._held < _MOST_HELD and not waits
+        """Whether a further request can be sent now: one alone until it is known to get a range."""
+        if time.monotonic() < self._hold_until or (not self._answered and self._asked):
+            return False
+        return bool(self._ranges.free) and self._held < _MOST_HELD
 
     def opened(self, shard: int) -> _Open:
         """A shard, of which the index is downloaded first.
@@ -169,8 +173,7 @@ class Fetcher:
             high, end = high + 1, opened.span(high + 1)[1]
         while self._joins(opened, (shard, low - 1), wanted, begin, end):
             low, begin = low - 1, opened.span(low - 1)[0]
-        url = s3.signed(opened.url, self._stall) if urls.kind(opened.url) == "s3" else opened.url
-        one = Range(url, begin, end, self._files.size(shard))
+        one = Range(self._url(opened), begin, end, self._files.size(shard))
         self._places[one] = [(shard, i) for i in range(low, high + 1)]
         self._asked |= dict.fromkeys(self._places[one], one)
         self._held += end - begin
@@ -196,10 +199,13 @@ class Fetcher:
             NoRangesError: the server sends whole files alone.
             InputError: it cannot be downloaded.
         """
+        outcomes = [self._outcome(place)]
+        if not isinstance(outcomes[0], Exception):
+            return outcomes[0]
         url, tries = self.opened(place[0]).url, Counter[type]()
 
         def attempt() -> Sample | NoRangesError | None:
-            outcome = self._outcome(place)
+            outcome = outcomes.pop() if outcomes else self._outcome(place)
             tries[type(outcome)] += 1
             if not isinstance(outcome, Exception) or isinstance(outcome, NoRangesError):
                 return outcome
@@ -207,7 +213,7 @@ class Fetcher:
                 self._files.check_not_rewritten()
             if tries[DamagedError] == 2:
                 return None
-            if tries[type(outcome)] == 1 and s3.signature_may_be_new(url, outcome):
+            if tries[type(outcome)] == 1 and self._signs_again(url, outcome):
                 return attempt()
             raise outcome
 
@@ -216,6 +222,23 @@ class Fetcher:
         if isinstance(found, NoRangesError):
             raise found
         return found
+
+    def _url(self, opened: _Open) -> str:
+        """Where a shard is to be asked for: an S3 URL is signed, anew after some minutes."""
+        url = opened.url
+        if urls.kind(url) != "s3":
+            return url
+        if url not in self._signed or self._signed[url].until < time.monotonic():
+            self._signed[url] = s3.signed(url, self._stall)
+        return self._signed[url].url
+
+    def _signs_again(self, url: str, error: Exception) -> bool:
+        """Whether another signature may help, as the keys of the last one have expired."""
+        last = self._signed.get(url)
+        if last is None or not s3.keys_may_be_new(last.files, error):
+            return False
+        self._signed.clear()
+        return True
 
     def _outcome(self, place: Place) -> Sample | Exception:
         """One try to get a sample: waits for it if it is on its way, or asks for it."""
@@ -248,6 +271,8 @@ class Fetcher:
 
     def _note(self, error: Exception, places: list[Place], awaited: Place | None) -> None:
         """Keeps an error for those who read the samples, or has them asked for again."""
+        if isinstance(error, AnswerError) and self._refuses_signature(error, places[0][0]):
+            error = NoRangesError(f"it refuses signed URLs: {error}")
         if isinstance(error, NoRangesError):
             self.no_ranges = error
         if isinstance(error, AnswerError) and error.wait:
@@ -258,9 +283,15 @@ class Fetcher:
             else:
                 self.again.append(place)
 
+    def _refuses_signature(self, error: AnswerError, shard: int) -> bool:
+        """Whether a store refuses the first signed URL: its client may have other ways, such as to
+        ask in another region, and gives the reason otherwise."""
+        of_store = urls.kind(self.opened(shard).url) == "s3" and error.code not in s3.REPLACED
+        return of_store and answers.is_final(error) and not self._answered
+
     def _take(self, places: list[Place], one: Range, data: memoryview) -> None:
         """Compares the samples of a range with their checksums, and puts them into the cache."""
-        opened = self.opened(places[0][0])
+        opened, self._answered = self.opened(places[0][0]), True
         for place in places:
             found = parts(opened.rows[place[1]].item(), data, one.start)
             if found is None:

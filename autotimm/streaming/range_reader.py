@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -42,7 +42,7 @@ class _Progress:
     fetcher: Fetcher
     pid: int = field(default_factory=os.getpid)
     steps: Iterator[list[Place]] = field(default_factory=lambda: iter(()))
-    planned: deque[Place] = field(default_factory=deque)
+    planned: OrderedDict[Place, None] = field(default_factory=OrderedDict)
     ahead: int = 0
     first: int = 0
     shards: list[int] = field(default_factory=list)
@@ -145,17 +145,19 @@ class RangeReader:
             return False
         shards = {shard for shard, _ in step}
         self._files.fetch_indices([s for s in shards if not now.fetcher.is_open(s)])
-        now.planned.extend(step)
+        now.planned |= dict.fromkeys(step)
         now.ahead += len(step)
         return True
 
     def _ask_ahead(self, now: _Progress) -> None:
         """Asks for as many of the planned samples as may be on their way."""
         now.fetcher.receive(0)
-        now.planned.extendleft(reversed(now.fetcher.again))
+        for place in reversed(now.fetcher.again):
+            now.planned[place] = None
+            now.planned.move_to_end(place, last=False)
         now.fetcher.again.clear()
-        wanted = {*now.planned} if now.fetcher.may_ask else set()
         # The reader of the sample gets the error, of the index or of botocore, in its turn.
         with contextlib.suppress(Exception):
             while now.planned and now.fetcher.may_ask:
-                now.fetcher.ask(now.planned.popleft(), wanted)
+                place, _ = now.planned.popitem(last=False)
+                now.fetcher.ask(place, now.planned)

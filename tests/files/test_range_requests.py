@@ -13,8 +13,8 @@ import pytest
 from servers import Server, serve
 
 from autotimm.files import answers, ranges
-from autotimm.files.connection import Range
 from autotimm.files.ranges import Ranges
+from autotimm.files.targets import Range
 
 CONTENT = bytes(range(256)) * 4000
 
