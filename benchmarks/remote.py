@@ -1,14 +1,15 @@
 """Shards at a URL, into an empty cache: autotimm by ranges and by whole shards, webdataset, curl.
 
 nginx serves them; with ``--delay`` a relay adds milliseconds to each request. CPU seconds are those
-of the reader and of its children, without the server and the relay. S3 needs moto[server], whose
-rate is that of a Python server: look at the CPU seconds alone.
+of the reader and of its children, without the server and the relay. As a store of S3 nginx answers
+signed requests like all others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -36,6 +37,7 @@ http {{
   server {{
     listen 127.0.0.1:{port};
     location /ranges/ {{ alias {folder}/; }}
+    location /bucket/shards/ {{ alias {folder}/; }}
     location /whole/ {{ alias {folder}/; max_ranges 0; }}
   }}
 }}
@@ -45,7 +47,6 @@ http {{
 def main() -> None:
     options = harness.parser(__doc__)
     options.add_argument("--delay", type=float, default=0, help="milliseconds a request (0)")
-    options.add_argument("--s3", action="store_true", help="from moto's server, too")
     given = options.parse_args()
     if shutil.which("nginx") is None:
         sys.exit("this benchmark needs nginx")
@@ -77,9 +78,11 @@ def table(root: Path, images: int, repeats: int, given: Any) -> str:
             "autotimm, whole shards": partial(contestant, HERE, "autotimm", f"{url}/whole"),
             "autotimm, ranges": partial(contestant, HERE, "autotimm", f"{url}/ranges"),
         }
-        if given.s3:
-            every["autotimm, ranges of S3"] = partial(
-                contestant, HERE, "autotimm", stack.enter_context(moto(shards))
+        if importlib.util.find_spec("s3fs") is not None:
+            os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "nobody")
+            os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
+            every["autotimm, ranges, S3"] = partial(
+                contestant, HERE, "autotimm", "s3://bucket/shards"
             )
         sent: dict[str, int] = {}
         runs = rounds(
@@ -168,31 +171,6 @@ def relay(port: int, seconds: float) -> None:
     asyncio.run(serve())
 
 
-@contextlib.contextmanager
-def moto(folder: Path) -> Iterator[str]:
-    """An S3 server in a process of its own that holds the shards; yields their URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    os.environ |= dict.fromkeys(names, "testing") | {"AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port)
-        import boto3
-
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        for path in folder.iterdir():
-            client.upload_file(str(path), "bucket", f"shards/{path.name}")
-        yield "s3://bucket/shards"
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def wait_for(port: int) -> None:
     """Waits until something listens there."""
     for _ in range(600):
@@ -239,6 +217,7 @@ def autotimm(url: str) -> None:
     from autotimm.structures import World
 
     if url.startswith("s3:"):
+        import botocore  # noqa: F401
         import s3fs  # noqa: F401
 
     def work() -> int:
