@@ -23,7 +23,7 @@ from autotimm.format.index import read_index
 from autotimm.format.manifest_file import read_manifest
 from autotimm.images.decode import DataError
 from autotimm.sharding.cli import shard
-from autotimm.streaming import cached_shards, range_fetcher, sparse
+from autotimm.streaming import cached_shards, range_fetcher, range_reader, sparse
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
 from autotimm.streaming.open_shard import span
@@ -125,7 +125,7 @@ def test_before_the_first_batch_nothing_else_is_fetched(
     assert server.sent.total() > needed
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("paired", [0.0, 0.5])
 def test_order_and_content_are_those_of_the_folder(
     workers: int, paired: float, server: Server, shard_folder: Path, tmp_path: Path
@@ -240,9 +240,11 @@ def test_a_server_that_asks_to_wait_is_left_alone(
     assert 0 < sum(s >= 1 for s in slept) < IMAGES // SHARD  # one wait for several answers
 
 
-def test_kept_connections_may_be_dropped(
-    server: Server, shard_folder: Path, tmp_path: Path
+def test_a_kept_connection_may_be_dropped(
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Which costs no try: there is one connection, and only one try is allowed."""
+    monkeypatch.setattr(range_reader, "_IN_FLIGHT", 1)
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=Retry(1))
     batches = iter(loader(source))
     found = [next(batches) for _ in range(3)]
@@ -251,7 +253,7 @@ def test_kept_connections_may_be_dropped(
     assert found + list(batches) == list(loader(ShardSource(shard_folder, "train")))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_server_that_forgets_ranges_is_told_once(
     workers: int,
     server: Server,
