@@ -327,9 +327,11 @@ def _read_all(source: ShardSource, found: Any) -> None:
 
 
 def test_readers_and_their_forks_share_a_cache(
-    server: Server, shard_folder: Path, tmp_path: Path
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parent has connections, and requests on their way, when it is forked."""
+    """The parent has requests on their way when it is forked, and many to come."""
+    monkeypatch.setattr(range_reader, "_IN_FLIGHT", 8)
+    server.delay = 0.1
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
     batches = iter(loader(source))
     begun = [next(batches) for _ in range(2)]
