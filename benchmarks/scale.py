@@ -187,7 +187,7 @@ def simulated(worlds: list[int]) -> str:
         "its memory, MB",
         f"steps in an epoch of COCO ({BATCH} images a rank)",
         f"shards of COCO that a node of {PER_NODE} ranks reads",
-        "GB that all nodes fetch for it from a server, once",
+        "GB that all nodes fetch for it from a server without ranges, once",
         "least cache of a node, GB",
     ]
     return markdown(headings, rows)

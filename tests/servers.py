@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import time
 from collections import Counter
@@ -13,8 +14,9 @@ from pathlib import Path
 Fault = int | str
 """A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close", "headers"
 (byte by byte), "continue" (100 without an end), "empty" (compressed blocks that hold nothing),
-"why" (403 with a reason in XML), "nowhere" (301 without an address), "later" (503 with Retry-After)
-or a URL to redirect to."""
+"why" (403 with a reason in XML), "expired" (400, as S3 refuses old keys), "nowhere" (301 without an
+address), "later" (503 with Retry-After), "wait" (429 with a short one), "whole" (200 instead of a
+range) or a URL to redirect to."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -23,16 +25,25 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         faults: by file name, how the first GETs of it are answered, one after another.
         requests: how often each file was asked for.
+        authorizations: the header of that name of each request, "" without one.
         delay: seconds before each body.
+        ranges: whether it sends ranges of files, and keeps connections.
+        sent: the bytes of bodies that were sent of each file.
+        connections: how many were opened.
     """
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self.requests = folder, dict[str, list[Fault]](), Counter[str]()
-        self.delay = 0.0
+        self.delay, self.ranges, self.connections = 0.0, False, 0
+        self.sent = Counter[str]()
+        self.authorizations: list[str] = []
         self.over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing: clients that have had enough drop their connections."""
 
     @property
     def url(self) -> str:
@@ -57,13 +68,27 @@ def serve(folder: Path) -> Iterator[Server]:
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
+    def setup(self) -> None:
+        self.server.connections += 1
+        self.protocol_version = "HTTP/1.1" if self.server.ranges else "HTTP/1.0"
+        super().setup()
+
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
         self.server.requests[name] += 1
+        self.server.authorizations.append(self.headers.get("Authorization", ""))
         faults = self.server.faults.get(name)
         fault = faults.pop(0) if faults else None
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has had enough
             self.answer(name, fault)
+
+    def do_HEAD(self) -> None:
+        size = (self.server.folder / self.path.rpartition("/")[2]).stat().st_size
+        self.send_response(200)
+        for header in ("Last-Modified: Mon, 02 Nov 2026 00:00:00 GMT", f"Content-Length: {size}"):
+            self.send_header(*header.split(": "))
+        self.send_header("ETag", '"tag"')
+        self.end_headers()
 
     def answer(self, name: str, fault: Fault | None) -> None:
         if isinstance(fault, int):
@@ -73,7 +98,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", fault)
             self.end_headers()
         elif fault == "close":
+            self.close_connection = True
             self.connection.close()
+        elif fault == "wait":
+            self.plain(429, b"", ("Retry-After", "1"))
         elif fault == "headers":
             self.drip(b"HTTP/1.1 200 OK\r\n", b"X-Long: " + bytes(99).replace(b"\0", b"a"))
         elif fault == "continue":
@@ -88,6 +116,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 b"<Message>late\x1b[2J</Message>",
             )
             self.plain(403, b"<Error>" + code + message + b"</Error>")
+        elif fault == "expired":
+            self.plain(400, b"<Error><Code>ExpiredToken</Code><Message>old</Message></Error>")
         elif fault == "nowhere":
             self.plain(301, b"")
         elif fault == "later":
@@ -112,10 +142,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
 
     def body(self, content: bytes, fault: Fault | None) -> None:
-        self.send_response(200)
+        asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]+)", self.headers.get("Range", ""))
+        if asked and self.server.ranges and fault != "whole":
+            begin, end, size = int(asked[1]), int(asked[2]) + 1, len(content)
+            if begin >= size:
+                self.send_error(416)
+                return
+            content = content[begin:end]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{begin + len(content) - 1}/{size}")
+        else:
+            self.send_response(200)
         if fault != "endless":
             self.send_header("Content-Length", str(len(content)))
+        if fault in ("stall", "endless", "cut"):
+            self.close_connection = True
         self.end_headers()
+        self.server.sent[self.path.partition("?")[0].rpartition("/")[2]] += len(content)
         self.server.over.wait(self.server.delay)
         if fault == "stall":
             self.wfile.write(content[:100])

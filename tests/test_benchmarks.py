@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,14 @@ def test_faults() -> None:
     assert len(table) == 2 + 5
     for fault, (tried, survived, *found) in list(table.items())[2:]:
         assert tried == survived != "0", (fault, found)
+
+
+@pytest.mark.release
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
+def test_remote() -> None:
+    table = rows(bench("remote.py"))
+    assert 0.9 < float(table["autotimm, ranges"][2]) <= 1.02
+    assert float(table["curl"][2]) > 0.9
 
 
 @pytest.mark.release

@@ -13,7 +13,8 @@ from typing import Any
 from autotimm.files.atomic import FULL
 from autotimm.structures import InputError
 
-_HEAD = 4096  # bytes of an answer's body that may say why
+HEAD = 4096
+"""Bytes of an answer's body that may say why."""
 _PASSING = frozenset((408, 425, 429))  # timeout, too early, too many requests
 _WAYS = {
     "RequestTimeTooSkewed": "set the clock of this machine",
@@ -43,11 +44,12 @@ class AnswerError(Exception):
     Attributes:
         status: of HTTP.
         wait: seconds that the server asks to wait before the next try.
+        code: the name that a store gives to its reason; mostly empty.
     """
 
-    def __init__(self, status: int, text: str, wait: float = 0.0) -> None:
+    def __init__(self, status: int, text: str, wait: float = 0.0, code: str = "") -> None:
         super().__init__(text)
-        self.status, self.wait = status, wait
+        self.status, self.wait, self.code = status, wait, code
 
 
 async def check(response: Any) -> None:
@@ -57,19 +59,33 @@ async def check(response: Any) -> None:
         FileNotFoundError: the server has no such file.
         AnswerError: any other status than 200 to 299, with the reason that the body states.
     """
-    status = response.status
-    if 200 <= status < 300:
-        return
+    if not 200 <= response.status < 300:
+        body = b"" if response.status < 400 else await response.content.read(HEAD)
+        raise error_of(response.status, response.reason or "", response.headers, body)
+
+
+def error_of(status: int, said: str, headers: Mapping[str, str], body: bytes) -> Exception:
+    """The error of an answer with another status than 200 to 299.
+
+    Args:
+        status: of HTTP.
+        said: beside the status, such as "Forbidden".
+        headers: of the answer.
+        body: the first ``HEAD`` bytes of it.
+
+    Returns:
+        A FileNotFoundError, or an AnswerError with the reason that the body states.
+    """
     if status in (404, 410):
-        raise FileNotFoundError(status)
-    text = f"{status} {response.reason or ''}".strip()
-    if 300 <= status < 400:  # aiohttp has followed those that name an address
-        raise AnswerError(status, f"{text}: a redirect that names no address")
-    code, message = _reason(await response.content.read(_HEAD))
-    said = ", ".join(one for one in (code, message) if one and one not in text)
+        return FileNotFoundError(status)
+    text = f"{status} {said}".strip()
+    if 300 <= status < 400:  # those that name an address have been followed
+        return AnswerError(status, f"{text}: a redirect that names no address")
+    code, message = _reason(body)
+    more = ", ".join(one for one in (code, message) if one and one not in text)
     way = _WAYS.get(code) or _WAYS.get(status)
-    line = _printable(f"{text}{f' ({said})' if said else ''}{f': {way}' if way else ''}")
-    raise AnswerError(status, line, asked_wait(response.headers))
+    line = _printable(f"{text}{f' ({more})' if more else ''}{f': {way}' if way else ''}")
+    return AnswerError(status, line, asked_wait(headers), code)
 
 
 def asked_wait(headers: Mapping[str, str]) -> float:
@@ -119,7 +135,8 @@ def of_store(error: Exception) -> Exception:
         return error
     way = _WAYS.get(code) or _WAYS.get(status)
     line = f"{status} ({', '.join(filter(None, (code, message)))}){f': {way}' if way else ''}"
-    return AnswerError(status, _printable(line), asked_wait(told.get("HTTPHeaders") or {}))
+    wait = asked_wait(told.get("HTTPHeaders") or {})
+    return AnswerError(status, _printable(line), wait, code)
 
 
 def is_final(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from autotimm.files import answers, urls
+from autotimm.files import answers, s3, urls
 from autotimm.files.answers import RefusedError
 from autotimm.files.retry import Retry, retried, tries_of
 from autotimm.structures import InputError
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _CHUNK = 1 << 20  # bytes
 _MANIFEST_LIMIT = 1 << 30  # bytes; a billion samples need some 200 MB
 _LIMIT = 1 << 50  # bytes of a file of any size
-_TRICKLE = 1024  # bytes a second; a slower download counts as stalled
+TRICKLE = 1024  # bytes a second; a slower download counts as stalled
 
 
 def join(url: str, name: str) -> str:
@@ -109,17 +109,14 @@ def chunks(url: str, at_most: int, stall: float) -> Iterator[bytes]:
     import aiohttp  # imported here because both are slow to import, and local shards need neither
     import fsspec
 
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if url.lower().startswith("s3"):
-        # botocore's own retries would hide the server's reason behind a timeout.
-        times = {"connect_timeout": stall, "read_timeout": stall}
-        options["config_kwargs"] = {**times, "retries": {"max_attempts": 1}}
-    else:
+    try:
+        if urls.kind(url) == "s3":
+            yield from _unless_it_trickles(_S3Stream(url, stall), at_most, stall)
+            return
         # aiohttp's default limit of 5 minutes in all would interrupt the download of large shards.
         timeout = aiohttp.ClientTimeout(total=None)
-        options["client_kwargs"] = {"timeout": timeout, "raise_for_status": answers.check}
-    try:
-        files, path = fsspec.url_to_fs(url, **options)
+        asked = {"timeout": timeout, "raise_for_status": answers.check}
+        files, path = fsspec.url_to_fs(url, client_kwargs=asked, skip_instance_cache=True)
         yield from _unless_it_trickles(_Stream(files, path, stall), at_most, stall)
     except TimeoutError:
         raise OSError(f"nothing came for {stall:g} seconds") from None
@@ -162,20 +159,37 @@ class _Stream:
         return await self._body.read(size)
 
     async def _open(self) -> None:
-        if "s3" in self._files.protocol:
-            bucket, key, version = self._files.split_path(self._path)
-            which = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
-            self._body = (await self._files._call_s3("get_object", **which))["Body"]
-            self._response = self._body
-        else:
-            session = await self._files.set_session()
-            url = self._files.encode_url(self._path)
-            # As it is stored: a content that the server compresses on its way has another length.
-            self._response = await session.get(url, headers={"Accept-Encoding": "identity"})
-            self._body = self._response.content
+        session = await self._files.set_session()
+        # As it is stored: a content that the server compresses on its way has another length.
+        headers = {"Accept-Encoding": "identity"}
+        self._response = await session.get(self._files.encode_url(self._path), headers=headers)
+        self._body = self._response.content
 
     async def _close(self) -> None:
         self._response.close()
+
+
+class _S3Stream(_Stream):
+    """The same of an object in S3."""
+
+    def __init__(self, url: str, stall: float) -> None:
+        self._url = url
+        super().__init__(*s3.downloader(url, stall), stall)
+
+    async def _open(self) -> None:
+        try:
+            self._body = await self._get()
+        except Exception as error:  # of s3fs and botocore
+            if not s3.keys_may_be_new(self._files, error):
+                raise
+            self._files, _ = s3.downloader(self._url, self._stall)
+            self._body = await self._get()
+        self._response = self._body
+
+    async def _get(self) -> Any:
+        bucket, key, version = self._files.split_path(self._path)
+        which = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
+        return (await self._files._call_s3("get_object", **which))["Body"]
 
 
 def _unless_it_trickles(stream: _Stream, at_most: int, stall: float) -> Iterator[bytes]:
@@ -186,7 +200,7 @@ def _unless_it_trickles(stream: _Stream, at_most: int, stall: float) -> Iterator
             yield chunk
             seconds = time.monotonic() - since
             if seconds > stall:
-                if count - before < _TRICKLE * seconds:
+                if count - before < TRICKLE * seconds:
                     raise OSError(f"only {count - before:,} bytes came in {seconds:.1f} seconds")
                 before, since = count, since + seconds
 

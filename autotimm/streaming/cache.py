@@ -1,10 +1,11 @@
 """The cache folder: downloaded and verified files, shared by all processes of a machine.
 
 Invariants: the name of a cached file is the sha256 of its content, and the cache renames a file
-into place only after it has checked size and hash; so a cached file is never partial, and two data
-sets whose shards have the same names do not collide. One process downloads a file while the others
-wait for it. With a limit, the cache removes the least recently used files first, and never any
-other file; a process that has a removed file open can still read it.
+into place only after it has checked size and hash; so a cached file is never partial (but for the
+files of ``sparse.py``, whose readers compare each sample), and two data sets whose shards have the
+same names do not collide. One process downloads a file while the others wait for it. With a limit,
+the cache removes the least recently used files first, and never any other file; a process that has
+a removed file open can still read it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from autotimm.files.atomic import FULL, whole_file
 from autotimm.files.retry import Retry
 from autotimm.structures import InputError
 
-_CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
-_UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy))\..*\.tmp")
-_ROOM = "room"  # the lock that a process holds while it counts bytes and removes files
+_CACHED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy|part)")
+_UNFINISHED = re.compile(r"\.([0-9a-f]{64}\.(?:tar|npy|part))\..*\.tmp")
+ROOM = "room"  # the lock that a process holds while it counts bytes and removes files
 _WAIT = 0.05  # seconds between two attempts to make room
 
 
@@ -39,7 +40,7 @@ class RemoteFile:
     Attributes:
         url: where the file is.
         sha256: of its content, hexadecimal.
-        suffix: of its name in the cache: ".tar" or ".npy".
+        suffix: of its name in the cache: ".tar", ".npy", or ".part" for a tar with gaps.
         at_most: bytes after which a download stops.
         size: in bytes, if it is known.
         changed: called when a download has another content; raises an error if another file lies
@@ -148,12 +149,12 @@ class Cache:
 
     def _fetch(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> Path | None:
         path = self.folder / file.name
-        if _use(path, file.size):
+        if in_use(path, file.size):
             return path
         with self.lock(file.name, urgent) as held:
             if not held:
                 return path
-            if _use(path, file.size):  # another process downloaded it meanwhile
+            if in_use(path, file.size):  # another process downloaded it meanwhile
                 return path
             for left in self.folder.glob(f".{file.name}.*.tmp"):  # from a process that was killed
                 left.unlink(missing_ok=True)
@@ -168,19 +169,19 @@ class Cache:
                 except OSError as error:  # also raised when the exit stack syncs the file
                     if error.errno not in FULL:
                         raise
-                    self._make_room(file, keep, urgent)
+                    self.make_room(file, keep, urgent)
                     raise OSError("the disk is full, below cache_limit") from None
                 return True
 
             return path if remote.download(file.url, attempt, self.retry) else None
 
-    def _make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
+    def make_room(self, file: RemoteFile, keep: Collection[str], urgent: bool) -> None:
         """Removes files because the disk is full although the cache is below its limit."""
         full = f"{self.folder}: no space left for {urls.shown(file.url)}: "
         if self.limit is None:
             raise InputError(f"{full}set cache_limit, or cache_dir to another disk")
-        with self.lock(_ROOM):
-            if not self._remove(file.at_most, keep, urgent):
+        with self.lock(ROOM):
+            if not self.remove(file.at_most, keep, urgent):
                 raise InputError(f"{full}free some, or set cache_dir to another disk")
 
     def _reserve(
@@ -191,13 +192,13 @@ class Cache:
         keep: Collection[str],
         urgent: bool,
     ) -> BinaryIO | None:
-        """Opens the file for a download, at its full size, so that ``_total`` counts all of it."""
+        """Opens the file for a download, at its full size, so that ``total`` counts all of it."""
         if self.limit is None:
             return stack.enter_context(whole_file(path))
         while True:
-            with self.lock(_ROOM):
-                over = self._total() + file.at_most - self.limit
-                if over <= 0 or self._remove(over, keep, urgent) >= over:
+            with self.lock(ROOM):
+                over = self.total() + file.at_most - self.limit
+                if over <= 0 or self.remove(over, keep, urgent) >= over:
                     out = stack.enter_context(whole_file(path))
                     out.truncate(file.at_most)
                     return out
@@ -205,7 +206,7 @@ class Cache:
                 return None
             time.sleep(_WAIT)  # other processes' downloads take the room until they finish
 
-    def _total(self) -> int:
+    def total(self) -> int:
         """Counts the bytes in the cache, and removes what killed processes have left there."""
         total = 0
         for path in self.folder.iterdir():
@@ -220,7 +221,7 @@ class Cache:
                 total += _size(path)
         return total
 
-    def _remove(self, needed: int, keep: Collection[str], urgent: bool) -> int:
+    def remove(self, needed: int, keep: Collection[str], urgent: bool) -> int:
         """Removes the least recently used files until ``needed`` bytes are free.
 
         Returns:
@@ -230,8 +231,8 @@ class Cache:
         for path in self.folder.iterdir():
             if _CACHED.fullmatch(path.name) and (urgent or path.name not in keep):
                 with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    files.append((path.name in keep, status.st_mtime_ns, status.st_size, path))
+                    used = path.stat().st_mtime_ns
+                    files.append((path.name in keep, used, _size(path), path))
         if not urgent and sum(size for _, _, size, _ in files) < needed:
             return 0
         freed = 0
@@ -264,13 +265,15 @@ def _download(file: RemoteFile, out: BinaryIO, retry: Retry) -> None:
 
 
 def _size(path: Path) -> int:
+    """The bytes of a file: as many as it has, or as a sparse one takes on the disk."""
     try:
-        return path.stat().st_size
+        status = path.stat()
+        return status.st_blocks * 512 if path.suffix == ".part" else status.st_size
     except FileNotFoundError:
         return 0
 
 
-def _use(path: Path, size: int | None) -> bool:
+def in_use(path: Path, size: int | None) -> bool:
     """Returns whether a file of this size is cached, and sets its time of last use."""
     try:
         status = path.stat()

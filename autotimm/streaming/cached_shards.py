@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,9 +17,10 @@ from autotimm.files import remote
 from autotimm.files.urls import Location
 from autotimm.format.index import most_bytes
 from autotimm.format.manifest import MANIFEST, Shard
-from autotimm.streaming.cache import Cache, RemoteFile
+from autotimm.streaming.cache import Cache, RemoteFile, in_use
 from autotimm.streaming.order import WINDOW
 from autotimm.streaming.shard_files import ShardFiles, T
+from autotimm.streaming.sparse import SparseFile
 from autotimm.structures import InputError
 
 _FETCHERS = 8  # indices downloaded at a time: they are small, so latency takes most of the time
@@ -50,7 +52,8 @@ class CachedShardFiles(ShardFiles):
         self.thread: threading.Thread | None = None  # downloads in the background
         # The plan of the thread: shards, and the names of files that must not make room for each.
         self._ahead: deque[tuple[int, frozenset[str]]] = deque()
-        self._keep: frozenset[str] = frozenset()  # the files of the present window
+        self._tars = True
+        self.kept: frozenset[str] = frozenset()  # names of the files of the present window
         self._check_limit()
 
     def __getstate__(self) -> dict[str, Any]:  # for workers that are spawned rather than forked
@@ -58,8 +61,8 @@ class CachedShardFiles(ShardFiles):
 
     def path(self, shard: int) -> Path:
         """See ``ShardFiles``."""
-        with self._named(shard):
-            return self.cache.fetch(self._tar(shard), self._keep)
+        with self.named(shard):
+            return self.cache.fetch(self._tar(shard), self.kept)
 
     def refetch(self, shard: int) -> bool:
         """See ``ShardFiles``."""
@@ -70,12 +73,49 @@ class CachedShardFiles(ShardFiles):
         with ThreadPoolExecutor(_FETCHERS) as pool:
             return list(pool.map(read, range(len(self._shards))))
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads these shards in the background, in this order; replaces an earlier plan."""
-        plan = list(shards)
-        names = [[self._tar(shard).name, self._index(shard).name] for shard in plan]
+    def size(self, shard: int) -> int:
+        """The bytes of a tar."""
+        return self._shards[shard].bytes
+
+    def url_of(self, shard: int) -> str:
+        """The URL of a tar, with its secrets."""
+        return remote.join(self._location.given, self._shards[shard].name)
+
+    def has_whole(self, shard: int) -> bool:
+        """Whether a tar lies in the cache as a whole."""
+        return in_use(self.cache.folder / self._tar(shard).name, self.size(shard))
+
+    def sparse(self, shard: int) -> SparseFile:
+        """The file of the cache for single samples of a tar."""
+        return SparseFile(self.cache, replace(self._tar(shard), suffix=".part"))
+
+    def fetch_indices(self, shards: Iterable[int]) -> None:
+        """Downloads indices, several at a time; what fails, ``index`` raises."""
+        folder = self.cache.folder
+        lacking = [s for s in shards if not (folder / self._index(s).name).exists()]
+        if len(lacking) > 1:
+            with ThreadPoolExecutor(_FETCHERS) as pool:
+                list(pool.map(self._fetch_index, lacking))
+
+    def _fetch_index(self, shard: int) -> None:
+        with contextlib.suppress(InputError, FileNotFoundError):
+            self.cache.fetch_ahead(self._index(shard), self.kept)
+
+    def prefetch(self, shards: Iterable[int], tars: bool = True) -> None:
+        """Downloads these shards in the background, in this order; replaces an earlier plan.
+
+        Args:
+            shards: the present window, and the next one.
+            tars: False for the indices alone.
+        """
+        plan, self._tars = list(shards), tars
+        suffix = ".tar" if tars else ".part"
+        names = [
+            [replace(self._tar(shard), suffix=suffix).name, self._index(shard).name]
+            for shard in plan
+        ]
         before = [frozenset(itertools.chain(*names[:i])) for i in range(len(plan) + 1)]
-        self._keep = before[min(WINDOW, len(plan))]
+        self.kept = before[min(WINDOW, len(plan))]
         self._ahead.clear()
         self._ahead.extend(zip(plan, before, strict=False))
         if self.thread is None or not self.thread.is_alive():
@@ -89,7 +129,7 @@ class CachedShardFiles(ShardFiles):
             except IndexError:  # prefetch() has just cleared the plan
                 continue
             try:
-                if not self.cache.fetch_ahead(self._tar(shard), keep):
+                if self._tars and not self.cache.fetch_ahead(self._tar(shard), keep):
                     return
                 with contextlib.suppress(FileNotFoundError):  # index() builds it from the tar
                     self.cache.fetch_ahead(self._index(shard), keep)
@@ -122,7 +162,7 @@ class CachedShardFiles(ShardFiles):
         return RemoteFile(url, info.index_sha256, ".npy", most_bytes(info), changed=check)
 
     @contextlib.contextmanager
-    def _named(self, shard: int) -> Iterator[None]:
+    def named(self, shard: int) -> Iterator[None]:
         """Turns a FileNotFoundError of the server into an InputError about the manifest."""
         try:
             yield
@@ -131,20 +171,20 @@ class CachedShardFiles(ShardFiles):
             raise InputError(f"{error}, but {MANIFEST} names it") from None
 
     def _open(self, shard: int) -> BinaryIO:
-        with self._named(shard):
-            return self.cache.open(self._tar(shard), self._keep)
+        with self.named(shard):
+            return self.cache.open(self._tar(shard), self.kept)
 
     def _index_path(self, shard: int) -> Path:
         return self.cache.folder / self._index(shard).name
 
     def _index_content(self, shard: int) -> bytes:
         index = self._index(shard)
-        with self.cache.open(index, self._keep) as file:
+        with self.cache.open(index, self.kept) as file:
             content = file.read()
         if hashlib.sha256(content).hexdigest() == index.sha256:
             return content
         self.cache.remove_changed(index)
-        with self.cache.open(index, self._keep) as file:
+        with self.cache.open(index, self.kept) as file:
             return file.read()
 
     def _check_content(self, shard: int) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from autotimm.images.decode import DataError
@@ -34,6 +33,7 @@ from autotimm.streaming.epochs import Epochs
 from autotimm.streaming.order import EpochOrder, Plan, drawn_size, partner, sample_rng
 from autotimm.streaming.repeats import Repeats
 from autotimm.streaming.store import Source
+from autotimm.streaming.upcoming import places, upcoming
 from autotimm.structures import InputError, Record, World
 
 Load = Callable[..., Any]
@@ -147,11 +147,14 @@ class SampleStream(IterableDataset):
         order = self._epochs.order(epoch)
         plan = self._epochs.plan(order, epoch, self.world, self.batch_size, consumed)
         window, damaged = -1, Skipped()
+        steps = range(worker, plan.steps, workers)
+        own = self._epochs.order(epoch)
+        self.source.announce(upcoming(own, plan, steps, self.seed, epoch, self.paired))
         with contextlib.ExitStack() as stack:
             pool = None
             if threads > 1:  # they end with the epoch, because forking with threads is unsafe
                 pool = stack.enter_context(ThreadPoolExecutor(threads))
-            for step in range(worker, plan.steps, workers):
+            for step in steps:
                 if (now := plan.window(step)) != window:
                     window = now
                     ahead = order.window_shards(now), order.window_shards(now + 1)
@@ -187,11 +190,11 @@ class SampleStream(IterableDataset):
         """
         positions = plan.positions(step)
         samples, padding, skipped = [], [], Skipped()
-        firsts = [*zip(positions.tolist(), _places(order, positions), strict=True)]
+        firsts = [*zip(positions.tolist(), places(order, positions), strict=True)]
         make = partial(self._make, epoch=epoch, canvas=canvas)
         read = partial(self._read, order=order, epoch=epoch)
         for position, first, begun in self._begun(firsts, read, make, damaged, pool):
-            others = (p for n in plan.substitutes(position, step) for p in _places(order, n))
+            others = (p for n in plan.substitutes(position, step) for p in places(order, n))
             for place in chain([first], others):
                 if place not in damaged:
                     try:
@@ -258,7 +261,7 @@ class SampleStream(IterableDataset):
         if (second := partner(self.seed, epoch, position, self.paired)) is not None:
             # A damaged second sample is reported at its own position.
             with contextlib.suppress(DataError):
-                other = self.source.read(*next(_places(order, second)))
+                other = self.source.read(*next(places(order, second)))
         return *found, place[0], other
 
     def _make(
@@ -287,9 +290,3 @@ class SampleStream(IterableDataset):
 
     def _name(self, record: Record, shard: int) -> str:
         return f"{record['file_name']} (in {self.source.where(shard)})"
-
-
-def _places(order: EpochOrder, positions: NDArray[np.int64] | int) -> Iterator[tuple[int, int]]:
-    """The shard and index of each position."""
-    shard, index = order.locate(np.atleast_1d(positions))
-    return zip(shard.tolist(), index.tolist(), strict=True)

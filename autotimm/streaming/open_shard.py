@@ -39,20 +39,47 @@ class OpenShard:
             OSError: the file cannot be read.
         """
         # One item() for all fields: converting them one by one takes longer than the read.
-        start, size, at, length, _, _, _, image_sum, text_sum = self._rows[index].item()
-        first, last = min(start, at), max(start + size, at + length)
-        if last - first <= size + length + _GAP:
-            both = memoryview(os.pread(self._fd, last - first, first))
-            image = both[start - first : start - first + size]
-            text = both[at - first : at - first + length]
-        else:
-            image = memoryview(os.pread(self._fd, size, start))
-            text = memoryview(os.pread(self._fd, length, at))
-        same = checksum(image) == image_sum and checksum(text) == text_sum
-        return (image, text) if same else None
+        row = self._rows[index].item()
+        if (both := span(row)) is not None:
+            return parts(row, memoryview(os.pread(self._fd, both[1] - both[0], both[0])), both[0])
+        start, size, at, length, *_ = row
+        image = memoryview(os.pread(self._fd, size, start))
+        return _same(row, image, memoryview(os.pread(self._fd, length, at)))
 
     def record(self, index: int) -> memoryview | None:
         """Reads the bytes of a record alone; None if their checksum differs."""
         _, _, at, length, _, _, _, _, text_sum = self._rows[index].item()
         text = memoryview(os.pread(self._fd, length, at))
         return text if checksum(text) == text_sum else None
+
+
+def span(row: tuple[int, ...]) -> tuple[int, int] | None:
+    """Where the bytes of a sample begin and end in the tar, from its row of the index.
+
+    None if image and record lie so far apart that they have to be read one by one.
+    """
+    start, size, at, length, *_ = row
+    first, last = min(start, at), max(start + size, at + length)
+    return (first, last) if last - first <= size + length + _GAP else None
+
+
+def parts(
+    row: tuple[int, ...], data: memoryview, first: int
+) -> tuple[memoryview, memoryview] | None:
+    """Image and record of a sample in a part of the tar; None if a checksum differs.
+
+    Args:
+        row: of the sample in the index.
+        data: bytes of the tar.
+        first: where in the tar they begin.
+    """
+    start, size, at, length, *_ = row
+    image, text = data[start - first :][:size], data[at - first :][:length]
+    return _same(row, image, text)
+
+
+def _same(
+    row: tuple[int, ...], image: memoryview, text: memoryview
+) -> tuple[memoryview, memoryview] | None:
+    *_, image_sum, text_sum = row
+    return (image, text) if checksum(image) == image_sum and checksum(text) == text_sum else None

@@ -8,9 +8,10 @@ record is checked before a caller gets it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from autotimm.format.manifest_file import read_manifest
 from autotimm.format.record import checked_record, foreign_record
 from autotimm.images.decode import DataError
 from autotimm.streaming import foreign
+from autotimm.streaming.by_ranges import ByRanges
 from autotimm.streaming.cache import Cache, default_folder
 from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.open_shard import OpenShard
 from autotimm.streaming.pixel_range import sampled_range
 from autotimm.streaming.shard_files import LocalShardFiles
+from autotimm.streaming.upcoming import Place
 from autotimm.structures import InputError, PixelRange, Record
 
 _OPEN = 64  # shards kept open: a window, and an earlier one that slow workers still read
@@ -115,6 +118,7 @@ class ShardSource:
             current = partial(_shards_now, location, cache.retry, named)
             self.files = LocalShardFiles(location, info.shards, authority, folder, folder, current)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._ranges = ByRanges(self.files) if isinstance(self.files, CachedShardFiles) else None
         if verify:
             self.verify()
 
@@ -140,10 +144,12 @@ class ShardSource:
 
     def record(self, shard: int, index: int, problems: Problems | None = None) -> Record:
         """See ``Source``."""
-        try:
-            text = self._opened(shard).record(index)
-        except OSError:
-            text = None
+        text = None
+        if (ranges := self._by_ranges(shard)) is not None:
+            text = ranges.record(shard, index)
+        if ranges is None or ranges.off:
+            with contextlib.suppress(OSError):
+                text = self._opened(shard).record(index)
         if text is None:  # read() downloads the shard again, or raises an error
             return self.read(shard, index)[1]
         return self._parse(text, f"sample {index} of {self.where(shard)}")
@@ -154,10 +160,14 @@ class ShardSource:
         Raises:
             DataError: a checksum differs, also after downloading the shard again.
         """
-        found = self._checked(shard, index)
-        if found is None and self.files.refetch(shard):
-            self._open.pop(shard, None)
+        found = None
+        if (ranges := self._by_ranges(shard)) is not None:
+            found = ranges.sample(shard, index)
+        if ranges is None or ranges.off:
             found = self._checked(shard, index)
+            if found is None and self.files.refetch(shard):
+                self._open.pop(shard, None)
+                found = self._checked(shard, index)
         if found is None:
             self.files.check_not_rewritten()
             raise DataError(
@@ -197,13 +207,23 @@ class ShardSource:
         return np.concatenate(samples), np.concatenate([pairs["category_id"] for pairs in known])
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads these shards in the background; does nothing for a local folder."""
+        """Prepares for a window; does nothing for a local folder.
+
+        From a URL it downloads in the background: the shards, or their indices if the server sends
+        ranges of them.
+        """
         if isinstance(self.files, LocalShardFiles):
             return
         plan = list(shards)
         for shard in set(self._open) - set(plan):
             del self._open[shard]  # the disk frees a file that the cache removes once it is closed
-        self.files.prefetch(plan)
+        assert self._ranges is not None
+        self._ranges.prefetch(plan)
+
+    def announce(self, steps: Iterator[list[Place]]) -> None:
+        """See ``Source``; does nothing for a local folder."""
+        if self._ranges is not None:
+            self._ranges.announce(steps)
 
     def where(self, shard: int) -> str:
         """See ``Source``."""
@@ -220,6 +240,12 @@ class ShardSource:
             InputError: a tar is not what the manifest says.
         """
         self.files.verify()
+
+    def _by_ranges(self, shard: int) -> ByRanges | None:
+        """What reads a shard by ranges; None where the tar is read, which is, or will be, here."""
+        if self._ranges is None or shard in self._open or not self._ranges.reads(shard):
+            return None
+        return self._ranges
 
     def _checked(self, shard: int, index: int) -> tuple[memoryview, memoryview] | None:
         """The image and record of a sample; None if a checksum differs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +95,12 @@ class Source(Protocol):
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Prepares for reading these shards next; may start downloads in the background."""
+
+    def announce(self, steps: Iterator[list[tuple[int, int]]]) -> None:
+        """Says what will be read, as shard and index: the samples of each step, in their order.
+
+        The source may take any number of steps, to fetch samples ahead.
+        """
 
     def where(self, shard: int) -> str:
         """Returns the name of a shard for messages."""
@@ -229,6 +235,9 @@ class FolderSource:
         return sampled_range(self)
 
     def prefetch(self, shards: Iterable[int]) -> None:
+        """See ``Source``."""
+
+    def announce(self, steps: Iterator[list[tuple[int, int]]]) -> None:
         """See ``Source``."""
 
     def where(self, shard: int) -> str:

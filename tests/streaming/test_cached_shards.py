@@ -1,4 +1,7 @@
-"""Shards from a URL: through the cache, whole or not at all, within its limit."""
+"""Shards from a server without ranges: through the cache, whole or not at all, within its limit.
+
+How that is found out ``test_ranges.py`` tests; here it is known from the start.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from autotimm.data.synthetic import make_dataset
 from autotimm.files.retry import Retry
 from autotimm.sharding.cli import shard
 from autotimm.streaming import cached_shards
+from autotimm.streaming.by_ranges import ByRanges
 from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.dataset import SampleStream
 from autotimm.streaming.loader import StreamLoader
@@ -30,6 +34,11 @@ from autotimm.streaming.store import ShardSource, open_source, split_names
 from autotimm.structures import InputError, World
 
 QUICK = Retry(attempts=3, wait=0.01)
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByRanges, "off", True)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +289,7 @@ def test_an_epoch_through_a_small_cache_is_that_of_the_folder(
     shard(coco_folder, folder, samples_per_shard=1)
     monkeypatch.setattr(cached_shards, "WINDOW", 2)
     defaults = EpochOrder.__init__.__defaults__
-    monkeypatch.setattr(EpochOrder.__init__, "__defaults__", (*defaults[:-1], 2))  # type: ignore[index]
+    monkeypatch.setattr(EpochOrder.__init__, "__defaults__", (2, *defaults[1:]))  # type: ignore[index]
     largest = sorted(tar.stat().st_size + 5000 for tar in folder.glob("train-*.tar"))[-3:]
 
     def epochs(source: Any) -> list[Any]:

@@ -58,6 +58,8 @@ class Numbers:
     def prefetch(self, shards: Iterable[int]) -> None:
         assert all(0 <= s < len(self.shard_sizes) for s in shards)
 
+    def announce(self, steps: Iterator[list[tuple[int, int]]]) -> None: ...
+
     def where(self, shard: int) -> str:
         return f"shard {shard}"
 
@@ -454,3 +456,32 @@ def test_how_long_batches_were_waited_for_is_counted(monkeypatch: pytest.MonkeyP
         for step, _ in enumerate(loader, 1):
             assert loader.waited == 3 * (step + 3 * (epoch - 1))
             now[0] += 100
+
+
+@pytest.mark.parametrize("leg", [Leg(1, 4), Leg(2, 3, 2), Leg(2, 4, 3, ((64, 64), (64, 32)))])
+@pytest.mark.parametrize("paired", [0.0, 0.4])
+def test_what_is_announced_is_what_is_read(leg: Leg, paired: float) -> None:
+    announced: list[list[list[tuple[int, int]]]] = []
+    read: list[tuple[int, int]] = []
+
+    class Asked(Numbers):
+        def read(self, shard: int, index: int) -> tuple[bytes, Any]:
+            read.append((shard, index))
+            return super().read(shard, index)
+
+        def announce(self, steps: Iterator[list[tuple[int, int]]]) -> None:
+            announced.append(list(steps))
+
+    def load_two(*given: Any, other: Any = None) -> Any:
+        return load(*given)
+
+    for rank in range(leg.ranks):
+        loader = make(Asked([9, 5, 20] * 20), leg, rank, paired=paired)
+        loader.stream.load = load_two
+        for _ in range(2):
+            announced.clear()
+            read.clear()
+            steps = sum(1 for _ in loader)
+            assert sum(map(len, announced)) == steps
+            turns = [part[k] for k in range(steps) for part in announced if k < len(part)][:steps]
+            assert sorted(read) == sorted(place for step in turns for place in step)

