@@ -23,7 +23,7 @@ OF_OTHERS = {  # of sbatch, srun, torchrun, docker
     *("--array", "--cpus-per-gpu", "--exclusive", "--gpus-per-node", "--gpus-per-task"),
     *("--nodes", "--requeue", "--signal", "--max-restarts", "--nproc-per-node"),
     *("--signals-to-handle", "--gpus", "--shm-size", "--user", "--volume", "--env"),
-    *("--stop-timeout", "--flag"),
+    *("--stop-timeout", "--flag", "--partition", "--account", "--time"),
 }
 
 
