@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from autotimm import __version__
 from autotimm.cli import lightning_help
+from autotimm.cli.notes import shorten_warnings
 from autotimm.files.shortage import shortage
 from autotimm.redaction import guard_process
 from autotimm.structures import InputError
@@ -67,6 +68,8 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # class names may have letters it cannot encode
             stream.reconfigure(errors="backslashreplace")
     guard_process()
+    if words and not debug:
+        shorten_warnings(words[0])
     try:
         code = _run(words)
         if sys.stdout is not None:  # None if the shell closed it (>&-)

@@ -35,7 +35,7 @@ __all__ = [
     "load",
 ]
 
-GROUP = "category without annotations that stands for the others' group (kept, as a class)"
+GROUP = "category without annotations for the others' group, as Roboflow's (kept; harmless)"
 """Roboflow's class 0, which does no harm."""
 
 

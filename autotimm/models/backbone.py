@@ -224,16 +224,15 @@ def _own_weights(name: str, spec: Features) -> Any:
         config = timm.get_pretrained_cfg(name)
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None)
         elsewhere = (
-            "pretrained=PATH (--model.init_args.pretrained PATH) reads a file, such as the "
-            f"model.safetensors of {where} fetched on a machine that has a network "
-            "(docs/training.md), and "
+            f"--model.pretrained FILE takes a file, such as the model.safetensors of {where} "
+            "fetched on a machine that has a network (docs/adding-a-backbone.md), or "
             if where
             else ""
         )
         raise InputError(
-            f"could not load timm's weights of {name} ({type(error).__name__}: "
-            f"{_first_sentence(error)}); {elsewhere}pretrained=False starts from random weights"
-            + (f"; {lacking}" if lacking else "")
+            f"could not load timm's weights of {name}: {f'{lacking}; ' if lacking else ''}"
+            f"{elsewhere}--model.pretrained false starts from random weights "
+            f"(pretrained= in Python; {type(error).__name__}: {_first_sentence(error)})"
         ) from error
 
 

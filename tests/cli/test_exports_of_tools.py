@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, int]], str]] = {
         lambda root: names(root, lambda p: unicodedata.normalize("NFC", p.name)),
         "Unicode form",
     ),
-    "Roboflow": (roboflow, "stands for the others' group"),
+    "Roboflow": (roboflow, "for the others' group"),
     "CVAT": (cvat, ""),
 }
 

@@ -480,11 +480,11 @@ def test_roboflows_class_of_all_others_is_told_and_kept(
     file.write_text(json.dumps(content | {"categories": categories, "annotations": annotations}))
     index = load_split(find_splits(tmp_path)["train"])
     assert [c.id for c in index.categories] == [c["id"] for c in categories]
-    lines = [line for line in index.problems.lines() if "stands for the others' group" in line]
+    lines = [line for line in index.problems.lines() if "for the others' group" in line]
     assert (
         lines
         == [
-            "category without annotations that stands for the others' group (kept, as a class): 1 "
+            "category without annotations for the others' group, as Roboflow's (kept; harmless): 1 "
             "(things (id 0))"
         ]
         * told

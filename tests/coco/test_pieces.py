@@ -68,7 +68,7 @@ def whole(file: Path, folder: Path) -> tuple[list[list[dict]], Problems]:
     tops = [c for c in content["categories"] if c.get("supercategory") == "none"]
     used = {raw["category_id"] for raws in by_image for raw in raws}
     if len(tops) == 1 < len(content["categories"]) and as_id(tops[0]["id"]) not in used:
-        kind = "category without annotations that stands for the others' group (kept, as a class)"
+        kind = "category without annotations for the others' group, as Roboflow's (kept; harmless)"
         problems.add(kind, f"{tops[0]['name']} (id {tops[0]['id']})")  # as Roboflow writes it
     return by_image, problems
 
