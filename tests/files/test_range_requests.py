@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import ip_address
@@ -14,6 +16,8 @@ import pytest
 from servers import Server, serve
 
 from autotimm.files import addresses, answers, ranges
+from autotimm.files.answers import RefusedError
+from autotimm.files.connection import NoRangesError, OtherFileError
 from autotimm.files.ranges import Ranges
 from autotimm.files.targets import Range, Target
 
@@ -171,3 +175,68 @@ def test_certificates_are_checked(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
     found, _ = fetch(url)
     assert found == [CONTENT[1000 * k : 1000 * k + 5000] for k in range(40)]
+
+
+RANGE = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 9\r\n"
+IS = b"Content-Range: bytes 0-8/%d\r\n" % len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (RANGE + IS + b"\r\n" + CONTENT[:9], None, ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + RANGE + IS + b"\r\n" + CONTENT[:9], None, ""),
+        (RANGE + IS.replace(b"0-8", b"1-9") + b"\r\n", NoRangesError, "another range"),
+        (RANGE + b"Content-Range: bytes 0-8/7\r\n\r\n", OtherFileError, "has 7 bytes"),
+        (RANGE + b"Content-Type: multipart/byteranges\r\n\r\n", NoRangesError, "not one range"),
+        (RANGE + IS + b"Content-Encoding: gzip\r\n\r\n", NoRangesError, "not one range"),
+        (RANGE + IS + b"Transfer-Encoding: chunked\r\n\r\n", NoRangesError, "not one range"),
+        (RANGE.replace(b"9", b"-9") + IS + b"\r\n", NoRangesError, "not one range"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", NoRangesError, "whole files"),
+        (b"ICY 200 OK\r\n\r\n", RefusedError, "does not answer by HTTP"),
+        (b"HTTP/1.1 206 OK\r\nX: " + b"a" * (1 << 17), RefusedError, "headers have no end"),
+        (RANGE + IS + b"\r\nshort", ConnectionError, "4 bytes before its end"),
+    ],
+)
+def test_answers_of_odd_servers(answer: bytes, error: type[Exception] | None, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve_one() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve_one)
+        thread.start()
+        fetcher = Ranges(1, stall=20)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.tar"
+        fetcher.ask(Range(url, 0, 9, len(CONTENT)))
+        while not (found := fetcher.wait(0.1)):
+            pass
+        thread.join()
+    if error is None:
+        assert found[0][1] == CONTENT[:9]
+    else:
+        assert isinstance(found[0][1], error) and text in str(found[0][1])
+
+
+@pytest.mark.parametrize("error", [ssl.SSLEOFError, ssl.SSLZeroReturnError, BrokenPipeError])
+def test_a_kept_connection_whose_tls_has_ended_costs_no_try(
+    error: type[OSError], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fetcher = fetch(f"{server.url}/a.tar", count=1)
+    ((_, kept),) = next(iter(fetcher._idle.values()))
+
+    class Ended:
+        def send(self, data: bytes) -> int:
+            raise error(8, "EOF occurred in violation of protocol")
+
+        def close(self) -> None:
+            real.close()
+
+    real, kept.sock = kept.sock, Ended()  # type: ignore[assignment]
+    fetcher.ask(Range(f"{server.url}/a.tar", 0, 9, len(CONTENT)))
+    while not (found := fetcher.wait(0.1)):
+        pass
+    assert found[0][1] == CONTENT[:9] and server.connections == 2
