@@ -150,9 +150,9 @@ class Ranges:
 
     def _has_another_address(self, failed: Connection, asked: _Asked) -> bool:
         """Whether a host that could not be reached has an address that was not tried yet."""
-        asked.unreached += 1
-        if failed.connected or asked.unreached >= _ADDRESSES:
+        if failed.connected or asked.unreached == _ADDRESSES:
             return False
+        asked.unreached += 1
         return self._addresses.have_another(failed.origin, failed.address)
 
     def _redirect(self, asked: _Asked, location: str, done: list[Done]) -> None:

@@ -141,7 +141,7 @@ class Signatures:
         return url in self._made and 0 <= time.time() - self._made[url].made < _RENEWED
 
     def _signed(self, url: str) -> _Signed:
-        from botocore.utils import get_environ_proxies
+        from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
         from fsspec.asyn import sync
 
         files, path = downloader(url, self._stall)

@@ -121,7 +121,11 @@ class Fetcher:
         while self._joins(opened, (shard, low - 1), wanted, begin, end):
             low, begin = low - 1, opened.span(low - 1)[0]
         one = Range(self._url(opened), begin, end, self._files.size(shard))
-        self._ranges.ask(one, first)  # before it is noted, because it may raise an error
+        try:
+            self._ranges.ask(one, first)  # before it is noted, because it may raise an error
+        except KeyboardInterrupt:  # it may have been about to send another one
+            self._drop_requests()
+            raise
         self._places[one] = [(shard, i) for i in range(low, high + 1)]
         self._asked |= dict.fromkeys(self._places[one], one)
         self._held += end - begin
