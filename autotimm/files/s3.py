@@ -29,6 +29,7 @@ REPLACED = frozenset(
 
 _SIGNED = 3600  # seconds for which a signature is asked
 _RENEWED = 600  # seconds of its use: botocore signs by no key that ends within ten minutes
+_SIGNATURES = 256  # kept at a time: with the token of a role, each has more than a kilobyte
 _READ = ("AWS_", "FSSPEC_S3", "FSSPEC_CONFIG")  # a notebook may set these after a first try
 
 
@@ -121,6 +122,8 @@ class Signatures:
             Exception: whatever s3fs and botocore raise.
         """
         if not self._counts(url):
+            if len(self._made) >= _SIGNATURES:
+                self._made.clear()
             self._made[url] = self._signed(url)
         return self._made[url].url
 
