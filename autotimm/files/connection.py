@@ -145,7 +145,7 @@ class Connection:
             elif isinstance(error, ssl.SSLWantWriteError):
                 self.waits_for = WRITE
             return None
-        except (ConnectionResetError, BrokenPipeError):
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             if self._used and not self.came:
                 raise DroppedError from None
             raise
@@ -222,7 +222,8 @@ class Connection:
 
     def _check_range(self, length: int | None) -> None:
         wanted, given = self._wanted, _RANGE.fullmatch(self._headers.get("content-range", ""))
-        if given is None or length is None or "content-encoding" in self._headers:
+        coded = self._headers.keys() & {"content-encoding", "transfer-encoding"}
+        if given is None or length is None or coded:
             raise NoRangesError("206, but not one range with a length")
         if given[3] != "*" and int(given[3]) != wanted.size:
             size = int(given[3])

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import functools
 import selectors
-import socket
 import ssl
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urljoin
 
+from autotimm.files.addresses import Addresses
 from autotimm.files.answers import RefusedError
 from autotimm.files.connection import (
     READ,
@@ -33,7 +32,8 @@ Done = tuple[Range, memoryview | Exception]
 """A range and its bytes, or why it could not be had."""
 
 _HOPS = 10  # redirects of one request
-_KNOWN = 60.0  # seconds for which the address of a host is kept
+_ADDRESSES = 4  # of a host that are tried for one request
+_KEPT = 15.0  # seconds: routers forget a connection that is idle for minutes, and tell nobody
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class _Asked:
     range: Range
     target: Target
     hops: int = 0
+    unreached: int = 0  # addresses
 
 
 @dataclass(slots=True)
@@ -66,11 +67,11 @@ class Ranges:
         self._most, self._stall = most, stall
         self._waiting: deque[_Asked] = deque()
         self._busy: dict[Connection, _Busy] = {}
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: dict[Origin, list[tuple[float, Connection]]] = {}  # and since when
         self._watched: dict[Connection, int] = {}  # for what event, by the selector
         self._failed: list[Done] = []
         self._selector = selectors.DefaultSelector()
-        self._addresses: dict[Origin, tuple[float, list[tuple[int, Any]]]] = {}
+        self._addresses = Addresses()
         self._context: ssl.SSLContext | None = None
         # Seconds that were waited for servers: what this process does meanwhile is not their fault.
         self._clock = self._next_look = 0.0
@@ -107,8 +108,7 @@ class Ranges:
             if key.data in self._busy:
                 self._go_on(key.data, done)
             else:  # idle, and closed by the server
-                self._idle[key.data.origin].remove(key.data)
-                self._drop(key.data)
+                self._drop_idle(key.data.origin, key.data)
         if self._clock >= self._next_look:
             self._next_look = self._clock + self._stall / 8
             self._find_stalled(done)
@@ -137,7 +137,7 @@ class Ranges:
         # The errors of an answer, of the system and of TLS have no base class in common.
         except Exception as error:
             self._end(connection, keep=False)
-            if self._has_another_address(connection):
+            if self._has_another_address(connection, asked):
                 self._waiting.appendleft(asked)
             else:
                 done.append((asked.range, error))
@@ -148,16 +148,12 @@ class Ranges:
             else:
                 self._watch(connection, connection.waits_for)
 
-    def _has_another_address(self, failed: Connection) -> bool:
+    def _has_another_address(self, failed: Connection, asked: _Asked) -> bool:
         """Whether a host that could not be reached has an address that was not tried yet."""
-        _, addresses = self._addresses.get(failed.origin, (0.0, []))
-        if failed.connected or not addresses:
+        if failed.connected or asked.unreached == _ADDRESSES:
             return False
-        if addresses[0] == failed.address:
-            if len(addresses) == 1:
-                return False
-            del addresses[0]
-        return True
+        asked.unreached += 1
+        return self._addresses.have_another(failed.origin, failed.address)
 
     def _redirect(self, asked: _Asked, location: str, done: list[Done]) -> None:
         asked.hops += 1
@@ -165,7 +161,8 @@ class Ranges:
             if asked.hops > _HOPS:
                 raise RefusedError("the server redirects without an end")
             given = urljoin(asked.target.url, location)
-            asked.target = Target.of(given, encoded=given.isascii() and " " not in given)
+            target = Target.of(given, encoded=_is_encoded(given))
+            asked.target = target.with_user_of(asked.target)
         except (RefusedError, ValueError) as error:
             done.append((asked.range, RefusedError(str(error))))
         else:
@@ -174,7 +171,8 @@ class Ranges:
     def _end(self, connection: Connection, keep: bool) -> None:
         del self._busy[connection]
         if keep:
-            self._idle.setdefault(connection.origin, []).append(connection)
+            now = time.monotonic()
+            self._idle.setdefault(connection.origin, []).append((now, connection))
             self._watch(connection, READ)
         else:
             self._drop(connection)
@@ -183,6 +181,14 @@ class Ranges:
         self._watched.pop(connection)
         self._selector.unregister(connection.descriptor)
         connection.close()
+
+    def _drop_idle(self, origin: Origin, only: Connection | None = None) -> None:
+        unused = self._idle.pop(origin, [])
+        for since, one in unused:
+            if only is None or one is only:
+                self._drop(one)
+            else:
+                self._idle.setdefault(origin, []).append((since, one))
 
     def _watch(self, connection: Connection, event: int) -> None:
         """Has the selector wait for what a connection waits for; idle ones, for their end."""
@@ -196,6 +202,10 @@ class Ranges:
     def _find_stalled(self, done: list[Done]) -> None:
         for connection, busy in [*self._busy.items()]:
             seconds, count = self._clock - busy.since, connection.came - busy.came
+            if seconds > self._stall / 8 and self._has_another_address(connection, busy.asked):
+                self._end(connection, keep=False)
+                self._waiting.appendleft(busy.asked)
+                continue
             if seconds <= self._stall:
                 continue
             if connection.headed and count >= TRICKLE * seconds:
@@ -205,6 +215,7 @@ class Ranges:
             if connection.headed and count:
                 text = f"only {count:,} bytes came in {seconds:.1f} seconds"
             self._end(connection, keep=False)
+            self._drop_idle(connection.origin)  # which may be as dead
             done.append((busy.asked.range, OSError(text)))
 
     def _send(self) -> None:
@@ -220,24 +231,32 @@ class Ranges:
             self._watch(connection, connection.waits_for)
 
     def _connection(self, origin: Origin) -> Connection:
-        if idle := self._idle.get(origin):
-            return idle.pop()
-        unused = [one for ones in self._idle.values() for one in ones]
-        if len(self._busy) + len(unused) >= self._most:  # of other origins
-            for one in unused:
-                self._drop(one)
-            self._idle.clear()
-        found = self._addresses.get(origin)
-        if found is None or found[0] < time.monotonic():
-            port = origin.port or (443 if origin.scheme == "https" else 80)
-            known = socket.getaddrinfo(origin.host, port, type=socket.SOCK_STREAM)
-            found = time.monotonic() + _KNOWN, [(one[0], one[4]) for one in known]
-            self._addresses[origin] = found
+        oldest = time.monotonic() - _KEPT
+        while idle := self._idle.get(origin):
+            since, kept = idle.pop()
+            if since >= oldest:
+                return kept
+            self._drop(kept)
+        if len(self._busy) + sum(map(len, self._idle.values())) >= self._most:
+            for other in [*self._idle]:
+                self._drop_idle(other)
         if origin.scheme == "https" and self._context is None:
             self._context = ssl.create_default_context()
-        return Connection(origin, found[1][0], self._context if origin.scheme == "https" else None)
+        context = self._context if origin.scheme == "https" else None
+        while True:
+            address = self._addresses.best(origin)
+            try:
+                return Connection(origin, address, context)
+            except OSError:  # there is no way to this network
+                if not self._addresses.have_another(origin, address):
+                    raise
 
 
 @functools.lru_cache(256)
 def _target(url: str) -> Target:
-    return Target.of(url, encoded="X-Amz-Signature=" in url)  # which has to stay as it is
+    signed = "X-Amz-Signature=" in url  # which has to stay as it is
+    return Target.of(url, encoded=signed and _is_encoded(url))
+
+
+def _is_encoded(url: str) -> bool:
+    return url.isascii() and url.isprintable() and " " not in url

@@ -14,8 +14,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from autotimm.files.answers import AnswerError, of_store
+from autotimm.files.connection import NoRangesError
 
 REPLACED = frozenset(
     (
@@ -27,6 +29,7 @@ REPLACED = frozenset(
 
 _SIGNED = 3600  # seconds for which a signature is asked
 _RENEWED = 600  # seconds of its use: botocore signs by no key that ends within ten minutes
+_SIGNATURES = 256  # kept at a time: with the token of a role, each has more than a kilobyte
 _READ = ("AWS_", "FSSPEC_S3", "FSSPEC_CONFIG")  # a notebook may set these after a first try
 
 
@@ -92,31 +95,63 @@ def downloader(url: str, stall: float) -> tuple[Any, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
-    """An http(s) URL of an object, with a signature that counts for some time.
-
-    Attributes:
-        url: the URL.
-        files: the client that has signed it.
-        until: when to make another one, by ``time.monotonic``.
-    """
+class _Signed:
+    """An http(s) URL of an object, the client that has signed it, and when (by ``time.time``)."""
 
     url: str = field(repr=False)
     files: Any
-    until: float
+    made: float
 
 
-def signed(url: str, stall: float) -> Signed:
-    """Signs a URL of an object.
+class Signatures:
+    """http(s) URLs of objects, with signatures that count for some time.
 
-    Raises:
-        Exception: whatever s3fs and botocore raise.
+    Args:
+        stall: seconds after which a request that belongs to a signature has failed.
     """
-    from fsspec.asyn import sync
 
-    files, path = downloader(url, stall)
-    text = sync(files.loop, files._url, path, expires=_SIGNED, timeout=stall)
-    return Signed(text, files, time.monotonic() + _RENEWED)
+    def __init__(self, stall: float) -> None:
+        self._stall = stall
+        self._made: dict[str, _Signed] = {}
+
+    def url_of(self, url: str) -> str:
+        """The signed URL of an S3 URL.
+
+        Raises:
+            NoRangesError: a signed URL does not lead to the store as s3fs does.
+            Exception: whatever s3fs and botocore raise.
+        """
+        if not self._counts(url):
+            if len(self._made) >= _SIGNATURES:
+                self._made.clear()
+            self._made[url] = self._signed(url)
+        return self._made[url].url
+
+    def is_present(self, url: str, signed: str) -> bool:
+        """Whether a signed URL is the one that requests are sent with now."""
+        return self._counts(url) and self._made[url].url == signed
+
+    def renewed_after(self, url: str, error: Exception) -> bool:
+        """Whether another signature may help, as the keys of the last one have expired."""
+        last = self._made.get(url)
+        if last is None or not keys_may_be_new(last.files, error):
+            return False
+        self._made.clear()
+        return True
+
+    def _counts(self, url: str) -> bool:
+        # By the clock that goes on while the machine sleeps, as the store's does.
+        return url in self._made and 0 <= time.time() - self._made[url].made < _RENEWED
+
+    def _signed(self, url: str) -> _Signed:
+        from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
+        from fsspec.asyn import sync
+
+        files, path = downloader(url, self._stall)
+        text = sync(files.loop, files._url, path, expires=_SIGNED, timeout=self._stall)
+        if get_environ_proxies(text).get(urlsplit(text).scheme):  # which botocore goes through
+            raise NoRangesError("it is reached through a proxy")
+        return _Signed(text, files, time.time())
 
 
 def keys_may_be_new(files: Any, error: Exception) -> bool:

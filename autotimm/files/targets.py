@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autotimm.files import urls
 from autotimm.files.answers import RefusedError
@@ -43,11 +43,13 @@ class Target:
         url: the same, without a user.
         origin: of the connection.
         head: of each request for it, up to the range.
+        user: the header that names a user, if there is one.
     """
 
     url: str = field(repr=False)
     origin: Origin
     head: str = field(repr=False)
+    user: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, text: str, encoded: bool) -> Target:
@@ -60,7 +62,8 @@ class Target:
         Raises:
             RefusedError: it is no http(s) URL.
         """
-        import yarl  # comes with aiohttp, and is slow to import
+        import yarl  # comes with aiohttp; both are slow to import
+        from aiohttp.http import SERVER_SOFTWARE
 
         try:
             url = yarl.URL(text, encoded=encoded)
@@ -75,14 +78,24 @@ class Target:
             # As it is stored: a range of a content that the server compresses is another one.
             "Accept-Encoding: identity",
             "Accept: */*",
+            f"User-Agent: {SERVER_SOFTWARE}",  # as for whole files: some servers refuse others
         ]
+        header = ""
         if url.user is not None:
             user = f"{url.user}:{url.password or ''}".encode()
-            lines.append(f"Authorization: Basic {base64.b64encode(user).decode()}")
+            header = f"Authorization: Basic {base64.b64encode(user).decode()}"
         bare = str(url.with_user(None)) if url.user is not None else str(url)
-        return cls(bare, Origin(url.scheme, url.raw_host, port), "\r\n".join(lines))
+        head = "\r\n".join(lines)
+        return cls(bare, Origin(url.scheme, url.raw_host, port), head, header)
+
+    def with_user_of(self, before: Target) -> Target:
+        """The target of a redirect, which gets the user of the one before on the same server."""
+        if self.user or self.origin != before.origin:
+            return self
+        return replace(self, user=before.user)
 
     def request(self, wanted: Range) -> bytes:
         """The request for a range."""
-        asked = f"{self.head}\r\nRange: bytes={wanted.start}-{wanted.end - 1}\r\n\r\n"
+        user = f"\r\n{self.user}" if self.user else ""
+        asked = f"{self.head}{user}\r\nRange: bytes={wanted.start}-{wanted.end - 1}\r\n\r\n"
         return asked.encode("latin-1")

@@ -80,5 +80,6 @@ class ByRanges:
                     self._files.where(0),
                     error,
                 )
+            self._reader.close()
             self._files.prefetch(self._plan)
             return None

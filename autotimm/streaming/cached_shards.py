@@ -85,6 +85,10 @@ class CachedShardFiles(ShardFiles):
         """Whether a tar lies in the cache as a whole."""
         return in_use(self.cache.folder / self._tar(shard).name, self.size(shard))
 
+    def has_index(self, shard: int) -> bool:
+        """Whether an index lies in the cache."""
+        return in_use(self.cache.folder / self._index(shard).name, None)
+
     def sparse(self, shard: int) -> SparseFile:
         """The file of the cache for single samples of a tar."""
         return SparseFile(self.cache, replace(self._tar(shard), suffix=".part"))
@@ -93,7 +97,9 @@ class CachedShardFiles(ShardFiles):
         """Downloads indices, several at a time; what fails, ``index`` raises."""
         folder = self.cache.folder
         lacking = [s for s in shards if not (folder / self._index(s).name).exists()]
-        if len(lacking) > 1:
+        if len(lacking) == 1:
+            self._fetch_index(lacking[0])
+        elif lacking:
             with ThreadPoolExecutor(_FETCHERS) as pool:
                 list(pool.map(self._fetch_index, lacking))
 

@@ -7,12 +7,10 @@ server. An error of a request belongs to whoever reads the sample, and goes thro
 
 from __future__ import annotations
 
+import ssl
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
-
-import numpy as np
 
 from autotimm.files import answers, remote, s3, urls
 from autotimm.files.answers import AnswerError
@@ -21,8 +19,9 @@ from autotimm.files.ranges import Ranges
 from autotimm.files.targets import Range
 from autotimm.format.index import checksum
 from autotimm.streaming.cached_shards import CachedShardFiles
-from autotimm.streaming.open_shard import parts, span
-from autotimm.streaming.sparse import Room, SparseFile
+from autotimm.streaming.open_shard import parts
+from autotimm.streaming.partial_shards import PartialShard, PartialShards
+from autotimm.streaming.sparse import Room
 from autotimm.streaming.upcoming import Place
 
 Sample = tuple[memoryview, memoryview]
@@ -31,39 +30,11 @@ Sample = tuple[memoryview, memoryview]
 _MOST_HELD = 64 << 20  # bytes that were asked for and not read yet
 _MOST_JOINED = 1 << 20  # bytes of one request for several samples
 _GAP = 2048  # bytes of headers and padding between neighbours in a tar
-_OPEN = 64  # files
+_BUSY = (429, 503)  # statuses of a server that has too much to do
 
 
 class DamagedError(OSError):
     """The bytes of a sample are not those of the index."""
-
-
-@dataclass(slots=True)
-class _Open:
-    """What is known of a shard, and its file in the cache.
-
-    Attributes:
-        rows: the index.
-        file: for single samples.
-        url: of the tar.
-        whole: whether the cache has the whole tar.
-    """
-
-    rows: np.ndarray
-    file: SparseFile
-    url: str
-    whole: bool
-
-    def span(self, index: int) -> tuple[int, int]:
-        """Where a sample begins and ends in the tar."""
-        found = span(self.rows[index].item())
-        if found is None:
-            raise NoRangesError("the image and the record of a sample lie apart")
-        return found
-
-    def may_hold(self, index: int) -> bool:
-        """Whether a sample seems to be in the cache; only its checksum tells."""
-        return self.whole or self.file.may_hold(int(self.rows[index]["image_offset"]))
 
 
 class Fetcher:
@@ -74,20 +45,21 @@ class Fetcher:
         most: requests at a time.
 
     Attributes:
+        shards: that are open.
         again: samples whose request failed before they were waited for, to be asked for again.
         no_ranges: why ranges cannot be had of the server, once that is known.
     """
 
     def __init__(self, files: CachedShardFiles, most: int) -> None:
         self._files, self._stall = files, files.cache.retry.stall
-        self._ranges, self._room = Ranges(most, self._stall), Room(files.cache)
-        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._most, self._ranges = most, Ranges(most, self._stall)
+        self.shards, self._room = PartialShards(files), Room(files.cache)
         self._asked: dict[Place, Range] = {}  # on their way
         self._places: dict[Range, list[Place]] = {}
         self._came: dict[Place, Sample | Exception] = {}
         self._answered = False  # by a range
         self._held = 0  # bytes in asked and came
-        self._signed: dict[str, s3.Signed] = {}
+        self._signatures = s3.Signatures(self._stall)
         self._hold_until = 0.0  # when a server may be asked again, which has asked to wait
         self._held_by: Exception | None = None
         self.again: list[Place] = []
@@ -104,31 +76,6 @@ class Fetcher:
             return False
         return bool(self._ranges.free) and self._held < _MOST_HELD
 
-    def opened(self, shard: int) -> _Open:
-        """A shard, of which the index is downloaded first.
-
-        Raises:
-            InputError: the index or the cache cannot be read.
-        """
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        files = self._files
-        rows, url = files.index(shard), files.url_of(shard)
-        self._open[shard] = _Open(rows, files.sparse(shard), url, files.has_whole(shard))
-        while len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return self._open[shard]
-
-    def close_all_but(self, shards: Collection[int]) -> None:
-        """Closes files, so that the disk frees those that the cache removes."""
-        for shard in self._open.keys() - set(shards):
-            del self._open[shard]
-
-    def is_open(self, shard: int) -> bool:
-        """Whether ``opened`` needs no file."""
-        return shard in self._open
-
     def knows(self, place: Place) -> bool:
         """Whether a sample is on its way, or has come."""
         return place in self._asked or place in self._came
@@ -141,7 +88,7 @@ class Fetcher:
 
     def cached(self, place: Place) -> Sample | None:
         """A sample from the cache; None if it is not there, or damaged."""
-        opened = self.opened(place[0])
+        opened = self.shards.opened(place[0])
         row = opened.rows[place[1]].item()
         if not opened.file.may_hold(row[0]):
             return None
@@ -150,7 +97,7 @@ class Fetcher:
 
     def cached_record(self, place: Place) -> memoryview | None:
         """A record from the cache; None if it is not there, or damaged."""
-        opened = self.opened(place[0])
+        opened = self.shards.opened(place[0])
         _, _, at, length, *_, text_sum = opened.rows[place[1]].item()
         text = opened.file.read(at, at + length)
         return text if checksum(text) == text_sum else None
@@ -164,7 +111,7 @@ class Fetcher:
             first: ask before all others, even if it seems to be in the cache.
         """
         shard, index = place
-        opened = self.opened(shard)
+        opened = self.shards.opened(shard)
         if self.knows(place) or (not first and opened.may_hold(index)):
             return
         low = high = index
@@ -174,13 +121,17 @@ class Fetcher:
         while self._joins(opened, (shard, low - 1), wanted, begin, end):
             low, begin = low - 1, opened.span(low - 1)[0]
         one = Range(self._url(opened), begin, end, self._files.size(shard))
+        try:
+            self._ranges.ask(one, first)  # before it is noted, because it may raise an error
+        except KeyboardInterrupt:  # it may have been about to send another one
+            self._drop_requests()
+            raise
         self._places[one] = [(shard, i) for i in range(low, high + 1)]
         self._asked |= dict.fromkeys(self._places[one], one)
         self._held += end - begin
-        self._ranges.ask(one, first)
 
     def _joins(
-        self, opened: _Open, place: Place, wanted: Collection[Place], begin: int, end: int
+        self, opened: PartialShard, place: Place, wanted: Collection[Place], begin: int, end: int
     ) -> bool:
         """Whether a neighbour is fetched by the same request, so far from ``begin`` to ``end``."""
         if place not in wanted or self.knows(place) or opened.may_hold(place[1]):
@@ -202,7 +153,7 @@ class Fetcher:
         outcomes = [self._outcome(place)]
         if not isinstance(outcomes[0], Exception):
             return outcomes[0]
-        url, tries = self.opened(place[0]).url, Counter[type]()
+        url, tries = self.shards.opened(place[0]).url, Counter[type]()
 
         def attempt() -> Sample | NoRangesError | None:
             outcome = outcomes.pop() if outcomes else self._outcome(place)
@@ -213,7 +164,7 @@ class Fetcher:
                 self._files.check_not_rewritten()
             if tries[DamagedError] == 2:
                 return None
-            if tries[type(outcome)] == 1 and self._signs_again(url, outcome):
+            if tries[type(outcome)] == 1 and self._signatures.renewed_after(url, outcome):
                 return attempt()
             raise outcome
 
@@ -223,22 +174,10 @@ class Fetcher:
             raise found
         return found
 
-    def _url(self, opened: _Open) -> str:
-        """Where a shard is to be asked for: an S3 URL is signed, anew after some minutes."""
-        url = opened.url
-        if urls.kind(url) != "s3":
-            return url
-        if url not in self._signed or self._signed[url].until < time.monotonic():
-            self._signed[url] = s3.signed(url, self._stall)
-        return self._signed[url].url
-
-    def _signs_again(self, url: str, error: Exception) -> bool:
-        """Whether another signature may help, as the keys of the last one have expired."""
-        last = self._signed.get(url)
-        if last is None or not s3.keys_may_be_new(last.files, error):
-            return False
-        self._signed.clear()
-        return True
+    def _url(self, opened: PartialShard) -> str:
+        """Where a shard is to be asked for: an S3 URL is signed."""
+        is_s3 = urls.kind(opened.url) == "s3"
+        return self._signatures.url_of(opened.url) if is_s3 else opened.url
 
     def _outcome(self, place: Place) -> Sample | Exception:
         """One try to get a sample: waits for it if it is on its way, or asks for it."""
@@ -259,39 +198,65 @@ class Fetcher:
 
     def receive(self, seconds: float, awaited: Place | None = None) -> None:
         """Takes what has come; waits up to so many seconds for something."""
-        for one, outcome in self._ranges.wait(seconds):
-            places = self._places.pop(one)
-            self._held -= one.end - one.start
-            for place in places:
-                del self._asked[place]
-            if isinstance(outcome, Exception):
-                self._note(outcome, places, awaited)
-            else:
-                self._take(places, one, outcome)
+        try:
+            for one, outcome in self._ranges.wait(seconds):
+                places = self._places.pop(one, [])
+                self._held -= one.end - one.start if places else 0
+                for place in places:
+                    del self._asked[place]
+                if isinstance(outcome, Exception):
+                    self._note(outcome, one, places, awaited)
+                else:
+                    self._take(places, one, outcome)
+        except BaseException:  # an interrupt, or a full disk: nobody may wait for what is lost here
+            self._drop_requests()
+            raise
 
-    def _note(self, error: Exception, places: list[Place], awaited: Place | None) -> None:
+    def _drop_requests(self) -> None:
+        self._ranges.close()
+        self._ranges = Ranges(self._most, self._stall)
+        self._asked.clear()
+        self._places.clear()
+        came = [one for one in self._came.values() if not isinstance(one, Exception)]
+        self._held = sum(len(image) + len(text) for image, text in came)
+
+    def _note(
+        self, error: Exception, one: Range, places: list[Place], awaited: Place | None
+    ) -> None:
         """Keeps an error for those who read the samples, or has them asked for again."""
-        if isinstance(error, AnswerError) and self._refuses_signature(error, places[0][0]):
-            error = NoRangesError(f"it refuses signed URLs: {error}")
+        url = self._files.url_of(places[0][0]) if places else ""
+        if urls.kind(url) == "s3":
+            error = self._of_signed(error, url, one)
         if isinstance(error, NoRangesError):
             self.no_ranges = error
-        if isinstance(error, AnswerError) and error.wait:
-            self._hold_until, self._held_by = time.monotonic() + error.wait, error
+        if isinstance(error, AnswerError):
+            wait = error.wait or self._files.cache.retry.wait * (error.status in _BUSY)
+            if wait:
+                self._hold_until, self._held_by = time.monotonic() + wait, error
         for place in places:
             if place == awaited or answers.is_final(error):
                 self._came[place] = error
             else:
                 self.again.append(place)
 
-    def _refuses_signature(self, error: AnswerError, shard: int) -> bool:
-        """Whether a store refuses the first signed URL: its client may have other ways, such as to
-        ask in another region, and gives the reason otherwise."""
-        of_store = urls.kind(self.opened(shard).url) == "s3" and error.code not in s3.REPLACED
-        return of_store and answers.is_final(error) and not self._answered
+    def _of_signed(self, error: Exception, url: str, one: Range) -> Exception:
+        """What an error of a signed URL means."""
+        refused = isinstance(error, AnswerError) and error.code not in s3.REPLACED
+        if not answers.is_final(error) or not (refused or isinstance(error, ssl.SSLError)):
+            return error
+        if not self._answered:
+            # The store's client may have other ways, such as to ask in another region or to trust
+            # other certificates, and gives the reason otherwise.
+            return NoRangesError(f"it refuses signed URLs: {error}")
+        if not self._signatures.is_present(url, one.url):  # the machine may have slept meanwhile
+            return OSError(f"its signature was too old: {error}")
+        return error
 
     def _take(self, places: list[Place], one: Range, data: memoryview) -> None:
         """Compares the samples of a range with their checksums, and puts them into the cache."""
-        opened, self._answered = self.opened(places[0][0]), True
+        if not places:  # an interrupt came before they were noted
+            return
+        opened, self._answered = self.shards.opened(places[0][0]), True
         for place in places:
             found = parts(opened.rows[place[1]].item(), data, one.start)
             if found is None:

@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 from autotimm.streaming.cached_shards import CachedShardFiles
 from autotimm.streaming.range_fetcher import Fetcher, Sample
 from autotimm.streaming.upcoming import Place
+from autotimm.structures import InputError
 
 _IN_FLIGHT, _LEAST = 64, 8  # requests at a time of all workers of a rank, and of one at least
 _AHEAD = 64  # samples
@@ -34,7 +35,8 @@ class _Progress:
         pid: of the process.
         steps: samples of the batches that are not in the plan yet.
         planned: samples to ask for, in this order.
-        ahead: samples that were taken from the steps and not read yet.
+        ahead: samples that were taken from the steps and not read yet, of shards that the cache
+            does not have as a whole.
         first: those of the first step among them.
         shards: of this window and the next one.
     """
@@ -78,14 +80,14 @@ class RangeReader:
     def prefetch(self, shards: list[int]) -> None:
         """Downloads the indices of these shards in the background, after the first batch."""
         now = self._progress()
-        now.fetcher.close_all_but(shards)
+        now.fetcher.shards.close_all_but(shards)
         now.shards = shards
         if not now.first:
             self._files.prefetch(shards, tars=False)
 
     def reads(self, shard: int) -> bool:
         """Whether samples of a shard are read here, as the cache does not have the whole tar."""
-        return not self._progress().fetcher.opened(shard).whole
+        return not self._progress().fetcher.shards.opened(shard).whole
 
     def sample(self, shard: int, index: int) -> Sample | None:
         """Reads a sample; None if its bytes differ from the index, also when they come anew.
@@ -99,6 +101,7 @@ class RangeReader:
         while not now.first and now.ahead < _AHEAD and self._plan_step(now):
             pass
         self._ask_ahead(now)
+        now.planned.pop(place, None)
         if now.fetcher.no_ranges is not None:
             raise now.fetcher.no_ranges
         found = None if now.fetcher.knows(place) else now.fetcher.cached(place)
@@ -123,15 +126,20 @@ class RangeReader:
         if text is not None:
             return text
         if not fetcher.knows((shard, index)):
-            rest = range(index, len(fetcher.opened(shard).rows))
+            rest = range(index, len(fetcher.shards.opened(shard).rows))
             self.announce(iter([[(shard, i)] for i in rest]))
         found = self.sample(shard, index)
         return None if found is None else found[1]
 
-    def _progress(self) -> _Progress:
-        if self._made is not None and self._made.pid != os.getpid():
+    def close(self) -> None:
+        """Closes the connections of this process, and forgets its plan."""
+        if self._made is not None:
             self._made.fetcher.close()
             self._made = None
+
+    def _progress(self) -> _Progress:
+        if self._made is not None and self._made.pid != os.getpid():
+            self.close()
         if self._made is None:
             info = get_worker_info()
             most = _IN_FLIGHT if info is None else max(_LEAST, _IN_FLIGHT // info.num_workers)
@@ -144,9 +152,12 @@ class RangeReader:
         if step is None:
             return False
         shards = {shard for shard, _ in step}
-        self._files.fetch_indices([s for s in shards if not now.fetcher.is_open(s)])
+        self._files.fetch_indices([s for s in shards if not now.fetcher.shards.is_open(s)])
         now.planned |= dict.fromkeys(step)
-        now.ahead += len(step)
+        whole = set[int]()
+        with contextlib.suppress(InputError):  # which the reader gets in its turn
+            whole = {shard for shard in shards if now.fetcher.shards.is_whole(shard)}
+        now.ahead += sum(shard not in whole for shard, _ in step)
         return True
 
     def _ask_ahead(self, now: _Progress) -> None:
@@ -158,6 +169,12 @@ class RangeReader:
         now.fetcher.again.clear()
         # The reader of the sample gets the error, of the index or of botocore, in its turn.
         with contextlib.suppress(Exception):
-            while now.planned and now.fetcher.may_ask:
-                place, _ = now.planned.popitem(last=False)
+            lacking = set[int]()  # an index that cannot be had is waited for by its readers alone
+            for place in [*now.planned]:
+                if not now.fetcher.may_ask:
+                    break
+                if place[0] in lacking or not now.fetcher.shards.need_no_download(place[0]):
+                    lacking.add(place[0])
+                    continue
+                del now.planned[place]
                 now.fetcher.ask(place, now.planned)

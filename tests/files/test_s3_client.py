@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from servers import Server, serve
 
-from autotimm.files import remote
+from autotimm.files import remote, s3
 from autotimm.files.retry import Retry
 from autotimm.sharding.destinations.object_store import ObjectStore
 from autotimm.structures import InputError
@@ -142,3 +142,14 @@ def test_keys_with_an_end_are_renewed_by_the_same_client(
         read(k)
     keys = keys_of(server)
     assert len(set(keys)) == 3 and made == ["s3"]
+
+
+def test_signatures_are_kept_for_some_objects(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_SIGNATURES", 2)
+    signatures, names = s3.Signatures(20), [f"s3://bucket/{k}.tar" for k in range(3)]
+    first, second = map(signatures.url_of, names[:2])
+    assert signatures.url_of(names[0]) == first and signatures.is_present(names[1], second)
+    signatures.url_of(names[2])
+    assert [signatures._counts(name) for name in names] == [False, False, True]

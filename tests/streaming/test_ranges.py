@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import ssl
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from servers import Fault, Server, serve
 from sources import everything
 
 from autotimm.data.synthetic import make_dataset
-from autotimm.files import retry
+from autotimm.files import answers, connection, ranges, retry, s3
 from autotimm.files.retry import Retry
 from autotimm.format.index import read_index
 from autotimm.format.manifest_file import read_manifest
@@ -105,9 +106,16 @@ def test_all_nodes_together_fetch_the_data_once(
 
 
 def test_before_the_first_batch_nothing_else_is_fetched(
-    server: Server, shard_folder: Path, tmp_path: Path
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    sent: list[int] = []  # when the thread that downloads in the background begins
+    prefetch = source.files.prefetch  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        source.files,
+        "prefetch",
+        lambda *given, **more: (sent.append(server.sent.total()), prefetch(*given, **more)),
+    )
     batches = iter(loader(source))
     next(batches)
     order = EpochOrder(source.shard_sizes, 4, 0, True)
@@ -120,7 +128,7 @@ def test_before_the_first_batch_nothing_else_is_fetched(
         needed += end - begin
     for number in {*shards.tolist()}:
         needed += (shard_folder / infos[number].index).stat().st_size
-    assert server.sent.total() <= needed
+    assert len(sent) == 1 and sent[0] <= needed
     next(batches)
     assert server.sent.total() > needed
 
@@ -456,3 +464,149 @@ def test_a_store_that_refuses_signed_urls_is_asked_by_its_client(
     server.faults = {"train-000000.tar": ["nowhere"]}
     assert everything(source) == everything(ShardSource(shard_folder, "train"))
     assert len(list((tmp_path / "cache").glob("*.tar"))) == IMAGES // SHARD
+
+
+def test_a_store_behind_a_proxy_is_asked_by_its_client(
+    server: Server,
+    s3_url: str,
+    shard_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server is the proxy, and the only way to a store whose name nobody else knows."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.invalid")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    source = ShardSource(s3_url, "train", tmp_path / "cache", retry=QUICK)
+    assert everything(source) == everything(ShardSource(shard_folder, "train"))
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == IMAGES // SHARD
+
+
+def test_a_store_whose_certificate_its_client_alone_knows(
+    server: Server, s3_url: str, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise ssl.SSLCertVerificationError(1, "unable to get local issuer certificate")
+
+    monkeypatch.setattr(connection.Connection, "_connect", unknown)
+    source = ShardSource(s3_url, "train", tmp_path / "cache", retry=QUICK)
+    known = ShardSource(shard_folder, "train").read(0, 0)
+    assert source.read(0, 0) == known
+    plain = ShardSource(server.url, "train", tmp_path / "other", retry=QUICK)
+    with pytest.raises(InputError, match="unable to get local issuer"):
+        plain.read(0, 0)
+
+
+def test_a_signature_that_ended_while_the_machine_slept_is_made_again(
+    server: Server, s3_url: str, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of the store; a request that was sent before is asked for once more."""
+    source = ShardSource(s3_url, "train", tmp_path / "cache", retry=QUICK)
+    known = everything(ShardSource(shard_folder, "train"))
+    assert bytes(source.read(0, 0)[0]) == known[0][0]
+    fetcher = source._ranges._reader._made.fetcher  # type: ignore[union-attr]
+    fetcher.ask((0, 1))
+    while not fetcher._ranges._busy:
+        pass
+    (one,) = fetcher._places
+    fetcher._ranges._failed.append((one, answers.AnswerError(403, "Request has expired")))
+    real = s3.time.time
+    monkeypatch.setattr(s3.time, "time", lambda: real() + 4000)
+    for busy in [*fetcher._ranges._busy]:
+        fetcher._ranges._end(busy, keep=False)
+    assert bytes(source.read(0, 1)[0]) == known[1][0]
+    refused = [(one, answers.AnswerError(403, "no"))]
+    fetcher.ask((0, 2))
+    (one,) = fetcher._places
+    monkeypatch.setattr(fetcher._ranges, "wait", lambda _: [(one, refused[0][1])])
+    with pytest.raises(InputError, match=r"000000\.tar: cannot be downloaded: no"):
+        source.read(0, 2)
+
+
+def test_an_interrupt_or_an_error_leaves_nobody_waiting(
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same source is read again, as in a notebook."""
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    known = list(loader(ShardSource(shard_folder, "train")))
+    batches = iter(loader(source))
+    assert next(batches) == known[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(range_fetcher.Fetcher, "_take", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(batches)
+    assert list(loader(source)) == known
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_request_that_cannot_be_sent_leaves_nobody_waiting(
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    known = list(loader(ShardSource(shard_folder, "train")))
+    real, count = ranges.Ranges.ask, 0
+
+    def ask(*given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count % 2:
+            raise ValueError("no such letter")
+        real(*given)
+
+    monkeypatch.setattr(ranges.Ranges, "ask", ask)
+    assert list(loader(source)) == known
+
+
+def test_samples_are_asked_for_ahead_beside_whole_shards(
+    server: Server, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of whole shards are not read here, and do not count as read ahead."""
+    monkeypatch.setattr(range_reader, "_AHEAD", 8)
+    cache = tmp_path / "cache"
+    source = ShardSource(server.url, "train", cache, retry=QUICK)
+    for k in range(9):
+        source.path(k)
+    source = ShardSource(server.url, "train", cache, retry=QUICK)
+    batches = iter(loader(source))
+    found = [next(batches) for _ in range(10)]
+    made = source._ranges._reader._made  # type: ignore[union-attr]
+    assert next(made.steps, None) is None and not made.planned  # type: ignore[union-attr]
+    assert found + list(batches) == list(loader(ShardSource(shard_folder, "train")))
+
+
+def test_an_index_that_cannot_be_had_holds_up_its_readers_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=QUICK)
+    source.announce(iter([[(0, 0)], [(0, 1)], [(1, 0), (2, 0)]]))
+    server.faults = {"train-000001.idx.npy": [503] * 99}
+    for place in ((0, 0), (0, 1), (2, 0)):
+        source.read(*place)
+    assert server.requests["train-000001.idx.npy"] == QUICK.attempts  # of one download ahead
+    with pytest.raises(InputError, match=r"train-000001\.idx\.npy: cannot be downloaded"):
+        source.read(1, 0)
+
+
+def test_a_busy_server_is_not_asked_again_at_once(
+    server: Server, shard_folder: Path, tmp_path: Path
+) -> None:
+    """Neither for the sample that is waited for, nor for those after it."""
+    source = ShardSource(server.url, "train", tmp_path / "cache", retry=Retry(wait=0.3))
+    source.read(0, 0)
+    server.faults = {path.name: [503] * 99 for path in shard_folder.glob("train*.tar")}
+    source.announce(iter([[(k, 1) for k in range(12)]]))
+    fetcher = source._ranges._reader._made.fetcher  # type: ignore[union-attr]
+    source.read(0, 0)  # from the cache
+    while fetcher._ranges._busy:
+        fetcher.receive(1)
+    before = tars_asked(server)
+    for _ in range(20):
+        source.read(0, 0)
+    assert tars_asked(server) == before
+
+
+def tars_asked(server: Server) -> int:
+    return sum(count for name, count in server.requests.items() if name.endswith(".tar"))
