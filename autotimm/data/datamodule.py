@@ -84,6 +84,8 @@ class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
         cache_limit: bytes that this folder may take, such as "200GB"; the least recently used
             shards make room. None for no limit.
         retry_minutes: how long to try a download again before it fails.
+        whole_shards: from a URL, fetch whole shards instead of the parts with the samples: every
+            node then fetches most of the data.
         persistent_workers: keep the workers from one epoch to the next.
         pin_memory: put batches into page-locked memory; by default if the trainer uses a GPU.
         prefetch_factor: batches that each worker makes ahead.
@@ -142,6 +144,7 @@ class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
         repeat_threshold: float | None = None,
         pixel_range: Sequence[float] | None = None,
         retry_minutes: float = 10.0,
+        whole_shards: bool = False,
     ) -> None:
         super().__init__()
         location = locate(data_dir)
@@ -171,6 +174,7 @@ class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
             cache_dir=cache_dir,
             cache_limit=None if cache_limit is None else byte_count("cache_limit", cache_limit),
             retry_minutes=retry_minutes,
+            whole_shards=whole_shards,
             persistent_workers=persistent_workers,
             pin_memory=pin_memory,
             mean=None if mean is None else options.three("mean", mean),
@@ -334,6 +338,7 @@ class InstanceSegmentationDataModule(AssignableSettings, LightningDataModule):
             at.cache_dir,
             at.cache_limit,
             Retry(minutes=at.retry_minutes),
+            at.whole_shards,
             lambda: self.settings.train_split,
             rank_zero_warn,
         )

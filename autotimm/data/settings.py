@@ -62,6 +62,7 @@ class DataSettings:
     cache_dir: str | Path | None
     cache_limit: int | None
     retry_minutes: float
+    whole_shards: bool
     persistent_workers: bool
     pin_memory: bool | None
     mean: tuple[float, float, float] | None
@@ -171,5 +172,6 @@ class AssignableSettings:
     cache_dir = Setting[str | Path | None]()
     cache_limit = Setting[int | None]()
     retry_minutes = Setting[float]()
+    whole_shards = Setting[bool]()
     persistent_workers = Setting[bool]()
     pin_memory = Setting[bool | None]()

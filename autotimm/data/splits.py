@@ -36,6 +36,7 @@ class Splits:
         cache_dir: see :func:`autotimm.streaming.store.open_source`.
         cache_limit: see :func:`autotimm.streaming.store.open_source`.
         retry: how long to try a download.
+        whole_shards: see :func:`autotimm.streaming.store.open_source`.
         train_split: returns the name of the split whose classes are the labels.
         warn: gets a line about what opening a split has left out.
     """
@@ -46,12 +47,13 @@ class Splits:
         cache_dir: str | Path | None,
         cache_limit: int | None,
         retry: Retry,
+        whole_shards: bool,
         train_split: Callable[[], str],
         warn: Callable[[str], None],
     ) -> None:
         self.location = location
         self._cache_dir, self._cache_limit, self._warn = cache_dir, cache_limit, warn
-        self._retry, self._train_split = retry, train_split
+        self._retry, self._whole_shards, self._train_split = retry, whole_shards, train_split
         self._sources: dict[str, Source] = {}
         self._warned_of_model = False  # that it keeps the upper bits
         self._warned_empty: set[str] = set()  # splits without an instance
@@ -84,6 +86,7 @@ class Splits:
                 cache_limit=self._cache_limit,
                 retry=self._retry,
                 known=self._known(split),
+                whole_shards=self._whole_shards,
             )
             remarks = [source.remark] if source.remark else []
             problems = source.problems.lines()

@@ -55,6 +55,7 @@ class ShardSource:
         verify: check the sha256 of all shards first, which reads them all.
         retry: how long to try a download.
         cache_limit: bytes that the cache may take; None for no limit.
+        whole_shards: from a URL, fetch whole shards instead of the parts with the samples.
 
     Raises:
         InputError: the manifest or a shard is missing or damaged, there is no such split, or the
@@ -69,6 +70,7 @@ class ShardSource:
         verify: bool = False,
         retry: Retry | None = None,
         cache_limit: int | None = None,
+        whole_shards: bool = False,
     ) -> None:
         data = detect_layout(data_dir)
         location, folder = data.location, data.folder
@@ -118,7 +120,9 @@ class ShardSource:
             current = partial(_shards_now, location, cache.retry, named)
             self.files = LocalShardFiles(location, info.shards, authority, folder, folder, current)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._ranges = ByRanges(self.files) if isinstance(self.files, CachedShardFiles) else None
+        self._ranges = None
+        if isinstance(self.files, CachedShardFiles) and not whole_shards:
+            self._ranges = ByRanges(self.files)
         if verify:
             self.verify()
 
@@ -217,8 +221,7 @@ class ShardSource:
         plan = list(shards)
         for shard in set(self._open) - set(plan):
             del self._open[shard]  # the disk frees a file that the cache removes once it is closed
-        assert self._ranges is not None
-        self._ranges.prefetch(plan)
+        (self.files if self._ranges is None else self._ranges).prefetch(plan)
 
     def announce(self, steps: Iterator[list[Place]]) -> None:
         """See ``Source``; does nothing for a local folder."""

@@ -114,6 +114,7 @@ def open_source(
     cache_limit: int | None = None,
     retry: Retry | None = None,
     known: Sequence[Category] = (),
+    whole_shards: bool = False,
 ) -> Source:
     """Opens a split of a folder or URL of shards, a folder of tars, or a COCO folder.
 
@@ -125,13 +126,14 @@ def open_source(
         cache_limit: bytes that the cache may take; None for no limit.
         retry: how long to try a download.
         known: for a COCO folder, the classes of its training split; see ``join.load_split``.
+        whole_shards: from a URL, fetch whole shards instead of the parts with the samples.
 
     Raises:
         InputError: the folder or split does not exist, or is damaged.
     """
     data = detect_layout(data_dir)
     if data.folder is None or data.layout != "coco":
-        return ShardSource(data, split, cache_dir, verify, retry, cache_limit)
+        return ShardSource(data, split, cache_dir, verify, retry, cache_limit, whole_shards)
     return FolderSource(_coco_split(data, split), _shell_words(data), split, known)
 
 

@@ -72,6 +72,7 @@ DATA = {
     "cache_dir": "cache",
     "cache_limit": 1000,
     "retry_minutes": 3.0,
+    "whole_shards": True,
     "persistent_workers": False,
     "pin_memory": True,
     "mean": (0.1, 0.2, 0.3),

@@ -90,6 +90,19 @@ def loader(
     return StreamLoader(stream, num_workers=workers, multiprocessing_context=context)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_whole_shards_by_choice(
+    workers: int, server: Server, shard_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    source = ShardSource(server.url, "train", cache, retry=QUICK, whole_shards=True)
+    local = ShardSource(shard_folder, "train")
+    assert list(loader(source, workers)) == list(loader(local, workers))
+    assert not [*cache.rglob("*.part")]
+    sizes = {path.name: path.stat().st_size for path in shard_folder.glob("train*.tar")}
+    assert {name: sent for name, sent in server.sent.items() if name.endswith(".tar")} == sizes
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
 def test_all_nodes_together_fetch_the_data_once(
     nodes: int, server: Server, shard_folder: Path, tmp_path: Path
