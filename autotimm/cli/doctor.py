@@ -110,5 +110,5 @@ def _print_findings(found: list[Any], packages: int) -> None:
         console.print(line + Text(f"{one.name:{min(wide, 28)}}  {one.text}", style="default"))
         if one.remedy:
             console.print(Text(f"      -> {one.remedy}"))
-    counts = {level: sum(one.level == level for one in found) for level in colours}
+    counts = {level: sum(one.level == level for one in shown) for level in colours}
     console.print(", ".join(f"{count} {level}" for level, count in counts.items()))

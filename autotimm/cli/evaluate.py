@@ -176,7 +176,8 @@ def run(args: argparse.Namespace) -> int:
         name=str(results),
     )
     measured.remarks[:0] = remarks
-    output.write(measured, drawn, out, args.worst, _facts(args))
+    detected = (results.name, output.IMAGES) if args.checkpoint else ()
+    output.write(measured, drawn, out, args.worst, _facts(args), detected)
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.notes import note
+from autotimm.cli.notes import counted, note
 from autotimm.structures import InputError
 
 
@@ -52,7 +52,7 @@ def predict_images(args: argparse.Namespace, model: Any, options: Any, names: li
         raise
     if writer.images:
         written = ", ".join(writer.close())
-        counts = f"images: {len(writer.images):,}, {_counts(args, writer)}"
+        counts = f"{counted(len(writer.images), 'image')}, {_counts(args, writer)}"
         if writer.smaller:
             counts += f"; {writer.smaller:,} pictures drawn smaller than their images"
         print(f"{out}: {written}: {counts}{f'; {bad:,} left out' if bad else ''}")
@@ -107,17 +107,19 @@ def predict_videos(args: argparse.Namespace, model: Any, options: Any, names: li
         if writer.frames:
             endings = {"json": ".json", "pictures": ".mp4", "both": ".{json,mp4}"}
             written = f"{VIDEOS}/{stem}{endings[args.format]}"
-            print(f"{args.out}: {written}: frames: {writer.frames:,}, {_counts(args, writer)}")
+            counts = f"{counted(writer.frames, 'frame')}, {_counts(args, writer)}"
+            print(f"{args.out}: {written}: {counts}")
         bad += bool(problems)
     return bad
 
 
 def _counts(args: argparse.Namespace, writer: Any) -> str:
     """How many instances a writer wrote and drew."""
-    found = f"instances: {writer.instances:,}"
-    if args.format == "json":
+    found = counted(writer.instances, "detection")
+    if args.format == "json" or not writer.instances:
         return found
-    return f"{found}, of them drawn: {writer.drawn:,} (--draw-score {args.draw_score:g})"
+    drawn = f"{writer.drawn:,} of them with a score of at least {args.draw_score:g} (--draw-score)"
+    return f"{found}, {drawn}{'' if writer.drawn else ': lower it to draw more'}"
 
 
 def _categories(model: Any) -> list[dict[str, Any]]:

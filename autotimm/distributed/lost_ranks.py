@@ -79,7 +79,7 @@ def ranks_lost(
     cause = " ".join(str(error).split())[:_ERROR_CHARACTERS]
     return LostRanksError(
         f"{located(missing, hosts)} {how}; see the last messages there. Started again, by hand "
-        f"with ckpt_path=last, the run goes on from its last checkpoint (rank {rendezvous.rank} on "
-        f"{hosts[rendezvous.rank]}: {cause})",
+        f"with --ckpt_path last, the run goes on from its last checkpoint (rank {rendezvous.rank} "
+        f"on {hosts[rendezvous.rank]}: {cause})",
         reports_it,
     )

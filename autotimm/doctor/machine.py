@@ -99,8 +99,8 @@ def gpus() -> list[Finding]:
     driver = _DRIVER.read_text().splitlines()[0] if _DRIVER.is_file() else ""
     if not torch.cuda.is_available():
         if not driver:
-            text, remedy = "none: a CPU trains small models only", "use a machine that has one"
-            return [Finding("warn", "GPU", text, remedy)]
+            text = "none: training on the CPU is slow; it suits a sample and small models"
+            return [Finding("warn", "GPU", text)]
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         remedy = "install the torch for this driver (pytorch.org), or see CUDA_VISIBLE_DEVICES"
         return [Finding("fail", "GPU", f"a driver is there, but torch ({built}) sees none", remedy)]

@@ -167,7 +167,8 @@ def _processes(trainer: Mapping[str, Any]) -> tuple[int, Finding]:
         return 1, Finding("fail", "devices", text, f"take one of {', '.join(known)}")
     on_gpu = kind in ("gpu", "cuda") or (kind == "auto" and there > 0)
     wanted = _count(trainer.get("devices", "auto"), there if on_gpu else 1)
-    text = f"{wanted} {'GPU' if on_gpu else 'CPU'} processes, strategy {strategy}"
+    processes = f"{'GPU' if on_gpu else 'CPU'} process{'' if wanted == 1 else 'es'}"
+    text = f"{wanted} {processes}, strategy {strategy}"
     if on_gpu and (wanted > there or not there):
         remedy = "lower trainer.devices, or use a machine that has them"
         return max(wanted, 1), Finding("fail", "devices", f"{text}, but {there} GPUs", remedy)

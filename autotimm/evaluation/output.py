@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ PAGE = "report.html"
 
 
 def write(
-    measured: Report, truth: Truth | None, out: Path, count: int, facts: Mapping[str, str]
+    measured: Report,
+    truth: Truth | None,
+    out: Path,
+    count: int,
+    facts: Mapping[str, str],
+    before: Sequence[str] = (),
 ) -> None:
     """Writes metrics.json, report.html and the pictures of an evaluation into a folder, and prints
     its tables.
@@ -32,6 +37,7 @@ def write(
         out: the folder; must exist.
         count: how many of the worst images, and of suspect labels, are drawn and listed.
         facts: what was evaluated, by the name of each fact.
+        before: names of the files that this evaluation has written already.
     """
     from autotimm.evaluation import charts  # matplotlib writes a cache, and takes a second
 
@@ -46,11 +52,11 @@ def write(
         written.append("worst.png")
     with whole_file(out / PAGE) as file:
         file.write(page.page(measured, facts, pictures.sections).encode())
-    written.append(PAGE)
+    opens = f"open {out / PAGE} in a browser; beside it: {', '.join([*written, *before])}"
     console = Console()
     # Printed last: a closed stdout does not cost the files.
     console.print(report.tables(measured))
-    for line in (*measured.remarks, *pictures.not_drawn, f"{out}: {', '.join(written)}"):
+    for line in (*measured.remarks, *pictures.not_drawn, opens):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

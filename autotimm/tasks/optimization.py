@@ -47,7 +47,8 @@ def configure(
     if 0 < total <= settings.warmup_steps:
         rank_zero_warn(
             f"warmup_steps={settings.warmup_steps}, but the run has {total:.0f} steps: the "
-            f"learning rate never reaches lr={settings.lr}"
+            f"learning rate never reaches lr={settings.lr}; --model.warmup_steps "
+            f"{total // 10:.0f} warms up for a tenth of them"
         )
     groups = parameters.groups(
         network,

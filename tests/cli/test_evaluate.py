@@ -57,8 +57,18 @@ def evaluated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The folder of an evaluation of the checkpoint on the sample's training images."""
     out = tmp_path_factory.mktemp("evaluated")
     words = ("--checkpoint", checkpoint, "--data", SAMPLE, "--split", "train", "--out", out)
-    assert run(*words, "--num-workers", 0, "--min-score", 0.1, "--batch-size", 4) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run(*words, "--num-workers", 0, "--min-score", 0.1, "--batch-size", 4) == 0
+    out.with_name("said.txt").write_text(said.getvalue())
     return out
+
+
+def test_the_last_line_names_the_page_and_every_other_file(evaluated: Path) -> None:
+    *_, last = evaluated.with_name("said.txt").read_text().splitlines()
+    page, _, others = last.partition(" in a browser; beside it: ")
+    assert page == f"open {evaluated / 'report.html'}"
+    there = {one.name for one in evaluated.iterdir()}
+    assert {*others.split(", ")} == there - {"report.html"}
 
 
 def test_numbers_are_those_of_pycocotools_over_the_results_file(evaluated: Path) -> None:

@@ -281,7 +281,9 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert code == 1 and found["data"]["level"] == "fail" and "config and data" not in found
     assert verb.run(verb.parser().parse_args([])) in (0, 1)  # as this machine is
     lines = capsys.readouterr().out.splitlines()
-    assert " ok, " in lines[-1]
+    begun = [line.split()[0] for line in lines[:-1] if not line.startswith(" ")]
+    levels_shown = ("ok", "warn", "fail")
+    assert lines[-1] == ", ".join(f"{begun.count(one)} {one}" for one in levels_shown)
     [packages] = (line for line in lines if line.startswith("ok   packages"))
     assert f"torch {torch.__version__.partition('+')[0]}" in packages
     assert len(lines) < 15

@@ -102,7 +102,7 @@ def test_a_schedule_that_needs_the_end_of_the_run_is_refused_without_one() -> No
 
 
 def test_a_warm_up_longer_than_the_run_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match="warmup_steps=100, but the run has 100 steps"):
+    with pytest.warns(UserWarning, match="has 100 steps: .* --model.warmup_steps 10 warms up"):
         configured(warmup_steps=100)
 
 
