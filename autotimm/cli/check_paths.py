@@ -12,6 +12,7 @@ from typing import Any
 
 from autotimm.files import urls
 from autotimm.structures import InputError
+from autotimm.tasks.missing import missing_checkpoint
 from autotimm.training.run_name import check_free, check_name
 
 _OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
@@ -39,7 +40,7 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
         raise InputError(f"{verb} needs --ckpt_path: without it the weights are random")
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
-        raise InputError(f"there is no checkpoint at {checkpoint}")
+        raise InputError(missing_checkpoint(str(checkpoint)))
     if name := _given(settings.get("trainer.run_name")):
         root = _given(settings.get("trainer.default_root_dir")) or "runs"
         check_name(root, str(name))
@@ -79,7 +80,7 @@ def check_checkpoint(path: Any) -> None:
         InputError: it is not.
     """
     if not exists(path):
-        raise InputError(f"there is no checkpoint at {path}")
+        raise InputError(missing_checkpoint(str(path)))
 
 
 def check_images(names: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from autotimm.plain import WrongTypeError
 from autotimm.structures import UPPER_BITS, InputError, Preprocessing
 from autotimm.tasks import torchvision_weights
 from autotimm.tasks.archive import read_archive
+from autotimm.tasks.missing import missing_checkpoint
 from autotimm.tasks.weights import is_safetensors, read_weights
 
 _Model = TypeVar("_Model", bound=LightningModule)
@@ -99,7 +100,7 @@ def read_content(path: str | Path, map_location: Any = "cpu") -> Any:
             raise
         raise InputError(f"{name} {error}") from error
     except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint at {name}") from error
+        raise InputError(missing_checkpoint(name)) from error
     except IsADirectoryError as error:
         raise InputError(
             f"{name} is a folder, as DeepSpeed's checkpoints are: a run resumes from it with the "

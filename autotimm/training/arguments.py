@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from autotimm.files import urls
 from autotimm.strategies import choice
@@ -71,21 +70,6 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         _check_time(length, given.get(length))
     if (time := given.get("max_time")) is not None and _is_no_time(time):
         raise InputError(f"max_time={time!r} trains nothing: give more, or leave it out")
-
-
-def with_validation(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a run, with a validation at its end where it would end before the first.
-
-    Otherwise nothing would be measured, and no checkpoint would be the best one. It prints a line
-    about the change.
-    """
-    every, epochs = given.get("check_val_every_n_epoch"), given.get("max_epochs")
-    if not (every and epochs and 0 < epochs < every) or given.get("limit_val_batches") == 0:
-        return dict(given)
-    rank_zero_info(
-        f"check_val_every_n_epoch={every} is more than the {epochs} epochs: measured after the last"
-    )
-    return {**given, "check_val_every_n_epoch": epochs}
 
 
 def runs_folder(default_root_dir: str | Path | None) -> str | Path:

@@ -138,7 +138,6 @@ class AutoTrainer(HookedTrainer):
         own = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         devices, num_nodes = launcher_world(devices, num_nodes, accelerator, own)
         arguments.check_numbers(kwargs)
-        kwargs = arguments.with_validation(kwargs)
         barebones = bool(kwargs.get("barebones"))
         if barebones:  # what the user asks for all the same, Lightning refuses by name
             logger = False if logger is None else logger
@@ -199,6 +198,21 @@ class AutoTrainer(HookedTrainer):
         use_connector(self, NamedCheckpoints(self))
         self._rows = RowsAhead(self)
         leave_signals_alone(self)
+
+    @property
+    def check_val_every_n_epoch(self) -> int | None:
+        """The number of epochs between validations; 1 in a fit's last epoch, after which there
+        always is one. Otherwise nothing would be measured of the last epochs of a run, and in a
+        short or a resumed one no checkpoint would be the best."""
+        every = self._check_val_every_n_epoch
+        if every is None or self.state.fn != TrainerFn.FITTING:
+            return every
+        ends = self.max_epochs is not None and self.current_epoch + 1 >= self.max_epochs > 0
+        return 1 if ends or 0 < self.max_steps <= self.global_step else every
+
+    @check_val_every_n_epoch.setter
+    def check_val_every_n_epoch(self, every: int | None) -> None:
+        self._check_val_every_n_epoch = every
 
     @property
     def log_dir(self) -> str | None:

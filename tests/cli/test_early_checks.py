@@ -4,6 +4,7 @@ later; what Lightning's parser takes passes."""
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,27 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_wrong_word(words: list[str], line: str) -> None:
     assert said(*FIT, *words).startswith(line)
+
+
+def test_a_missing_checkpoint_comes_with_those_that_are_there(tmp_path: Path) -> None:
+    first, second = (tmp_path / name / "checkpoints" for name in ("first", "second"))
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    (first / "best.ckpt").touch()
+    wanted = second / "best.ckpt"
+    line = f"there is no checkpoint at {wanted}"
+    for broken in ("{", "[]", '{"from": 3}', '{"from": "a\\u0000b"}'):
+        (second.parent / "run.json").write_text(broken)
+        assert said(*FIT, "--weights", str(wanted)) == line
+    for step in (9, 10):
+        (second / f"step_{step}.ckpt").touch()
+    assert said(*FIT, "--weights", str(wanted)) == f"{line}: there is {second / 'step_10.ckpt'}"
+    (second / "last.ckpt").symlink_to("step_10.ckpt")
+    (second.parent / "run.json").write_text(json.dumps({"from": str(first / "step_8.ckpt")}))
+    assert said(*FIT, "--ckpt_path", str(wanted)) == (
+        f"{line}: there is {second / 'last.ckpt'}, and {first / 'best.ckpt'} of the run that it "
+        "went on from"
+    )
 
 
 def test_what_a_verb_needs() -> None:

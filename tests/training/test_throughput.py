@@ -17,7 +17,7 @@ from line import Line, loader, quiet
 from torch.utils.data import DataLoader, IterableDataset
 
 from autotimm import AutoTrainer
-from autotimm.training import arguments, throughput
+from autotimm.training import throughput
 from autotimm.training.epoch_lines import bounds
 from autotimm.training.throughput import Throughput
 
@@ -277,25 +277,36 @@ def test_a_line_has_ap_if_it_was_measured(tmp_path: Path, capsys: pytest.Capture
     run.fit(Measured(), loader(), loader(1))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     values = [line.partition("mAP ")[2].partition(",")[0] for line in lines]
-    assert values == ["", "1.25", "", "3.25", ""]
+    assert values == ["", "1.25", "", "3.25", "4.25"]  # always after the last epoch
 
 
-def test_a_run_that_would_end_before_its_first_validation_is_measured_at_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 9}], ids=str)
+def test_a_run_is_measured_after_its_last_epoch(tmp_path: Path, limit: dict[str, int]) -> None:
+    """Also a run that ends before its first validation, and a resumed one."""
+
     class Measured(Line):
         def on_validation_epoch_end(self):
             self.log("val/mask_mAP", 0.25 + self.current_epoch)
 
-    lines: list[str] = []
-    monkeypatch.setattr(arguments, "rank_zero_info", lines.append)
-    for given in ({"max_epochs": 5}, {"max_epochs": 3, "limit_val_batches": 0}):
-        assert quiet(tmp_path, check_val_every_n_epoch=5, **given).check_val_every_n_epoch == 5
-    assert lines == []
-    options = {"check_val_every_n_epoch": 5, "best_metric": "val/mask_mAP"}
-    run = quiet(tmp_path, max_epochs=3, enable_checkpointing=True, **options)
-    assert lines == ["check_val_every_n_epoch=5 is more than the 3 epochs: measured after the last"]
-    run.fit(Measured(), loader(), loader(1))
-    assert run.checkpoint_callback.best_model_score == 2.25
-    [best] = tmp_path.glob("**/checkpoints/best.ckpt")
-    assert best.exists()
+    def run(**limits: int) -> AutoTrainer:
+        options = {"check_val_every_n_epoch": 5, "best_metric": "val/mask_mAP"}
+        return quiet(tmp_path, enable_checkpointing=True, **options, **limits)
+
+    first = run(**limit)
+    assert first.check_val_every_n_epoch == 5
+    first.fit(Measured(), loader(), loader(1))
+    assert first.checkpoint_callback.best_model_score == 2.25
+    again = run(max_epochs=8)  # validated after 5 epochs and after the last
+    again.fit(Measured(), loader(), loader(1), ckpt_path="last")
+    assert again.checkpoint_callback.best_model_score == 7.25
+    best = [*tmp_path.glob("version_*/checkpoints/best.ckpt")]
+    assert len(best) == 2 and all(one.exists() for one in best)
+
+
+def test_a_run_without_validation_has_none_after_its_last_epoch(tmp_path: Path) -> None:
+    class Never(Line):
+        def on_validation_start(self) -> None:
+            pytest.fail("validates")
+
+    options = {"check_val_every_n_epoch": 5, "limit_val_batches": 0}
+    quiet(tmp_path, max_epochs=2, **options).fit(Never(), loader(), loader(1))
