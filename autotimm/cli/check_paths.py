@@ -13,7 +13,7 @@ from typing import Any
 from autotimm.files import urls
 from autotimm.structures import InputError
 from autotimm.tasks.missing import missing_checkpoint
-from autotimm.training.run_name import check_free, check_name
+from autotimm.training.run_name import check_free, check_name, launch_of
 
 _OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -41,16 +41,32 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
         raise InputError(missing_checkpoint(str(checkpoint)))
-    if name := _given(settings.get("trainer.run_name")):
-        root = _given(settings.get("trainer.default_root_dir")) or "runs"
-        check_name(root, str(name))
-        check_free(root, str(name))
+    check_run_name(settings)
     weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that resumes does not read them
         check_checkpoint(weights)
     pretrained = settings.get("model.init_args.pretrained")
     if isinstance(pretrained, str) and pretrained.lower() not in _TRUTHS and not exists(pretrained):
         raise InputError(f"pretrained={pretrained!r} is not a file")
+
+
+def check_run_name(settings: Mapping[str, Any], launch_id: str | None = None) -> None:
+    """Checks that a new run can have the name that a command gives it, if it gives one.
+
+    Args:
+        settings: by the names of the flags without dashes.
+        launch_id: of the torchrun that started this process, whose own run may have the name: it
+            goes on after a restart.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not (name := _given(settings.get("trainer.run_name"))):
+        return
+    root = _given(settings.get("trainer.default_root_dir")) or "runs"
+    check_name(root, str(name))
+    if launch_id is None or launch_of(root, str(name)) != launch_id:
+        check_free(root, str(name))
 
 
 def _given(value: Any) -> Any:

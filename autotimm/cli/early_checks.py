@@ -2,7 +2,8 @@
 
 Invariants: what Lightning's parser takes passes; what is not understood here is left to it. A job
 of several processes is left to the check of its set-up (``setup/check.py``), which has one process
-print the line and the others end with it.
+print the line and the others end with it. Only where torchrun runs on one node does the first
+process check words and the name of the run here: torchrun ends the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "RANK", "LOCAL_RANK")
 
 
 def check(words: list[str], help_flag: str) -> None:
-    """Checks words, values of numbers, configs and paths, unless a launcher started the process.
+    """Checks words, values of numbers, configs and paths; of a launcher's process less or nothing.
 
     Args:
         words: the verb and what follows it.
@@ -33,11 +34,21 @@ def check(words: list[str], help_flag: str) -> None:
     Raises:
         InputError: one line about the first thing that is wrong.
     """
-    if any(name in os.environ for name in _LAUNCHED):
+    launched = any(name in os.environ for name in _LAUNCHED)
+    if launched and not _is_first_on_one_node():
         return
     settings = check_words(words, help_flag)
-    if settings is not None:
+    if settings is not None and launched:
+        check_paths.check_run_name(settings, f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}")
+    elif settings is not None:
         check_paths.check_run(words[0], settings, help_flag)
+
+
+def _is_first_on_one_node() -> bool:
+    """Whether this is the first process of a torchrun that has no other node."""
+    expected = {"RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    known = "TORCHELASTIC_RUN_ID" in os.environ
+    return known and all(os.environ.get(name) == value for name, value in expected.items())
 
 
 def check_words(words: list[str], help_flag: str) -> dict[str, Any] | None:

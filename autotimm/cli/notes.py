@@ -6,11 +6,6 @@ import sys
 import warnings
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: ``1 image``, ``2,000 images``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def note(verb: str, text: str) -> None:
     """Prints ``autotimm VERB: text`` on stderr, in one line."""
     print(f"autotimm {verb}: {' '.join(text.split())}", file=sys.stderr, flush=True)

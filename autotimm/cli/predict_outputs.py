@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autotimm.cli.notes import counted, note
+from autotimm.cli.notes import note
+from autotimm.files.units import counted
 from autotimm.structures import InputError
 
 

@@ -1,4 +1,4 @@
-"""Byte counts as people write and read them."""
+"""Byte counts and other numbers as people write and read them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def byte_text(count: int) -> str:
         if count >= 1000**power:
             return f"{count / 1000**power:.3g} {unit}"
     return f"{count} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 image``, ``2,000 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -38,6 +38,9 @@ MARK = "AUTOTIMM_STOPPED"
 and exits with 0. With another code, srun would kill the other tasks of the job and return the code
 of the killed ones."""
 
+_GOES_ON = "the job goes on from there once it is requeued"
+_SAME_COMMAND = "the same command with --ckpt_path last, and without --out NAME, goes on from there"
+
 
 class Stopped(SystemExit):
     """Ends a process after a signal has stopped its run.
@@ -168,12 +171,8 @@ class Preemption(Checkpoint):
             launch = find_launch()
             # A requeued job finds its run, but a new process or a new call of torchrun does not.
             requeued = launch is not None and launch.name is not None
-            message += f"saved {path}, from which "
-            if requeued:
-                message += "the job goes on once it is requeued"
-            else:
-                message += "--ckpt_path last goes on"
-                message += _command(trainer, path)
+            message += f"saved {path}\n"
+            message += _GOES_ON if requeued else _how_to_go_on(trainer, path)
         else:
             message += "no step was taken since the start, so that there is nothing to save"
         if trainer.is_global_zero:
@@ -182,12 +181,12 @@ class Preemption(Checkpoint):
         return self._stopped
 
 
-def _command(trainer: Trainer, checkpoint: Path) -> str:
-    """The command that resumes from a checkpoint, for the end of a line; empty if none is known."""
-    if trainer.num_nodes > 1:
-        return ""
-    command = resume_command(checkpoint.parents[1], checkpoint, trainer.world_size)
-    return command and f", or: {command}"
+def _how_to_go_on(trainer: Trainer, checkpoint: Path) -> str:
+    """The lines that say how to resume from a checkpoint, with a command if one is known."""
+    command = ""
+    if trainer.num_nodes == 1:
+        command = resume_command(checkpoint.parents[1], checkpoint, trainer.world_size)
+    return f"go on with:\n  {command}" if command else _SAME_COMMAND
 
 
 @contextmanager

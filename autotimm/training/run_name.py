@@ -5,6 +5,7 @@ The command line asks for it before torch is imported, so that nothing here need
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -56,9 +57,18 @@ def check_free(root: str | Path, name: str) -> None:
     run = Path(root, name)
     if (run / _RECORD).exists() or (run / _CHECKPOINTS).exists():
         raise InputError(
-            f"--out {name}: {run} is a run already: give another name, or go on with it by "
-            f"--ckpt_path {run / _CHECKPOINTS / 'last.ckpt'} and without this --out"
+            f"--out {name}: {run} is a run already: leave out --out to go on with it (--ckpt_path "
+            f"{run / _CHECKPOINTS / 'last.ckpt'}), or give another name"
         )
+
+
+def launch_of(root: str | Path, name: str) -> str | None:
+    """The ``launch_id`` in ``run.json`` of the run of a name; None if there is none."""
+    try:
+        content = json.loads(Path(root, name, _RECORD).read_bytes())
+    except (OSError, ValueError):  # no run, or none that says it
+        return None
+    return content.get("launch_id") if isinstance(content, dict) else None
 
 
 def _holds_runs(folder: Path) -> bool:

@@ -197,7 +197,8 @@ class RunRecord(Callback):
             self._write(trainer)
             checkpoint = (self._content.get("best") or {}).get("checkpoint")
             data = provenance.location(getattr(trainer, "datamodule", None))
-            rank_zero_info(after_fit(self.folder, checkpoint or self._content.get("last"), data))
+            checkpoint = checkpoint or self._content.get("last")
+            rank_zero_info(after_fit(self.folder, checkpoint, data, self._content.get("from")))
 
     def note(self, trainer: Trainer, name: str, value: Any) -> None:
         """Write an entry of another part of the program into the record."""

@@ -203,6 +203,33 @@ def test_a_job_of_several_processes_and_questions_are_left_alone(
     early_checks.check(["fit", "--nope"], "--help")
 
 
+def test_the_first_process_of_torchrun_on_one_node_refuses_the_name_of_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "run.json").write_text('{"launch_id": "torchrun-y"}')
+    words = [*FIT, "--out", f"{tmp_path}/", "--out", "first", "--ckpt_path", "last"]
+    last = run / "checkpoints" / "last.ckpt"
+    line = (
+        f"--out first: {run} is a run already: leave out --out to go on with it (--ckpt_path "
+        f"{last}), or give another name"
+    )
+    assert said(*words) == line
+    variables = {"TORCHELASTIC_RUN_ID": "x", "GROUP_WORLD_SIZE": "1", "RANK": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert said(*words) == line
+    # Other processes and nodes are ended, or agree on the line later.
+    for name, value in {"RANK": "1", "GROUP_WORLD_SIZE": "2"}.items():
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            early_checks.check(words, "--help")
+    # After a restart the run is torchrun's own. Its checkpoints are not looked for then.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "y")
+    early_checks.check([*words, "--ckpt_path", "gone"], "--help")
+
+
 def test_paths_that_only_their_readers_know() -> None:
     for path in ("https://a/b", "s3://a/b", "torchvision/x", "~/x", "a\0b", SMALL, "launch"):
         assert check_paths.exists(path), path

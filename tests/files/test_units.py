@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autotimm.files.units import byte_count, byte_text
+from autotimm.files.units import byte_count, byte_text, counted
 from autotimm.structures import InputError
 
 
@@ -42,3 +42,7 @@ def test_what_is_no_number_of_bytes(value: Any) -> None:
 def test_bytes_as_people_read_them() -> None:
     amounts = (999, 1000, 1_234_567, 5_200_000_000, 2_470_000_000_000)
     assert [byte_text(n) for n in amounts] == ["999 B", "1 kB", "1.23 MB", "5.2 GB", "2.47 TB"]
+
+
+def test_things_are_counted_in_the_singular_and_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2_000)] == ["0 images", "1 image", "2,000 images"]

@@ -158,16 +158,20 @@ def test_a_fit_ends_with_commands_and_is_not_begun_again(
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"),
         *("--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(runs)),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.log_every_n_steps", "1"),
     ]
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         train.train(flags)
     lines = [record.getMessage() for record in caplog.records]
     told = next(line for line in lines if line.startswith("run: ")).splitlines()
     assert told[0] == f"run: {runs / 'version_0'}" and (runs / NEWEST).samefile(runs / "version_0")
-    commands = [shlex.split(line) for line in told[1:]]
+    assert told[1] == f"look at: {runs / 'version_0' / 'results.png'}"
+    assert "8 training images, 1 step an epoch" in lines
+    commands = [shlex.split(line) for line in told[2:]]
     assert [words[:2] for words in commands] == [["autotimm", "evaluate"], ["autotimm", "predict"]]
     for words in commands:
-        assert Path(words[words.index("--checkpoint") + 1]).is_file()
+        checkpoint = words[words.index("--checkpoint") + 1]
+        assert Path(checkpoint) == runs / "version_0" / "checkpoints" / "last.ckpt"
     assert commands[0][-2:] == ["--data", str(SAMPLE)]
     assert read_record(runs / "version_0")["data"]
 
@@ -181,7 +185,12 @@ def test_a_fit_ends_with_commands_and_is_not_begun_again(
 
     # The link leads to the new run before the old one's checkpoint is no longer needed.
     through = str(runs / NEWEST / "checkpoints" / "last.ckpt")
-    train.train([*flags, "--ckpt_path", through, "--trainer.max_epochs", "2"])
+    caplog.clear()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        train.train([*flags, "--ckpt_path", through, "--trainer.max_epochs", "2"])
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    both = [str(runs / "version_0"), str(runs / "version_1")]
+    assert f"\n  autotimm plot {shlex.join(both)} --out both.png" in said
     record = json.loads((runs / "version_1" / "run.json").read_text())
     assert record["epoch"] == 2 and (runs / NEWEST).samefile(runs / "version_1")
     assert Path(record["from"]).parents[1] == runs / "version_0"

@@ -254,12 +254,13 @@ def test_a_run_that_a_signal_to_all_its_processes_stops_goes_on(
     output = done.stdout + done.stderr
     assert done.returncode == 85, output
     assert "Traceback" not in output
-    (line,) = (
-        line for line in output.splitlines() if line.startswith("stopped by SIGINT at step ")
-    )
-    step = int(line.split()[5].rstrip(":"))
-    how = "from which --ckpt_path last goes on"
-    assert step >= 14 and f"checkpoints/step_{step}.ckpt, {how}" in line
+    lines = output.splitlines()
+    (at,) = (k for k, line in enumerate(lines) if line.startswith("stopped by SIGINT at step "))
+    step = int(lines[at].split()[5].rstrip(":"))
+    assert step >= 14 and lines[at].endswith(f"checkpoints/step_{step}.ckpt")
+    assert lines[at + 1] == "go on with:"
+    saved = lines[at].partition("saved ")[2]
+    assert lines[at + 2].startswith("  autotimm fit ") and lines[at + 2].endswith(saved)
     done = run(
         "fit", "--config", SMALL, *flags, f"--trainer.max_steps={step + 2}", "--ckpt_path=last"
     )
