@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     given = _results(args, out)
     if given is None:
         return 0  # not the first rank
-    results, source, pixel_range = given
+    results, source, pixel_range, of_model = given
     entries = coco_input.entries_of(results)
     truth, drawn = _truth(args, source, entries, pixel_range)
     make_folder("--out", out)
@@ -177,17 +178,19 @@ def run(args: argparse.Namespace) -> int:
     )
     measured.remarks[:0] = remarks
     detected = (results.name, output.IMAGES) if args.checkpoint else ()
-    output.write(measured, drawn, out, args.worst, _facts(args), detected)
+    output.write(measured, drawn, out, args.worst, _facts(args, of_model), detected)
     return 0
 
 
-def _results(args: argparse.Namespace, out: Path) -> tuple[Path, Source | None, PixelRange] | None:
-    """The results file, the images if they are known, and their pixel range.
+def _results(
+    args: argparse.Namespace, out: Path
+) -> tuple[Path, Source | None, PixelRange, dict[str, str]] | None:
+    """The results file, the images if they are known, their pixel range, and facts of the model.
 
     A checkpoint first runs on the images, and writes the file; None on all ranks but the first.
     """
     if not args.checkpoint:
-        return Path(args.results), _open_source(args), args.pixel_range
+        return Path(args.results), _open_source(args), args.pixel_range, {}
     from autotimm.cli.run_checkpoint import detect
 
     results = out / "results.json"
@@ -213,15 +216,16 @@ def _fitted(
     return entries, [*lines] if entries else ["the results hold no detection"]
 
 
-def _facts(args: argparse.Namespace) -> dict[str, str]:
-    """What is evaluated, for the head of the page."""
+def _facts(args: argparse.Namespace, of_model: dict[str, str]) -> dict[str, str]:
+    """What is evaluated, and on which day, for the head of the page."""
     given = {
-        "checkpoint": args.checkpoint,
+        **of_model,
         "results": args.results,
         "data": args.data,
         "split": args.split if args.data else None,
         "annotations": ", ".join(args.annotations or ()),
         "images": ", ".join(args.images or ()),
+        "date": datetime.now(UTC).date().isoformat(),
     }
     return {name: value for name, value in given.items() if value}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +16,7 @@ from autotimm.cli.evaluate_flags import data_and_split
 from autotimm.cli.parser import make_folder
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.whole import WholeImages
+from autotimm.files import urls
 from autotimm.inference.predict import Options, detector_of
 from autotimm.streaming.store import Source
 from autotimm.structures import InputError, PixelRange
@@ -21,12 +24,25 @@ from autotimm.tasks import load
 from autotimm.training import evaluate
 
 
-def detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | None:
+class Detected(NamedTuple):
+    """What is known after the model of a checkpoint has looked at the data.
+
+    Attributes:
+        source: of the data.
+        pixel_range: of its images.
+        facts: about checkpoint and model, by the name of each fact.
+    """
+
+    source: Source
+    pixel_range: PixelRange
+    facts: dict[str, str]
+
+
+def detect(args: argparse.Namespace, path: Path) -> Detected | None:
     """Runs the checkpoint's model on the data and writes what it finds to ``path``.
 
     Returns:
-        The source of the data and the pixel range of its images on the first rank, which alone has
-        all results; else None.
+        What is known then on the first rank, which alone has all results; else None.
 
     Raises:
         InputError: the checkpoint or the data cannot be used.
@@ -66,7 +82,23 @@ def detect(args: argparse.Namespace, path: Path) -> tuple[Source, PixelRange] | 
     data.check("test")
     make_folder("--out", path.parent)
     first = evaluate.find_all(model, data, path, **machine, look=look)
-    return (data.source(split), data.preprocessing.pixel_range) if first else None
+    if not first:
+        return None
+    facts = _facts(args.checkpoint, model, data.image_size)
+    return Detected(data.source(split), data.preprocessing.pixel_range, facts)
+
+
+def _facts(checkpoint: str, model: Any, image_size: tuple[int, int]) -> dict[str, str]:
+    """What a reader of the evaluation may ask for later, when links lead elsewhere."""
+    real = checkpoint if urls.kind(checkpoint) else os.path.realpath(checkpoint)
+    step = re.fullmatch(r"step_(\d+)\.ckpt", Path(real).name)
+    height, width = image_size
+    return {
+        "checkpoint": real,
+        **({"step": f"{int(step[1]):,}"} if step else {}),
+        "model": f"{type(model).__name__}, {model.settings.backbone}",
+        "image size": f"{height} x {width}",
+    }
 
 
 def _look(args: argparse.Namespace, model: Any) -> Callable[[Any], Any] | None:

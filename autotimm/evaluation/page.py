@@ -1,7 +1,8 @@
 """``report.html``: an evaluation as one page that needs no server, no network and no script.
 
 Invariants: every word that comes from data is escaped and without secrets; the page loads nothing,
-its pictures are in it, and these have a limit of bytes. It is the same for the same evaluation.
+its pictures are in it, and these have a limit of bytes. The same evaluation and facts give the same
+page.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from autotimm.evaluation.coco_eval import ERRORS
+from autotimm.evaluation.coco_eval import ERRORS, Evaluation
+from autotimm.evaluation.coco_input import IouType
 from autotimm.evaluation.confusions import confusions
 from autotimm.evaluation.page_curves import curves_figure
 from autotimm.evaluation.report import KINDS, Report, percent
@@ -111,10 +113,15 @@ def text(value: Any) -> str:
     return html.escape(_CONTROL.sub("\ufffd", redacted(str(value))))
 
 
+def _masks_first(report: Report) -> list[tuple[IouType, Evaluation]]:
+    """What was measured, of masks first: where there are masks, they are what a user looks for."""
+    return sorted(report.evaluations.items(), key=lambda one: one[0] != "segm")
+
+
 def _headline(report: Report) -> str:
     numbers = [
         (f"{KINDS[kind]} {name}", percent(one.stats[name]))
-        for kind, one in report.evaluations.items()
+        for kind, one in _masks_first(report)
         for name in ("AP", "AP50")
     ]
     instances = sum(one.instances for one in next(iter(report.evaluations.values())).classes)
@@ -129,8 +136,8 @@ def _remarks(lines: Sequence[str]) -> str:
 
 
 def _tables(report: Report) -> str:
-    kinds = [KINDS[kind] for kind in report.evaluations]
-    every = list(report.evaluations.values())
+    kinds = [KINDS[kind] for kind, _ in _masks_first(report)]
+    every = [one for _, one in _masks_first(report)]
     columns = [f"{kind} {what}" for kind in kinds for what in ("AP", "AP50")]
     classes = []
     for k, name in enumerate(report.names):
@@ -164,8 +171,7 @@ def _table(caption: str, heads: Iterable[str], rows: Iterable[Sequence[str]]) ->
 
 def _curves(report: Report) -> str:
     figures = [
-        curves_figure(KINDS[kind], one, report.names, text)
-        for kind, one in report.evaluations.items()
+        curves_figure(KINDS[kind], one, report.names, text) for kind, one in _masks_first(report)
     ]
     return f'<div class="side">{"".join(figures)}</div>'
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from ranks import on_ranks
 
 import autotimm
 from autotimm import visualize
-from autotimm.cli import evaluate
+from autotimm.cli import evaluate, run_checkpoint
 from autotimm.coco import masks
 from autotimm.coco.index import Category, shown_names
 from autotimm.data.whole import WholeImages
@@ -63,12 +66,38 @@ def evaluated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_the_last_line_names_the_page_and_every_other_file(evaluated: Path) -> None:
+def test_the_last_line_names_the_page_and_every_other_file(
+    evaluated: Path, checkpoint: Path
+) -> None:
     *_, last = evaluated.with_name("said.txt").read_text().splitlines()
     page, _, others = last.partition(" in a browser; beside it: ")
     assert page == f"open {evaluated / 'report.html'}"
+    content = (evaluated / "report.html").read_text()
+    facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", content))
+    assert facts["checkpoint"] == str(checkpoint.resolve())
+    assert facts["model"].startswith("InstanceSegmentor, ") and re.fullmatch(
+        r"\d+ x \d+", facts["image size"]
+    )
+    assert date.fromisoformat(facts["date"])
+    heads = re.findall('<th scope="col">(.*?)</th>', content)
+    assert heads[2:6] == ["mask AP", "mask AP50", "box AP", "box AP50"]
     there = {one.name for one in evaluated.iterdir()}
     assert {*others.split(", ")} == there - {"report.html"}
+
+
+def test_the_page_names_the_checkpoint_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "step_1200.ckpt").touch()
+    (tmp_path / "best.ckpt").symlink_to("step_1200.ckpt")
+    model = SimpleNamespace(settings=SimpleNamespace(backbone="resnet50"))
+    facts = run_checkpoint._facts(str(tmp_path / "best.ckpt"), model, (64, 96))
+    assert facts == {
+        "checkpoint": str(tmp_path / "step_1200.ckpt"),
+        "step": "1,200",
+        "model": "SimpleNamespace, resnet50",
+        "image size": "64 x 96",
+    }
+    url = run_checkpoint._facts("https://host/best.ckpt", model, (64, 96))
+    assert url["checkpoint"] == "https://host/best.ckpt" and "step" not in url
 
 
 def test_numbers_are_those_of_pycocotools_over_the_results_file(evaluated: Path) -> None:
