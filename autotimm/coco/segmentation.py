@@ -53,6 +53,13 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
     Raises:
         ValueError: it cannot be used; the message is a short reason.
     """
+    if type(segmentation) is list and len(segmentation) == 1:  # as nearly all are
+        try:
+            extent = masks.check_polygon(segmentation[0])
+        except ValueError:
+            pass  # read below in another way, or refused
+        else:
+            return _of_polygons(segmentation, [extent], height, width, odd)
     if segmentation is None or segmentation == [] or segmentation == {} or segmentation == "":
         raise ValueError(NONE)
     if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):

@@ -20,6 +20,9 @@ from autotimm.structures import RLE, Annotation, Record, Unmasked
 # How kinds of problems begin: what training takes otherwise, and what pycocotools takes alike.
 _MENDED = ("bbox without an area", "area is not a positive number")
 _ALIKE = ("polygon leaves the image", "iscrowd missing")
+_PLAIN = frozenset(
+    ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore")
+)  # keys that settle nothing
 _LARGEST = 1e15  # pixels: larger areas, infinite ones too, are of no size class anyway
 
 
@@ -60,7 +63,8 @@ def checked_annotations(
     seen: dict[tuple[float, float], Annotation] = {}
     for given in raws:
         count = partial(odd, given)
-        raw = _tidied(settled(given, count), count)
+        raw = given if _PLAIN.issuperset(given) else settled(given, count)
+        raw = _tidied(raw, count)
         checked = check_annotation(raw, height, width, count, rules)
         if checked is None:
             truth = _unmasked(raw, rules)
@@ -173,6 +177,10 @@ def _is_unlearnt(kind: str) -> bool:
 def _tidied(raw: dict[str, Any], odd: Callable[[str], object]) -> dict[str, Any]:
     """An annotation whose box and area are numbers where they can mean these only."""
     box, area = raw.get("bbox"), raw.get("area")
+    if type(box) is list and len(box) == 4 and type(area) is float:  # as nearly all are
+        x, y, w, h = box
+        if type(x) is type(y) is type(w) is type(h) is float:
+            return raw
     if type(box) is not list or len(box) != 4 or str in map(type, box):
         found, kind = boxes.read(box)
         if kind is not None:
