@@ -42,7 +42,7 @@ def test_the_client_does_not_try_and_the_line_says_why(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    with pytest.raises(InputError, match=r"random weights; there is no network: the name hub.ex"):
+    with pytest.raises(InputError, match=r"of resnet10t: there is no network: the name hub.ex"):
         Backbone("resnet10t", pretrained=True)
     assert asked == ["hub.example"] * 2  # and none by the client
     assert waited == [0.0]

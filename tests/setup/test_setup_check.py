@@ -174,7 +174,7 @@ def reports(**changes: dict[int, Any]) -> list[Report | None]:
 def test_the_arguments_of_the_data_are_compared() -> None:
     """Every argument of the data module except those in which ranks may differ."""
     own = {"data_dir", "num_workers", "persistent_workers", "pin_memory", "prefetch_factor"}
-    own |= {"cache_dir", "cache_limit", "retry_minutes"}
+    own |= {"cache_dir", "cache_limit", "retry_minutes", "whole_shards"}
     own |= {"num_classes"}  # compared as a setting of the model
     own |= {"custom_train_transforms", "self"}  # an object, whose text may differ
     kept_as = {
