@@ -23,8 +23,10 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import pytest
 import shard_runs
 from coco_folder import mixed
+from servers import Server, serve
 from slurm_cluster import CLUSTER, ROOT, Environment, command, wait
 
+from autotimm.data.synthetic import make_dataset
 from autotimm.sharding.cli import shard
 
 SHARED_DATA = Path(
@@ -89,6 +91,25 @@ def mixed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     shard(mixed(folder / "coco"), folder / "shards", samples_per_shard=4)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def range_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a few samples each, of a size that is worth a request; not to be changed."""
+    from range_reads import IMAGES, SHARD  # which needs torch
+
+    folder = tmp_path_factory.mktemp("ranges")
+    make_dataset(folder / "coco", train=IMAGES, val=3, size=200)
+    shard(folder / "coco", folder / "shards", samples_per_shard=SHARD)
+    return folder / "shards"
+
+
+@pytest.fixture
+def range_server(range_shards: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server that sends ranges of a copy of ``range_shards``."""
+    with serve(shutil.copytree(range_shards, tmp_path / "copy")) as server:
+        server.ranges = True
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import http.server
 import re
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
+
+import pytest
 
 Fault = int | str
 """A status to answer with, or "stall", "trickle", "cut", "other", "endless", "close", "headers"
@@ -63,6 +68,28 @@ def serve(folder: Path) -> Iterator[Server]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def speak_tls(server: Server, folder: Path) -> Path:
+    """Has a server speak TLS with a certificate that nobody else has signed; returns its file."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    made = made.public_key(key.public_key()).serial_number(1).add_extension(names, False)
+    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2090, 1, 1))
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    content = made.sign(key, hashes.SHA256()).public_bytes(pem) + key.private_bytes(pem, *plain)
+    (folder / "own.pem").write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "own.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return folder / "own.pem"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -81,7 +81,7 @@ def disagreement(
     """
     wrong = extent and _polygon_fault(bbox, extent, height, width)
     fault = f"{boxes.FAR}, as its {wrong}" if wrong else boxes.fault(bbox, tight, height, width)
-    if fault is None and not (extent and _leaves(extent, height, width)):  # which is told, too
+    if fault is None and not (extent and _leaves(extent, height, width)):  # counted by itself
         x, y, w, h = bbox
         fault = _OUT if _leaves((x, y, x + w, y + h), height, width) else None
     if fault is None or take_masks:

@@ -7,13 +7,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from datetime import datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Server, serve
+from servers import Server, serve, speak_tls
 
 from autotimm.files import addresses, answers, ranges
 from autotimm.files.answers import RefusedError
@@ -152,27 +150,11 @@ def test_a_user_and_a_query_are_sent(server: Server) -> None:
 def test_certificates_are_checked(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    made = made.public_key(key.public_key()).serial_number(1).add_extension(names, False)
-    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2090, 1, 1))
-    pem = serialization.Encoding.PEM
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    content = made.sign(key, hashes.SHA256()).public_bytes(pem) + key.private_bytes(pem, *plain)
-    (tmp_path / "own.pem").write_bytes(content)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "own.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    certificate = speak_tls(server, tmp_path)
     url = f"{server.url}/a.tar".replace("http:", "https:")
     found, _ = fetch(url, count=2)
     assert all(answers.is_final(one) and "CERTIFICATE_VERIFY" in str(one) for one in found)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     found, _ = fetch(url)
     assert found == [CONTENT[1000 * k : 1000 * k + 5000] for k in range(40)]
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import ssl
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import pytest
-from servers import Fault, Server, serve
+from servers import Fault, Server, serve, speak_tls
 
 from autotimm import InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
@@ -147,22 +145,7 @@ def test_a_checkpoint_at_a_url_has_the_servers_reason(server: Server) -> None:
 def test_a_certificate_that_nobody_signed_is_not_tried_again(
     server: Server, tmp_path: Path
 ) -> None:
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    made = made.public_key(key.public_key()).serial_number(1)
-    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2090, 1, 1))
-    pem = serialization.Encoding.PEM
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    content = made.sign(key, hashes.SHA256()).public_bytes(pem) + key.private_bytes(pem, *plain)
-    (tmp_path / "own.pem").write_bytes(content)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "own.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    speak_tls(server, tmp_path)
     url = f"{server.url}/a.tar".replace("http:", "https:")
     with pytest.raises(InputError, match=r"a\.tar: cannot be downloaded: .*CERTIFICATE_VERIFY"):
         remote.read_bytes(url, Retry(stall=5))

@@ -1,4 +1,4 @@
-"""What is told of an image file when it is first looked at."""
+"""What autotimm reports of an image file when it first reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pages(kind: str, count: int = 3, **options: Any) -> bytes:
 
 
 def pyramid(kind: int) -> bytes:
-    """A TIFF whose second page says what it is of the first (254, NewSubfileType)."""
+    """A TIFF whose second page says how it relates to the first, in tag 254 (NewSubfileType)."""
     first, second = pages("TIFF", 1), io.BytesIO()
     Image.new("RGB", (32, 24)).save(second, "TIFF", tiffinfo={254: kind})
     file = io.BytesIO(first)

@@ -1,6 +1,6 @@
 """Shards from a server without ranges: through the cache, whole or not at all, within its limit.
 
-How that is found out ``test_ranges.py`` tests; here it is known from the start.
+How that is found out ``test_range_faults.py`` tests; here it is known from the start.
 """
 
 from __future__ import annotations
