@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import orjson
 
 from autotimm.coco.checks import ignored_remark, untrained_remark
+from autotimm.files.units import counted
 from autotimm.format.manifest import MANIFEST
 from autotimm.sharding.outcome import Outcome, Part, Written
 
@@ -147,7 +148,7 @@ def _result(outcome: Outcome, dst: str, part: Part | None) -> Iterator[str]:
         yield f"dry run: read {took}; {outcome.new:,} shards would be written"
         return
     kept = f", kept {outcome.kept:,} of an earlier run" if outcome.kept else ""
-    yield f"wrote {outcome.new:,} shard{'' if outcome.new == 1 else 's'}{kept} {took}"
+    yield f"wrote {counted(outcome.new, 'shard')}{kept} {took}"
     if part is not None:
         yield (
             f"part {part.which} of {part.of} is done; once all are, the same command without "

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from autotimm.cli import main
 from autotimm.cli.notes import shorten_warnings
 
 
@@ -30,3 +31,15 @@ def _shown(
 ) -> None:
     """As Python shows a warning, which pytest would record instead."""
     sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
+@pytest.mark.parametrize(("words", "verbs"), [([], ["completion"]), (["--debug"], [])])
+def test_every_verb_has_them_short_unless_it_is_debugged(
+    words: list[str], verbs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(main, "shorten_warnings", asked.append)
+    monkeypatch.setattr(sys, "argv", ["autotimm", "completion", "--help", *words])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert not ended.value.code and asked == verbs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def test_a_sound_record(tmp_path: Path) -> None:
 MENDED = {
     "bbox missing": ({"bbox": ...}, "bbox missing (mask's taken)"),
     "bbox null": ({"bbox": None}, "bbox missing (mask's taken)"),
+    **{
+        f"bbox of floats, {value} at {side}": (
+            {"bbox": [*(2.0,) * side, value, *(2.0,) * (3 - side)]},
+            "bbox is not four finite numbers (mask's taken)",
+        )
+        for side in range(4)
+        for value in (NAN, math.inf, 1e15)
+    },
     "bbox short": ({"bbox": [1, 2, 3]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox nan": ({"bbox": [1, 2, NAN, 4]}, "bbox is not four finite numbers (mask's taken)"),
     "bbox odd text": (
