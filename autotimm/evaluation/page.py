@@ -150,7 +150,7 @@ def _tables(report: Report) -> str:
         _table("Class by class, in percent", ["class", "objects", *columns], classes)
         + '<div class="side">'
         + _table("All classes, in percent", ["", *kinds], overall)
-        + _table("AP50 lost to each kind of error, in percent", ["", *kinds], lost)
+        + _table("AP50 lost to each kind of error, in percent, over all scores", ["", *kinds], lost)
         + "</div>"
     )
 

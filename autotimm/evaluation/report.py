@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from autotimm.coco import boxes
 from autotimm.coco.checks import Problems
@@ -267,7 +268,9 @@ def tables(report: Report) -> Group:
         for column in table.columns[1:]:
             column.justify = "right"
         table.columns[0].no_wrap = True
-    return Group(*every)
+    least = f"{report.least_score:g}"
+    scores = f"Tables count detections of any score, confusions and pictures those from {least}."
+    return Group(*every, Text(scores))
 
 
 def worst(report: Report, count: int) -> list[int]:

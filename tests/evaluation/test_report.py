@@ -147,3 +147,4 @@ def test_json_and_tables_are_class_by_class(measured: report.Report) -> None:
     [row] = (line.split() for line in shown.get().splitlines() if line.split()[:1] == ["disc"])
     assert row[:3] == ["disc", "3", "4"]
     assert float(row[4]) == pytest.approx(50, abs=1)
+    assert shown.get().splitlines()[-1].endswith("confusions and pictures those from 0.5.")
