@@ -59,10 +59,22 @@ DEAREST = (
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """One more than there are cores: at nearly all times one test waits for a server, a signal, the
-    end of a pause or another test's cluster. More than eight need memory rather than cores."""
-    return min((yield) + 1, 8)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """More than there are cores: at nearly all times one quick test waits for a server, a signal or
+    the end of a pause, and half of the slow ones for a rank or another test's cluster. More than
+    eight need memory rather than cores."""
+    return min((yield) + (3 if slow_alone(config) else 1), 8)
+
+
+def slow_alone(config: pytest.Config) -> bool:
+    return config.getoption("markexpr").startswith("slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``make test-slow`` does not import the many files without a slow test in each process."""
+    if not slow_alone(config) or not collection_path.match("test_*.py"):
+        return None
+    return True if "mark.slow" not in collection_path.read_text() else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -247,6 +247,7 @@ def test_any_size_and_number(size: tuple[int, int], count: int) -> None:
     assert picture.any() == (count > 0)
 
 
+@pytest.mark.slow
 def test_thousands_of_instances() -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 100, (5000, 2))

@@ -66,6 +66,7 @@ def evaluated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
+@pytest.mark.slow
 def test_the_last_line_names_the_page_and_every_other_file(
     evaluated: Path, checkpoint: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_pictures_are_written(evaluated: Path) -> None:
             assert len(picture.convert("RGB").getcolors(2**24) or ()) > 10
 
 
+@pytest.mark.slow
 def test_a_results_file_alone_gives_the_same(evaluated: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth.json"
     truth.write_text(json.dumps(Truth(open_source(SAMPLE, "train")).content))
@@ -161,9 +163,8 @@ def test_text_ids_are_written_as_results_hold_them(tmp_path: Path) -> None:
     assert [one["id"] for one in content["categories"]] == ["s", "d"]
 
 
-@pytest.mark.parametrize(
-    "how", [{"flip": True}, pytest.param({"tile": 64}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"flip": True}, {"tile": 64}])
 def test_tiles_and_the_mirror_image_find_what_predict_finds(
     checkpoint: Path, tmp_path: Path, photos: Path, how: dict[str, Any]
 ) -> None:
@@ -324,6 +325,7 @@ def test_a_checkpoint_is_measured_on_the_only_split_and_on_what_cannot_be_read(
     assert {one["image_id"] for one in found} == {1}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_looks_at_images_elsewhere(
     checkpoint: Path, evaluated: Path, tmp_path: Path
 ) -> None:
@@ -365,6 +367,7 @@ def test_a_checkpoint_looks_at_images_elsewhere(
     assert again["mask"]["AP"] == pytest.approx(told["mask"]["AP"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_images_elsewhere_are_looked_at_in_tiles(
     checkpoint: Path, tmp_path: Path, photos: Path
 ) -> None:

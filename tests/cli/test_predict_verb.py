@@ -117,6 +117,7 @@ def test_formats_urls_and_equal_names(
     assert {path.name for path in out.iterdir()} == {"pictures"}
 
 
+@pytest.mark.slow
 def test_min_score_is_of_what_is_found(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Also below what the model itself leaves out, which is by the class alone."""
     scores = {}
@@ -287,6 +288,7 @@ def test_names_too_long_for_a_picture_are_cut(checkpoint: Path, tmp_path: Path) 
     assert drawn == ["\u00e9" * 100 + "-2.png", "\u00e9" * 100 + ".png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_what_was_found_before_a_signal_is_kept(
     number: int, photos: Path, checkpoint: Path, tmp_path: Path

@@ -141,9 +141,9 @@ def stopped_at(folder: Path, out: Path, *, should_stop: bool = False, **options:
     ("options", "stops"),
     [
         ({}, (1, 5, 7, 9)),
-        ({"should_stop": True}, (2, 7, 12)),
-        ({"limit_train_batches": 3}, (2, 3, 4)),
-        ({"val_check_interval": 3}, (2, 3, 10)),
+        pytest.param({"should_stop": True}, (2, 7, 12), marks=pytest.mark.slow),
+        pytest.param({"limit_train_batches": 3}, (2, 3, 4), marks=pytest.mark.slow),
+        pytest.param({"val_check_interval": 3}, (2, 3, 10), marks=pytest.mark.slow),
         ({"accumulate_grad_batches": 2}, (1, 3, 4, 6)),  # 4 steps an epoch
     ],
 )

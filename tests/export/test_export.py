@@ -65,6 +65,7 @@ def assert_same(outputs: list[np.ndarray], expected: list[Any], masks_differ: fl
         assert not masks[i, count:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 128), (96, 224), (160, 64)])
 def test_the_graph_finds_what_predict_finds(model: Any, size: tuple[int, int]) -> None:
     options = model.hparams
@@ -96,6 +97,7 @@ def as_torchvision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.ckpt"
 
 
+@pytest.mark.slow
 def test_the_graph_of_torchvisions_layout(as_torchvision: Path) -> None:
     model = autotimm.load(as_torchvision)
     image = images(2, 96, 160)  # which P6 and P7 do not divide

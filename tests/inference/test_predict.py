@@ -276,6 +276,7 @@ def test_tiles_keep_a_box_that_is_thinner_than_a_pixel() -> None:
     torch.testing.assert_close(found["boxes"], torch.tensor([[10.2, 10.0, 10.8, 30.0]]))
 
 
+@pytest.mark.slow
 def test_boxes_alone(boxes_only: Path, tmp_path: Path) -> None:
     """Of an ObjectDetector: whole, in tiles, by the verbs."""
     model = autotimm.load(boxes_only)

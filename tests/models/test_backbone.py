@@ -101,11 +101,11 @@ def test_a_backbone_builds_trains_a_step_and_predicts(name: str) -> None:
     ("name", "strides"),
     [
         ("swinv2_tiny_window8_256", (8, 16, 32)),
-        ("swinv2_cr_tiny_224", (8, 16, 32)),
-        ("vit_small_patch16_dinov3", (16,)),
-        ("vit_small_patch32_224", (32,)),
+        pytest.param("swinv2_cr_tiny_224", (8, 16, 32), marks=pytest.mark.slow),
+        pytest.param("vit_small_patch16_dinov3", (16,), marks=pytest.mark.slow),
+        pytest.param("vit_small_patch32_224", (32,), marks=pytest.mark.slow),
         ("deit3_small_patch16_224", (16,)),
-        ("eva02_tiny_patch14_224", (16,)),
+        pytest.param("eva02_tiny_patch14_224", (16,), marks=pytest.mark.slow),
     ],
 )
 def test_a_transformer_accepts_other_sizes_than_that_of_its_training(
@@ -115,6 +115,7 @@ def test_a_transformer_accepts_other_sizes_than_that_of_its_training(
     assert features(name).strides == strides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -354,6 +355,7 @@ def test_an_unknown_name_lists_near_ones() -> None:
         Backbone("resnet5O", pretrained=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -309,6 +309,7 @@ def test_an_epoch_of_real_batches(shared_data) -> None:
     data.teardown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", SEGMENTOR_FIRST)
 def test_pictures_of_ever_new_sizes_compile_nothing(cls: type) -> None:
     model = small(cls, max_detections_per_image=5)
@@ -328,6 +329,7 @@ def test_pictures_of_ever_new_sizes_compile_nothing(cls: type) -> None:
     assert graphs() == count + 1  # the mask head takes any number of boxes of any picture
 
 
+@pytest.mark.slow
 def test_only_so_many_sizes_are_compiled(monkeypatch) -> None:
     monkeypatch.setattr(compiled, "MOST_SIZES", 1)
     model = small(ObjectDetector, max_detections_per_image=5)
@@ -374,6 +376,7 @@ def test_checkpoints_go_between_compiled_and_uncompiled_runs(tmp_path) -> None:
             assert not value.is_floating_point() or moved or "bn" in key
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_compiled_model_works_by_itself() -> None:
     """Callbacks that average weights make such copies."""
     model = small(ObjectDetector)

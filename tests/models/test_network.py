@@ -72,7 +72,9 @@ def test_a_batch_without_instances_gives_every_parameter_a_gradient(masks: bool)
         assert all((p.grad == 0).all() for p in network.mask_head.parameters())
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "precision", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 def test_losses_are_float32_under_autocast(precision: torch.dtype) -> None:
     network = small_network()
     batch = random_batch([4, 2])

@@ -67,6 +67,7 @@ def photos(folder: Path) -> list[tuple[str, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_photos_get_their_classes(weights: Path, shared_data: Path) -> None:
     model = timm.create_model(NAME).eval()
     model.load_state_dict(torch.load(weights, weights_only=True))

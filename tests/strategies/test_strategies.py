@@ -316,6 +316,7 @@ def made(name: Any, one_device: bool = True) -> Any:
     return choice.strategy(name, "cpu", one_device, timedelta(minutes=7))
 
 
+@pytest.mark.slow
 def test_the_third_stage_of_deepspeed_does_not_compile(tmp_path: Path) -> None:
     run = AutoTrainer(
         accelerator="cpu",

@@ -255,6 +255,7 @@ def every() -> list[tuple[list[int], list[Leg]]]:
     return combinations(400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [few, pytest.param(every, marks=pytest.mark.release)])
 def test_every_sample_once_whatever_the_worlds_and_canvases(
     chosen: Callable[[], list[tuple[list[int], list[Leg]]]],

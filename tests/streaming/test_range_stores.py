@@ -27,6 +27,7 @@ def s3_url(range_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://bucket/shards"
 
 
+@pytest.mark.slow
 def test_signatures_that_expire_are_made_again(
     range_server: Server, s3_url: str, range_shards: Path, tmp_path: Path
 ) -> None:

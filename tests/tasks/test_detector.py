@@ -172,6 +172,7 @@ def checkpoint_of(model, folder) -> str:
     return path
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_settings_that_changed(tmp_path) -> None:
     path = checkpoint_of(small(scheduler="constant"), tmp_path)
 

@@ -177,6 +177,7 @@ def assert_pools_alike(theirs: Any, ours: InstanceSegmentor, ids: list[int]) -> 
     assert (found["masks"] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_masks_are_torchvisions() -> None:
     torch.manual_seed(0)
     body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)

@@ -146,6 +146,7 @@ def test_a_folder_that_is_no_run_below_the_root_gets_no_link(tmp_path: Path) -> 
         assert not (tmp_path / "runs" / NEWEST).is_symlink()
 
 
+@pytest.mark.slow
 def test_a_fit_ends_with_commands_and_is_not_begun_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

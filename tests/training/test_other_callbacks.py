@@ -79,6 +79,8 @@ OTHERS = {
     "BatchSizeFinder",
 }
 
+QUICK = ["LearningRateMonitor", "RichProgressBar"]
+
 
 def trainer_with(callback: Callback, folder: Path, **options: Any) -> AutoTrainer:
     return AutoTrainer(
@@ -98,7 +100,10 @@ def test_every_callback_of_lightnings_is_known() -> None:
     assert set(callbacks.__all__) == {*WORK, *REFUSED, *OTHERS}
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WORK],
+)
 def test_a_callback_works_and_its_run_resumes(name: str, tmp_path: Path) -> None:
     def trainer(epochs: int) -> Any:
         return trainer_with(WORK[name](tmp_path), tmp_path, max_epochs=epochs)

@@ -142,6 +142,7 @@ def test_a_run_that_goes_on_in_its_folder_keeps_its_beginning(tmp_path: Path) ->
     assert [int(row["step"]) for row in rows if row["val/mAP"]] == [3, 7]
 
 
+@pytest.mark.slow
 def test_readers_never_see_half_of_it(tmp_path: Path) -> None:
     """While another thread replaces it as fast as possible."""
     content = {"metrics": {str(i): float(i) for i in range(3000)}}

@@ -121,6 +121,7 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     assert state["global_step"] == 15
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_one_clipped_step_of_their_mean(tmp_path: Path) -> None:
     """Three batches make steps of two and of one, compared with gradients averaged by hand."""
     batches = [random_batch([2, 1], seed=i) for i in range(3)]
