@@ -63,7 +63,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int,
     """More than there are cores: at nearly all times one quick test waits for a server, a signal or
     the end of a pause, and half of the slow ones for a rank or another test's cluster. More than
     eight need memory rather than cores."""
-    return min((yield) + (3 if slow_alone(config) else 1), 8)
+    return min((yield) + (2 if slow_alone(config) else 1), 8)
 
 
 def slow_alone(config: pytest.Config) -> bool:

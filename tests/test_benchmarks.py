@@ -45,7 +45,7 @@ def test_every_script_imports_what_there_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_faults() -> None:
     """A few of them, so that the campaign can be trusted to find what does not survive."""
     table = rows(bench("faults.py"))
@@ -196,7 +196,7 @@ def test_contestants_of_equal_budget_have_settings_that_there_are(
             contestants.check(name)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_evaluate_masks(tmp_path: Path) -> None:
     out = bench("evaluate_masks.py", "--out", tmp_path, "--side", 128)
     told = rows(out)

@@ -112,13 +112,9 @@ def test_the_graph_of_torchvisions_layout(as_torchvision: Path) -> None:
     assert (aligned != outputs[3]).mean() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
-    ("flags", "size"),
-    [
-        (["--image-size", 96, 160], (96, 160)),
-        pytest.param(["--dynamic"], (256, 384), marks=pytest.mark.release),
-    ],
+    ("flags", "size"), [(["--image-size", 96, 160], (96, 160)), (["--dynamic"], (256, 384))]
 )
 def test_onnx_of_torchvisions_layout(
     flags: list[Any], size: tuple[int, int], as_torchvision: Path, tmp_path: Path
@@ -276,7 +272,7 @@ def test_a_program_of_one_size(checkpoint: Path, model: Any, tmp_path: Path) -> 
     assert_same(outputs, expected, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_boxes_alone_in_onnx(boxes_only: Path, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -123,7 +123,7 @@ def assert_nothing_to_wait_for(nodes: list[Any]) -> None:
     ("cls", "options"),
     [
         pytest.param(InstanceSegmentor, {}, marks=pytest.mark.slow),
-        pytest.param(InstanceSegmentor, OTHER_LOSSES, marks=pytest.mark.slow),
+        pytest.param(InstanceSegmentor, OTHER_LOSSES, marks=pytest.mark.release),
         pytest.param(ObjectDetector, {}, marks=pytest.mark.release),
     ],
 )

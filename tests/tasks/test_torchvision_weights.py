@@ -199,7 +199,10 @@ def test_masks_are_torchvisions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2])
+@pytest.mark.parametrize(
+    "make",
+    [maskrcnn_resnet50_fpn, pytest.param(maskrcnn_resnet50_fpn_v2, marks=pytest.mark.release)],
+)
 def test_mask_rcnn_resnet50(make: Any) -> None:
     torch.manual_seed(2)
     theirs = stirred(make(weights=None, weights_backbone=None))

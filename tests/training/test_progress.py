@@ -353,7 +353,7 @@ run.fit(Logging(), loader(6), loader(2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [80, 33])
+@pytest.mark.parametrize("columns", [80, pytest.param(33, marks=pytest.mark.release)])
 def test_a_terminal_shows_one_line_and_all_that_is_printed(tmp_path: Path, columns: int) -> None:
     code = PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     written = terminal([sys.executable, "-c", code], columns)

@@ -165,7 +165,12 @@ def test_a_seed_reproduces_a_run(painted: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "epochs"),
     # Two dozen steps: the loss of a single one depends more on its images than on the training.
-    [("balloon", 24), ("coco_mini", 1), ("fruits_nuts", 6), ("microscopy_flakes", 4)],
+    [
+        ("fruits_nuts", 6),
+        ("microscopy_flakes", 4),
+        pytest.param("balloon", 24, marks=pytest.mark.release),
+        pytest.param("coco_mini", 1, marks=pytest.mark.release),
+    ],
 )
 def test_real_data_train(name: str, epochs: int, shared_data: Path, tmp_path: Path) -> None:
     shard(shared_data / name, tmp_path / "shards")
