@@ -34,9 +34,9 @@ CODE = 85
 """Exit code of a run that a signal stopped and that resumes when it is started again."""
 
 MARK = "AUTOTIMM_STOPPED"
-"""Environment variable with the path of a file. A stopped run writes the number of its steps there
-and exits with 0. With another code, srun would kill the other tasks of the job and return the code
-of the killed ones."""
+"""Environment variable with the path of a file. A process of each node of a stopped run writes the
+number of its steps there, and all exit with 0. With another code, srun would kill the other tasks
+of the job and return the code of the killed ones, and torchrun would make it 1."""
 
 _GOES_ON = "the job goes on from there once it is requeued"
 _SAME_COMMAND = "the same command with --ckpt_path last, and without --out NAME, goes on from there"
@@ -212,7 +212,7 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
         except Stopped as stopped:
             own.agreement.barrier()
             if mark := os.environ.get(MARK):
-                if trainer.is_global_zero:
+                if trainer.local_rank == 0:
                     Path(mark).write_text(f"{stopped.steps}\n")
                 stopped.code = 0
             raise
