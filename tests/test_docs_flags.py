@@ -19,7 +19,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / folder / "README.md" for folder in ("launch", "shards", "slurm")),
 ]
-OF_OTHERS = {  # of sbatch, srun, torchrun, docker
+OF_OTHERS = {
+    "--from-env-file",  # kubectl  # of sbatch, srun, torchrun, docker
     *("--array", "--cpus-per-gpu", "--exclusive", "--gpus-per-node", "--gpus-per-task"),
     *("--nodes", "--requeue", "--signal", "--max-restarts", "--nproc-per-node"),
     *("--signals-to-handle", "--gpus", "--shm-size", "--user", "--volume", "--env"),

@@ -202,7 +202,7 @@ def test_an_evicted_pod_stops_all_and_another_number_of_pods_goes_on(tmp_path: P
     assert [pod.returncode for pod in pods] == [85, 85], said
     record = json.loads((tmp_path / "runs/version_0/run.json").read_text())
     assert record["machine"]["processes"] == 2
-    assert record["status"] == "stopped"
+    assert record["status"] == "preempted"
 
     alone = start("job.yaml", 0, tmp_path, *flags, f"--epochs={record['epoch'] + 2}",
                   **here, PET_NNODES="1")  # fmt: skip
