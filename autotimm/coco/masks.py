@@ -21,7 +21,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from autotimm.coco.runs import look_up, read_runs
+from autotimm.coco.runs import between, edges, look_up, read_runs
 from autotimm.structures import MASK_CROP, RLE
 
 _coco: Any = hotcoco.mask  # its stubs want dicts, which a TypedDict such as RLE is not
@@ -112,19 +112,15 @@ def encode_window(inside: np.ndarray, top: int, left: int, height: int, width: i
     h, w = inside.shape
     if not (0 <= top <= height - h and 0 <= left <= width - w):
         raise ValueError(f"a window of {(h, w)} at {(top, left)} leaves {(height, width)}")
-    # Runs go down the columns. A zero above and one below each column end every run in it.
     columns = np.zeros((w, h + 2), np.bool_)
     columns[:, 1:-1] = inside.T != 0
-    flat = columns.ravel()
-    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 2)
-    edges = (left + column) * height + top + row
-    # A run down to the last row goes on in the first one of the next column.
-    apart = np.ones(len(edges), np.bool_)
-    apart[1:-1:2] = apart[2::2] = edges[1:-1:2] != edges[2::2]
-    counts = np.diff(np.concatenate(([0], edges[apart], [height * width])))
-    if counts[-1] == 0 and len(counts) > 1:
-        counts = counts[:-1]
-    return _compressed(counts, height, width)
+    windows = np.array([[0, top, left, h, w]])
+    return from_edges(edges(columns.ravel(), windows, height, width), 1, height, width)[0]
+
+
+def from_edges(found: np.ndarray, count: int, height: int, width: int) -> list[RLE]:
+    """The RLEs of ``count`` masks, of what ``runs.edges`` found in all of them."""
+    return [_compressed(runs, height, width) for runs in between(found, count, height * width)]
 
 
 def decode(rle: RLE) -> np.ndarray:

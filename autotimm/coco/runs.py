@@ -1,4 +1,5 @@
-"""The run lengths of an RLE: read from its text, and looked up at some rows and columns.
+"""The run lengths of an RLE: read from its text, looked up at some rows and columns, and found in
+dense windows of masks.
 
 Invariants: nothing here trusts its input; no dense mask is made. ``masks.py`` has what others use.
 """
@@ -59,3 +60,46 @@ def look_up(
     inside = np.arange(len(runs), dtype=np.uint8) & 1  # runs of 0 and of 1 take turns
     covered = inside.repeat(edges[1:] - edges[:-1]).reshape(-1, len(rows))
     out[...] = covered[first.cumsum() - 1]
+
+
+def edges(flat: np.ndarray, windows: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Finds where runs of ones begin and end in windows of masks, outside of which all is zero.
+
+    Args:
+        flat: bool, the columns of all windows, one behind the other. Each column has a zero above
+            and one below it, which end every run in it.
+        windows: [n, 5] int64, in the order of ``flat``: the number of the mask, then the window's
+            top, left, height and width in it. A mask may have several, from left to right.
+        height: of every mask.
+        width: of every mask.
+
+    Returns:
+        The first pixel of each run of ones and the pixel after its last, in turns, ascending.
+        Pixel (row i, column j) of mask m is ``m * (height * width + 1) + j * height + i``.
+    """
+    mask, top, left, high, wide = windows.T
+    ends = np.cumsum((high + 2) * wide)
+    found = np.flatnonzero(flat[1:] != flat[:-1])
+    of_window = np.repeat(np.arange(len(windows)), np.diff(found.searchsorted(ends), prepend=0))
+    starts = ends - (high + 2) * wide
+    column, row = np.divmod(found - starts[of_window], high[of_window] + 2)
+    corner = mask * (height * width + 1) + left * height + top
+    return corner[of_window] + column * height + row
+
+
+def between(edges: np.ndarray, count: int, pixels: int) -> list[np.ndarray]:
+    """The run lengths of ``count`` masks of so many pixels, of what :func:`edges` found in them."""
+    # A run down to the last row goes on in the first one of the next column.
+    apart = np.ones(len(edges), np.bool_)
+    apart[1:-1:2] = apart[2::2] = edges[1:-1:2] != edges[2::2]
+    edges = edges[apart]
+    starts = np.arange(count + 1) * (pixels + 1)
+    bounds = np.concatenate((starts[:-1], edges, starts[:-1] + pixels))
+    bounds.sort(kind="stable")
+    lengths = np.diff(bounds)  # those between two masks are of no run
+    before = edges.searchsorted(starts)
+    first = before[:-1] + 2 * np.arange(count)
+    last = first + np.diff(before)
+    # pycocotools writes no last run of length 0.
+    last -= (lengths[last] == 0) & (last > first)
+    return [lengths[a : b + 1] for a, b in zip(first.tolist(), last.tolist(), strict=True)]

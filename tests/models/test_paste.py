@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batches import polygon_of_a_star, random_boxes
+from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from autotimm.coco import masks
@@ -90,6 +91,46 @@ def test_windows_contain_every_pixel_of_the_masks(seed: int) -> None:
     probabilities[1] = 1.0
     (all_of_it,) = paste.encode(probabilities[1:2], boxes[1:2], 90, 120)
     assert masks.area(all_of_it) == 90 * 120
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (53, 1), (37, 53), (91, 120)])
+def test_encodings_are_pycocotools_of_the_pasted_masks(
+    size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of boxes that leave the image or are far outside of it, of a pixel or less, and of
+    masks with nothing or everything in them."""
+    height, width = size
+    g = torch.Generator().manual_seed(height)
+    corner = torch.rand(30, 2, generator=g) * torch.tensor([width, height])
+    boxes = torch.cat([corner, corner + torch.rand(30, 2, generator=g) * max(size)], 1)
+    boxes[:6, 2:] = boxes[:6, :2].floor() + 1
+    boxes[:6, :2] = boxes[:6, :2].floor()
+    boxes[6:10, 2:] = boxes[6:10, :2] + 0.2
+    boxes[10:16] -= boxes[10:16, 2:].repeat(1, 2) * torch.rand(6, 1, generator=g)
+    boxes[16] = torch.tensor([-9.0, -9.0, width + 9.0, height + 9.0])
+    boxes[17] = torch.tensor([-400.0, 3.0, -300.0, 9.0])
+    boxes[18] = torch.tensor([width + 50.0, height + 50.0, width + 60.0, height + 60.0])
+    probabilities = torch.rand(30, 28, 28, generator=g)
+    probabilities[19], probabilities[[16, 20, 21]] = 0.0, 1.0
+    probabilities = probabilities.to(dtype)
+    pasted = paste.dense(probabilities, boxes, height, width).numpy()
+    wanted = [coco_mask.encode(np.asfortranarray(mask)) for mask in pasted]
+    texts = [one["counts"].decode() for one in wanted]
+    for pixels in (paste.STRIP_PIXELS, 50, 1):
+        monkeypatch.setattr(paste, "STRIP_PIXELS", pixels)
+        rles = paste.encode(probabilities, boxes, height, width)
+        assert [one["counts"] for one in rles] == texts
+        assert all(one["size"] == [height, width] for one in rles)
+    assert paste.encode(probabilities[:0], boxes[:0], height, width) == []
+
+
+def test_boxes_of_16_bits_lose_no_pixel() -> None:
+    boxes = torch.tensor([[301.0, 10.0, 451.0, 160.0]]).bfloat16()  # 300 and 452, in 16 bits
+    probabilities = torch.ones(1, 28, 28).bfloat16()
+    (rle,) = paste.encode(probabilities, boxes, 200, 600)
+    assert masks.box(rle) == boxes[0].tolist()
+    assert np.array_equal(masks.decode(rle), paste.dense(probabilities, boxes, 200, 600)[0].numpy())
 
 
 def test_masks_are_pasted_alike_under_autocast() -> None:
