@@ -209,6 +209,15 @@ def test_evaluate_masks(tmp_path: Path) -> None:
     assert out.strip() in (tmp_path / "evaluation.md").read_text()
 
 
+@pytest.mark.slow
+def test_validation() -> None:
+    own = BENCHMARKS.parent
+    table = rows(bench("validation.py", own, own, "--detections", 8, "--side", 96))
+    assert table["mask AP"][0] == table["mask AP"][1]
+    assert 0 < float(table["mask AP"][0]) < 1
+    assert float(table["CPU s, all ranks"][0]) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,19 +1,23 @@
 """COCO's AP over images whose masks stay RLE, by hotcoco: torchmetrics' names, pycocotools' values.
 
-Invariant: nothing is decoded or made dense.
+Each rank matches its own images, and the first one joins what they found: a few kilobytes of an
+image, whatever its masks are.
+
+Invariants: nothing is decoded or made dense. An image's number decides on its place, so that the
+values do not depend on which rank matched it, nor when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from hotcoco import Params, StreamingEval
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from autotimm.coco import masks
-from autotimm.evaluation.coco_eval import MAX_DETECTIONS, measured
+from autotimm.evaluation.coco_eval import mean, summed
 from autotimm.evaluation.coco_input import IouType
 from autotimm.structures import Detections, Target
 
@@ -23,81 +27,110 @@ SUFFIXES = (
 )
 """Of the values' names, in the order of ``coco_eval.STATS``; with another limit N of detections
 ``_mar_N`` for ``_mar_100``."""
+_AT_ONCE = 64  # images; their entries take several times the memory of what they are made from
+
+
+def matched(
+    images: Sequence[tuple[int, Detections, Target]],
+    labels: Sequence[int],
+    kind: IouType,
+    max_detections: int,
+) -> StreamingEval:
+    """Compares what was found in some images with what is there.
+
+    Args:
+        images: the number of each, from 0 on and its own among all ranks; what was found, and what
+            is there.
+        labels: all that occur on any rank, ascending.
+        kind: compare boxes or masks.
+        max_detections: how many of a class count in an image.
+    """
+    params = Params(kind)
+    params.max_dets = [1, 10, max_detections]
+    # hotcoco takes no category below 0, and a label may be anything.
+    numbers = {label: number for number, label in enumerate(labels)}
+    categories = [{"id": number, "name": str(label)} for label, number in numbers.items()]
+    found = StreamingEval(categories, kind, params=params)
+    for start in range(0, len(images), _AT_ONCE):
+        some = images[start : start + _AT_ONCE]
+        truths = [one for i, _, target in some for one in _truths(target, i, kind, numbers)]
+        for number, one in enumerate(truths, 1):  # COCOeval takes a match with 0 for none
+            one["id"] = number
+        found.update(
+            [{"id": i, **_size(detections, target)} for i, detections, target in some],
+            truths,
+            [one for i, detections, _ in some for one in _detections(detections, i, kind, numbers)],
+        )
+    return found
 
 
 def values(
-    images: Sequence[tuple[Detections, Target]],
-    kinds: Sequence[IouType],
+    found: Mapping[IouType, Sequence[StreamingEval]],
+    labels: Sequence[int],
     by_class: bool,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int,
 ) -> dict[str, Tensor]:
     """COCO's twelve numbers by the suffixes of their names, which are those of torchmetrics.
 
     Args:
-        images: what was found and what is there, of each.
-        kinds: compare boxes, masks, or both; of both, the boxes' numbers begin with ``_bbox``.
-        by_class: also AP and AR of each label that occurs.
-        max_detections: how many of a class count in an image.
+        found: what :func:`matched` returned on each rank, of boxes, of masks, or of both; of both,
+            the boxes' numbers begin with ``_bbox``.
+        labels: as of :func:`matched`.
+        by_class: also AP and AR of each label.
+        max_detections: as of :func:`matched`.
     """
     every: dict[str, float] = {}
-    for kind in kinds:
-        head = "_bbox" if kind == "bbox" and len(kinds) > 1 else ""
-        named = _of_kind(images, kind, by_class, max_detections)
+    for kind, parts in found.items():
+        head = "_bbox" if kind == "bbox" and len(found) > 1 else ""
+        named = _of_all(parts, labels if by_class else (), max_detections)
         every |= {f"{head}{tail}": value for tail, value in named}
     return {name: torch.tensor(value) for name, value in every.items()}
 
 
-def _of_kind(
-    images: Sequence[tuple[Detections, Target]],
-    kind: IouType,
-    by_class: bool,
-    max_detections: int,
+def _of_all(
+    parts: Sequence[StreamingEval], labels: Sequence[int], max_detections: int
 ) -> Iterator[tuple[str, float]]:
-    labels = sorted({label for pair in images for one in pair for label in one["labels"].tolist()})
-    frame = {
-        "images": [{"id": i, "file_name": "", **_size(pair)} for i, pair in enumerate(images, 1)],
-        "categories": [{"id": label, "name": str(label)} for label in labels],
-    }
-    found: list[dict[str, Any]] = [
-        one for i, (f, _) in enumerate(images, 1) for one in _detections(f, i, kind)
-    ]
-    truth = [one for i, (_, t) in enumerate(images, 1) for one in _truths(t, i, kind)]
-    for entries in (found, truth):
-        for number, one in enumerate(entries, 1):  # COCOeval takes a match with 0 for none
-            one["id"] = number
-    contents = {**frame, "annotations": truth}, {**frame, "annotations": found}
-    result = measured(*contents, kind, (1, 10, max_detections))
+    totals = summed(StreamingEval.merge(parts).finalize(), (1, 10, max_detections))
     mar = f"_mar_{max_detections}"
-    names = [mar if name == "_mar_100" else name for name in SUFFIXES]
-    yield from zip(names, result.stats.values(), strict=True)
-    for of_class in result.classes if by_class else ():
-        yield f"_class_{of_class.id}", of_class.ap
-        yield f"{mar}_class_{of_class.id}", of_class.ar
+    # With a limit of 10 two names are the same, here and in the statistics.
+    names = dict.fromkeys(mar if name == "_mar_100" else name for name in SUFFIXES)
+    yield from zip(names, totals.stats.values(), strict=True)
+    for k, label in enumerate(labels):
+        yield f"_class_{label}", mean(totals.precision[..., k])
+        yield f"{mar}_class_{label}", mean(totals.recall[:, k])
 
 
-def _size(pair: tuple[Detections, Target]) -> dict[str, int]:
+def _size(*pair: Detections | Target) -> dict[str, int]:
     """Of the image; boxes are compared without it."""
     height, width = next((rle["size"] for one in pair for rle in one.get("rles", ())), (1, 1))
     return {"height": height, "width": width}
 
 
-def _detections(found: Detections, image: int, kind: IouType) -> Iterator[dict[str, Any]]:
-    scores = found["scores"].tolist()
-    for k, one in enumerate(_entries(found, image, kind)):
-        width, height = one["bbox"][2:]
-        area = float(masks.area(one["segmentation"])) if kind == "segm" else width * height
-        yield {**one, "score": scores[k], "area": area, "iscrowd": 0}
+def _detections(
+    found: Detections, image: int, kind: IouType, numbers: Mapping[int, int]
+) -> Iterator[dict[str, Any]]:
+    """As entries of a results file: hotcoco takes the area of what is compared, mask or box."""
+    entries = _entries(found, image, kind, numbers)
+    for one, score in zip(entries, found["scores"].tolist(), strict=True):
+        yield {**one, "score": score}
 
 
-def _truths(target: Target, image: int, kind: IouType) -> Iterator[dict[str, Any]]:
+def _truths(
+    target: Target, image: int, kind: IouType, numbers: Mapping[int, int]
+) -> Iterator[dict[str, Any]]:
     crowd, area = target["iscrowd"].tolist(), target["area"].tolist()
-    for k, one in enumerate(_entries(target, image, kind)):
+    for k, one in enumerate(_entries(target, image, kind, numbers)):
         yield {**one, "area": area[k], "iscrowd": crowd[k]}
 
 
-def _entries(instances: Detections | Target, image: int, kind: IouType) -> Iterator[dict[str, Any]]:
-    labels = instances["labels"].tolist()
-    boxes = box_convert(instances["boxes"].double(), "xyxy", "xywh").tolist()
-    for k, box in enumerate(boxes):
-        one = {"image_id": image, "category_id": labels[k], "bbox": box}
-        yield one | {"segmentation": instances["rles"][k]} if kind == "segm" else one
+def _entries(
+    instances: Detections | Target, image: int, kind: IouType, numbers: Mapping[int, int]
+) -> Iterator[dict[str, Any]]:
+    categories = [numbers[label] for label in instances["labels"].tolist()]
+    if kind == "segm":
+        extents: list[Any] = instances["rles"]
+    else:
+        extents = box_convert(instances["boxes"].double(), "xyxy", "xywh").tolist()
+    key = "segmentation" if kind == "segm" else "bbox"
+    for category, extent in zip(categories, extents, strict=True):
+        yield {"image_id": image, "category_id": category, key: extent}

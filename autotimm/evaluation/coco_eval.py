@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +162,7 @@ class Evaluation:
         precision: [10, 101, K], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1; -1 where a
             category has no instance.
         lost: what each kind of ``ERRORS`` costs: by how much AP50 would rise without it. Badly
-            placed has IoU 0.1 to 0.5.
+            placed has IoU 0.1 to 0.5. Empty where it was not asked for.
     """
 
     stats: dict[str, float]
@@ -178,7 +178,7 @@ def evaluate(
     max_detections: int | None = None,
 ) -> dict[str, float]:
     """The ``stats`` of :func:`compare`."""
-    return compare(ground_truth, results, iou_type, max_detections).stats
+    return compare(ground_truth, results, iou_type, max_detections, errors=False).stats
 
 
 def compare(
@@ -186,6 +186,8 @@ def compare(
     results: Results,
     iou_type: IouType,
     max_detections: int | None = None,
+    *,
+    errors: bool = True,
 ) -> Evaluation:
     """Average precision and recall over all images of the ground truth.
 
@@ -200,6 +202,7 @@ def compare(
             best ones of all classes): N of pycocotools' ``maxDets = [1, 10, N]``. Its
             ``summarize()`` has no AP where N is not 100 (-1); here it is the mean of the precision
             that ``accumulate()`` finds at N. None for 100, of LVIS' files 300.
+        errors: whether to measure what each kind of error costs, which takes as long as the rest.
 
     Raises:
         InputError: a file cannot be read, or does not fit; names it and the first odd entry.
@@ -207,7 +210,7 @@ def compare(
     found = entries_of(results)
     truth = of_source(ground_truth, sizes_of(found))
     both = prepared(truth, found, iou_type, name_of(results))
-    return measured(*both, iou_type, limits(truth, max_detections))
+    return measured(*both, iou_type, limits(truth, max_detections), errors=errors)
 
 
 def measured(
@@ -215,17 +218,14 @@ def measured(
     detections: dict[str, Any],
     iou_type: IouType,
     max_dets: Sequence[int] = (1, 10, MAX_DETECTIONS),
+    *,
+    errors: bool = False,
 ) -> Evaluation:
     """As :func:`compare`, of two annotation files' contents as ``coco_input.prepared`` has them:
     ids from 1, and every detection with its score and area. ``max_dets`` is of ``limits``."""
     numbered = Run(truths, detections, iou_type, max_dets)
     run = numbered.of
-    run.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of limits that are not COCO's
-        run.summarize()  # it prints its table
-    # All areas, the most detections.
-    precision, recall = run.eval["precision"][..., 0, -1], run.eval["recall"][..., 0, -1]
+    totals = summed(run, max_dets)
     ids = [*map(numbered.categories.given, run.params.cat_ids)]
     counts = dict.fromkeys(ids, 0)
     for one in truths["annotations"]:
@@ -234,20 +234,43 @@ def measured(
         ClassResult(
             number,
             counts[number],
-            ap=_mean(precision[..., k]),
-            ap50=_mean(precision[0, :, k]),
-            ap75=_mean(precision[5, :, k]),
-            ar=_mean(recall[:, k]),
+            ap=mean(totals.precision[..., k]),
+            ap50=mean(totals.precision[0, :, k]),
+            ap75=mean(totals.precision[5, :, k]),
+            ar=mean(totals.recall[:, k]),
         )
         for k, number in enumerate(ids)
     ]
+    costs = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"] if errors else {}
+    lost = {name: float(costs[short]) for short, name in ERRORS.items() if short in costs}
+    return Evaluation(totals.stats, classes, totals.precision, lost)
+
+
+class Totals(NamedTuple):
+    """What all images amount to.
+
+    Attributes:
+        stats: as of :class:`Evaluation`, and so is ``precision``.
+        recall: [10, K], at each IoU; -1 where a category has no instance.
+    """
+
+    stats: dict[str, float]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def summed(run: Any, max_dets: Sequence[int]) -> Totals:
+    """Sums up hotcoco's evaluation ``run``, whose images have been matched."""
+    run.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of limits that are not COCO's
+        run.summarize()  # it prints its table
     stats = dict(zip(stats_names(max_dets), map(float, run.stats), strict=True))
-    costs = run.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
-    lost = {name: float(costs[short]) for short, name in ERRORS.items()}
-    return Evaluation(stats, classes, precision, lost)
+    # All areas, the most detections.
+    return Totals(stats, run.eval["precision"][..., 0, -1], run.eval["recall"][..., 0, -1])
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean(values: NDArray[np.float64]) -> float:
     """As COCO takes it: over what could be counted, -1 if that is nothing."""
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else -1.0

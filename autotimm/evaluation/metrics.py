@@ -6,17 +6,16 @@ Invariants:
 - All ranks get the same numbers, those of one process that saw every image, however unevenly the
   images lie on the ranks; images are taken in the order of their ids, which decides between equal
   scores. (torchmetrics gathers list states pairwise, and hangs or loses images
-  where the ranks hold different numbers of them.) What to leave out, such as the repeats that even
-  out the ranks, is for the caller to leave out.
-- A metric that fails is NaN on all ranks, and ends no run: the first rank computes for all, so none
-  waits for another.
+  where the ranks hold different numbers of them.) An image counts once, also one that several
+  ranks have.
+- A metric that fails is NaN on all ranks, and ends no run: ``across_ranks`` has what the ranks
+  tell each other.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric, detection
 
+from autotimm.evaluation.across_ranks import (
+    Key,
+    Part,
+    from_first,
+    numbered,
+    place,
+    to_all,
+    to_first,
+)
 from autotimm.evaluation.coco_eval import MAX_DETECTIONS, MOST_DETECTIONS
-from autotimm.evaluation.packing import pack, unpack
+from autotimm.evaluation.parts import compared, labels_of, part_of, reason, values_of
 from autotimm.plain import plain_settings
 from autotimm.structures import Detections, InputError, Target
 
@@ -144,11 +151,11 @@ class StageMetrics(nn.Module):
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"two metrics are named {name!r}: rename one")
-        self.needs_masks = any("segm" in _iou_types(c.build()) for c in self.configs)
-        self._ids: list[int] = []
+        self.needs_masks = any("segm" in compared(c.build()) for c in self.configs)
+        self._keys: list[Key] = []
         self._images: list[tuple[Detections, Target]] = []
         self._suffixes: dict[str, list[str]] = {}  # by metric, of its values' names
-        self._failures: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
 
     def update(
         self,
@@ -162,10 +169,14 @@ class StageMetrics(nn.Module):
             detections: one per image, in the pixels of the original image; ``rles`` where masks
                 are compared.
             targets: one per image, crowd included.
-            image_ids: by which images are put in order; as they come without.
+            image_ids: by which images are put in order, and one that comes twice is known; as they
+                come without.
         """
-        ids = image_ids or [len(self._ids) + i for i in range(len(targets))]
-        self._ids += ids
+        so_far = len(self._keys)
+        self._keys += [
+            Key(image_ids[i], given=True) if image_ids else Key(so_far + i, given=False)
+            for i in range(len(targets))
+        ]
         for found, target in zip(detections, targets, strict=True):
             if self.needs_masks and "rles" not in found:
                 raise InputError(
@@ -194,75 +205,59 @@ class StageMetrics(nn.Module):
         """
         if not self.configs:
             return {}
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self._compute(_ordered(self._ids, self._images), class_names)
-        first = dist.get_rank() == 0
-        parts: list[Any] = [None] * dist.get_world_size()
-        own = [pack(one) for one in zip(*self._images, strict=True)] or [{}, {}]
-        dist.gather_object([self._ids, *own], parts if first else None)
-        values: list[Any] = [None]
-        if first:
-            ids = [one for part in parts for one in part[0]]
-            images = [pair for part in parts for pair in zip(*map(unpack, part[1:]), strict=True)]
-            values[0] = self._compute(_ordered(ids, images), class_names)
-        dist.broadcast_object_list(values)
-        return values[0]
+        known = to_all((self._keys, labels_of(self._images)))
+        shares = numbered([keys for keys, _ in known])
+        labels = sorted({label for _, some in known for label in some})
+        rank, _ = place()
+        images = [(number, *self._images[at]) for at, number in shares[rank].items()]
+        parts = to_first(part_of(self.configs, images, labels))
+        own, lines = self._joined(parts, labels, class_names) if rank == 0 else ({}, [])
+        values = from_first(own)
+        if rank == 0:  # once the others have the values, as Python may make errors of warnings
+            seen, count = sum(len(keys) for keys, _ in known), sum(map(len, shares))
+            self._warn([*self._of_repeats(seen, count), *lines])
+        return values
 
     def names(self) -> set[str]:
         """The names of what :meth:`compute` returns, without the values of single classes."""
-        return {*self._compute([], ())}
+        values, lines = self._joined([part_of(self.configs, [], ())], (), ())
+        self._warn(lines)
+        return {*values}
 
-    def _compute(
-        self, images: Sequence[tuple[Detections, Target]], class_names: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _joined(
+        self, parts: Sequence[Part], labels: Sequence[int], class_names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """The values of every metric, of what all ranks have, and a line of each that fails."""
         values: dict[str, Tensor] = {}
+        lines = []
         for config in self.configs:
             name = f"{self.stage}/{config.name}"
             try:
-                found = _named(_values(config, images), class_names)
+                found = values_of(config, parts, labels, class_names)
             except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                if (name, reason) not in self._failures:  # not every epoch
-                    self._failures.add((name, reason))
-                    warnings.warn(f"{name} fails, and is NaN: {reason}", stacklevel=2)
+                lines.append(f"{name} fails, and is NaN: {reason(error)}")
                 found = dict.fromkeys(
                     self._suffixes.get(config.name, [""]), torch.tensor(torch.nan)
                 )
             self._suffixes[config.name] = [*found]
             values |= {f"{name}{suffix}": value for suffix, value in found.items()}
-        return values
+        return values, lines
+
+    def _of_repeats(self, seen: int, count: int) -> list[str]:
+        if seen == count:
+            return []
+        line = f"{self.stage}: {seen - count:,} of {seen:,} images have the id of another one"
+        return [f"{line}, which alone counts in the metrics"]
+
+    def _warn(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            if line not in self._told:  # not every epoch
+                self._told.add(line)
+                warnings.warn(line, stacklevel=3)
 
     def reset(self) -> None:
         """Forget all images."""
-        self._ids, self._images = [], []
-
-
-def _ordered(ids: Sequence[int], images: Sequence[Any]) -> list[Any]:
-    return [images[i] for i in sorted(range(len(ids)), key=ids.__getitem__)]
-
-
-def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
-    """Values by their suffixes, with the name of a class for its label, as loggers take it."""
-    plain = [re.sub(r"[^\w .-]", "_", name) for name in class_names]
-    names = {str(k): one for k, one in enumerate(plain) if plain.count(one) == 1}
-
-    def name(key: str) -> str:
-        head, sign, label = key.rpartition("_class_")
-        return f"{head}{sign}{names.get(label, label)}" if sign else key
-
-    return {name(key): value for key, value in values.items()}
-
-
-def _values(config: MetricConfig, images: Sequence[tuple[Detections, Target]]) -> dict[str, Tensor]:
-    """By the suffixes of their names."""
-    from autotimm.evaluation import by_hotcoco, by_torchmetrics  # a fit starts without them
-
-    metric = config.build()
-    if config.backend == "torchmetrics":
-        return by_torchmetrics.values(metric, images)
-    kinds: Any = _iou_types(metric)
-    by_class = bool(config.params.get("class_metrics"))
-    return by_hotcoco.values(images, kinds, by_class, config.max_detections)
+        self._keys, self._images = [], []
 
 
 def _steps(first: float, last: float, step: float) -> list[float]:
@@ -272,10 +267,6 @@ def _steps(first: float, last: float, step: float) -> list[float]:
 def _choose(what: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{what} {value!r} is unknown: choose from {', '.join(choices)}")
-
-
-def _iou_types(metric: Metric) -> tuple[str, ...]:
-    return metric.iou_type if isinstance(metric, detection.MeanAveragePrecision) else ("bbox",)
 
 
 def _on_cpu(item: Any) -> dict[str, Any]:

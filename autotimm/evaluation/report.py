@@ -107,7 +107,9 @@ def measure(
     max_dets = limits(truth, max_detections)
     odd = {kind: Problems() for kind in kinds}
     parts = {kind: prepared(truth, entries, kind, name, odd[kind]) for kind in kinds}
-    evaluations = {kind: measured(*both, kind, max_dets) for kind, both in parts.items()}
+    evaluations = {
+        kind: measured(*both, kind, max_dets, errors=True) for kind, both in parts.items()
+    }
     _refuse_numbered(truth, entries, name, evaluations["bbox"].stats["AP50"])
     errors = mistakes(*parts[kinds[-1]], kinds[-1], least_score, max_dets)
     return Report(

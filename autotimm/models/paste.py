@@ -96,15 +96,12 @@ def _edges(
     low, far = boxes[mask].view(-1, 2, 2).permute(1, 2, 0).flatten(1)[:, side]
     size = probabilities.shape[-1]
     weights = bilinear.weights(_places(place, low, far, size), size)
-    own = slice(len(strips), None)  # the rows
-    weights[torch.cat([(ends - count)[own], ends[own] - 1])] = 0
+    rows = slice(len(strips), None)
+    weights[torch.cat([(ends - count)[rows], ends[rows] - 1])] = 0
     sides, areas = count.tolist(), (high * wide).tolist()
-    every, pixels = weights.split(sides), torch.empty(sum(areas))
-    columns, rows = (
-        zip(sides[part], every[part], strict=True) for part in (slice(len(strips)), own)
-    )
-    each = zip(probabilities[mask], columns, rows, pixels.split(areas), strict=True)
-    for part, (w, across), (h, down), out in each:
+    every, pixels = list(zip(sides, weights.split(sides), strict=True)), torch.empty(sum(areas))
+    each = (probabilities[mask], every[: len(strips)], every[rows], pixels.split(areas))
+    for part, (w, across), (h, down), out in zip(*each, strict=True):
         torch.mm(across, torch.mm(down, part).t(), out=out.view(w, h))
     return runs.edges(pixels.numpy() >= THRESHOLD, windows, height, width)
 

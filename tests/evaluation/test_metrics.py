@@ -374,12 +374,16 @@ def _rank(rank: int, folder: str, images: Any) -> None:
     try:
         values = []
         every = range(len(images))
-        # In turns, unevenly, and all of them on rank 0.
-        for of_first in (every[::2], every[:7], every):
+        # In turns, unevenly, all of them on one rank, and some of them on both.
+        turns = every[::2], every[1::2]
+        shares = (turns, (every[:7], every[7:]), (every, []), ([], every), (turns[0], every))
+        for share in shares:
             metrics = StageMetrics("val", _configs())
-            for i in of_first if rank == 0 else sorted({*every} - {*of_first}):
+            for i in share[rank]:
                 metrics.update(*([part] for part in images[i]), [i])
-            values.append(metrics.compute())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if share[1] is every and share[0] else "error")
+                values.append(metrics.compute())
         torch.save(values, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -404,24 +408,34 @@ def test_two_ranks_equal_one(tmp_path: Path, disturbance: Any) -> None:
 
 
 def _failing_rank(rank: int, folder: str, images: Any) -> None:
-    """One metric raises on rank 0 or 1, in update or compute."""
+    """A metric raises on rank 0 or 1, in what torchmetrics or hotcoco does there."""
     from torchmetrics.detection import IntersectionOverUnion
+
+    from autotimm.evaluation import by_hotcoco
 
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("no room\nfor it")
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     configs = [MetricConfig("iou", metric_class="IntersectionOverUnion"), MetricConfig("box")]
+    configs.append(MetricConfig("fast", "hotcoco"))
     cases = []
     try:
-        for where, method in ((0, "compute"), (1, "compute"), (0, "update")):
+        for where, owner, name in (
+            (0, IntersectionOverUnion, "compute"),
+            (1, IntersectionOverUnion, "compute"),
+            (0, IntersectionOverUnion, "update"),
+            (1, by_hotcoco, "matched"),
+            (0, by_hotcoco, "values"),
+            (1, by_hotcoco, "values"),
+        ):
             metrics = StageMetrics("val", configs)
             for detections, one in images[rank::2]:
                 metrics.update([detections], [one])
             with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if rank == where:
-                    patch.setattr(IntersectionOverUnion, method, fail)
+                    patch.setattr(owner, name, fail)
                 values = metrics.compute()
             # What follows is a collective of the same shape on all ranks.
             dist.all_reduce(torch.stack(list(values.values())))
@@ -440,8 +454,12 @@ def test_a_metric_that_fails_on_one_rank_ends_nothing(tmp_path: Path) -> None:
     on_two_ranks(_failing_rank, tmp_path, images)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert str(first) == str(second)
-    # The first rank computes: what is broken on the other does no harm.
-    assert [bool(values["val/iou"].isnan()) for values in first] == [True, False, True]
+    # The first rank joins what the others found: what is broken on them alone does no harm.
+    of_iou, of_fast = (
+        [bool(values[f"val/{name}"].isnan()) for values in first] for name in ("iou", "fast")
+    )
+    assert of_iou == [True, False, True, False, False, False]
+    assert of_fast == [False, False, False, True, True, False]
     assert all(values["val/box"] > 0 for values in first)
 
 
