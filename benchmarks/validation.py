@@ -72,13 +72,11 @@ def bench(options: argparse.Namespace) -> str:
         "the first rank's own part, CPU s": "own",
         "mask AP": "ap",
     }
-    table = [
-        [
-            name,
-            *(f"{statistics.median(row):.4g}" for row in zip(*by_round(rounds, key), strict=True)),
-        ]
-        for name, key in rows.items()
-    ]
+    table = []
+    for name, key in rows.items():
+        medians = map(statistics.median, zip(*by_round(rounds, key), strict=True))
+        form = ".6f" if key == "ap" else ".4g"
+        table.append([name, *(format(one, form) for one in medians)])
     lines = [
         f"{machine([], sys.executable)}\n",
         f"{options.images} images of {options.side} px with {options.detections} detections each, "

@@ -209,7 +209,7 @@ def test_evaluate_masks(tmp_path: Path) -> None:
     assert out.strip() in (tmp_path / "evaluation.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_validation() -> None:
     own = BENCHMARKS.parent
     table = rows(bench("validation.py", own, own, "--detections", 8, "--side", 96))

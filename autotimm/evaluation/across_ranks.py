@@ -102,7 +102,7 @@ def to_first(own: Part) -> list[Part]:
     rank, ranks = place()
     if ranks == 1:
         return [own]
-    packed = [pack(one) for one in zip(*own.images, strict=True)] or [{}, {}]
+    packed: Any = [pack(one) for one in zip(*own.images, strict=True)] or [{}, {}]
     parts: list[Any] | None = [None] * ranks if rank == 0 else None
     dist.gather_object(own._replace(images=packed), parts)
     return [
