@@ -117,7 +117,7 @@ def test_encodings_are_pycocotools_of_the_pasted_masks(
     pasted = paste.dense(probabilities, boxes, height, width).numpy()
     wanted = [coco_mask.encode(np.asfortranarray(mask)) for mask in pasted]
     texts = [one["counts"].decode() for one in wanted]
-    for pixels in (paste.STRIP_PIXELS, 50, 1):
+    for pixels in (paste.STRIP_PIXELS, 16 * height + 1):  # some masks in several strips
         monkeypatch.setattr(paste, "STRIP_PIXELS", pixels)
         rles = paste.encode(probabilities, boxes, height, width)
         assert [one["counts"] for one in rles] == texts
@@ -125,12 +125,12 @@ def test_encodings_are_pycocotools_of_the_pasted_masks(
     assert paste.encode(probabilities[:0], boxes[:0], height, width) == []
 
 
-def test_boxes_of_16_bits_lose_no_pixel() -> None:
-    boxes = torch.tensor([[301.0, 10.0, 451.0, 160.0]]).bfloat16()  # 300 and 452, in 16 bits
+def test_boxes_of_16_bits_lose_no_pixel_of_an_image() -> None:
+    boxes = torch.tensor([[300.0, 10.0, 700.0, 160.0]]).bfloat16()  # which has no 601
     probabilities = torch.ones(1, 28, 28).bfloat16()
-    (rle,) = paste.encode(probabilities, boxes, 200, 600)
-    assert masks.box(rle) == boxes[0].tolist()
-    assert np.array_equal(masks.decode(rle), paste.dense(probabilities, boxes, 200, 600)[0].numpy())
+    (rle,) = paste.encode(probabilities, boxes, 200, 601)
+    assert masks.box(rle) == [300, 10, 601, 160]
+    assert np.array_equal(masks.decode(rle), paste.dense(probabilities, boxes, 200, 601)[0].numpy())
 
 
 def test_masks_are_pasted_alike_under_autocast() -> None:
