@@ -65,7 +65,8 @@ def matched(
 
 
 def values(
-    found: Mapping[IouType, Sequence[StreamingEval]],
+    found: Sequence[Mapping[tuple[IouType, int], StreamingEval]],
+    kinds: Sequence[IouType],
     labels: Sequence[int],
     by_class: bool,
     max_detections: int,
@@ -73,15 +74,16 @@ def values(
     """COCO's twelve numbers by the suffixes of their names, which are those of torchmetrics.
 
     Args:
-        found: what :func:`matched` returned on each rank, of boxes, of masks, or of both; of both,
-            the boxes' numbers begin with ``_bbox``.
+        found: what :func:`matched` returned on each rank, by ``kind`` and ``max_detections``.
+        kinds: boxes, masks, or both; of both, the boxes' numbers begin with ``_bbox``.
         labels: as of :func:`matched`.
         by_class: also AP and AR of each label.
         max_detections: as of :func:`matched`.
     """
     every: dict[str, float] = {}
-    for kind, parts in found.items():
-        head = "_bbox" if kind == "bbox" and len(found) > 1 else ""
+    for kind in kinds:
+        parts = [one[kind, max_detections] for one in found]
+        head = "_bbox" if kind == "bbox" and len(kinds) > 1 else ""
         named = _of_all(parts, labels if by_class else (), max_detections)
         every |= {f"{head}{tail}": value for tail, value in named}
     return {name: torch.tensor(value) for name, value in every.items()}

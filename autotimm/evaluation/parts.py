@@ -69,12 +69,13 @@ def values_of(
         every = [one for part in parts for one in zip(part.numbers, part.images, strict=True)]
         every.sort(key=lambda one: one[0])
         return _named(by_torchmetrics.values(metric, [image for _, image in every]), class_names)
-    limit = config.max_detections
-    found = {
-        kind: _successes([part.found[kind, limit] for part in parts]) for kind in compared(metric)
-    }
+    limit, kinds = config.max_detections, compared(metric)
+    found = [
+        {(kind, limit): _success(part.found[kind, limit], rank, len(parts)) for kind in kinds}
+        for rank, part in enumerate(parts)
+    ]
     by_class = bool(config.params.get("class_metrics"))
-    return _named(by_hotcoco.values(found, labels, by_class, limit), class_names)
+    return _named(by_hotcoco.values(found, kinds, labels, by_class, limit), class_names)
 
 
 def compared(metric: Metric) -> tuple[IouType, ...]:
@@ -106,13 +107,10 @@ def _matched(
         return Failure(reason(error))
 
 
-def _successes(found: Sequence[StreamingEval | Failure]) -> list[StreamingEval]:
-    successes = []
-    for rank, one in enumerate(found):
-        if isinstance(one, Failure):
-            raise MatchingError(one.reason + (f" (on rank {rank})" if len(found) > 1 else ""))
-        successes.append(one)
-    return successes
+def _success(found: StreamingEval | Failure, rank: int, ranks: int) -> StreamingEval:
+    if isinstance(found, Failure):
+        raise MatchingError(found.reason + (f" (on rank {rank})" if ranks > 1 else ""))
+    return found
 
 
 def _named(values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
