@@ -33,8 +33,9 @@ from roofline_model import (
     fused,
 )
 from roofline_ops import Op
-from roofline_step import DTYPES, ours, trace
+from roofline_step import DTYPES, trace
 from roofline_trace import Trace
+from step_models import Ours
 
 _DEAREST = 15
 
@@ -120,7 +121,7 @@ def dearest(plan: Sequence[Op], images: int, card: Card, launch: float) -> str:
 
 def inductor(one: Trace, plan: Sequence[Op], options: argparse.Namespace) -> str:
     """Inductor's own count beside ours, without the update of the weights."""
-    network = ours(options.backbone, options.size)
+    network = Ours(options.backbone, True, options.norm)
     made = generated(network, options.size, one.images, options.precision)
     parts = [[op for op in ops if op.phase != "update"] for ops in (one.ops, plan)]
     rows = [
@@ -135,7 +136,7 @@ def inductor(one: Trace, plan: Sequence[Op], options: argparse.Namespace) -> str
 
 def report(options: argparse.Namespace) -> str:
     """The whole page."""
-    traces, network = [], ours(options.backbone, options.size)
+    traces, network = [], Ours(options.backbone, True, options.norm)
     for images in options.batches:
         progress(f"tracing {images} images")
         traces.append(trace(network, options.size, images, options.precision))
@@ -144,9 +145,9 @@ def report(options: argparse.Namespace) -> str:
     card, plan, launch = CARDS[options.card], fused(one), options.launch * 1e-6
     if options.ops:
         write_ops(options.ops, one.ops, card)
-    what = f"{options.backbone} with masks, {options.size} px, {options.precision}"
+    what = f"{options.backbone} ({options.norm} norms) with masks, {options.size} px"
     sections = [
-        f"# Roofline\n\n{what}, torch {torch.__version__.partition('+')[0]}. "
+        f"# Roofline\n\n{what}, {options.precision}, torch {torch.__version__.partition('+')[0]}. "
         "All times and images/s are **predicted** from the ops of a step; nothing ran on a card.\n",
         f"Rates used: {PRODUCTS_REACHED:.0%} of the published TFLOP/s and {MEMORY_REACHED:.0%} of "
         "the published TB/s, as a product and a copy reached on an H200. "
@@ -187,6 +188,7 @@ def _options() -> argparse.Namespace:
     add("--backbone", default="resnet50", help="of timm")
     add("--size", type=int, default=640, help="side of the canvas, a multiple of 32")
     add("--batch", default="8,16,32,64", help="images a step; the second is the one in detail")
+    add("--norm", default="batch", choices=("batch", "frozen"), help="how batch norms train")
     add("--precision", default="16-mixed", choices=list(DTYPES), help="of the step")
     add("--card", default="H200", choices=list(CARDS), help="of the step in detail")
     add("--launch", type=float, default=0.0, help="microseconds that an op takes at the least")

@@ -148,12 +148,17 @@ def _arguments(
 
 
 def _norm(name: str, reads: list[Tensor], outputs: list[Tensor]) -> Iterator[Call]:
-    """Its reduction over the large tensors, unless it keeps its statistics, and the rest."""
+    """Its reduction over the large tensors, unless it keeps its statistics, and the rest.
+
+    A norm that keeps them is a product and a sum. So its gradient does not need its input.
+    """
     normalised, *statistics = outputs
     statistics = [t for t in statistics if t.numel()]
     large = [t for t in reads if t.numel() == normalised.numel()]
     if statistics:
         yield Call(name, REDUCTION, 0, large, [], statistics)
+    else:
+        reads = [t for t in reads if t is large[0] or t.numel() != normalised.numel()]
     yield Call(name, POINTWISE, 0, [*reads, *statistics], [], [normalised])
 
 

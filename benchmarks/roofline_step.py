@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from roofline_trace import UPDATE, Recorder, Trace
-from step_models import CLASSES, Ours, Truth, contestant
+from step_models import CLASSES, Ours, Truth
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -85,8 +85,8 @@ class Step:
         self.scaler.scale(loss).backward()
         phase(UPDATE)
         self.scaler.unscale_(self.optimizer)
-        # The norm of all gradients, which autotimm/training/check_loss.py looks at in every step, in
-        # the few kernels that it takes on a GPU.
+        # autotimm/training/check_loss.py looks at the norm of all gradients in every step. On a GPU
+        # it takes a few kernels, as here.
         gradients = [p.grad for p in self.one.model.parameters() if p.grad is not None]
         torch.stack(torch._foreach_norm(gradients)).norm()
         self.scaler.step(self.optimizer)
@@ -104,13 +104,6 @@ def _boxes(size: int) -> Tensor:
     """[7, 4] boxes of COCO's sizes: 16 pixels to half of the canvas."""
     sides = torch.linspace(size / 40, size / 2, INSTANCES)
     return torch.stack([sides * 0, sides * 0, sides, sides], 1)
-
-
-def ours(backbone: str, size: int) -> Ours:
-    """Our network with masks and random weights."""
-    one = contestant("ours", backbone, size)
-    assert isinstance(one, Ours)
-    return one
 
 
 def trace(one: Ours, size: int, images: int, precision: str) -> Trace:

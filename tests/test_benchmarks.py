@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import os
 import shutil
@@ -143,6 +144,31 @@ def test_train_step(tmp_path: Path) -> None:
     assert told["FCOS parts compiled"][0] == "failed"
     assert "- FCOS parts compiled failed: RuntimeError: Unrecognized mode=fastest" in out
     assert out in (tmp_path / "cpu.md").read_text()
+
+
+@pytest.mark.release
+def test_roofline(tmp_path: Path) -> None:
+    out = bench("roofline.py", "--kernels", "--ops", tmp_path / "ops.csv", "--out", tmp_path / "a")
+    told = rows(out)
+    ours, fused = (float(told[name][3]) for name in ("eager", "Inductor"))
+    assert 0.3 * ours < fused < ours
+    assert all(float(told[card][3].split()[0].replace(",", "")) > 0 for card in ("A100", "H200"))
+    assert out.strip() == (tmp_path / "a").read_text().strip()
+    with (tmp_path / "ops.csv").open(newline="") as file:
+        ops = list(csv.DictReader(file))
+    gflops = sum(int(op["flops"]) for op in ops) / 2 / 1e9  # of two images
+    assert gflops == pytest.approx(float(told["products"][0]), abs=0.1)
+
+
+def test_a_roofline_of_no_step_is_refused() -> None:
+    for options, message in (
+        (("--size", "100"), "--size: 100 is no multiple of 32"),
+        (("--batch", "8,many"), "--batch: '8,many' is no list of numbers"),
+        (("--batch", "0"), "--batch: '0' has a batch without images"),
+    ):
+        done = forked.run(BENCHMARKS / "roofline.py", *options)
+        assert done.returncode == 1
+        assert message in done.stderr
 
 
 @pytest.mark.release

@@ -22,6 +22,7 @@ import roofline_step
 import roofline_trace
 from roofline_model import Card, cost, fused
 from roofline_ops import POINTWISE, REDUCTION, Access, Op
+from step_models import Ours
 
 from autotimm.models.fcos import FCOSHead
 from autotimm.models.network import Network
@@ -33,7 +34,7 @@ SIZE = 64
 def network() -> Any:
     """Small enough to compute."""
     torch.manual_seed(0)
-    one = roofline_step.ours("resnet10t", SIZE)
+    one = Ours("resnet10t", True)
     one.model = Network(
         *("resnet10t", 80), pretrained=False, fpn_channels=32, head_convs=1, with_masks=True
     )
