@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from harness import markdown, progress
-from roofline_kernels import generated
 from roofline_model import (
     CARDS,
     MEMORY_REACHED,
@@ -40,22 +39,27 @@ from step_models import Ours
 _DEAREST = 15
 
 
-def speeds(traces: Sequence[Trace], launch: float) -> str:
-    """Images a second by card and batch, fused and eager."""
+def speeds(traces: Sequence[Trace], detail: Trace, launch: float) -> str:
+    """Images a second by card and batch, fused and eager; of ``detail`` what bounds a card."""
     rows = []
     plans = [(one, fused(one)) for one in traces]
     for card in CARDS.values():
-        cells = []
+        cells, bound = [], ""
         for one, plan in plans:
-            rates = [one.images / cost(ops, card, launch).seconds for ops in (plan, one.ops)]
+            costs = [cost(ops, card, launch) for ops in (plan, one.ops)]
+            rates = [one.images / found.seconds for found in costs]
             fits = one.peak < card.memory
             cells.append("{:,.0f} ({:,.0f})".format(*rates) if fits else "does not fit")
+            if one is detail:
+                shares = [found.bound_by_memory / found.seconds for found in costs]
+                bound = "{:.0%} ({:.0%})".format(*shares)
         published = (f"{card.half / 1e12:.0f}", f"{card.bandwidth / 1e12:.2f}")
-        rows.append((card.name, *published, f"{card.memory / 1e9:.0f}", *cells))
+        rows.append((card.name, *published, f"{card.memory / 1e9:.0f}", *cells, bound))
     memory = [f"{one.peak / 1e9:.1f}" for one in traces]
-    rows.append(("peak memory of the step, GB", "", "", "", *memory))
+    rows.append(("peak memory of the step, GB", "", "", "", *memory, ""))
     heads = [f"{one.images} images" for one in traces]
-    return markdown(("card", "TFLOP/s", "TB/s", "GB", *heads), rows)
+    waits = f"of {detail.images} images bound by memory"
+    return markdown(("card", "TFLOP/s", "TB/s", "GB", *heads, waits), rows)
 
 
 def totals(one: Trace, plan: Sequence[Op], card: Card, launch: float) -> str:
@@ -121,6 +125,8 @@ def dearest(plan: Sequence[Op], images: int, card: Card, launch: float) -> str:
 
 def inductor(one: Trace, plan: Sequence[Op], options: argparse.Namespace) -> str:
     """Inductor's own count beside ours, without the update of the weights."""
+    from roofline_kernels import generated  # here, because Inductor takes seconds to import
+
     network = Ours(options.backbone, True, options.norm)
     made = generated(network, options.size, one.images, options.precision)
     parts = [[op for op in ops if op.phase != "update"] for ops in (one.ops, plan)]
@@ -129,7 +135,7 @@ def inductor(one: Trace, plan: Sequence[Op], options: argparse.Namespace) -> str
         for name, ops in zip(("eager", "fused"), parts, strict=True)
     ]
     rows.append(
-        ("Inductor", f"{made.calls:,}", f"{made.kernels:,}", f"{made.bytes / one.images / 1e9:.2f}")
+        ("Inductor", f"{made.nodes:,}", f"{made.kernels:,}", f"{made.bytes / one.images / 1e9:.2f}")
     )
     return markdown(("forward and backward", "ops", "kernels it wrote", "GB/image"), rows)
 
@@ -152,7 +158,7 @@ def report(options: argparse.Namespace) -> str:
         f"Rates used: {PRODUCTS_REACHED:.0%} of the published TFLOP/s and {MEMORY_REACHED:.0%} of "
         "the published TB/s, as a product and a copy reached on an H200. "
         f"An op takes {options.launch:g} µs at the least.\n",
-        f"## Images a second at most: fused (eager)\n\n{speeds(traces, launch)}",
+        f"## Images a second at most: fused (eager)\n\n{speeds(traces, one, launch)}",
         *(f"- {one.name}: {one.source}" for one in CARDS.values()),
         f"\n## A step of {one.images} images on {card.name}\n",
         totals(one, plan, card, launch),

@@ -160,17 +160,6 @@ def test_roofline(tmp_path: Path) -> None:
     assert gflops == pytest.approx(float(told["products"][0]), abs=0.1)
 
 
-def test_a_roofline_of_no_step_is_refused() -> None:
-    for options, message in (
-        (("--size", "100"), "--size: 100 is no multiple of 32"),
-        (("--batch", "8,many"), "--batch: '8,many' is no list of numbers"),
-        (("--batch", "0"), "--batch: '0' has a batch without images"),
-    ):
-        done = forked.run(BENCHMARKS / "roofline.py", *options)
-        assert done.returncode == 1
-        assert message in done.stderr
-
-
 @pytest.mark.release
 def test_scale() -> None:
     told = rows(bench("scale.py", "--ranks", "2"))
