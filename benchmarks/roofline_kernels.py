@@ -48,7 +48,7 @@ def generated(one: Ours, size: int, images: int, precision: str) -> Generated:
     torch._dynamo.reset()
     metrics.reset()
     compile_contestant(own, "whole", None)
-    with _only_planned(found), CudaAutocast():
+    with only_planned(found), CudaAutocast():
         step.run()
     torch._dynamo.reset()
     found.kernels = metrics.generated_kernel_count
@@ -56,7 +56,7 @@ def generated(one: Ours, size: int, images: int, precision: str) -> Generated:
 
 
 @contextmanager
-def _only_planned(found: Generated) -> Iterator[None]:
+def only_planned(found: Generated) -> Iterator[None]:
     """Inside, a compiled graph returns memory of the right shapes and computes nothing."""
     from torch._inductor import config
     from torch._inductor.graph import GraphLowering

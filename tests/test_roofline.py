@@ -239,6 +239,24 @@ def test_a_step_that_cannot_be_is_refused(monkeypatch, options, message) -> None
 
 
 @pytest.mark.slow
+def test_what_inductor_plans_is_counted_and_not_computed() -> None:
+    block, found = Block(), roofline_kernels.Generated()
+    x = torch.rand(2, 4, 8, 8, requires_grad=True)
+    torch._dynamo.reset()
+    block.compile(dynamic=False)
+    with roofline_kernels.only_planned(found):
+        block(x).backward()
+    torch._dynamo.reset()
+    assert [p.grad.shape for p in (x, *block.parameters())] == [
+        p.shape for p in (x, *block.parameters())
+    ]
+    assert found.graphs == 2
+    # Each way: two convolutions, and at least two passes of the norm over the map.
+    assert 2 * 4 <= found.nodes <= 30
+    assert 2 * 7 * MAP < found.bytes < 2 * 25 * MAP
+
+
+@pytest.mark.release
 def test_inductor_plans_a_step_of_two_graphs(network, traced) -> None:
     found = roofline_kernels.generated(network, SIZE, 2, "32")
     assert found.graphs == 2
