@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autotimm.models import paste
+from autotimm.models.backbone import Norm
 from autotimm.models.compiled import compile_in_place, mark_dynamic
 from autotimm.models.network import Network
 from autotimm.structures import MASK_CROP
@@ -64,8 +65,8 @@ def _disc(height: int, width: int) -> Tensor:
 class Ours:
     """FCOS with the mask branch, or without."""
 
-    def __init__(self, backbone: str, masks: bool) -> None:
-        network = Network(backbone, CLASSES, pretrained=False, with_masks=masks)
+    def __init__(self, backbone: str, masks: bool, norm: Norm = "batch") -> None:
+        network = Network(backbone, CLASSES, pretrained=False, with_masks=masks, backbone_norm=norm)
         if masks:
             network.add_masks()
         self.model, self.masks, self._threshold = network, masks, 0.05

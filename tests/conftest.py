@@ -82,6 +82,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
+        return
+    import torch  # here: tests of files and shards alone need none of it
+
+    (needed,) = marker.args or (1,)
+    if torch.cuda.device_count() < needed:
+        pytest.skip("needs a GPU" if needed == 1 else f"needs {needed} GPUs")
+
+
 def pytest_collection_finish() -> None:
     """What is imported and collected by now stays: each garbage collection would look at all of
     it again, at a tenth of what the tests cost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import os
 import shutil
@@ -143,6 +144,49 @@ def test_train_step(tmp_path: Path) -> None:
     assert told["FCOS parts compiled"][0] == "failed"
     assert "- FCOS parts compiled failed: RuntimeError: Unrecognized mode=fastest" in out
     assert out in (tmp_path / "cpu.md").read_text()
+
+
+@pytest.mark.release
+def test_roofline(tmp_path: Path) -> None:
+    out = bench("roofline.py", "--kernels", "--ops", tmp_path / "ops.csv", "--out", tmp_path / "a")
+    told = rows(out)
+    ours, fused = (float(told[name][3]) for name in ("eager", "Inductor"))
+    assert 0.3 * ours < fused < ours
+    assert all(float(told[card][3].split()[0].replace(",", "")) > 0 for card in ("A100", "H200"))
+    assert out.strip() == (tmp_path / "a").read_text().strip()
+    with (tmp_path / "ops.csv").open(newline="") as file:
+        ops = list(csv.DictReader(file))
+    gflops = sum(int(op["flops"]) for op in ops) / 2 / 1e9  # of two images
+    assert gflops == pytest.approx(float(told["products"][0]), abs=0.1)
+
+
+def gpu(out: Path, *options: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    words = ["bash", str(BENCHMARKS / "gpu.sh"), "--rehearse", *options]
+    env = {**os.environ, "OUT": str(out), "AUTOTIMM_PYTHON": python}
+    env.pop("AUTOTIMM_SHARED_DATA", None)
+    return subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+
+
+def test_a_part_of_gpu_that_fails_does_not_end_it(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no torch here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done = gpu(tmp_path / "out", python=str(broken))
+    assert done.returncode == 1
+    assert "failed: machine tests step-640 step-800 half;" in done.stderr
+    assert (tmp_path / "out/summary.md").read_text().count("    no torch here") == 5
+    done = gpu(tmp_path / "other", "--only", "machine,halves")
+    assert done.returncode == 2
+    assert "there is no part halves" in done.stderr
+    assert not (tmp_path / "other/summary.md").exists()
+
+
+@pytest.mark.release
+def test_gpu(tmp_path: Path) -> None:
+    done = gpu(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = rows((tmp_path / "summary.md").read_text())
+    assert {"ours", "FCOS", "convolutions", "painted"} <= set(told)
 
 
 @pytest.mark.release

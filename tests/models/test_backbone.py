@@ -314,7 +314,7 @@ def rank_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2)
 def test_two_ranks_with_synchronised_norms_are_one(tmp_path) -> None:
     mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
     torch.manual_seed(0)

@@ -58,7 +58,7 @@ def test_deterministic_runs_on_a_gpu_take_it(monkeypatch, aligned: bool) -> None
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_gradients_on_a_gpu_are_the_same_each_time() -> None:
     """They also fit into memory; torchvision's deterministic path stores every sample at once."""
     g = torch.Generator().manual_seed(3)

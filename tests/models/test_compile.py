@@ -39,7 +39,6 @@ from autotimm import (
 )
 from autotimm.models import compiled
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CANVASES = [(64, 96), (96, 64)]
 CAPTURE = {"backend": "eager", "fullgraph": True}
 """Options that only capture, and raise an error at a graph break."""
@@ -475,7 +474,7 @@ def test_ranks_have_one_graph_and_the_same_gradients(tmp_path) -> None:
         assert torch.equal(gradient, other[name]), name
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", [None, {}, {"mode": "reduce-overhead"}], ids=str)
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
 def test_a_step_on_a_gpu_never_waits(options, precision) -> None:

@@ -229,7 +229,7 @@ def test_a_gpu_that_was_busy_did_not_wait() -> None:
     assert callback._waited == pytest.approx(1.0 + 1.0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_a_slow_loader_is_found_out(tmp_path: Path) -> None:
     class Late(DataLoader):
         waited = 0.0
