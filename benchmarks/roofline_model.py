@@ -40,7 +40,7 @@ CARDS = {
         Card("A100", 312e12, 19.5e12, 2.039e12, 80e9, "NVIDIA's datasheet of the A100 80GB SXM"),
         Card("H100", 989.4e12, 66.9e12, 3.35e12, 80e9, "NVIDIA's datasheet of the H100 SXM"),
         Card("H200", 989.4e12, 66.9e12, 4.8e12, 141e9, "NVIDIA's datasheet of the H200 SXM"),
-        Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12, 24e9, "NVIDIA's Ada whitepaper, appendix A"),
+        Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12, 24e9, "NVIDIA's Ada whitepaper"),
     )
 }
 PRODUCTS_REACHED = 790e12 / CARDS["H200"].half
