@@ -33,11 +33,13 @@ class Mask(NamedTuple):
         rle: of the image's size.
         polygons: those that it was made from, flat; empty where it was none.
         extent: about the box of the mask, x1, y1, x2, y2: that of its polygons; None if not known.
+        box: of the mask itself, likewise; None if not known.
     """
 
     rle: RLE
     polygons: list[list[float]]
     extent: tuple[float, float, float, float] | None
+    box: list[float] | None = None
 
 
 def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mask:
@@ -63,7 +65,8 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
     if segmentation is None or segmentation == [] or segmentation == {} or segmentation == "":
         raise ValueError(NONE)
     if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):
-        return Mask(read_rle(segmentation, height, width, bbox, odd), [], None)
+        rle, box = read_rle(segmentation, height, width, bbox, odd)
+        return Mask(rle, [], None, box)
     if isinstance(segmentation, list):
         polygon = of_axes(segmentation, bbox) if len(segmentation) == 2 else None
         if polygon is not None:
@@ -128,7 +131,7 @@ def _of_parts(parts: _Parts, height: int, width: int, bbox: Any, odd: Odd) -> Ma
     rles: list[RLE] = []
     for part in parts.rles:
         try:
-            rles.append(read_rle(part, height, width, bbox, odd))
+            rles.append(read_rle(part, height, width, bbox, odd)[0])
         except ValueError as error:
             reasons.append(str(error))
     for outer, *holes in parts.holed:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 _TAG, _XMP_TAG = 0x0112, 700  # TIFF 6.0, section 8; XMP specification, part 3
-_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_XMP = rb'tiff:Orientation(?:="|>)([1-8])'
 _WHOLE = {3: "H", 4: "I", 8: "h", 9: "i"}  # types that PIL, too, takes an orientation of
 _MOST = 2000  # entries of an IFD that are looked at
 _ENTRY = {42: ("H", "I", 12, 8), 43: ("Q", "Q", 20, 16)}  # magic: count, offset, sizes
@@ -51,7 +51,7 @@ def orientation(data: Bytes) -> int:
         found, _, xmp = _in_tiff(data)
         if found:
             return found
-    match = _XMP.search(xmp)
+    match = re.search(_XMP, xmp) if xmp else None
     return int(match[1]) if match else 1
 
 
@@ -66,7 +66,7 @@ def as_stored(data: Bytes) -> Bytes:
         form, at = place
         changed[at : at + struct.calcsize(form)] = struct.pack(form, 1)
         return bytes(changed)
-    if not found and (match := _XMP.search(xmp)):
+    if not found and (match := re.search(_XMP, xmp)):
         return bytes(data).replace(match[0], match[0][:-1] + b"1")
     return data
 
