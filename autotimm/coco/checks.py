@@ -19,6 +19,7 @@ _EXAMPLES = 3
 _MAX_SIDE = 2**20
 _MAX_PIXELS = 2**28
 _ROUNDED = 0.01
+_SHARE = 1 + _ROUNDED
 
 
 class Problems:
@@ -224,7 +225,7 @@ def _are_shares(extent: tuple[float, float, float, float]) -> bool:
     Rounding takes shares a little beyond the image.
     """
     left, top, right, bottom = extent
-    if right > 1 + _ROUNDED or bottom > 1 + _ROUNDED or left < -_ROUNDED or top < -_ROUNDED:
+    if right > _SHARE or bottom > _SHARE or left < -_ROUNDED or top < -_ROUNDED:
         return False
     return not all(float(side).is_integer() for side in extent)
 
@@ -268,9 +269,10 @@ def _bbox(
     elif value[2] <= 0 or value[3] <= 0:
         odd("bbox without an area (mask's taken)")
     else:
-        # The polygons' own box costs nothing; the mask's has to be asked for.
-        if mask.extent is None or not boxes.agrees(value, mask.extent):
-            tight = masks.box(mask.rle)
+        # The polygons' own box costs nothing; the mask's may have to be asked for.
+        near = mask.extent or mask.box
+        if near is None or not boxes.agrees(value, near):
+            tight = mask.box or masks.box(mask.rle)
             if not boxes.agrees(value, tight):
                 known = mask.extent, height, width
                 fault = polygon_faults.disagreement(value, tight, *known, rules.boxes == "mask")
@@ -288,6 +290,8 @@ def _area(value: Any, inside: int, odd: Callable[[str], object]) -> float:
     elif not (_is_number(value) and value > 0):
         odd("area is not a positive number (mask's taken)")
     else:
+        if value < 1:  # in shares of the image, or in another unit
+            odd("area is below one pixel (kept; COCO's small and large objects go by it)")
         return value
     return float(inside)
 

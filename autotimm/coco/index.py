@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -136,7 +136,7 @@ class CocoIndex:
         problems = Problems() if problems is None else problems
         name, (width, height) = self._images.names[i], self.size(i)
 
-        def odd(raw: dict[str, Any], kind: str) -> None:
+        def odd(raw: Mapping[str, Any], kind: str) -> None:
             problems.add(kind, f"annotation {raw['id']} of {name}")
 
         raws = self._read(i)
@@ -276,7 +276,7 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
         lambda: named_slots(chain.from_iterable(listed.values(text, exact=exact)), slots, exact)
     )
     annotations = index_annotations(
-        text, lists["annotations"], slots, names, category_ids, problems, rules, exact
+        text, lists["annotations"], slots, images, names, category_ids, problems, rules, exact
     )
     group = group_category(categories, annotations.used)
     if group is not None:

@@ -11,15 +11,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
+from autotimm.coco.flags import is_deleted
 from autotimm.coco.ids import Key, free_ids, given_id, id_key, refuse_one_number, spelled
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.coco.peek import CONTENTS, peek
@@ -28,14 +28,18 @@ from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
+DELETED = "image is marked as deleted (image left out)"
+_INSIDE = "image entry has annotations in it, where COCO has none (these are not read)"
 _LISTS = ("images", "annotations", "categories")
-_NAME_KEYS = ("file_name", "coco_url", "path", "filename", "fileName", "url", "name")
+_NAME_KEYS = (
+    *("file_name", "coco_url", "path", "filename", "fileName", "url", "name"),
+    *("image", "image_path", "img_path", "image_name"),
+)
 _KEY = re.compile(rb'"(\w+)"\s*:\s*\[$')
 _WORDS = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
-class ImageList:
+class ImageList(NamedTuple):
     """The images that can be used.
 
     Attributes:
@@ -139,6 +143,11 @@ def find_images(
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
             continue
         slots[key] = LEFT_OUT
+        if is_deleted(entry):
+            problems.add(DELETED, shown)
+            continue
+        if entry.get("annotations"):
+            problems.add(_INSIDE, shown)
         if isinstance(entry["id"], str) and (text := spelled(entry["id"])) is not None:
             texts[key] = text
         try:
@@ -285,7 +294,5 @@ def _size(
 
 def _is_unknown(side: Any) -> bool:
     """Returns whether this stands for a side that the exporter did not know: none, 0, -1."""
-    if side is None or side == "":
-        return True
-    number = as_id(side)
-    return number is not None and number <= 0
+    number = side if type(side) is int else as_id(side)
+    return side in (None, "") or (number is not None and number <= 0)
