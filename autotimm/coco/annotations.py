@@ -16,7 +16,7 @@ import numpy as np
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, Rules, as_id, is_trained_on
-from autotimm.coco.flags import DELETED, as_flag, is_deleted, settled
+from autotimm.coco.flags import DELETED, MARKS, as_flag, is_deleted, settled
 from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted, spelled
 from autotimm.coco.jsontext import Array, Text
 from autotimm.coco.lists import LEFT_OUT, ImageList
@@ -184,7 +184,7 @@ def _assign(
             problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
             owners.append(LEFT_OUT)
             continue
-        if is_deleted(raw):
+        if not MARKS.isdisjoint(raw) and is_deleted(raw):
             problems.add(DELETED, _shown(id_, image_id, position))
             owners.append(LEFT_OUT)
             continue

@@ -35,6 +35,7 @@ from typing import Any
 from autotimm.coco.jsontext import NotJSONError, parse
 
 DELETED = "annotation is marked as deleted (left out)"
+DELETED_IMAGE = "image is marked as deleted (image left out)"
 
 _NAMES = ("name", "key", "label", "attribute")
 """Under which key tools write the name of an attribute that has a value."""
@@ -91,9 +92,9 @@ def settled(raw: dict[str, Any], odd: Callable[[str], object] = lambda _: None) 
 
 def is_deleted(raw: dict[str, Any]) -> bool:
     """Whether an annotation, or an image, is marked as deleted."""
-    if _DELETED.isdisjoint(raw):
+    if MARKS.isdisjoint(raw):
         return False
-    flags = {as_flag(raw.get(key)) for key in _DELETED - _DATES}
+    flags = {as_flag(raw.get(key)) for key in MARKS - _DATES}
     return 1 in flags or (0 not in flags and any(raw.get(key) for key in _DATES))
 
 
@@ -162,4 +163,4 @@ _NESTED = frozenset(_MEANINGS)
 _OTHERS = _NESTED - {"iscrowd", "ignore"}
 _PLACES = ("attributes", "metadata", "extra", "tags")
 _DATES = frozenset(("deleted_at", "deletedAt", "deleted_date"))
-_DELETED = _DATES | {"deleted", "is_deleted", "isDeleted"}
+MARKS = _DATES | {"deleted", "is_deleted", "isDeleted"}

@@ -152,7 +152,8 @@ class CocoIndex:
             record["given_id"] = self._images.given_ids[i]
         if unmasked:
             record["unmasked"] = unmasked
-        record.update(self._images.federated.get(i, {}))  # type: ignore[typeddict-item]
+        if i in self._images.federated:
+            record.update(self._images.federated[i])  # type: ignore[typeddict-item]
         return record
 
     def trained_ids(self, i: int, known: Collection[int] = ()) -> set[int]:
@@ -178,10 +179,14 @@ class CocoIndex:
             raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]", self._exact)
         except NotJSONError:
             raise self._text.fault() from None
+        renumbered, categories = places.renumbered, self._category_ids
         for place, raw in enumerate(raws, first):
-            new = places.renumbered.get(place)
-            raw["id"] = as_id(raw["id"]) if new is None else new
-            raw["category_id"] = self._category_ids.number(raw["category_id"], self._exact)
+            id_, category_id = raw.get("id"), raw["category_id"]
+            if type(id_) is not int or place in renumbered:  # few files have others
+                new = renumbered.get(place)
+                raw["id"] = as_id(id_) if new is None else new
+            if type(category_id) is not int or category_id not in categories.ids:
+                raw["category_id"] = categories.number(category_id, self._exact)
         return raws
 
 

@@ -18,6 +18,7 @@ from autotimm.coco.polygon_faults import of_axes
 from autotimm.coco.rle_readings import Odd, number, read_rle
 from autotimm.structures import RLE
 
+_CLIPPED = "polygon leaves the image (mask clipped)"
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
 _AXES = "polygon is a list of x and a list of y (read, as its bbox tells)"
 
@@ -61,7 +62,10 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
         except ValueError:
             pass  # read below in another way, or refused
         else:
-            return _of_polygons(segmentation, [extent], height, width, odd)
+            x1, y1, x2, y2 = extent
+            if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+                odd(_CLIPPED)
+            return Mask(masks.from_polygons(segmentation, height, width), segmentation, extent)
     if segmentation is None or segmentation == [] or segmentation == {} or segmentation == "":
         raise ValueError(NONE)
     if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):
@@ -121,7 +125,7 @@ def _of_polygons(
         left, top, right, bottom = zip(*extents, strict=True)
         x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        odd("polygon leaves the image (mask clipped)")
+        odd(_CLIPPED)
     return Mask(masks.from_polygons(polygons, height, width), polygons, (x1, y1, x2, y2))
 
 

@@ -9,7 +9,6 @@ beside it, only where the two differ, what the file says.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any, TypedDict
 
 from autotimm.coco import boxes, masks, segmentation
@@ -60,8 +59,12 @@ def checked_annotations(
     """
     annotations: list[Annotation] = []
     unmasked: list[Unmasked] = []
+    given: dict[str, Any] = {}
+
+    def count(kind: str) -> None:
+        odd(given, kind)  # the annotation that the loop is at
+
     for given in raws:
-        count = partial(odd, given)
         raw = given
         if not _PLAIN.issuperset(given):
             if is_deleted(given):

@@ -17,7 +17,7 @@ import numpy as np
 from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
-from autotimm.coco.flags import DELETED, is_deleted
+from autotimm.coco.flags import DELETED, DELETED_IMAGE, is_deleted
 from autotimm.coco.ids import (
     FileNames,
     free_ids,
@@ -28,7 +28,6 @@ from autotimm.coco.ids import (
     spelled,
 )
 from autotimm.coco.join import Joined
-from autotimm.coco.lists import DELETED as DELETED_IMAGE
 from autotimm.coco.lists import given_name
 from autotimm.coco.patterns import count_patterns
 from autotimm.coco.truths import checked_annotations

@@ -11,10 +11,10 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
+from autotimm.coco.remarks import lost_instances
 from autotimm.format.manifest import Manifest, SplitInfo, lacking
 from autotimm.images.depths import Depths
 from autotimm.sharding import earlier_run
@@ -180,8 +180,7 @@ def _write(
     return done
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(NamedTuple):
     """Writes the shard of a number; goes to the workers."""
 
     job: Job
