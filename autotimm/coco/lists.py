@@ -30,8 +30,8 @@ from autotimm.structures import InputError
 LEFT_OUT = -1
 _INSIDE = "image entry has annotations in it, where COCO has none (these are not read)"
 _LISTS = ("images", "annotations", "categories")
-_NAME_KEYS = ("file_name", "coco_url", "path", "filename", "fileName", "url", "name", "image")
-_NAME_KEYS += ("image_path", "img_path", "image_name")
+_NAME_KEYS: tuple[str, ...] = ("file_name", "coco_url", "path", "filename", "fileName", "url")
+_NAME_KEYS += ("name", "image", "image_path", "img_path", "image_name")
 _KEY = re.compile(rb'"(\w+)"\s*:\s*\[$')
 _WORDS = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
 

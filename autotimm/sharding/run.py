@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from autotimm.coco.layouts import Split
 from autotimm.coco.remarks import lost_instances
@@ -180,7 +180,8 @@ def _write(
     return done
 
 
-class _Work(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Work:
     """Writes the shard of a number; goes to the workers."""
 
     job: Job
