@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, Rules, as_id, is_trained_on
-from autotimm.coco.flags import as_flag, settled
+from autotimm.coco.flags import DELETED, MARKS, as_flag, is_deleted, settled
 from autotimm.coco.ids import FileNames, Key, free_ids, id_key, shifted, spelled
 from autotimm.coco.jsontext import Array, Text
-from autotimm.coco.lists import LEFT_OUT
+from autotimm.coco.lists import LEFT_OUT, ImageList
+from autotimm.coco.patterns import Patterns
 from autotimm.structures import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationIndex:
+class AnnotationIndex(NamedTuple):
     """The annotations that can be used, image after image: those of i are first[i]:first[i + 1].
 
     Attributes:
@@ -55,6 +54,7 @@ def index_annotations(
     text: Text,
     listed: Array,
     slots: dict[Key | None, int],
+    images: ImageList,
     names: FileNames,
     categories: CategoryIds,
     problems: Problems,
@@ -67,6 +67,7 @@ def index_annotations(
         text: the file.
         listed: its annotations.
         slots: from ``lists.find_images``.
+        images: likewise.
         names: the places in ``slots`` by the images' names.
         categories: from ``categories.read_categories``.
         problems: where what is odd is counted.
@@ -78,7 +79,9 @@ def index_annotations(
         InexactIdError: ``exact`` has to be True for this file.
         NotJSONError: the annotations are not JSON.
     """
-    found = _assign(text, listed, slots, names, categories, problems, rules, exact)
+    patterns = Patterns(images.sizes)
+    found = _assign(text, listed, slots, patterns, names, categories, problems, rules, exact)
+    patterns.count(problems)
     known, used, unnumbered = categories.ids, found.used, found.unnumbered
     shift = shifted(found.strange, {one for one in found.categories if type(one) is int}, known)
     if shift is not None:
@@ -109,8 +112,7 @@ def index_annotations(
     )
 
 
-@dataclass(slots=True)
-class _Assigned:
+class _Assigned(NamedTuple):
     """What the annotations of a file say, in its order.
 
     Attributes:
@@ -138,6 +140,7 @@ def _assign(
     text: Text,
     listed: Array,
     slots: dict[Key | None, int],
+    patterns: Patterns,
     names: FileNames,
     categories: CategoryIds,
     problems: Problems,
@@ -181,6 +184,12 @@ def _assign(
             problems.add(f"annotation of {lost} (left out)", _shown(id_, image_id, position))
             owners.append(LEFT_OUT)
             continue
+        if not MARKS.isdisjoint(raw) and is_deleted(raw):
+            problems.add(DELETED, _shown(id_, image_id, position))
+            owners.append(LEFT_OUT)
+            continue
+        if patterns.left:
+            patterns.add(raw, slot)
         if id_ is None or id_ in used:
             kind = "id missing or not a whole number" if id_ is None else "id occurs twice"
             problems.add(f"annotation {kind} (numbered anew)", _shown(id_, image_id, position))

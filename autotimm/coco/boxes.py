@@ -14,8 +14,8 @@ from typing import Any
 FAR = "bbox is far from its mask"
 """How the kind of such a problem begins; ``checks.check_annotation`` counts them."""
 
-NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
-"""A number as JSON or CSV writes it; Python's own ``float`` also takes 1_000 and other digits."""
+NUMBER = r"(?a)\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*"
+"""A number as JSON or CSV writes it, as a pattern; Python's ``float`` also takes 1_000 and more."""
 
 _MOST = 1e15  # NaN and infinity are not below it
 _PIXELS = 1.5  # by which a box may be off, whatever its size: rounding, or counting from 1
@@ -52,7 +52,7 @@ def read(value: Any) -> tuple[Any, str | None]:
 def number(value: Any) -> float | None:
     """Reads a number below 1e15, also one in quotes; None if it is none."""
     if isinstance(value, str):
-        value = float(value) if NUMBER.fullmatch(value) else None
+        value = float(value) if re.fullmatch(NUMBER, value) else None
     return value if type(value) in (int, float) and abs(value) < _MOST else None
 
 

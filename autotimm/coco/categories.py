@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autotimm.coco.checks import Problems, is_text
+from autotimm.coco.flags import is_deleted
 from autotimm.coco.ids import Key, free_ids, given_id, id_key
 from autotimm.structures import InputError, brief
 
@@ -33,8 +34,7 @@ class Category:
     frequency: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CategoryIds:
+class CategoryIds(NamedTuple):
     """How annotations may name a category.
 
     Attributes:
@@ -105,6 +105,8 @@ def read_categories(
             continue
         if key in found:
             raise InputError(f"{where} '{name}' has id {key}, which '{found[key].name}' has")
+        if is_deleted(entry) and problems is not None:
+            problems.add("category is marked as deleted (kept, as a class)", f"{name} (id {key})")
         supercategory, frequency = (
             one if is_text(one) else "" for one in map(entry.get, ("supercategory", "frequency"))
         )
@@ -126,18 +128,32 @@ def read_categories(
     return sorted(found.values(), key=lambda one: one.id)
 
 
+_IGNORED = {
+    *("ignore", "ignored", "ignoreregion", "ignoreregions", "ignoredregion", "ignoredregions"),
+    *("dontcare", "don'tcare"),
+}
+
+
 def _count_odd_names(categories: Iterable[Category], problems: Problems) -> None:
     """Counts names that tell of a class that was not meant to be one.
 
     Those that are one but for case, blanks and marks between words: exports whose labels were typed
     by hand or merged have "Car" and "car " for the same things. And the background, which is what
     no object covers: a class of that name is of semantic segmentation, or stands in for label 0.
+    And regions to be ignored, a class in VisDrone's and KITTI's files: annotations with ignore: 1
+    would be neither learnt nor punished.
     """
     seen: dict[str, Category] = {}
     for one in categories:
         bare = re.sub(r"[\s_-]+", "", one.name).casefold()
         if bare == "background":
             problems.add("category is called background (kept, as a class)", f"id {one.id}")
+        if bare in _IGNORED:
+            problems.add(
+                "category is of regions to be ignored, by its name (kept, as a class; annotations "
+                "with ignore: 1 are not trained on)",
+                f"{brief(one.name)} (id {one.id})",
+            )
         other = seen.setdefault(bare, one)
         if other is not one:
             shown = f"{brief(other.name)} and {brief(one.name)}"

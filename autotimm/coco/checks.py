@@ -7,7 +7,7 @@ Invariant: nothing odd passes uncounted. What can be mended without guessing is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
@@ -19,6 +19,7 @@ _EXAMPLES = 3
 _MAX_SIDE = 2**20
 _MAX_PIXELS = 2**28
 _ROUNDED = 0.01
+_SHARE = 1 + _ROUNDED
 
 
 class Problems:
@@ -75,44 +76,8 @@ class Problems:
         return ", ".join(self.examples[kind] + more)
 
 
-def untrained_remark(names: Sequence[str]) -> str:
-    """Says which categories no network learns, why that may be a mistake, and the way out."""
-    return (
-        f"every annotation of {', '.join(names)} is a crowd or to be ignored, so it is never "
-        "learnt; if these are ordinary instances (datumaro without is_crowd, and supervision where "
-        "a mask has parts or holes, write iscrowd: 1), autotimm shard --crowd instance takes "
-        "crowds as such; ignore: 1 has to be taken out of the file"
-    )
-
-
-_INSTANCE_LEFT_OUT = "(instance left out)"
-
-
-def lost_instances(instances: int, problems: Problems) -> str:
-    """Says by kind why none of the instances can be used; nothing if one can, or there were none.
-
-    Args:
-        instances: how many can be used.
-        problems: of these and of the others.
-    """
-    lines = [line for line in problems.lines() if _INSTANCE_LEFT_OUT in line]
-    if instances or not lines:
-        return ""
-    why = f"no instance can be used: {'; '.join(lines)}"
-    if any(line.startswith(segmentation.NONE) for line in lines):
-        why += "; masks come from 'segmentation' (polygons or RLE), boxes alone do not give them"
-    return why
-
-
-def ignored_remark(count: int) -> str:
-    """Says what becomes of annotations with ``ignore: 1``."""
-    return f"{count:,} annotations with ignore: 1 are not trained on, as crowds are not"
-
-
-def untrained_and_ignored(untrained: Sequence[str], ignored: int) -> str:
-    """Both remarks, as far as there is something to say; nothing for ordinary data."""
-    remarks = [untrained_remark(untrained)] if untrained else []
-    return "; ".join([*remarks, *([ignored_remark(ignored)] if ignored else [])])
+INSTANCE_LEFT_OUT = "(instance left out)"
+"""How the kind of a problem ends that costs an instance."""
 
 
 def as_id(value: Any) -> int | None:
@@ -190,17 +155,19 @@ def check_annotation(
     """
     bbox = raw.get("bbox")
     try:
-        iscrowd = _crowd(raw.get("iscrowd"), rules, odd)
+        flag = raw.get("iscrowd")
+        iscrowd = 0 if type(flag) is int and flag == 0 else _crowd(flag, rules, odd)
         mask = segmentation.read(raw.get("segmentation"), height, width, bbox, odd)
-        if mask.extent is not None and _are_shares(mask.extent):
+        extent = mask.extent
+        if extent is not None and extent[2] <= _SHARE and _are_shares(extent):
             raise ValueError("polygon in shares of the image (0 to 1), not in pixels")
         inside = masks.area(mask.rle)
         if not inside:
-            turned = polygon_faults.swapped(mask.extent, bbox)
+            turned = polygon_faults.swapped(extent, bbox)
             why = f", as its {polygon_faults.SWAPPED}" if turned else ""
             raise ValueError(f"mask covers no pixel{why}")
     except ValueError as error:
-        odd(f"{error} {_INSTANCE_LEFT_OUT}")
+        odd(f"{error} {INSTANCE_LEFT_OUT}")
         return None
     annotation: Annotation = {
         "id": raw["id"],
@@ -224,15 +191,13 @@ def _are_shares(extent: tuple[float, float, float, float]) -> bool:
     Rounding takes shares a little beyond the image.
     """
     left, top, right, bottom = extent
-    if right > 1 + _ROUNDED or bottom > 1 + _ROUNDED or left < -_ROUNDED or top < -_ROUNDED:
+    if right > _SHARE or bottom > _SHARE or left < -_ROUNDED or top < -_ROUNDED:
         return False
     return not all(float(side).is_integer() for side in extent)
 
 
 def _crowd(value: Any, rules: Rules, odd: Callable[[str], object]) -> int:
     """Returns 0 or 1, however it is written; ValueError if it is neither."""
-    if type(value) is int and value == 0:  # of nearly every annotation
-        return 0
     if value is None or value == "":
         odd("iscrowd missing (0 taken)")
         return 0
@@ -263,14 +228,15 @@ def _bbox(
     """Returns x, y, w, h: as given, where that is a box and no rule says otherwise."""
     if value is None:
         odd("bbox missing (mask's taken)")
-    elif not (type(value) is list and len(value) == 4 and _are_numbers(*value)):
+    elif not (type(value) is list and len(value) == 4 and _are_numbers(value)):
         odd("bbox is not four finite numbers (mask's taken)")
     elif value[2] <= 0 or value[3] <= 0:
         odd("bbox without an area (mask's taken)")
     else:
-        # The polygons' own box costs nothing; the mask's has to be asked for.
-        if mask.extent is None or not boxes.agrees(value, mask.extent):
-            tight = masks.box(mask.rle)
+        # The polygons' own box costs nothing; the mask's may have to be asked for.
+        near = mask.extent or mask.box
+        if near is None or not boxes.agrees(value, near):
+            tight = mask.box or masks.box(mask.rle)
             if not boxes.agrees(value, tight):
                 known = mask.extent, height, width
                 fault = polygon_faults.disagreement(value, tight, *known, rules.boxes == "mask")
@@ -288,11 +254,14 @@ def _area(value: Any, inside: int, odd: Callable[[str], object]) -> float:
     elif not (_is_number(value) and value > 0):
         odd("area is not a positive number (mask's taken)")
     else:
+        if value < 1:  # in shares of the image, or in another unit
+            odd("area is below one pixel (kept; COCO's small and large objects go by it)")
         return value
     return float(inside)
 
 
-def _are_numbers(x: Any, y: Any, w: Any, h: Any) -> bool:
+def _are_numbers(box: list[Any]) -> bool:
+    x, y, w, h = box
     if type(x) is type(y) is type(w) is type(h) is float:  # as nearly all are
         return -1e15 < x < 1e15 and -1e15 < y < 1e15 and -1e15 < w < 1e15 and -1e15 < h < 1e15
     return all(map(_is_number, (x, y, w, h)))

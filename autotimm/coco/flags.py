@@ -12,7 +12,14 @@ COCO's own are ``iscrowd`` and, of pycocotools, ``ignore``. Others write:
 - ``difficult``: that of Pascal VOC. Its evaluation leaves these objects out, some converters write
   ``ignore`` for it, but others train on them. It has no one meaning, so it is counted and reported,
   not used;
-- ``crowd``: the flag, or how many objects are in it. It is counted and reported, not used.
+- ``crowd``: the flag, or how many objects are in it. It is counted and reported, not used;
+- ``isbbox``: COCO Annotator's for a polygon that is a box. It is counted and reported, not used;
+- ``deleted``, ``is_deleted``, ``isDeleted``, or a date in ``deleted_at``, ``deletedAt``,
+  ``deleted_date``: databases of annotation tools keep what was deleted, with a mark, and their own
+  exports leave it out. ``is_deleted`` here reads the mark.
+
+COCO Annotator keeps in ``metadata`` what others keep in ``attributes``, CrowdHuman's converters in
+``extra``, FiftyOne in ``tags``. Each may be JSON in quotes.
 
 Invariant: ``iscrowd``, where an annotation has it, decides; another key that says otherwise is
 counted.
@@ -20,13 +27,19 @@ counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 from typing import Any
 
+from autotimm.coco.jsontext import NotJSONError, parse
+
+DELETED = "annotation is marked as deleted (left out)"
+DELETED_IMAGE = "image is marked as deleted (image left out)"
+
 _NAMES = ("name", "key", "label", "attribute")
 """Under which key tools write the name of an attribute that has a value."""
-_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 
 
 def as_flag(value: Any) -> int | None:
@@ -43,9 +56,9 @@ def settled(raw: dict[str, Any], odd: Callable[[str], object] = lambda _: None) 
         raw: as the COCO file has it.
         odd: called with the kind of each flag that was read, and of each that was not.
     """
-    nested = raw.get("attributes")
-    if _OTHERS.isdisjoint(raw) and (
-        not nested or _NESTED.isdisjoint(key for key, _ in _attributes(nested))
+    if _OTHERS.isdisjoint(raw) and not any(
+        nested and not _NESTED.isdisjoint(key for key, _ in _attributes(nested))
+        for nested in map(raw.get, _PLACES)
     ):
         return raw
     found = [*_found(raw)]
@@ -70,12 +83,22 @@ def settled(raw: dict[str, Any], odd: Callable[[str], object] = lambda _: None) 
         ):
             odd(f"{key} is {flag}, but iscrowd {crowd} (iscrowd's taken)")
         ordinary = flag and not crowd and as_flag(raw.get("ignore")) != 1
+        if flag and meaning == _BOX:
+            odd(f"{key} is 1, so its polygon is a box and no outline (kept, as a mask)")
         if ordinary and meaning in (_IGNORE, _UNCLEAR):
             odd(f"{key} is 1 (taken as an ordinary instance; ignore: 1 would leave it out)")
     return raw
 
 
-_CROWD, _GROUP, _IGNORE, _UNCLEAR = range(4)
+def is_deleted(raw: dict[str, Any]) -> bool:
+    """Whether an annotation, or an image, is marked as deleted."""
+    if MARKS.isdisjoint(raw):
+        return False
+    flags = {as_flag(raw.get(key)) for key in MARKS - _DATES}
+    return 1 in flags or (0 not in flags and any(raw.get(key) for key in _DATES))
+
+
+_CROWD, _GROUP, _IGNORE, _UNCLEAR, _BOX = range(5)
 _IS_GROUP = (_GROUP, 1)  # a crowd need not be what Open Images calls a group
 
 
@@ -84,14 +107,17 @@ def _found(raw: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
     for key, value in raw.items():
         if key in _OTHERS and (flag := as_flag(value)) is not None:
             yield key, _MEANINGS[key], flag
-    for key, value in _attributes(raw.get("attributes")):
-        if key in _NESTED and (flag := as_flag(value)) is not None:
-            yield f"attributes.{key}", _MEANINGS[key], flag
+    for place in _PLACES:
+        for key, value in _attributes(raw.get(place)):
+            if key in _NESTED and (flag := as_flag(value)) is not None:
+                yield f"{place}.{key}", _MEANINGS[key], flag
 
 
 def _attributes(nested: Any) -> Iterator[tuple[str, Any]]:
     """Yields the names and values of attributes, whichever way a tool writes them."""
-    if type(nested) is dict:
+    if type(nested) is str:
+        yield from _attributes(_of_text(nested))
+    elif type(nested) is dict:
         yield from nested.items()
     elif type(nested) is list:
         for one in nested:
@@ -102,6 +128,16 @@ def _attributes(nested: Any) -> Iterator[tuple[str, Any]]:
                 yield from one.items()
             elif type(one) is str:
                 yield one, 1
+
+
+def _of_text(text: str) -> Any:
+    """What JSON in quotes holds; or names, some with values, as Python and people write them."""
+    try:
+        return parse(text.encode("utf-8", "surrogatepass"))
+    except NotJSONError:
+        pairs = (re.split("[:=]", part, maxsplit=1) for part in re.split("[,;]", text))
+        words = ([word.strip(" \t\n'\"{}[]()") for word in pair] for pair in pairs)
+        return [{pair[0]: pair[1]} if len(pair) == 2 else pair[0] for pair in words]
 
 
 def _spellings(*words: str) -> set[str]:
@@ -118,9 +154,13 @@ _MEANINGS = {
         (_GROUP, (("is", "group", "of"), ("group", "of"))),
         (_IGNORE, (("ignore",), ("ignored",), ("is", "ignored"))),
         (_UNCLEAR, (("difficult",), ("is", "difficult"), ("crowd",))),
+        (_BOX, (("isbbox",), ("is", "bbox"))),
     )
     for name in names
     for key in _spellings(*name)
 }
 _NESTED = frozenset(_MEANINGS)
 _OTHERS = _NESTED - {"iscrowd", "ignore"}
+_PLACES = ("attributes", "metadata", "extra", "tags")
+_DATES = frozenset(("deleted_at", "deletedAt", "deleted_date"))
+MARKS = _DATES | {"deleted", "is_deleted", "isDeleted"}

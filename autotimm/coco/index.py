@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -136,7 +136,7 @@ class CocoIndex:
         problems = Problems() if problems is None else problems
         name, (width, height) = self._images.names[i], self.size(i)
 
-        def odd(raw: dict[str, Any], kind: str) -> None:
+        def odd(raw: Mapping[str, Any], kind: str) -> None:
             problems.add(kind, f"annotation {raw['id']} of {name}")
 
         raws = self._read(i)
@@ -152,7 +152,8 @@ class CocoIndex:
             record["given_id"] = self._images.given_ids[i]
         if unmasked:
             record["unmasked"] = unmasked
-        record.update(self._images.federated.get(i, {}))  # type: ignore[typeddict-item]
+        if i in self._images.federated:
+            record.update(self._images.federated[i])  # type: ignore[typeddict-item]
         return record
 
     def trained_ids(self, i: int, known: Collection[int] = ()) -> set[int]:
@@ -178,10 +179,14 @@ class CocoIndex:
             raws: list[dict[str, Any]] = parse(b"[" + b",".join(pieces) + b"]", self._exact)
         except NotJSONError:
             raise self._text.fault() from None
+        renumbered, categories = places.renumbered, self._category_ids
         for place, raw in enumerate(raws, first):
-            new = places.renumbered.get(place)
-            raw["id"] = as_id(raw["id"]) if new is None else new
-            raw["category_id"] = self._category_ids.number(raw["category_id"], self._exact)
+            id_, category_id = raw.get("id"), raw["category_id"]
+            if type(id_) is not int or place in renumbered:  # few files have others
+                new = renumbered.get(place)
+                raw["id"] = as_id(id_) if new is None else new
+            if type(category_id) is not int or category_id not in categories.ids:
+                raw["category_id"] = categories.number(category_id, self._exact)
         return raws
 
 
@@ -276,7 +281,7 @@ def _load(text: Text, folder: Path, rules: Rules, exact: bool) -> CocoIndex:
         lambda: named_slots(chain.from_iterable(listed.values(text, exact=exact)), slots, exact)
     )
     annotations = index_annotations(
-        text, lists["annotations"], slots, names, category_ids, problems, rules, exact
+        text, lists["annotations"], slots, images, names, category_ids, problems, rules, exact
     )
     group = group_category(categories, annotations.used)
     if group is not None:

@@ -9,21 +9,19 @@ a memory map of a file that is cut short kills the process.)
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import stat
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from autotimm.coco import not_json, packed
+from autotimm.coco import packed
 from autotimm.structures import InputError
 
 __all__ = ["Array", "NotJSONError", "Text", "parse", "scan"]
@@ -107,6 +105,8 @@ class Text:
 
     def fault(self) -> InputError:
         """Returns the refusal of a text that is not JSON: what it is, or the line that is wrong."""
+        from autotimm.coco import not_json
+
         reason = not_json.reason(self.read(self.begin, self.end - self.begin))
         return InputError(f"{self.path}: not a JSON file: {reason}") if reason else self._changed()
 
@@ -136,8 +136,7 @@ class NotJSONError(ValueError):
     """A text is not JSON; ``Text.fault`` says where."""
 
 
-@dataclass(frozen=True, slots=True)
-class Array:
+class Array(NamedTuple):
     """An array that is a value of a file's outermost object, and where its objects lie.
 
     Attributes:
@@ -181,12 +180,18 @@ def parse(data: bytes, exact: bool = False) -> Any:
     Raises:
         NotJSONError: it is not JSON.
     """
-    if not exact:
-        with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(data)
+    if exact:
+        return _parsed_slowly(data, int)
     try:
-        # Slower, and takes more.
-        return json.loads(data, parse_int=int if exact else _of_64_bits)
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return _parsed_slowly(data, _of_64_bits)
+
+
+def _parsed_slowly(data: bytes, parse_int: Callable[[str], int | float]) -> Any:
+    """Parses JSON by Python's own parser, which takes more."""
+    try:
+        return json.loads(data, parse_int=parse_int)
     except (ValueError, RecursionError) as error:
         raise NotJSONError(str(error)) from None
 

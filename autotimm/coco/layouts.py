@@ -15,13 +15,11 @@ Layouts, the first that fits being taken:
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from autotimm.coco import other_formats
 from autotimm.coco.checks import is_text
 from autotimm.coco.image_folders import IMAGES, image_folder, names_in, subfolders
 from autotimm.coco.peek import peek
@@ -38,8 +36,13 @@ _GENERIC = {
     "dataset.json",
 }
 """What tools call the annotation file of a folder."""
-_OTHERS = re.compile("(person_keypoints|captions|panoptic|stuff|image_info)_")  # of COCO's files
-_NO_SPLITS = {"annotations", "labels", *IMAGES}  # folders of these names are parts of a layout
+# How COCO's files of other tasks begin.
+_OTHERS = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_")
+_NO_SPLITS = {
+    "annotations",
+    "labels",
+    *map(str.lower, IMAGES),
+}  # folders of these names are parts of a layout
 _MOST = 20  # files of a folder that are looked into, the largest first
 
 
@@ -88,7 +91,7 @@ def find_splits(root: Path) -> dict[str, Split]:
 
 def _coco(root: Path) -> dict[str, Split]:
     """COCO's own layout; ``instances_default.json`` alone, as CVAT writes it, is ``train``."""
-    for folder in (root / "annotations", root):
+    for folder in (_annotations(root), root):
         files = [f for f in _jsons(folder) if f.name.startswith("instances_")]
         if files:
             break
@@ -111,7 +114,7 @@ def _coco(root: Path) -> dict[str, Split]:
 
 def _folders(root: Path) -> dict[str, Split]:
     """A folder a split, each with its own annotation file."""
-    inside = [folder for folder in subfolders(root) if folder.name not in _NO_SPLITS]
+    inside = [folder for folder in subfolders(root) if folder.name.lower() not in _NO_SPLITS]
     named = [folder for folder in inside if split_word(folder.name)]
     splits = {}
     for folder in named or inside:
@@ -134,7 +137,7 @@ def _folders(root: Path) -> dict[str, Split]:
 
 def _files(root: Path) -> dict[str, Split]:
     """The annotation files of all splits in one folder."""
-    for folder in (root / "annotations", root, root / "labels", *(root / i for i in IMAGES)):
+    for folder in (_annotations(root), root, root / "labels", *(root / i for i in IMAGES)):
         files = _instances(folder)
         if files:
             break
@@ -151,6 +154,14 @@ def _files(root: Path) -> dict[str, Split]:
             raise _ambiguous(other, file)
         splits[word] = Split(word, file, image_folder(file, root, root / word, alone=False))
     return splits
+
+
+def _annotations(root: Path) -> Path:
+    """The folder of that name, also as ``Annotations``, which some systems take for the same."""
+    folder = root / "annotations"
+    if folder.is_dir():
+        return folder
+    return next((one for one in subfolders(root) if one.name.lower() == folder.name), folder)
 
 
 def _one_of(folder: Path) -> Path | None:
@@ -172,7 +183,7 @@ def _ambiguous(one: Path, other: Path) -> InputError:
 
 def _instances(folder: Path) -> list[Path]:
     """Returns the files of a folder that look like COCO's files of instances."""
-    files = [f for f in _jsons(folder) if f.is_file() and not _OTHERS.match(f.name)]
+    files = [f for f in _jsons(folder) if f.is_file() and not f.name.startswith(_OTHERS)]
     if ROBOFLOW in (file.name for file in files):
         return [folder / ROBOFLOW]
     largest = sorted(files, key=lambda file: -file.stat().st_size)[:_MOST]
@@ -195,6 +206,8 @@ def _jsons(folder: Path) -> list[Path]:
 
 
 def _refusal(root: Path) -> str:
+    from autotimm.coco import other_formats  # a COCO folder needs none
+
     other = other_formats.recognise(root)
     if other is not None:
         return f"{root}: {other}"

@@ -11,15 +11,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autotimm.coco.categories import CategoryIds
 from autotimm.coco.checks import Problems, as_id, as_size, is_text
 from autotimm.coco.federated import FEDERATED, federated_lists
+from autotimm.coco.flags import DELETED_IMAGE, is_deleted
 from autotimm.coco.ids import Key, free_ids, given_id, id_key, refuse_one_number, spelled
 from autotimm.coco.jsontext import Array, Text, scan
 from autotimm.coco.peek import CONTENTS, peek
@@ -28,14 +28,15 @@ from autotimm.images.names import ImageFolder, Match
 from autotimm.structures import InputError
 
 LEFT_OUT = -1
+_INSIDE = "image entry has annotations in it, where COCO has none (these are not read)"
 _LISTS = ("images", "annotations", "categories")
-_NAME_KEYS = ("file_name", "coco_url", "path", "filename", "fileName", "url", "name")
+_NAME_KEYS: tuple[str, ...] = ("file_name", "coco_url", "path", "filename", "fileName", "url")
+_NAME_KEYS += ("name", "image", "image_path", "img_path", "image_name")
 _KEY = re.compile(rb'"(\w+)"\s*:\s*\[$')
 _WORDS = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
-class ImageList:
+class ImageList(NamedTuple):
     """The images that can be used.
 
     Attributes:
@@ -130,7 +131,8 @@ def find_images(
             problems.add("image entry is not an object (left out)", f"images[{position}]")
             continue
         key = id_key(entry.get("id"), exact)
-        shown = given_name(entry)[1] or f"images[{position}]"
+        named_by, given = given_name(entry)
+        shown = given or f"images[{position}]"
         if key is None:
             problems.add("image id is neither a number nor text (image left out)", shown)
             continue
@@ -139,10 +141,15 @@ def find_images(
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
             continue
         slots[key] = LEFT_OUT
+        if is_deleted(entry):
+            problems.add(DELETED_IMAGE, shown)
+            continue
+        if entry.get("annotations"):
+            problems.add(_INSIDE, shown)
         if isinstance(entry["id"], str) and (text := spelled(entry["id"])) is not None:
             texts[key] = text
         try:
-            match = _file_name(entry, listing)
+            match = _file_name(named_by, given, listing)
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{folder}: no file can be called {error.object!a} where the locale's encoding is "
@@ -233,15 +240,19 @@ def given_name(entry: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _file_name(entry: dict[str, Any], listing: ImageFolder) -> Match:
+def _file_name(key: str, name: str, listing: ImageFolder) -> Match:
     """Returns an image's file in its folder.
 
     LVIS has no file names but URLs that end in COCO's folder and file; others have a path or URL.
 
+    Args:
+        key: under which the file has the name, from ``given_name``.
+        name: likewise.
+        listing: of the folder.
+
     Raises:
         ValueError: there is none that can be used; the message is a short reason.
     """
-    key, name = given_name(entry)
     if key == "file_name":
         return listing.find(name)
     if not key:
@@ -285,7 +296,5 @@ def _size(
 
 def _is_unknown(side: Any) -> bool:
     """Returns whether this stands for a side that the exporter did not know: none, 0, -1."""
-    if side is None or side == "":
-        return True
-    number = as_id(side)
-    return number is not None and number <= 0
+    number = side if type(side) is int else as_id(side)
+    return side in (None, "") or (number is not None and number <= 0)

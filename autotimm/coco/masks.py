@@ -21,7 +21,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from autotimm.coco.runs import between, edges, look_up, read_runs
+from autotimm.coco.runs import between, edges, look_up, read_one, read_runs
 from autotimm.structures import MASK_CROP, RLE
 
 _coco: Any = hotcoco.mask  # its stubs want dicts, which a TypedDict such as RLE is not
@@ -244,8 +244,9 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or size != [height, width]:
         raise ValueError("RLE of another size than the image")
+    runs: list[int] | np.ndarray
     if isinstance(counts, str):
-        (runs,), _ = read_runs([counts])
+        runs = read_one(counts)
     elif isinstance(counts, list):
         try:
             runs = np.asarray(counts)
@@ -255,18 +256,25 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> RLE:
             raise ValueError("RLE counts are broken")
     else:
         raise ValueError("RLE without counts")
-    if runs.size == 0 or runs.min() < 0 or runs.max() > min(height * width, _LONGEST):
+    if len(runs) == 0:
         raise ValueError("RLE counts are broken")
-    if runs.sum() != height * width:
+    if isinstance(runs, list):
+        fewest, most, total = min(runs), max(runs), sum(runs)
+    else:
+        fewest, most, total = runs.min(), runs.max(), runs.sum()
+    if fewest < 0 or most > min(height * width, _LONGEST):
+        raise ValueError("RLE counts are broken")
+    if total != height * width:
         raise ValueError("RLE counts do not fill the image")
     if isinstance(counts, str):
         return {"size": [height, width], "counts": counts}
     return _compressed(runs, height, width)
 
 
-def _compressed(runs: np.ndarray, height: int, width: int) -> RLE:
+def _compressed(runs: list[int] | np.ndarray, height: int, width: int) -> RLE:
     """The RLE of run lengths that fill its size."""
-    counts = runs.tolist()  # hotcoco takes twice as long to read an array
+    # hotcoco takes twice as long to read an array.
+    counts = runs if isinstance(runs, list) else runs.tolist()
     return _text(_coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
 

@@ -5,13 +5,11 @@ Nothing here is relied on where annotations are read; ``lists.py`` checks all of
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from autotimm.coco import packed
 from autotimm.structures import InputError
@@ -49,13 +47,13 @@ CONTENTS: dict[Kind, str] = {
 
 _READ = 2**22  # bytes at either end
 _NAMES = 10
-_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
-_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
-_URL = re.compile(rb'"coco_url"\s*:\s*"(?:[^"\\]|\\.)*/([^"/\\]+/[^"/\\]+)"')
+# Patterns as text, which ``re`` compiles once they are used: a COCO folder needs none.
+_LIST = rb'"(images|annotations|categories)"\s*:\s*\['
+_NAME = rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")'
+_URL = rb'"coco_url"\s*:\s*"(?:[^"\\]|\\.)*/([^"/\\]+/[^"/\\]+)"'
 
 
-@dataclass(frozen=True, slots=True)
-class Peek:
+class Peek(NamedTuple):
     """What the ends of a JSON file show.
 
     Attributes:
@@ -80,7 +78,7 @@ def peek(path: Path) -> Peek:
     except (EOFError, zlib.error):
         return Peek("other", ())
     names = []
-    for match in _NAME.finditer(data):
+    for match in re.finditer(_NAME, data):
         try:
             names.append(json.loads(match[1]))
         except ValueError:
@@ -88,7 +86,7 @@ def peek(path: Path) -> Peek:
         if len(names) == _NAMES:
             break
     if not names:  # LVIS has URLs alone
-        ends = [match[1] for match in _URL.finditer(data)][:_NAMES]
+        ends = [match[1] for match in re.finditer(_URL, data)][:_NAMES]
         names = [end.decode("utf-8", "replace") for end in ends]
     return Peek(_kind(data), tuple(names))
 
@@ -98,6 +96,8 @@ def _ends(path: Path) -> bytes:
         data = file.read(_READ)
         packed_by = packed.kind(data[:8])
         if packed_by == "gzip":
+            import gzip  # few files are packed
+
             file.seek(0)
             with gzip.open(file) as unpacked:
                 data = unpacked.read(_READ)
@@ -122,7 +122,7 @@ def _kind(data: bytes) -> Kind:
         if b'"annotations"' in data and b'"bbox_mode"' in data:
             return "detectron2"
         return "createml" if b'"image"' in data and b'"coordinates"' in data else "other"
-    if len({match[1] for match in _LIST.finditer(data)}) > 1:
+    if len({match[1] for match in re.finditer(_LIST, data)}) > 1:
         if b'"segments_info"' in data:
             return "panoptic"
         if b'"caption"' in data and b'"category_id"' not in data:

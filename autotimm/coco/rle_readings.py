@@ -7,23 +7,25 @@ the bbox tells which, and that is counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autotimm.coco import boxes, masks
 from autotimm.coco.jsontext import NotJSONError, parse
 from autotimm.structures import RLE
 
-_PRINTED = re.compile(r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1""")
+_PRINTED = r"""b(['"])((?:[0-\[\]-o]|\\\\)+)\1"""
 """What Python prints of the bytes of compressed counts: a backslash is doubled."""
-_SEPARATE = re.compile(r"\s*\d+(?:(?:\s*,\s*|\s+)\d+)+\s*", re.ASCII)
+_SEPARATE = r"(?a)\s*\d+(?:(?:\s*,\s*|\s+)\d+)+\s*"
 """Numbers with commas or blanks between them, which are no characters of compressed counts."""
 _ROWS = "RLE counts run row by row (read, as the bbox tells)"
 
 Odd = Callable[[str], object]
 
 
-def read_rle(rle: dict[str, Any], height: int, width: int, bbox: Any, odd: Odd) -> RLE:
+def read_rle(
+    rle: dict[str, Any], height: int, width: int, bbox: Any, odd: Odd
+) -> tuple[RLE, list[float] | None]:
     """Reads an RLE that may have been written in an odd way.
 
     Args:
@@ -33,10 +35,14 @@ def read_rle(rle: dict[str, Any], height: int, width: int, bbox: Any, odd: Odd) 
         bbox: as the COCO file has it; decides between two readings.
         odd: called with the kind of each problem that was mended.
 
+    Returns:
+        The mask, and its box x1, y1, x2, y2 in pixels where that had to be found.
+
     Raises:
         ValueError: it cannot be used; the message is a short reason.
     """
     kinds: list[str] = []
+    box: list[float] | None = None
     try:
         found = masks.to_rle(rle, height, width)
     except ValueError as error:
@@ -52,13 +58,14 @@ def read_rle(rle: dict[str, Any], height: int, width: int, bbox: Any, odd: Odd) 
         else:
             raise error
     else:
-        by_rows = _by_rows(rle["counts"], found, height, width, bbox)
+        box = masks.box(found)
+        by_rows = _by_rows(rle["counts"], box, height, width, bbox)
         if by_rows is not None:
             kinds.append(_ROWS)
-            found = by_rows
+            found, box = by_rows, None
     for kind in kinds:
         odd(kind)
-    return found
+    return found, box
 
 
 def _size(size: Any, height: int, width: int, kinds: list[str]) -> Any:
@@ -77,7 +84,7 @@ def _counts(counts: Any, kinds: list[str]) -> Any:
     """Returns counts as COCO has them, where they can mean one thing only."""
     if isinstance(counts, str):
         # Neither quote, nor bracket with a comma behind it, is a character of compressed counts.
-        if printed := _PRINTED.fullmatch(counts):
+        if printed := re.fullmatch(_PRINTED, counts):
             kinds.append("RLE counts are Python's text of bytes (read)")
             return printed[2].replace("\\\\", "\\")
         if counts.startswith("[") and counts.endswith("]") and "," in counts:
@@ -87,7 +94,7 @@ def _counts(counts: Any, kinds: list[str]) -> Any:
                 return counts
             kinds.append("RLE counts are a list in quotes (read)")
             return _counts(found, [])
-        if _SEPARATE.fullmatch(counts):
+        if re.fullmatch(_SEPARATE, counts):
             kinds.append("RLE counts are a list in quotes (read)")
             return [int(count) for count in re.findall(r"\d+", counts)]
         return counts
@@ -122,13 +129,13 @@ def _turned(counts: Any, height: int, width: int, bbox: Any) -> RLE:
     raise ValueError(reason)
 
 
-def _by_rows(counts: Any, found: RLE, height: int, width: int, bbox: Any) -> RLE | None:
+def _by_rows(counts: Any, box: Sequence[float], height: int, width: int, bbox: Any) -> RLE | None:
     """Reads counts row by row, as NumPy's own order of pixels makes them, where only so they fit
     the bbox; None where they do not. COCO's run column by column.
 
     Args:
         counts: as the COCO file has them.
-        found: the mask that they are by COCO's order.
+        box: of the mask that they are by COCO's order, x1, y1, x2, y2 in pixels.
         height: of the image, in pixels.
         width: of the image, in pixels.
         bbox: as the COCO file has it.
@@ -136,7 +143,7 @@ def _by_rows(counts: Any, found: RLE, height: int, width: int, bbox: Any) -> RLE
     if type(bbox) is not list or len(bbox) != 4:
         return None
     sides = [side for side in map(boxes.number, bbox) if side is not None]
-    if len(sides) < 4 or boxes.agrees(sides, masks.box(found)):
+    if len(sides) < 4 or boxes.agrees(sides, box):
         return None
     turned = masks.to_rle({"size": [width, height], "counts": counts}, width, height)
     x1, y1, x2, y2 = masks.box(turned)
@@ -150,4 +157,4 @@ def number(value: Any) -> float | None:
     """Reads a coordinate or count, also one in quotes; None if it is none."""
     if type(value) is float or (type(value) is int and value.bit_length() < 1024):
         return value  # others are no float
-    return float(value) if isinstance(value, str) and boxes.NUMBER.fullmatch(value) else None
+    return float(value) if isinstance(value, str) and re.fullmatch(boxes.NUMBER, value) else None

@@ -18,6 +18,7 @@ from autotimm.coco.polygon_faults import of_axes
 from autotimm.coco.rle_readings import Odd, number, read_rle
 from autotimm.structures import RLE
 
+_CLIPPED = "polygon leaves the image (mask clipped)"
 _DEEPEST = 4  # lists in lists: GeoJSON's MultiPolygon, of pairs, in a list
 _AXES = "polygon is a list of x and a list of y (read, as its bbox tells)"
 
@@ -33,11 +34,13 @@ class Mask(NamedTuple):
         rle: of the image's size.
         polygons: those that it was made from, flat; empty where it was none.
         extent: about the box of the mask, x1, y1, x2, y2: that of its polygons; None if not known.
+        box: of the mask itself, likewise; None if not known.
     """
 
     rle: RLE
     polygons: list[list[float]]
     extent: tuple[float, float, float, float] | None
+    box: list[float] | None = None
 
 
 def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mask:
@@ -59,11 +62,15 @@ def read(segmentation: Any, height: int, width: int, bbox: Any, odd: Odd) -> Mas
         except ValueError:
             pass  # read below in another way, or refused
         else:
-            return _of_polygons(segmentation, [extent], height, width, odd)
+            x1, y1, x2, y2 = extent
+            if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+                odd(_CLIPPED)
+            return Mask(masks.from_polygons(segmentation, height, width), segmentation, extent)
     if segmentation is None or segmentation == [] or segmentation == {} or segmentation == "":
         raise ValueError(NONE)
     if isinstance(segmentation, dict) and ("counts" in segmentation or not rings_of(segmentation)):
-        return Mask(read_rle(segmentation, height, width, bbox, odd), [], None)
+        rle, box = read_rle(segmentation, height, width, bbox, odd)
+        return Mask(rle, [], None, box)
     if isinstance(segmentation, list):
         polygon = of_axes(segmentation, bbox) if len(segmentation) == 2 else None
         if polygon is not None:
@@ -118,7 +125,7 @@ def _of_polygons(
         left, top, right, bottom = zip(*extents, strict=True)
         x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        odd("polygon leaves the image (mask clipped)")
+        odd(_CLIPPED)
     return Mask(masks.from_polygons(polygons, height, width), polygons, (x1, y1, x2, y2))
 
 
@@ -128,7 +135,7 @@ def _of_parts(parts: _Parts, height: int, width: int, bbox: Any, odd: Odd) -> Ma
     rles: list[RLE] = []
     for part in parts.rles:
         try:
-            rles.append(read_rle(part, height, width, bbox, odd))
+            rles.append(read_rle(part, height, width, bbox, odd)[0])
         except ValueError as error:
             reasons.append(str(error))
     for outer, *holes in parts.holed:

@@ -9,12 +9,11 @@ beside it, only where the two differ, what the file says.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any, TypedDict
 
 from autotimm.coco import boxes, masks, segmentation
 from autotimm.coco.checks import RULES, Problems, Rules, check_annotation, is_trained_on
-from autotimm.coco.flags import as_flag, settled
+from autotimm.coco.flags import DELETED, as_flag, is_deleted, settled
 from autotimm.structures import RLE, Annotation, Record, Unmasked
 
 # How kinds of problems begin: what training takes otherwise, and what pycocotools takes alike.
@@ -43,7 +42,7 @@ def checked_annotations(
     raws: Iterable[dict[str, Any]],
     height: int,
     width: int,
-    odd: Callable[[dict[str, Any], str], object],
+    odd: Callable[[Mapping[str, Any], str], object],
     rules: Rules = RULES,
 ) -> tuple[list[Annotation], list[Unmasked]]:
     """Checks the annotations of an image, of which ``id`` and ``category_id`` are integers already.
@@ -60,10 +59,20 @@ def checked_annotations(
     """
     annotations: list[Annotation] = []
     unmasked: list[Unmasked] = []
-    seen: dict[tuple[float, float], Annotation] = {}
+    given: dict[str, Any] = {}
+
+    def count(kind: str) -> None:
+        odd(given, kind)  # the annotation that the loop is at
+
     for given in raws:
-        count = partial(odd, given)
-        raw = given if _PLAIN.issuperset(given) else settled(given, count)
+        raw = given
+        if not _PLAIN.issuperset(given):
+            if is_deleted(given):
+                count(DELETED)
+                continue
+            if isinstance(given.get("score"), float):
+                count("annotation has a score, as results have (kept, as a truth)")
+            raw = settled(given, count)
         raw = _tidied(raw, count)
         checked = check_annotation(raw, height, width, count, rules)
         if checked is None:
@@ -73,10 +82,9 @@ def checked_annotations(
             continue
         if checked["bbox"] is not raw.get("bbox") or checked["area"] is not raw.get("area"):
             _keep_given(raw, checked)
-        other = seen.setdefault((checked["area"], checked["bbox"][0]), checked)
-        if other is not checked and {**other, "id": checked["id"]} == checked:
-            count("annotation is the same as another of its image (both kept)")
         annotations.append(checked)
+    if len({one["area"] for one in annotations}) < len(annotations):  # few images
+        _count_doubles(annotations, odd)
     return annotations, unmasked
 
 
@@ -172,6 +180,17 @@ def maskless(problems: Problems) -> str:
 
 def _is_unlearnt(kind: str) -> bool:
     return kind.endswith("(instance left out)") and not kind.startswith("iscrowd")
+
+
+def _count_doubles(
+    annotations: Iterable[Annotation], odd: Callable[[Mapping[str, Any], str], object]
+) -> None:
+    """Counts the annotations that equal another of their image in all but the id."""
+    seen: dict[tuple[float, float], Annotation] = {}
+    for one in annotations:
+        other = seen.setdefault((one["area"], one["bbox"][0]), one)
+        if other is not one and {**other, "id": one["id"]} == one:
+            odd(one, "annotation is the same as another of its image (both kept)")
 
 
 def _tidied(raw: dict[str, Any], odd: Callable[[str], object]) -> dict[str, Any]:

@@ -13,11 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autotimm.coco import boxes
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category, shown_names
 from autotimm.coco.truths import of_evaluation
-from autotimm.evaluation.box_readings import likely_reading
 from autotimm.evaluation.coco_eval import (
     ERRORS,
     MAX_DETECTIONS,
@@ -37,6 +35,7 @@ from autotimm.evaluation.coco_input import (
 from autotimm.evaluation.ground_truth import GroundTruth
 from autotimm.evaluation.matching import refuse_numbered
 from autotimm.evaluation.mistakes import Errors, mistakes
+from autotimm.evaluation.odd_results import remarks_on
 from autotimm.evaluation.truth_files import Source, of_source
 
 KINDS: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
@@ -122,31 +121,10 @@ def measure(
         max_detections=max_dets[-1],
         remarks=[
             *of_evaluation(odd[kinds[-1]]).lines(),
-            *_of_results(truth, parts["bbox"][1]["annotations"], evaluations["bbox"], odd),
+            *remarks_on(truth, parts["bbox"][1]["annotations"], evaluations["bbox"], odd),
             *remarks(truth, evaluations, max_dets[-1], len(entries)),
         ],
     )
-
-
-def _of_results(
-    truth: GroundTruth,
-    detections: list[dict[str, Any]],
-    evaluation: Evaluation,
-    odd: Mapping[IouType, Problems],
-) -> list[str]:
-    """What is not COCO's about results: boxes of another convention, scores of another range."""
-    lines = []
-    scores = [one["score"] for one in detections]
-    if scores and (max(scores) > 1 or min(scores) < 0):
-        lines.append(
-            f"scores range from {min(scores):g} to {max(scores):g}, not from 0 to 1: AP depends on "
-            "their order alone, but --min-score compares their values"
-        )
-    said = "segm" in odd and odd["segm"].of_kind(boxes.FAR).counts
-    if evaluation.stats["AP50"] < 0.5 and not said:
-        reading = likely_reading(truth, detections)
-        lines += [reading] if reading else []
-    return lines
 
 
 def _refuse_numbered(truth: GroundTruth, entries: list[Any], name: str, ap50: float) -> None:

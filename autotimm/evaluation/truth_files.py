@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autotimm.coco.categories import Category, CategoryIds, read_categories
 from autotimm.coco.checks import Problems, as_id, as_size
 from autotimm.coco.federated import federated_lists
+from autotimm.coco.flags import DELETED, DELETED_IMAGE, is_deleted
 from autotimm.coco.ids import (
     FileNames,
     free_ids,
@@ -26,6 +29,7 @@ from autotimm.coco.ids import (
 )
 from autotimm.coco.join import Joined
 from autotimm.coco.lists import given_name
+from autotimm.coco.patterns import count_patterns
 from autotimm.coco.truths import checked_annotations
 from autotimm.evaluation.ground_truth import GroundTruth, number_of, of_records
 from autotimm.evaluation.read_files import read_lists
@@ -121,6 +125,8 @@ class _File:
             _record(image_id, entry, raws[image_id], ids, sizes, problems)
             for image_id, entry in by_image.items()
         ]
+        in_pixels = np.array([(one["width"], one["height"]) for one in records]).reshape(-1, 2)
+        count_patterns([raws[image_id] for image_id in by_image], in_pixels, problems)
         keys = [id_key(entry["id"], exact=True) for entry in by_image.values()]
         return cls(name, categories, problems, records, keys)
 
@@ -179,7 +185,7 @@ def _record(
     file_name = given_name(entry)[1]
     shown = file_name or f"image {image_id}"
 
-    def odd(raw: dict[str, Any], kind: str) -> None:
+    def odd(raw: Mapping[str, Any], kind: str) -> None:
         problems.add(kind, f"annotation {raw['id']} of {shown}")
 
     annotations, unmasked = checked_annotations(raws, height, width, odd)
@@ -216,6 +222,8 @@ def _images(
         elif key in known:
             refuse_one_number(known[key]["id"], entry["id"], name)
             problems.add("image id occurs twice (later image left out)", f"{shown} (id {key})")
+        elif is_deleted(entry):
+            problems.add(DELETED_IMAGE, shown)
         else:
             known[key] = entry
     numbers = dict(zip(texts, free_ids({*by_image}, len(texts)), strict=True))
@@ -253,6 +261,8 @@ def _dealt(
             problems.add("annotation of an unknown category (left out)", shown)
             if isinstance(category, int):
                 strange.add(category)
+        elif is_deleted(raw):
+            problems.add(DELETED, shown)
         else:
             if isinstance(category, int):
                 used.add(category)

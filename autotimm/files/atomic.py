@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +38,7 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: some of the data could not be written; possibly only when the block ends.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     # Buffered, because an unbuffered write() may write only a part and merely return its length.
     file = temporary.open("xb")
     try:

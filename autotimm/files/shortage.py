@@ -11,16 +11,16 @@ import errno
 import re
 from collections.abc import Iterator
 
+# Patterns as text, which ``re`` compiles once there is an error: every start imports this module.
 # With a question mark it is a guess about a killed worker, whose line says what to do.
-_MEMORY = re.compile(
-    r"can(?:no|')t allocate memory|cannot allocate memory|std::bad_alloc|out of memory(?!\?)"
+_MEMORY = (
+    r"(?i)can(?:no|')t allocate memory|cannot allocate memory|std::bad_alloc|out of memory(?!\?)"
     r"|failed to allocate|insufficient memory|unable to allocate|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|failed to map segment|can't start new thread|\bMemoryError\b",
-    re.IGNORECASE,
+    r"|failed to map segment|can't start new thread|\bMemoryError\b"
 )
-_DEVICE = re.compile(r"\b(?:CUDA|HIP|MPS|XPU|GPU|CUBLAS)", re.IGNORECASE)
-_AMOUNT = re.compile(r"tried to allocate ([\d.]+ [KMGT]i?B)|tried to allocate (\d+) bytes", re.I)
-_SHARED = re.compile(r"shared memory|/dev/shm|/torch_\d+_", re.IGNORECASE)
+_DEVICE = r"(?i)\b(?:CUDA|HIP|MPS|XPU|GPU|CUBLAS)"
+_AMOUNT = r"(?i)tried to allocate ([\d.]+ [KMGT]i?B)|tried to allocate (\d+) bytes"
+_SHARED = r"(?i)shared memory|/dev/shm|/torch_\d+_"
 _TEXTS = (RuntimeError, OSError, ImportError)  # among whose texts to look; cv2.error is no subclass
 
 _LOWER = {
@@ -99,12 +99,12 @@ def _memory(error: BaseException, verb: str) -> str | None:
         return None
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM):
         return None
-    if not exhausted and _SHARED.search(text) and not isinstance(error, OSError):
+    if not exhausted and re.search(_SHARED, text) and not isinstance(error, OSError):
         return "shared memory (/dev/shm) is full: use fewer workers, or give the container more"
-    if not exhausted and not _MEMORY.search(text):
+    if not exhausted and not re.search(_MEMORY, text):
         return None
-    on_device = kind == "OutOfMemoryError" or _DEVICE.search(text)
-    found = _AMOUNT.search(text)
+    on_device = kind == "OutOfMemoryError" or re.search(_DEVICE, text)
+    found = re.search(_AMOUNT, text)
     amount = f" (it tried to allocate {found[1] or f'{int(found[2]):,} bytes'})" if found else ""
     where = "the device is out of memory" if on_device else "out of memory"
     return f"{where}{amount}: {_LOWER.get(verb, _OF_TRAINING)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from autotimm.structures import InputError, brief
 
@@ -23,6 +22,8 @@ def byte_count(name: str, value: int | str) -> int:
     match = re.fullmatch(amount, text, re.ASCII | re.IGNORECASE)
     count = 0
     if match and not isinstance(value, bool | float):
+        from fractions import Fraction  # exact; few commands give a number of bytes
+
         power = " KMGT".index((match[2] or " ").upper())
         count = int(Fraction(match[1]) * (1024 if match[3] else 1000) ** power)
     if not count:

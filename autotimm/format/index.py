@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -80,10 +81,10 @@ def category_pairs(categories: Iterable[Iterable[int]]) -> np.ndarray:
 
 # The header that np.save writes before the rows. Parsing it with NumPy would take most of the time
 # that reading a thousand indices takes.
-_HEADER = re.compile(
-    re.escape(index_bytes(np.empty(0, INDEX_DTYPE)).partition(b"(0,)")[0])
-    + rb"\(([0-9]{1,19}),\), \} *\n"
-)
+@cache
+def _header() -> re.Pattern[bytes]:
+    begin = index_bytes(np.empty(0, INDEX_DTYPE)).partition(b"(0,)")[0]
+    return re.compile(re.escape(begin) + rb"\(([0-9]{1,19}),\), \} *\n")
 
 
 def read_index(content: bytes | memoryview, shard: Shard) -> np.ndarray:
@@ -132,7 +133,7 @@ def read_pairs(content: bytes | memoryview, shard: Shard) -> np.ndarray | None:
 
 def _first_array(content: bytes | memoryview, shard: Shard) -> tuple[np.ndarray, int]:
     """The rows of an index file, and where in it they end."""
-    usual = _HEADER.match(content)
+    usual = _header().match(content)
     try:
         if usual and usual.end() + int(usual[1]) * INDEX_DTYPE.itemsize <= len(content):
             count = int(usual[1])

@@ -12,9 +12,12 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 # Bytes: below, fresh memory is fast; above, idle memory would take too much.
 _LEAST, _MOST = 1 << 17, 1 << 27

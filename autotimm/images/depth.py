@@ -20,10 +20,9 @@ and one of 0 to 255 every value. Floats are scaled and rounded. What is no numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +38,7 @@ class DataError(InputError):
     """A sample of the data set cannot be used. The message names it, and says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deep:
+class Deep(NamedTuple):
     """The pixels of an image of more than 8 bits a channel.
 
     Attributes:

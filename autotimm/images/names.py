@@ -171,6 +171,9 @@ class ImageFolder:
         Raises:
             UnicodeEncodeError: the locale's encoding lacks a character of it.
         """
+        beside = self.folders.get("")
+        if beside is not None and beside.get(name) is False:
+            return None  # nearly all: a file of the folder itself, no link
         os.fsencode(name)
         folder, base = os.path.split(name)
         if "\0" in name:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 _TAG, _XMP_TAG = 0x0112, 700  # TIFF 6.0, section 8; XMP specification, part 3
-_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_XMP = rb'tiff:Orientation(?:="|>)([1-8])'
 _WHOLE = {3: "H", 4: "I", 8: "h", 9: "i"}  # types that PIL, too, takes an orientation of
 _MOST = 2000  # entries of an IFD that are looked at
 _ENTRY = {42: ("H", "I", 12, 8), 43: ("Q", "Q", 20, 16)}  # magic: count, offset, sizes
@@ -30,12 +30,12 @@ def orientation(data: Bytes) -> int:
     start = bytes(data[:12])
     xmp: Bytes = b""
     if start[:2] == b"\xff\xd8":
-        for kind, content in _segments(data):
-            if kind == 0xE1 and content[:6] == b"Exif\0\0":
+        for content in _metadata(data):
+            if content[:6] == b"Exif\0\0":
                 found = _in_tiff(content[6:])[0]
                 if found:
                     return found
-            elif kind == 0xE1 and bytes(content[:28]) == b"http://ns.adobe.com/xap/1.0/":
+            elif bytes(content[:28]) == b"http://ns.adobe.com/xap/1.0/":
                 xmp = xmp or bytes(content)
     elif start[:8] == b"\x89PNG\r\n\x1a\n" or start[8:] == b"WEBP":
         walk = _riff_chunks if start[8:] == b"WEBP" else png_chunks
@@ -51,7 +51,7 @@ def orientation(data: Bytes) -> int:
         found, _, xmp = _in_tiff(data)
         if found:
             return found
-    match = _XMP.search(xmp)
+    match = re.search(_XMP, xmp) if xmp else None
     return int(match[1]) if match else 1
 
 
@@ -66,7 +66,7 @@ def as_stored(data: Bytes) -> Bytes:
         form, at = place
         changed[at : at + struct.calcsize(form)] = struct.pack(form, 1)
         return bytes(changed)
-    if not found and (match := _XMP.search(xmp)):
+    if not found and (match := re.search(_XMP, xmp)):
         return bytes(data).replace(match[0], match[0][:-1] + b"1")
     return data
 
@@ -104,18 +104,19 @@ def _riff_chunks(data: Bytes) -> Iterator[tuple[bytes, Bytes]]:
         at += 8 + size + size % 2
 
 
-def _segments(data: Bytes) -> Iterator[tuple[int, Bytes]]:
-    """Yields marker and content of the segments in front of a JPEG's tables and pixels."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+def _metadata(data: Bytes) -> Iterator[Bytes]:
+    """Yields the content of each APP1 segment in front of a JPEG's tables and pixels."""
+    at, last = 2, len(data) - 4
+    while at <= last and data[at] == 0xFF:
         kind = data[at + 1]
         if kind == 0xFF:  # a fill byte
             at += 1
             continue
         if not (0xE0 <= kind <= 0xEF or kind == 0xFE):  # neither APPn nor a comment
             return
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        yield kind, data[at + 4 : at + 2 + size]
+        size = data[at + 2] << 8 | data[at + 3]
+        if kind == 0xE1:
+            yield data[at + 4 : at + 2 + size]
         at += 2 + max(size, 2)
 
 

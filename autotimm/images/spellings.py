@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable
 from urllib.parse import unquote
 
@@ -17,6 +16,8 @@ def same(name: str) -> str:
 
 
 def composed(name: str) -> str:
+    import unicodedata  # most names are as their files are
+
     return unicodedata.normalize("NFC", name)
 
 
@@ -35,7 +36,7 @@ def decoded(name: str) -> str:
 
 def before_upload(name: str) -> str:
     """Takes off what Label Studio puts in front, and what Roboflow puts behind a base name."""
-    name = _UPLOAD.sub("", decoded(name))
+    name = re.sub(_UPLOAD, "", decoded(name))
     return re.sub(r"^(.+)_([a-z]{3,4})\.rf\.[0-9a-z]+\.[a-z]+$", r"\1.\2", name)
 
 
@@ -48,7 +49,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     (decoded, "file_name or its file is percent-encoded (decoded)", False),
 )
 
-_UPLOAD = re.compile(r"^[0-9a-f]{8}((-[0-9a-f]{4}){3}-[0-9a-f]{12})?[-_](?=.)")
+_UPLOAD = r"^[0-9a-f]{8}((-[0-9a-f]{4}){3}-[0-9a-f]{12})?[-_](?=.)"
 _PICTURES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm"),

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -20,19 +19,23 @@ LARGE = 2**26
 up to three times that while they are decoded."""
 
 
-def _temporary() -> int | None:
+def _unnamed_file() -> int | None:
     """A file without a name, for the life of the process; a file object would warn at its end."""
+    if hasattr(os, "memfd_create"):  # Linux
+        with contextlib.suppress(OSError):
+            return os.memfd_create("autotimm-turns")
+    import tempfile  # takes longer to import than this module
+
     with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
     return None  # nowhere to write: then threads alone take turns
 
 
 _within = threading.Lock()  # one thread of this process; the file's lock knows processes only
-_file = _temporary()  # forks inherit it; the system unlocks it when a process dies
+_file = _unnamed_file()  # forks inherit it; the system unlocks it when a process dies
 
 
-@contextlib.contextmanager
-def in_turn(pixels: int) -> Iterator[None]:
+def in_turn(pixels: int) -> contextlib.AbstractContextManager[None]:
     """Waits until no other thread, forked process or process that has joined holds a large image.
 
     Not to be nested.
@@ -40,9 +43,14 @@ def in_turn(pixels: int) -> Iterator[None]:
     Args:
         pixels: of the image; nobody waits for one of ``LARGE`` or fewer.
     """
-    if pixels <= LARGE:
-        yield
-        return
+    return _AT_ONCE if pixels <= LARGE else _turn()
+
+
+_AT_ONCE = contextlib.nullcontext()  # asked for several times an image: not made anew
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
     with _within:
         if _file is not None:
             fcntl.lockf(_file, fcntl.LOCK_EX)

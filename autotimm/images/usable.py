@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autotimm.images import inspect as images
+from autotimm.images import jpeg
 from autotimm.images.decode import deep_pixels
 from autotimm.images.depths import Depths
 from autotimm.images.orientation import orientation
@@ -39,6 +40,8 @@ def usable(
     Raises:
         ValueError: it cannot be used; the message is a short reason.
     """
+    if jpeg.whole_size(data) == declared and orientation(data) == 1:
+        return "jpg"  # nearly all are, with nothing that could be odd
     with in_turn(declared[0] * declared[1]):
         extension, size = images.inspect(data)
     if size != declared and images.shown_size(data) != declared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from urllib.parse import unquote
 
@@ -11,7 +10,7 @@ from autotimm.redaction.urls import user_part
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NAME = r"[\w.-]*(?:secret|token|passw|pwd|credential|signature|api_?key|access_?key)[\w.-]*"
 _NAMED = re.compile(rf"(?i)(?:^|[\s,{{\"'-])({_NAME})[\"']?\s*[=:\s]\s*[\"']?([^\s\"',}}]+)")
-_QUERY_NAME = re.compile(r"(?i)sig|token|key|secret|pass|pwd|cred|auth|code|session|policy")
+_QUERY_NAME = r"(?i)sig|token|key|secret|pass|pwd|cred|auth|code|session|policy"
 _COMMON = frozenset(
     (
         *("annotations", "autotimm", "categories", "category", "checkpoint", "checkpoints"),
@@ -68,6 +67,8 @@ def patterns() -> list[re.Pattern[str] | None]:
 def _learn_url(rest: str, scheme: str) -> None:
     user = user_part(rest)
     if user:
+        import base64  # few commands have a URL with a password
+
         name, colon, password = user.partition(":")
         learn_value(base64.b64encode(unquote(user).encode()).decode())  # of HTTP's Authorization
         if colon:
@@ -85,7 +86,7 @@ def _learn_url(rest: str, scheme: str) -> None:
         key, equals, value = one.partition("=")
         if not equals:
             key, value = "", one
-        if _QUERY_NAME.search(key) or _looks_random(value):
+        if re.search(_QUERY_NAME, key) or _looks_random(value):
             learn_value(value)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]*")
-_PUNCTUATION = re.compile(r"[\\).,:;\]}]*$")  # that ends a sentence about a URL, not the URL
+_URL = r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]*"
+_PUNCTUATION = r"[\\).,:;\]}]*$"  # that ends a sentence about a URL, not the URL
 
 
 def bare(url: str) -> str:
@@ -32,11 +32,11 @@ def with_bare_urls(text: str) -> str:
     """A text in which every URL is as from :func:`bare`."""
 
     def shown(found: re.Match[str]) -> str:
-        end = _PUNCTUATION.search(found[0])
+        end = re.search(_PUNCTUATION, found[0])
         url = found[0][: end.start()] if end else found[0]
         return bare(url) + found[0][len(url) :]
 
-    return _URL.sub(shown, text)
+    return re.sub(_URL, shown, text)
 
 
 def _bare(url: str) -> str:

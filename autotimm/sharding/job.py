@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from autotimm import __version__
-from autotimm.coco.checks import Problems, Rules, untrained_remark
+from autotimm.coco.checks import Problems, Rules
 from autotimm.coco.index import Category
 from autotimm.coco.join import Index, load_split
 from autotimm.coco.layouts import Split
+from autotimm.coco.remarks import untrained_remark
 from autotimm.format.manifest import FORMAT, VERSION
 from autotimm.sharding.plan import ShardPlan, make_keys, plan_shards, sample_sizes
 from autotimm.structures import InputError

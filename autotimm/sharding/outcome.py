@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from autotimm.coco.checks import Problems
 from autotimm.format.manifest import Manifest, Shard
@@ -17,8 +18,7 @@ class Terminated(BaseException):
     """Raised when the process gets SIGTERM."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The part of a run that one machine writes: part ``k % of + 1`` writes shard k."""
 
     which: int

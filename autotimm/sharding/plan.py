@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from autotimm.coco.join import Index
 from autotimm.format.tar import BLOCK, RECORD
@@ -13,8 +13,7 @@ from autotimm.format.tar import BLOCK, RECORD
 _KEY = 80  # characters; a ustar name has room for 100 with the extension
 
 
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
+class ShardPlan(NamedTuple):
     """What goes into one shard: positions in the split and the samples' keys, in order."""
 
     name: str

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotimm.coco.checks import lost_instances
 from autotimm.coco.layouts import Split
+from autotimm.coco.remarks import lost_instances
 from autotimm.format.manifest import Manifest, SplitInfo, lacking
 from autotimm.images.depths import Depths
 from autotimm.sharding import earlier_run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
-from autotimm.coco.checks import ignored_remark, untrained_remark
+from autotimm.coco.remarks import ignored_remark, untrained_remark
 from autotimm.files.units import counted
 from autotimm.format.manifest import MANIFEST
 from autotimm.sharding.outcome import Outcome, Part, Written

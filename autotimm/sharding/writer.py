@@ -133,10 +133,11 @@ def _write_samples(
             else:
                 written.problems.update(problems)
                 written.instances += len(record["annotations"])
-                written.crowd += sum(a["iscrowd"] for a in record["annotations"])
-                written.ignored += sum(
-                    "ignore" in a and not a["iscrowd"] for a in record["annotations"]
-                )
+                for one in record["annotations"]:
+                    if one["iscrowd"]:
+                        written.crowd += 1
+                    elif "ignore" in one:
+                        written.ignored += 1
             progress(1)
     finally:
         if collecting:

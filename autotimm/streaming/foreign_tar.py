@@ -19,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from autotimm.coco.checks import RULES, Problems, as_id, is_trained_on
-from autotimm.coco.flags import settled
+from autotimm.coco.flags import DELETED, is_deleted, settled
 from autotimm.coco.truths import trained_categories
 from autotimm.format.index import INDEX_DTYPE, category_pairs, checksum, index_bytes
 from autotimm.format.manifest import Shard
@@ -131,7 +131,9 @@ def _row(
     usable: list[dict[str, Any]] = []
     for entry in entries(raw):
         category_id = as_id(entry.get("category_id"))
-        if category_id is None:
+        if is_deleted(entry):
+            scan.problems.add(DELETED, example)
+        elif category_id is None:
             scan.problems.add("category_id is not a whole number (instance left out)", example)
         elif not (entry.get("segmentation") or entry.get("polygons")):
             scan.problems.add("no segmentation (instance left out)", example)

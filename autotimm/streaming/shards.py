@@ -21,8 +21,9 @@ import orjson
 from numpy.typing import NDArray
 
 from autotimm.coco import boxes
-from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
+from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category
+from autotimm.coco.remarks import lost_instances, untrained_and_ignored
 from autotimm.coco.shared import SHARED
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote, urls

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotimm.coco import layouts
-from autotimm.coco.checks import Problems, lost_instances, untrained_and_ignored
+from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category
 from autotimm.coco.join import load_split
+from autotimm.coco.remarks import lost_instances, untrained_and_ignored
 from autotimm.coco.shared import shared_files
 from autotimm.coco.split_names import same_split
 from autotimm.files import remote

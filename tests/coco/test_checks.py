@@ -99,6 +99,23 @@ def test_mended(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_what_makes_a_truth_doubtful_is_told(tmp_path: Path) -> None:
+    """The area decides what COCO's evaluation takes for small; a score is of a model's result."""
+    small = "area is below one pixel (kept; COCO's small and large objects go by it)"
+    score = "annotation has a score, as results have (kept, as a truth)"
+    for changes, kinds in (
+        ({"area": 0.13}, {small: 1}),
+        ({"area": 1.0}, {}),
+        ({"area": 4000.0}, {}),
+        ({"score": 0.4}, {score: 1}),
+        ({"score": None}, {}),
+    ):
+        records, problems = read(tmp_path, annotations=[annotation(**changes)])
+        assert problems == kinds
+        (one,) = records[0]["annotations"]
+        assert one["area"] == changes.get("area", 400.0)
+
+
 # What is left out: no annotation is kept, and the one oddity counted.
 LEFT_OUT = {
     "no segmentation (instance left out)": [..., None, [], {}],

@@ -1,15 +1,18 @@
-"""Crowds and what is to be ignored, under other keys than COCO's."""
+"""What annotations are marked as under other keys than COCO's: crowds, to be ignored, deleted."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from coco_folder import annotation
+from coco_folder import annotation, image
 from coco_read import load, read
 
-from autotimm.coco.flags import settled
+from autotimm.coco.flags import DELETED, settled
+from autotimm.evaluation.truth_files import of_source
+from autotimm.structures import InputError
 
 CROWDS = [
     {"isCrowd": 1},
@@ -103,6 +106,78 @@ def test_what_has_no_one_meaning_is_told_and_trained_on(
     told = "is 1 (taken as an ordinary instance; ignore: 1 would leave it out)"
     assert odd == [f"{key_of(flag)} {told}"]
     assert said(iscrowd=1, **flag)[1] == said(ignore=1, **flag)[1] == []
+
+
+@pytest.mark.parametrize("place", ["attributes", "metadata", "extra", "tags"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"iscrowd": true, "occluded": false}',
+        '[{"name": "is_crowd", "value": "1"}]',
+        json.dumps(json.dumps({"isCrowd": 1})),
+        "{'occluded': False, 'iscrowd': True}",
+        "occluded, iscrowd",
+        "occluded: 0; iscrowd: 1",
+        "occluded=no, iscrowd=yes",
+    ],
+)
+def test_attributes_may_be_text(tmp_path: Path, place: str, text: str) -> None:
+    content = {"annotations": [annotation(iscrowd=..., **{place: text})]}
+    (record,), odd = read(tmp_path, **content)
+    assert record["annotations"][0]["iscrowd"] == 1
+    (told,) = odd
+    assert told.startswith(f"no iscrowd ({place}.") and told.endswith("'s taken)")
+    assert load(tmp_path, **content).untrained() == ["disc"]
+
+
+@pytest.mark.parametrize("text", ["", "occluded", "{}", "no crowd: here", "[1, 2]", "\ud800", "{"])
+def test_text_that_marks_nothing_changes_nothing(text: str) -> None:
+    assert said(attributes=text) == (annotation(attributes=text), [])
+
+
+def test_a_polygon_that_is_a_box_is_told() -> None:
+    kind = "isbbox is 1, so its polygon is a box and no outline (kept, as a mask)"
+    assert said(isbbox=True) == (annotation(isbbox=True), [kind])
+    assert said(isbbox=False)[1] == []
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"deleted": True},
+        {"isDeleted": "true"},
+        {"is_deleted": 1, "deleted_at": None},
+        {"deleted_at": "2024-05-01T12:00:00"},
+        {"deleted_date": {"$date": 1714564800000}},
+    ],
+)
+def test_what_is_deleted_is_neither_learnt_nor_counted(tmp_path: Path, mark: dict) -> None:
+    kept = annotation(id=2, deleted=False, deleted_at="2024", category_id=7)
+    content: dict[str, Any] = {"annotations": [annotation(**mark), kept]}
+    (record,), odd = read(tmp_path, **content)
+    assert [one["id"] for one in record["annotations"]] == [2] and "unmasked" not in record
+    assert odd == {DELETED: 1}
+    assert load(tmp_path, **content).used_ids() == [7]
+    file = tmp_path / "annotations" / "instances_train.json"
+    truth = of_source(file)
+    assert truth.problems.counts == odd
+    assert [one["given_id"] for one in truth.annotations] == [2]
+
+
+def test_a_deleted_image_is_left_out_with_its_annotations(tmp_path: Path) -> None:
+    images = [image(deleted=True), image(id=2, deleted=False)]
+    annotations = [annotation(), annotation(id=2, image_id=2)]
+    records, odd = read(tmp_path, images=images, annotations=annotations)
+    assert [record["image_id"] for record in records] == [2]
+    lost = "annotation of an image that is left out (left out)"
+    assert odd == {"image is marked as deleted (image left out)": 1, lost: 1}
+    truth = of_source(tmp_path / "annotations" / "instances_train.json")
+    assert "image is marked as deleted (image left out)" in truth.problems.counts
+
+
+def test_a_file_of_deleted_annotations_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 annotations can be used: annotation is marked as del"):
+        load(tmp_path, annotations=[annotation(deleted=True)])
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,17 @@ LAYOUTS: dict[str, tuple[list[Row], dict[str, int]]] = {
         ],
         {"train": 3, "val": 2},
     ),
+    "capital letters": (
+        [
+            ("Annotations/Instances_Train.json", "Images/Train", 3, "{}.jpg"),
+            ("Annotations/Instances_Val.json", "Images/Val", 2, "{}.jpg"),
+        ],
+        {"train": 3, "val": 2},
+    ),
+    "capital letters, one file": (
+        [("Annotations/all.json", "JPEGImages", 3, "{}.jpg")],
+        {"train": 3},
+    ),
     "batches": (
         [("monday/a.json", "monday", 3, "{}.jpg"), ("tuesday/b.json", "tuesday", 2, "{}.jpg")],
         {"monday": 3, "tuesday": 2},

@@ -139,7 +139,9 @@ def test_lvis_has_urls_instead_of_file_names(tmp_path: Path, file: str) -> None:
     assert problems.counts == {"iscrowd missing (0 taken)": 1}
 
 
-@pytest.mark.parametrize("key", ["path", "filename", "url", "coco_url", "name"])
+@pytest.mark.parametrize(
+    "key", ["path", "filename", "url", "coco_url", "name", "image", "img_path"]
+)
 @pytest.mark.parametrize("front", ["", "/home/me/set/", "https://host/bucket/"])
 def test_a_file_name_under_another_key_is_found(tmp_path: Path, key: str, front: str) -> None:
     for absent in (..., None, " "):
@@ -147,6 +149,13 @@ def test_a_file_name_under_another_key_is_found(tmp_path: Path, key: str, front:
         records, problems = read(tmp_path, images=[other])
         assert records[0]["file_name"] == "a.jpg"
         assert problems == {f"no file_name ({key}'s taken)": 1}
+
+
+def test_annotations_inside_of_images_are_told(tmp_path: Path) -> None:
+    images = [image(annotations=[annotation()]), image(id=2, annotations=[])]
+    index = load(tmp_path, images=images, annotations=[])
+    kind = "image entry has annotations in it, where COCO has none (these are not read)"
+    assert index.problems.counts[kind] == 1
 
 
 def test_urls_of_two_folders_are_no_single_file(tmp_path: Path) -> None:
@@ -301,11 +310,16 @@ def test_nothing_left_to_read_is_refused(tmp_path: Path) -> None:
 def test_names_of_classes_that_are_about_the_same_are_told(tmp_path: Path) -> None:
     """Typed by hand, or of files that were joined: each is a class of its own."""
     names = ["Car", "car ", "CAR", "traffic light", "traffic_light", "cart", "_background_"]
-    categories = [{"id": n, "name": name} for n, name in enumerate(names)]
+    names += ["Ignored regions", "DontCare"]
+    categories: list[dict[str, Any]] = [{"id": n, "name": name} for n, name in enumerate(names)]
+    categories[5]["deleted"] = True
     index = load(tmp_path, categories=categories, annotations=[annotation(category_id=0)])
     assert [category.name for category in index.categories] == names
     assert index.problems.lines() == [
+        "category is marked as deleted (kept, as a class): 1 (cart (id 5))",
         "category has about the name of another (kept, as a class): 3 ('Car' and 'car ', 'Car' and "
         "'CAR', 'traffic light' and 'traffic_light')",
         "category is called background (kept, as a class): 1 (id 6)",
+        "category is of regions to be ignored, by its name (kept, as a class; annotations with "
+        "ignore: 1 are not trained on): 2 ('Ignored regions' (id 7), 'DontCare' (id 8))",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autotimm.coco import masks
-from autotimm.coco.runs import read_runs
+from autotimm.coco.runs import read_one, read_runs
 
 REAL = [
     "fruits_nuts",
@@ -69,6 +70,7 @@ def test_encodings_of_one_mask_agree(seed: int) -> None:
     assert masks.to_rle(uncompressed, *mask.shape) == rle
     assert masks.to_rle(rle, *mask.shape) == rle
     assert read_runs([rle["counts"]])[0][0].tolist() == counts
+    assert list(read_one(rle["counts"])) == counts
     np.testing.assert_array_equal(masks.decode(rle), mask)
     assert masks.decode(rle).flags.c_contiguous and masks.decode(rle).dtype == np.uint8
     ys, xs = np.nonzero(mask)
@@ -96,6 +98,24 @@ def test_runs_of_a_large_image_survive() -> None:
     rle = masks.encode(mask)
     position = 6543 * 5000 + 4321
     assert read_runs([rle["counts"]])[0][0].tolist() == [position, 1, mask.size - position - 1]
+
+
+def test_a_short_text_is_read_as_a_long_one() -> None:
+    """Damaged texts, too: both readers refuse the same ones."""
+    generator = random.Random(0)
+    read, refused = 0, 0
+    for _ in range(300):
+        text = "".join(chr(generator.randint(46, 113)) for _ in range(generator.randint(0, 9)))
+        try:
+            expected = read_runs([text])[0][0].tolist()
+        except ValueError as error:
+            with pytest.raises(ValueError, match=str(error)):
+                read_one(text)
+            refused += 1
+        else:
+            assert list(read_one(text)) == expected
+            read += 1
+    assert min(read, refused) > 20
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             known = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": one["id"]}
             annotations.append({**known, **shape, "area": 150, "iscrowd": 0})
     keys = ("image_id", "category_id", "bbox", "segmentation")
-    results = [{k: one[k] for k in keys} | {"score": 0.9} for one in annotations]
+    results = [
+        {k: one[k] for k in keys} | {"score": 0.9 - n / 100} for n, one in enumerate(annotations)
+    ]
     return {"images": images, "annotations": annotations, "categories": CATEGORIES}, results
 
 
@@ -72,7 +74,7 @@ READ: dict[str, tuple[Change, str]] = {
     ),
     "score in percent": (
         lambda one: one.update(score=100 * one["score"]),
-        "scores range from 90 to 90, not from 0 to 1: AP depends on their order alone",
+        "scores range from 85 to 90, not from 0 to 1: AP depends on their order alone",
     ),
     "file name": (
         lambda one: one.update(image_id=f"im0{one['image_id']}.jpg"),
@@ -99,6 +101,25 @@ def test_what_has_one_reading_is_read_and_told(tmp_path: Path, name: str) -> Non
     stats, lines = measured(tmp_path, change)
     assert stats == pytest.approx({"bbox": 1, "segm": 1})
     assert told in lines and bool(lines) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda found: [one | {"score": 0.5} for one in found], "all scores are 0.5: AP then"),
+        (lambda found: found + found[:4], "box, class and score as another one: 4; AP counts"),
+        (lambda found: found[:4], "only 2 of 3 images with truths have a detection"),
+        (lambda found: [*found, *found[:4]][1:], "class and score as another one: 3;"),
+        (lambda found: found[:5], ""),
+    ],
+)
+def test_what_is_odd_about_all_results_is_told(
+    change: Callable[[list[Any]], list[Any]], told: str
+) -> None:
+    content, results = data()
+    found = report.measure(of_source(content), change(results), name="r")
+    assert len(found.remarks) == bool(told)
+    assert all(told in line for line in found.remarks)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["of other ids", "of the ids"])
