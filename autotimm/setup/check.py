@@ -9,19 +9,16 @@ concerns all ranks is printed once.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, TypedDict
 
-import orjson
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.distributed.error_file import write_error
 from autotimm.distributed.launcher import rank_and_size
 from autotimm.distributed.rendezvous import (
     PATIENCE,
@@ -33,8 +30,6 @@ from autotimm.distributed.rendezvous import (
     located,
     rendezvous_at,
 )
-from autotimm.files.atomic import whole_file
-from autotimm.redaction import redacted
 from autotimm.setup.report import Report, check_shared_folders, make_report
 from autotimm.structures import InputError
 
@@ -112,26 +107,11 @@ def report_error(error: BaseException, message: str) -> None:
         message: the line.
     """
     rendezvous, line = _agreed(error, message)
-    _leave_for_torchrun(f"error: {' '.join((line or message).split())}")
+    write_error(f"error: {' '.join((line or message).split())}")
     if line is not None:
         print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
     if rendezvous is not None:
         rendezvous.part()
-
-
-def _leave_for_torchrun(line: str) -> None:
-    """Write the line into the file in which torchrun looks for the reason why a rank has ended.
-
-    Its content is that of ``torch.distributed.elastic.multiprocessing.errors.ErrorHandler``.
-    """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    extra = {"timestamp": str(int(time.time()))}
-    content = {"message": {"message": redacted(line), "extraInfo": extra}}
-    # The line is printed in any case, and no error of this file may hide it.
-    with contextlib.suppress(OSError), whole_file(Path(path), sync=False) as file:
-        file.write(orjson.dumps(content))
 
 
 def _agreed(error: BaseException, message: str) -> tuple[Rendezvous | None, str | None]:

@@ -266,6 +266,16 @@ def test_the_first_process_of_torchrun_on_one_node_refuses_the_name_of_another_r
     early_checks.check([*words, "--ckpt_path", "gone"], "--help")
 
 
+def test_torchrun_learns_what_the_first_process_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit, match="2"):
+        train.train(["fit", "--nope", "1"])
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert capsys.readouterr().err == f"{told}\n" and told.startswith("error: unrecognized")
+
+
 def test_paths_that_only_their_readers_know() -> None:
     for path in ("https://a/b", "s3://a/b", "torchvision/x", "~/x", "a\0b", SMALL, "launch"):
         assert check_paths.exists(path), path
