@@ -23,7 +23,9 @@ def curves_figure(
         names: what to call each class.
         text: escapes a word.
     """
-    means, lines, keys = [], [], []
+    means: list[str] = []
+    lines: list[str] = []
+    keys = []
     for curve in curves(evaluation, names):
         drawn, look = means, 'class="of-all"'
         if curve.colour is not None:
