@@ -16,6 +16,8 @@ from autotimm.files.atomic import whole_file
 from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
+_OF_ALL = "darkgray"  # the mean over all classes, on which those of single classes show
+
 
 def precision_recall(report: Report) -> Figure:
     """A panel for boxes and one for masks, each with the curves of ``precision_recall.curves``."""
@@ -23,13 +25,15 @@ def precision_recall(report: Report) -> Figure:
     axes = figure.subplots(1, len(report.evaluations), squeeze=False)[0]
     for panel, (kind, evaluation) in zip(axes, report.evaluations.items(), strict=True):
         for curve in curves(evaluation, report.names):
-            look: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 2}  # at the bottom
+            look: dict[str, Any] = {"color": _OF_ALL, "linewidth": 4, "zorder": 2}  # at the bottom
             if curve.colour is not None:
                 shade = tuple(part / 255 for part in curve.colour)
-                look = {"color": shade, "linewidth": 1, "zorder": 3}
+                # Whole lines below dashed ones, and wider: where they coincide, both show.
+                width, place = (1.5, 4) if curve.dash else (2.5, 3)
+                look = {"color": shade, "linewidth": width, "zorder": place}
             style = (-curve.offset, curve.dash) if curve.dash else "-"
             panel.plot(RECALL, curve.precision, linestyle=style, label=curve.label, **look)
-        panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        panel.set(xlim=(0, 1), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
         panel.set_title(f"{KINDS[kind]}; classes and their AP at IoU 0.50")
         panel.grid(alpha=0.3)
         if panel.lines:
@@ -37,7 +41,7 @@ def precision_recall(report: Report) -> Figure:
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a class may be called $x$
             for key in legend.legend_handles:
-                if isinstance(key, Line2D) and key.get_color() != "black":
+                if isinstance(key, Line2D) and key.get_color() != _OF_ALL:
                     key.set_linestyle("-")  # a class is known by its colour
     return figure
 

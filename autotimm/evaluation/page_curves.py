@@ -24,18 +24,20 @@ def curves_figure(
         text: escapes a word.
     """
     means: list[str] = []
-    lines: list[str] = []
+    whole: list[str] = []
+    dashed: list[str] = []
     keys = []
     for curve in curves(evaluation, names):
         drawn, look = means, 'class="of-all"'
         if curve.colour is not None:
-            drawn, look = lines, f'class="of-class" stroke="rgb{curve.colour}"'
+            drawn = dashed if curve.dash else whole
+            look = f'class="of-class" stroke="rgb{curve.colour}"'
         dashes = _dashes(curve)
         drawn.append(f'<polyline {look}{dashes} points="{_points(curve)}"/>')
         look += "" if curve.colour else dashes  # a class is known by its colour
         key = f'<svg class="key" viewBox="0 0 28 12"><polyline {look} points="0,6 28,6"/></svg>'
         keys.append(f"<li>{key}{text(curve.label)}</li>")
-    if not lines:
+    if not keys:
         return f'<p class="note">{text(kind)}: there is nothing to find.</p>'
     bottom = _TOP + _HEIGHT
     grid = "".join(_grid_line(tenth / 10) for tenth in range(0, 11, 2))
@@ -46,7 +48,7 @@ aria-label="precision over recall, {text(kind)}">
 {grid}<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 30}" text-anchor="middle">recall</text>
 <text x="14" y="{_TOP + _HEIGHT / 2}" text-anchor="middle" \
 transform="rotate(-90 14 {_TOP + _HEIGHT / 2})">precision</text>
-{"".join(means)}{"".join(lines)}</svg>
+{"".join([*means, *whole, *dashed])}</svg>
 <ul>{"".join(keys)}</ul></figure>
 """
 

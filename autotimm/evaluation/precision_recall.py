@@ -43,7 +43,8 @@ def curves(evaluation: Evaluation, names: list[str]) -> list[Curve]:
 
     Returns:
         Classes before means; none if no class has an instance. Draw the means first, below the
-        classes. Equal curves of classes have dashes that lie beside one another.
+        classes. Equal curves of classes have dashes that lie beside one another: draw them last,
+        and the whole lines below them wider.
     """
     precision = np.where(evaluation.precision < 0, np.nan, evaluation.precision)
     seen = [k for k, one in enumerate(evaluation.classes) if one.instances]

@@ -155,7 +155,9 @@ def test_no_curve_hides_an_equal_one() -> None:
     assert [len(one) for one in shown] == [80] * 3 and len(set.union(*shown)) == 240
     [panel] = charts.precision_recall(measured).axes
     drawn = {line.get_label().split(":")[0]: line for line in panel.get_lines()}
-    assert drawn["all classes, IoU 0.50"].get_zorder() < drawn["star"].get_zorder()
+    mean, disc, star = (drawn[name] for name in ("all classes, IoU 0.50", "disc", "star"))
+    assert mean.get_zorder() < disc.get_zorder() < star.get_zorder()
+    assert mean.get_linewidth() > disc.get_linewidth() > star.get_linewidth()
     keys = {key.get_label(): key for key in panel.get_legend().legend_handles}
     assert keys["star: 1.00"].get_linestyle() == "-"
     content = page_curves.curves_figure("box", evaluation, names, str)
