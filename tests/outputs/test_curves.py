@@ -97,8 +97,8 @@ def resumed(folder: Path, checkpoint: str | None, rows: str, **record: Any) -> P
 
 
 def test_a_resumed_run_has_the_steps_of_those_before_it_once(tmp_path: Path) -> None:
-    resumed(tmp_path / "version_0", None, "0,1,9,\n0,3,8,\n0,3,,0.1\n1,5,7,\n1,7,6,\n")
-    # It repeats steps 4 to 7: the earlier run was killed after its last save.
+    resumed(tmp_path / "version_0", None, "0,1,9,\n0,3,8,\n0,3,,0.1\n1,5,7,\n1,6,6,\n")
+    # It repeats steps 4 to 6: the earlier run was killed after its last save.
     first = f"{tmp_path.name}/version_0/checkpoints/step_4.ckpt"  # as if the folder had moved
     resumed(tmp_path / "version_1", first, "0,3,,0.2\n1,5,5,\n1,7,4,\n2,9,3,\n")
     own = str(tmp_path / "version_2" / "checkpoints" / "step_11.ckpt")
