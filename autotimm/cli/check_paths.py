@@ -41,7 +41,7 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
         raise InputError(f"{verb} needs --ckpt_path: without it the weights are random")
     check_data(data, "data_dir: ")
     if checkpoint is not None and checkpoint not in _NAMED:
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, resumes=verb == "fit")
     check_run_name(settings)
     weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that resumes does not read them
@@ -90,15 +90,19 @@ def check_data(data: Any, name: str = "") -> None:
         raise InputError(f"{name}{folder}: no such folder{near_path(str(folder))}")
 
 
-def check_checkpoint(path: Any) -> None:
+def check_checkpoint(path: Any, resumes: bool = False) -> None:
     """Checks that a file or folder of weights is there.
+
+    Args:
+        path: as it was given.
+        resumes: whether a run is to resume from it.
 
     Raises:
         InputError: it is not, or is the folder of a run.
     """
     if not exists(path):
         raise InputError(missing_checkpoint(str(path)))
-    if line := run_for_checkpoint(str(path)):
+    if line := run_for_checkpoint(str(path), resumes):
         raise InputError(line)
 
 

@@ -126,7 +126,8 @@ def test_a_run_for_a_checkpoint_comes_with_its_checkpoints(tmp_path: Path) -> No
     assert said(*FIT, "--weights", tmp_path) == f"{line}a checkpoint"
     for name in ("step_9.ckpt", "best.ckpt"):
         (folder / name).touch()
-        assert said(*FIT, "--ckpt_path", tmp_path) == f"{line}{folder / name}"
+        assert said(*FIT, "--weights", tmp_path) == f"{line}{folder / name}"
+        assert said(*FIT, "--ckpt_path", tmp_path) == f"{line}{folder / 'step_9.ckpt'}"
     assert near_use(str(tmp_path), ["--checkpoint"]).endswith(f"--checkpoint {folder / name}?)")
     with pytest.raises(InputError, match=f"^{line}{folder / name}$"):
         check_paths.check_checkpoint(tmp_path)
