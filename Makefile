@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# An index of other builds of torch; https://download.pytorch.org/whl/cpu has those without CUDA.
+TORCH_INDEX ?=
+TORCH_SIZE := $(if $(TORCH_INDEX),from $(TORCH_INDEX),5.6 GB on disk with its CUDA libraries)
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
 # A process a core and one more, each of one thread; a file's tests stay in one process, and the
@@ -14,7 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo test test-slow test-all lint docs bench clean
 
 help:
-	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries)"
+	@echo "make install   a .venv with everything (about 7 GB: torch brings its CUDA libraries; about 2 GB"
+	@echo "               with TORCH_INDEX=https://download.pytorch.org/whl/cpu, for machines without a GPU)"
 	@echo "make demo      painted data -> shards -> training on two processes -> AP and a picture"
 	@echo "make test      the quick tests"
 	@echo "make test-slow what has to hold too before a change lands: torchrun, real data, torch.compile"
@@ -28,10 +32,15 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autotimm needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "1 of 3: an environment in $(VENV), and a new pip"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "2 of 3: torch: $(TORCH_SIZE); most of the time goes into this step, which prints nothing"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	@echo "3 of 3: autotimm, all else that it needs, and the tools for its tests and pages: 1.4 GB"
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,s3,deepspeed,tensorboard,export,video]'
 	touch $@
+	@echo "autotimm is installed: source $(BIN)/activate, then autotimm --help"
 
 demo: install
 	$(BIN)/python launch/demo.py --out demo

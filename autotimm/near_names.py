@@ -6,6 +6,18 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
+_OTHER_NAMES = {
+    "ckpt": "--checkpoint",
+    "ckptpath": "--checkpoint",
+    "conf": "--draw-score",
+    "imgsz": "--image-size",
+    "model": "--checkpoint",
+    "output": "--out",
+    "source": "--data",
+    "weights": "--checkpoint",
+}
+"""What other programs, and ``fit``, call some flags; ``cli/flags.py`` has the table for ``fit``."""
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`` (did you mean --x?)`` for a name that is close to a known one, else ``""``.
@@ -32,7 +44,9 @@ def unknown_flag(words: Sequence[str], known: Iterable[str]) -> str | None:
     for word in takewhile(lambda word: word != "--", words):
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in names:
-            return f"unrecognized arguments: {flag}{suggestion(flag, names)}"
+            other = _OTHER_NAMES.get(bare(flag))
+            near = f" (did you mean {other}?)" if other in names else suggestion(flag, names)
+            return f"unrecognized arguments: {flag}{near}"
     return None
 
 

@@ -46,6 +46,24 @@ def test_mask_pixels_are_blended_and_others_left_alone() -> None:
     assert outline.min() > 20, "the outline stands out from the blended mask"
 
 
+def test_an_object_keeps_its_colours_and_has_an_outline_on_any_background() -> None:
+    for size, line in (((120, 160), 1), ((1200, 1600), 3)):
+        scale = size[0] // 120
+        photo = np.full((*size, 3), class_colour(2), np.uint8)
+        photo[50 * scale : 70 * scale, 60 * scale : 100 * scale] = (30, 60, 90)  # in the object
+        picture = draw_instances(
+            photo, [[50, 40, 110, 80]], [2], masks=[masks.encode(square())], size=(120, 160),
+            draw_boxes=False, draw_labels=False,
+        )  # fmt: skip
+        row = picture[60 * scale].astype(int)
+        tint = np.abs(row[80 * scale] - (30, 60, 90))
+        assert 0 < tint.max() <= 0.2 * 225 + 1
+        dark = (row < 60).all(axis=1)
+        edge = 50 * scale
+        assert dark[edge - line - 1 : edge].any() and not dark[: edge - line - 2].any()
+        assert np.abs(row[edge] - class_colour(2)).max() < 40
+
+
 def test_rle_dense_and_tensor_masks_give_the_same_picture() -> None:
     expected = draw()
     for stack in (square()[None], square()[None] > 0, square()[None].astype(np.float32)):

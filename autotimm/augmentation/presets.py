@@ -131,6 +131,20 @@ def augmentation_of(value: str | dict[str, Any] | Augmentation) -> Augmentation:
     return PRESETS[value]
 
 
+def summary(augmentation: Augmentation) -> str:
+    """What an augmentation does to an image, in a few words."""
+    low, high = augmentation.scale
+    colours = ("brightness", "contrast", "saturation", "hue")
+    parts = {
+        "flips": augmentation.flip > 0,
+        f"size x {low:g} to {high:g}": (low, high) != (1, 1),
+        "colours": any(getattr(augmentation, name) for name in colours),
+        "some grey": augmentation.grayscale > 0,
+        "some blurred": augmentation.blur > 0,
+    }
+    return ", ".join(part for part, there in parts.items() if there) or "no augmentation"
+
+
 def recolor(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
     """Changes the colours of an image [h, w, 3] uint8 in place: by one 3 x 4 matrix, and a blur.
 

@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autotimm.cli.near_paths import near_path
 from autotimm.files import urls
 from autotimm.structures import InputError
-from autotimm.tasks.missing import missing_checkpoint
+from autotimm.tasks.missing import missing_checkpoint, run_for_checkpoint
 from autotimm.training.run_name import check_free, check_name, launch_of
 
 _OF_TORCHVISION = "torchvision/"  # tasks/torchvision_weights.py, which needs torch
@@ -39,8 +40,8 @@ def check_run(verb: str, settings: Mapping[str, Any], help_flag: str) -> None:
     if verb in ("validate", "test", "predict") and not checkpoint:
         raise InputError(f"{verb} needs --ckpt_path: without it the weights are random")
     check_data(data, "data_dir: ")
-    if checkpoint is not None and checkpoint not in _NAMED and not exists(checkpoint):
-        raise InputError(missing_checkpoint(str(checkpoint)))
+    if checkpoint is not None and checkpoint not in _NAMED:
+        check_checkpoint(checkpoint, resumes=verb == "fit")
     check_run_name(settings)
     weights = _given(settings.get("weights"))
     if weights and checkpoint is None:  # a run that resumes does not read them
@@ -86,17 +87,23 @@ def check_data(data: Any, name: str = "") -> None:
     """
     folder = urls.locate(str(data)).folder
     if folder is not None and not os.path.lexists(folder):
-        raise InputError(f"{name}{folder}: no such folder")
+        raise InputError(f"{name}{folder}: no such folder{near_path(str(folder))}")
 
 
-def check_checkpoint(path: Any) -> None:
+def check_checkpoint(path: Any, resumes: bool = False) -> None:
     """Checks that a file or folder of weights is there.
 
+    Args:
+        path: as it was given.
+        resumes: whether a run is to resume from it.
+
     Raises:
-        InputError: it is not.
+        InputError: it is not, or is the folder of a run.
     """
     if not exists(path):
         raise InputError(missing_checkpoint(str(path)))
+    if line := run_for_checkpoint(str(path), resumes):
+        raise InputError(line)
 
 
 def check_images(names: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     flags = make_parser(
         "doctor",
         "Looks at what training needs: packages, GPUs, NCCL, shared memory, open files, CPUs, "
-        "disks, data, and whether a config suits them. Trains and downloads nothing.",
+        "disks, pretrained weights, data, and whether a config suits them. Trains and downloads "
+        "nothing.",
         """\
         autotimm doctor
         autotimm doctor --data shards/
@@ -48,13 +49,16 @@ def run(args: argparse.Namespace) -> int:
 
     from autotimm.doctor import machine
     from autotimm.doctor import run as of_run
+    from autotimm.doctor.weights import weights
 
     packages = machine.packages()
     found = [*packages, *machine.gpus(), *machine.limits()]
     trainer: dict[str, Any] = {}
     data: dict[str, Any] = {}
+    model: dict[str, Any] | None = None
     if args.config:
-        data, trainer = _settings(args.config, args.data)
+        data, trainer, model = _settings(args.config, args.data)
+    found += weights(model)
     location = args.data or data.get("data_dir")
     if location:
         found += of_run.data(str(location))
@@ -69,8 +73,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(one.level == "fail" for one in found) else 0
 
 
-def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of the data module and of the trainer, as fit would read them."""
+def _settings(
+    config: str, data: str | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The arguments of the data module, the trainer and the model, as fit would read them."""
     from autotimm.cli.train import settings
 
     arguments = ["fit", "--config", config, *(["--data.data_dir", data] if data else [])]
@@ -82,7 +88,10 @@ def _settings(config: str, data: str | None) -> tuple[dict[str, Any], dict[str, 
     module = {n: v for n, v in found["data"].items() if n != "custom_train_transforms"}
     if not isinstance(module.get("augmentation_preset"), str):
         module.pop("augmentation_preset", None)
-    return module, found["trainer"]
+    model = found["model"].get("init_args", {})
+    if found.get("weights"):
+        model["pretrained"] = False  # they have the backbone's, too
+    return module, found["trainer"], model
 
 
 def _print_findings(found: list[Any], packages: int) -> None:

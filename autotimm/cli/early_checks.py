@@ -17,6 +17,7 @@ from typing import Any
 from autotimm.cli import check_paths, flags
 from autotimm.cli.check_config import Config, read_yaml
 from autotimm.cli.flags import CONFIG, FlagError, check_value
+from autotimm.cli.near_paths import near_config, near_use
 from autotimm.structures import InputError
 
 _NO_VALUE = re.compile(r"-h|--help|--print_config\b.*|--.*\.help\b.*")
@@ -68,7 +69,8 @@ def check_words(words: list[str], help_flag: str) -> dict[str, Any] | None:
     try:
         return _Words(words[0]).read(flags.expanded(words[1:]))
     except FlagError as error:
-        raise InputError(f"{error} ({help_flag} lists the flags)") from error
+        line = flags.as_typed(str(error), words)
+        raise InputError(f"{line} ({help_flag} lists the flags)") from error
 
 
 class _Words:
@@ -108,7 +110,8 @@ class _Words:
             if name == "-c":
                 name = f"--{CONFIG}"
             if not name.startswith("--"):
-                raise FlagError(f"unrecognized arguments: {name}")
+                near = near_use(name, {*self._known, *flags.SHORT})
+                raise FlagError(f"unrecognized arguments: {name}{near}")
             name = self._full_name(name)
             if not equals:
                 if not rest or rest[0].startswith("--"):
@@ -155,7 +158,7 @@ class _Words:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|~|-$", text) or re.search(r"[{\n\0]|: ", text):
             return False  # a URL, a home folder, stdin, or the content itself
         if not path.exists():
-            raise FlagError(f"--{CONFIG} {text}: no such file")
+            raise FlagError(f"--{CONFIG} {text}: no such file{near_config(text)}")
         if path.is_dir():
             raise FlagError(f"--{CONFIG} {text}: is a folder, not a file")
         if not path.is_file():

@@ -126,6 +126,18 @@ def expanded(words: list[str]) -> list[str]:
     return found
 
 
+def as_typed(line: str, words: Iterable[str]) -> str:
+    """A line with the short forms that were typed in place of the long ones that it has."""
+    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
+    for name in typed:
+        long = SHORT.get(f"--{name[2:].replace('_', '-')}", SHORT.get(name))
+        if long is None and _OF_CLASS.match(name):
+            long = f"--model.init_args.{name.removeprefix('--model.')}"
+        if long is not None and long not in typed:
+            line = re.sub(rf"{re.escape(long)}(?![\w.])", name, line)
+    return line
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """As :func:`autotimm.near_names.suggestion`, which other programs' names for ours help."""
     names, dashes = [*known], "--" if name.startswith("--") else ""

@@ -65,7 +65,8 @@ class SaveConfig(SaveConfigCallback):
     A run resumes from its flags and its checkpoint, never from this file. To start another run from
     the file, give the URLs that had a user, a password or a signature again, and ``--weights``: the
     file has none, because a resumed run and a test refuse it. ``run.json`` names it. It has no
-    ``run_name`` either, which no other run can have.
+    ``run_name`` either, which no other run can have. That of a fit has no ``ckpt_path``: the same
+    settings are a new run again, until ``--ckpt_path`` is given. ``run.json`` has it as ``from``.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
@@ -75,6 +76,8 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.config.pop("ckpt_path", None)
         try:
             super().setup(trainer, pl_module, stage)
         except OSError as error:

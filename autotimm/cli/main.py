@@ -58,6 +58,19 @@ VERBS: dict[str, _Verb] = {
 }
 """The verbs beside Lightning's, and beside ``shard``, which has a command of its own as well."""
 
+_OTHER_VERBS = {
+    "check": "doctor",
+    "convert": "shard",
+    "detect": "predict",
+    "eval": "evaluate",
+    "infer": "predict",
+    "inference": "predict",
+    "resume": "fit",
+    "train": "fit",
+    "val": "evaluate",
+}
+"""What other programs call some of the verbs."""
+
 _SHARD = "write COCO folders as shards (autotimm-shard)"
 
 
@@ -148,10 +161,20 @@ def _run(words: Sequence[str]) -> int:
                 signal.signal(one, _exit_on_signal)
         return module.run(module.parser().parse_args(rest))
     else:
-        near = difflib.get_close_matches(verb, verb_lines(), 1)
-        hint = f"did you mean {near[0]}?" if near else "autotimm --help lists them"
-        raise InputError(f"there is no such verb; {hint}")
+        raise InputError(_no_verb(words))
     return 0
+
+
+def _no_verb(words: Sequence[str]) -> str:
+    """The line about a command whose first word is no verb."""
+    known = verb_lines()
+    if words[0].startswith("-"):
+        later = next((word for word in words if word in known), "fit")
+        return f"the verb comes first: autotimm {later} ..., and then its flags"
+    near = [verb for name, verb in _OTHER_VERBS.items() if words[0].lower() == name]
+    near = near or difflib.get_close_matches(words[0], known, 1)
+    hint = f"did you mean {near[0]}?" if near else "autotimm --help lists them"
+    return f"there is no such verb; {hint}"
 
 
 def _exit_on_signal(number: int, _: object) -> NoReturn:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from autotimm.cli.near_paths import near_use
 from autotimm.files import urls
 from autotimm.files.shortage import reason
 from autotimm.near_names import unknown_flag
@@ -28,9 +29,13 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which first speaks of what is missing, where a flag may be misspelt."""
         words = [*(sys.argv[1:] if args is None else args)]
-        unknown = unknown_flag(words, self._option_string_actions)
+        known = self._option_string_actions
+        unknown = unknown_flag(words, known)
         if unknown is not None:
             self.error(unknown)
+        takes_words = any(not one.option_strings for one in self._actions)
+        if words and not takes_words and not words[0].startswith("-"):
+            self.error(f"unrecognized arguments: {words[0]}{near_use(words[0], known)}")
         return super().parse_args(words, namespace)
 
 

@@ -13,7 +13,8 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(
         "plot",
         "Draws how losses, learning rates and AP of runs went, over epochs: of one run all losses, "
-        "of several their sums. It can be called while a run goes on.",
+        "of several their sums. A resumed run is drawn with the runs that it went on from. It can "
+        "be called while a run goes on.",
         """
         autotimm plot runs/last --out plot.png
         autotimm plot runs/version_0 runs/version_1 --out both.png
@@ -35,15 +36,19 @@ def run(args: argparse.Namespace) -> int:
 
     if Path(args.out).suffix.lower() != ".png":
         raise InputError(f"--out is {args.out}, but must end in .png")
+    paths = {one: Path(one, METRICS) if Path(one).is_dir() else Path(one) for one in args.runs}
+    folders = [path.parent for path in paths.values()]
     found = {}
-    for given in dict.fromkeys(args.runs):
-        path = Path(given)
-        path = path / METRICS if path.is_dir() else path
-        found[given] = read_curves(path)
+    for given, path in paths.items():
+        found[given] = read_curves(path, folders)
         if not found[given]:
             raise InputError(f"{path} holds no losses, learning rates or AP of a run")
     visualize.save_png(args.out, draw(found))
     for given, curves in found.items():
+        for earlier, place in curves.resumed.items():
+            print(f"{given}: goes on from {earlier} after epoch {place:.4g}")
+        if curves.missing is not None:
+            print(f"{given}: goes on from {curves.missing}, beside which there is no {METRICS}")
         for name, (x, y) in curves.scores.items():
             best = int(y.argmax())
             print(f"{given}: highest {name} {y[best]:.3f} after epoch {x[best]:g}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autotimm.data.datamodule import InstanceSegmentationDataModule
 
 _PRESETS = ("light", "default", "strong", "lsj")
-_PLAIN = "as it is"  # the title of the column without augmentation
+_PLAIN = "as it is"  # the name of the column without augmentation
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from autotimm import visualize
-    from autotimm.augmentation.presets import Augmentation
+    from autotimm.augmentation.presets import PRESETS, Augmentation, summary
     from autotimm.data.preview import sheet
 
     if Path(args.out).suffix.lower() != ".png":
@@ -87,15 +87,18 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.preset or ["all"]
     presets = _PRESETS if "all" in wanted else tuple(dict.fromkeys(wanted))
 
-    columns = {_PLAIN: _data(args, Augmentation())}
+    columns = {f"{_PLAIN}: {summary(Augmentation())}": _data(args, Augmentation())}
+    changes = {"copy_paste": args.copy_paste, "multi_scale": args.multi_scale}
     for name in presets:
-        columns[name] = _data(args, name, copy_paste=args.copy_paste, multi_scale=args.multi_scale)
+        columns[f"{name}: {summary(PRESETS[name])}"] = _data(args, name, **changes)
     left_out: set[str] = set()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped, as it cannot be used")  # printed below
         picture, names = sheet(columns, args.samples, left_out=left_out)
     visualize.save_png(args.out, picture)
-    print(f"{args.out}: {', '.join(names)}, each {', '.join(columns)}")
+    print(f"{args.out}: {', '.join(names)}, each {', '.join([_PLAIN, *presets])}")
+    print("each row is an image, each column an augmentation; fit trains with default, or with")
+    print("the one that --data.augmentation_preset names")
     if left_out:
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         which = "; ".join(sorted(left_out)[:3])

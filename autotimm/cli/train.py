@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from autotimm.cli import early_checks, flags
+from autotimm.distributed.error_file import write_error
 from autotimm.redaction import guard_process
 from autotimm.structures import InputError
 
@@ -32,7 +33,9 @@ def train(args: list[str] | None = None, prog: str | None = None) -> None:
     try:
         early_checks.check(words, flags.help_flag(prog))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        line = f"error: {' '.join(str(error).split())}"
+        write_error(line)
+        print(line, file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     _lightning_cli().run(args, prog)
 

@@ -22,6 +22,7 @@ from autotimm.structures import RLE
 
 _GAP = 8  # pixels around every picture
 _TITLE = 28  # pixels; height of the title above a column
+_LETTERS = 18  # pixels; height of the letters of a title that fits above its column
 
 
 def sheet(
@@ -128,8 +129,10 @@ def _laid_out(titles: list[str], columns: list[list[np.ndarray]]) -> np.ndarray:
         for top, one in zip(tops, column, strict=False):
             page[top : top + one.shape[0], left : left + one.shape[1]] = one
     written = Image.fromarray(page)
-    pen, font = ImageDraw.Draw(written), ImageFont.load_default(18)
+    pen = ImageDraw.Draw(written)
     for left, width, title in zip(lefts, widths, titles, strict=False):
         middle = (float(left + width / 2), _GAP / 2 + _TITLE / 2)
+        wide = ImageFont.load_default(_LETTERS).getlength(title)
+        font = ImageFont.load_default(max(int(_LETTERS * min(width / wide, 1)), 6))
         pen.text(middle, title, fill=(30, 30, 30), font=font, anchor="mm")
     return np.array(written)

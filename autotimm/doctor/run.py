@@ -26,6 +26,7 @@ from autotimm.streaming.layout import DataFolder, detect_layout
 from autotimm.streaming.store import FolderSource, Source, open_source, split_names
 from autotimm.structures import InputError
 
+_DATA = "give --data a COCO folder, a folder of shards, or its URL"
 _FILES = 500  # of a folder, read at most
 _RETRY = Retry(minutes=0.25)  # a diagnosis does not wait for the end of an outage
 _ANNOTATED = 2_000  # images of a split, evenly spread, whose annotations are looked through
@@ -39,7 +40,7 @@ def data(location: str) -> list[Finding]:
         where = detect_layout(location)
         splits = split_names(where, _RETRY)
     except (InputError, OSError) as error:
-        return [Finding("fail", "data", str(error), "see --data")]
+        return [Finding("fail", "data", str(error), _DATA)]
     took = time.perf_counter() - begun
     text = f"{where.location}: splits {', '.join(splits)}, in {took:.2f} s"
     sources: dict[str, Source] = {}

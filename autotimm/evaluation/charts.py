@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from autotimm.evaluation.confusions import confusions
 from autotimm.evaluation.precision_recall import RECALL, curves
@@ -14,7 +16,7 @@ from autotimm.files.atomic import whole_file
 from autotimm.files.shortage import reason
 from autotimm.structures import InputError
 
-_MEAN_STYLES = ("-", "--", ":")
+_OF_ALL = "darkgray"  # the mean over all classes, on which those of single classes show
 
 
 def precision_recall(report: Report) -> Figure:
@@ -22,20 +24,25 @@ def precision_recall(report: Report) -> Figure:
     figure = Figure(figsize=(8.5 * len(report.evaluations), 5.5), layout="constrained")
     axes = figure.subplots(1, len(report.evaluations), squeeze=False)[0]
     for panel, (kind, evaluation) in zip(axes, report.evaluations.items(), strict=True):
-        styles = iter(_MEAN_STYLES)
-        for label, precision, colour in curves(evaluation, report.names):
-            if colour is None:
-                panel.plot(RECALL, precision, next(styles), color="black", linewidth=2, label=label)
-            else:
-                shade = tuple(part / 255 for part in colour)
-                panel.plot(RECALL, precision, color=shade, linewidth=0.9, label=label)
-        panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        for curve in curves(evaluation, report.names):
+            look: dict[str, Any] = {"color": _OF_ALL, "linewidth": 4, "zorder": 2}  # at the bottom
+            if curve.colour is not None:
+                shade = tuple(part / 255 for part in curve.colour)
+                # Whole lines below dashed ones, and wider: where they coincide, both show.
+                width, place = (1.5, 4) if curve.dash else (2.5, 3)
+                look = {"color": shade, "linewidth": width, "zorder": place}
+            style = (-curve.offset, curve.dash) if curve.dash else "-"
+            panel.plot(RECALL, curve.precision, linestyle=style, label=curve.label, **look)
+        panel.set(xlim=(0, 1), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
         panel.set_title(f"{KINDS[kind]}; classes and their AP at IoU 0.50")
         panel.grid(alpha=0.3)
         if panel.lines:
             legend = panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a class may be called $x$
+            for key in legend.legend_handles:
+                if isinstance(key, Line2D) and key.get_color() != _OF_ALL:
+                    key.set_linestyle("-")  # a class is known by its colour
     return figure
 
 

@@ -11,12 +11,13 @@ import simplejpeg
 from autotimm import visualize
 from autotimm.evaluation.page import Gallery, Shown
 from autotimm.evaluation.report import Report, worst
+from autotimm.evaluation.tables import sure
 from autotimm.evaluation.truth import Truth
 from autotimm.images.decode import DataError
 
 Pair = tuple[visualize.Picture, visualize.Picture]
 
-_WORST, _SUSPECT = "Worst images", "Suspect labels"
+_WORST, _SUSPECT = "Images with mistakes, the worst first", "Suspect labels"
 
 
 class Galleries(NamedTuple):
@@ -26,11 +27,13 @@ class Galleries(NamedTuple):
         pairs: predictions and ground truth of each of the worst images.
         sections: of the page.
         not_drawn: a line on each image that cannot be used.
+        remarks: a line to print if there is no image to look at.
     """
 
     pairs: list[Pair]
     sections: list[Gallery]
     not_drawn: list[str]
+    remarks: tuple[str, ...] = ()
 
 
 def galleries(report: Report, truth: Truth | None, count: int) -> Galleries:
@@ -50,7 +53,12 @@ def galleries(report: Report, truth: Truth | None, count: int) -> Galleries:
     not_drawn: dict[int, str] = {}
     pairs, worst_ones = _worst(report, truth, count, not_drawn)
     suspects = _suspects(report, truth, count, not_drawn)
-    return Galleries(pairs, [worst_ones, suspects], list(not_drawn.values()))
+    remarks = () if worst(report, 1) else (f"{_faultless(report)}, so there is no worst.png",)
+    return Galleries(pairs, [worst_ones, suspects], list(not_drawn.values()), remarks)
+
+
+def _faultless(report: Report) -> str:
+    return f"no image has a mistake among {sure(report)}"
 
 
 def _worst(
@@ -72,11 +80,13 @@ def _worst(
         caption = f"{report.files[image_id]}: {right} right, {wrong} wrong, {missed} missed"
         pairs.append(pair)
         shown.append(_shown(caption, ("prediction", "ground truth"), pair))
+    faultless = len(report.files) - len(worst(report, len(report.files)))
     note = (
-        f"Those with the lowest F1, of detections with a score of at least {report.least_score:g}; "
-        "an object that is found twice is dashed the second time."
+        f"Those with the lowest F1, of {sure(report)}; {faultless:,} of {len(report.files):,} "
+        "images have no mistake and are not shown. An object that is found twice is dashed the "
+        "second time."
         if chosen
-        else "No image has an error."
+        else f"There are none: {_faultless(report)}."
     )
     return pairs, Gallery(_WORST, note, shown)
 

@@ -10,7 +10,7 @@ import orjson
 from rich.console import Console
 
 from autotimm import visualize
-from autotimm.evaluation import galleries, page, report
+from autotimm.evaluation import galleries, page, report, tables
 from autotimm.evaluation.ground_truth import GroundTruth
 from autotimm.evaluation.matching import IMAGES
 from autotimm.evaluation.report import Report
@@ -49,14 +49,14 @@ def write(
     pictures = galleries.galleries(measured, truth, count)
     if pictures.pairs:
         visualize.save_png(out / "worst.png", visualize.grid(pictures.pairs, columns=2))
-        written.append("worst.png")
+        written.append("worst.png (only images with mistakes)")
     with whole_file(out / PAGE) as file:
         file.write(page.page(measured, facts, pictures.sections).encode())
     opens = f"open {out / PAGE} in a browser; beside it: {', '.join([*written, *before])}"
     console = Console()
     # Printed last: a closed stdout does not cost the files.
-    console.print(report.tables(measured))
-    for line in (*measured.remarks, *pictures.not_drawn, opens):
+    console.print(tables.tables(measured))
+    for line in (*measured.remarks, *pictures.not_drawn, *pictures.remarks, opens):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -19,7 +19,8 @@ from autotimm.evaluation.coco_eval import ERRORS, Evaluation
 from autotimm.evaluation.coco_input import IouType
 from autotimm.evaluation.confusions import confusions
 from autotimm.evaluation.page_curves import curves_figure
-from autotimm.evaluation.report import KINDS, Report, percent
+from autotimm.evaluation.report import KINDS, Report
+from autotimm.evaluation.tables import ANY_SCORE, percent, sure
 from autotimm.redaction import redacted
 
 MOST_BYTES = 20 * 2**20
@@ -147,11 +148,13 @@ def _tables(report: Report) -> str:
     overall = [[name, *(percent(one.stats[name]) for one in every)] for name in every[0].stats]
     lost = [[name, *(percent(one.lost[name]) for one in every)] for name in ERRORS.values()]
     return (
-        _table("Class by class, in percent", ["class", "objects", *columns], classes)
-        + '<div class="side">'
-        + _table("All classes, in percent", ["", *kinds], overall)
-        + _table("AP50 lost to each kind of error, in percent, over all scores", ["", *kinds], lost)
+        '<div class="side">'
+        + _table(f"All classes, in percent: {ANY_SCORE}", ["", *kinds], overall)
+        + _table(f"AP50 lost to each kind of error, in percent: {ANY_SCORE}", ["", *kinds], lost)
         + "</div>"
+        + _table(
+            f"Class by class, in percent: {ANY_SCORE}", ["class", "objects", *columns], classes
+        )
     )
 
 
@@ -191,7 +194,7 @@ def _confusions(report: Report) -> str:
     more = f" {left_out:,} classes with fewer confusions are left out." if left_out else ""
     return (
         f'<p class="note">A row a class of the truth, a column what was found in its place, by '
-        f"{kind} IoU 0.5, of detections with a score of at least {report.least_score:g}.{more}</p>"
+        f"{kind} IoU 0.5, of {sure(report)}.{more}</p>"
         f'<div class="scroll"><table class="confusion"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

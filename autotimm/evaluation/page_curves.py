@@ -10,7 +10,6 @@ from autotimm.evaluation.coco_eval import Evaluation
 from autotimm.evaluation.precision_recall import RECALL, Curve, curves
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 48, 8, 420, 300  # of the panel, in units of the drawing
-_DASHES = ("none", "8 5", "2 4")
 
 
 def curves_figure(
@@ -24,17 +23,21 @@ def curves_figure(
         names: what to call each class.
         text: escapes a word.
     """
-    lines, keys = [], []
-    dashes = iter(_DASHES)
+    means: list[str] = []
+    whole: list[str] = []
+    dashed: list[str] = []
+    keys = []
     for curve in curves(evaluation, names):
-        if curve.colour is None:
-            look = f'class="of-all" stroke-dasharray="{next(dashes)}"'
-        else:
+        drawn, look = means, 'class="of-all"'
+        if curve.colour is not None:
+            drawn = dashed if curve.dash else whole
             look = f'class="of-class" stroke="rgb{curve.colour}"'
-        lines.append(f'<polyline {look} points="{_points(curve)}"/>')
+        dashes = _dashes(curve)
+        drawn.append(f'<polyline {look}{dashes} points="{_points(curve)}"/>')
+        look += "" if curve.colour else dashes  # a class is known by its colour
         key = f'<svg class="key" viewBox="0 0 28 12"><polyline {look} points="0,6 28,6"/></svg>'
         keys.append(f"<li>{key}{text(curve.label)}</li>")
-    if not lines:
+    if not keys:
         return f'<p class="note">{text(kind)}: there is nothing to find.</p>'
     bottom = _TOP + _HEIGHT
     grid = "".join(_grid_line(tenth / 10) for tenth in range(0, 11, 2))
@@ -45,9 +48,17 @@ aria-label="precision over recall, {text(kind)}">
 {grid}<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 30}" text-anchor="middle">recall</text>
 <text x="14" y="{_TOP + _HEIGHT / 2}" text-anchor="middle" \
 transform="rotate(-90 14 {_TOP + _HEIGHT / 2})">precision</text>
-{"".join(lines)}</svg>
+{"".join([*means, *whole, *dashed])}</svg>
 <ul>{"".join(keys)}</ul></figure>
 """
+
+
+def _dashes(curve: Curve) -> str:
+    """The attributes of a line's dashes; none for a whole line."""
+    if not curve.dash:
+        return ""
+    lengths = " ".join(f"{length:g}" for length in curve.dash)
+    return f' stroke-dasharray="{lengths}" stroke-dashoffset="{0 - curve.offset:g}"'
 
 
 def _points(curve: Curve) -> str:

@@ -1,4 +1,4 @@
-"""An evaluation for people and for scripts: what was measured, as tables and as JSON."""
+"""What an evaluation measures, and its numbers as JSON; ``tables.py`` prints them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from autotimm.coco.checks import Problems
 from autotimm.coco.index import Category, shown_names
 from autotimm.coco.truths import of_evaluation
 from autotimm.evaluation.coco_eval import (
-    ERRORS,
     MAX_DETECTIONS,
     ClassResult,
     Evaluation,
@@ -225,47 +218,14 @@ def _class_entry(one: ClassResult, most: int) -> dict[str, Any]:
     return entry | {f"ar{most}": entry.pop("ar")}
 
 
-def tables(report: Report) -> Group:
-    """What to print, in percent: AP class by class, what the errors cost, all numbers."""
-    overall = Table(
-        "", *(KINDS[kind] for kind in report.evaluations), title="all classes, in %", box=SIMPLE
-    )
-    for name in next(iter(report.evaluations.values())).stats:
-        overall.add_row(name, *(percent(e.stats[name]) for e in report.evaluations.values()))
-    columns = [f"{KINDS[kind]} {what}" for kind in report.evaluations for what in ("AP", "AP50")]
-    by_class = Table("class", "id", "instances", *columns, title="class by class, in %", box=SIMPLE)
-    for k, name in enumerate(report.names):
-        ones = [evaluation.classes[k] for evaluation in report.evaluations.values()]
-        numbers = [percent(value) for one in ones for value in (one.ap, one.ap50)]
-        by_class.add_row(escape(name), str(ones[0].id), f"{ones[0].instances:,}", *numbers)
-    kinds_of_error = Table(
-        "", *(KINDS[kind] for kind in report.evaluations), title="AP50 lost to, in %", box=SIMPLE
-    )
-    for name in ERRORS.values():
-        kinds_of_error.add_row(name, *(percent(e.lost[name]) for e in report.evaluations.values()))
-    every = (by_class, kinds_of_error, overall)
-    for table in every:
-        for column in table.columns[1:]:
-            column.justify = "right"
-        table.columns[0].no_wrap = True
-    least = f"{report.least_score:g}"
-    scores = f"Tables count detections of any score, confusions and pictures those from {least}."
-    return Group(*every, Text(scores))
-
-
 def worst(report: Report, count: int) -> list[int]:
-    """Ids of the images with the lowest F1, of those with errors; of equals the most errors."""
+    """Ids of the images with the lowest F1, of those with mistakes; of equals the most mistakes."""
 
     def order(image_id: int) -> tuple[float, int, int]:
         right, wrong, missed = report.errors.images[image_id]
         return 2 * right / (2 * right + wrong + missed), -wrong - missed, image_id
 
-    with_errors = [
+    with_mistakes = [
         one for one, (_, wrong, missed) in report.errors.images.items() if wrong + missed
     ]
-    return sorted(with_errors, key=order)[:count]
-
-
-def percent(share: float) -> str:
-    """A share in percent; "-" for -1, where nothing could be counted."""
-    return f"{100 * share:.1f}" if share >= 0 else "-"
+    return sorted(with_mistakes, key=order)[:count]

@@ -7,9 +7,11 @@ import contextlib
 import errno
 import logging
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,13 +63,8 @@ def without_network() -> Iterator[str]:
         What is wrong; "" if the hub can be reached, if a proxy reaches it, or if the user has set
         the client offline.
     """
-    place = urlsplit(constants.ENDPOINT)
-    host = place.hostname or ""
-    proxies = urllib.request.getproxies().keys() - {"no"}  # NO_PROXY alone is none
-    if constants.HF_HUB_OFFLINE or proxies or not host:
-        yield ""
-        return
-    lacking = _lacking(host, place.port or {"http": 80}.get(place.scheme, 443))
+    place = None if constants.HF_HUB_OFFLINE else _place()
+    lacking = "" if place is None else _lacking(*place)
     if not lacking:
         yield ""
         return
@@ -78,6 +75,41 @@ def without_network() -> Iterator[str]:
         _set_offline(False)
 
 
+def out_of_reach(seconds: float) -> str:
+    """Why the hub cannot be reached; "" if nothing is known to be in the way.
+
+    Args:
+        seconds: how long to wait at most.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if (place := _place()) is None:
+        return ""
+    found: list[str] = []
+    # Looking up a name has no limit of its own: a thread that takes longer is left to itself.
+    trial = threading.Thread(target=lambda: found.append(_lacking(*place, tries=1)), daemon=True)
+    trial.start()
+    trial.join(seconds)
+    return found[0] if found else f"{place[0]} does not answer within {seconds:g} s"
+
+
+def fetched_before() -> list[str]:
+    """The timm models whose weights the client has in its cache, with their tags."""
+    prefix = "models--timm--"
+    files = Path(constants.HF_HUB_CACHE).glob(f"{prefix}*/snapshots/*/*")
+    weights = (file for file in files if file.suffix in (".safetensors", ".bin"))
+    return sorted({file.parents[2].name.removeprefix(prefix) for file in weights})
+
+
+def _place() -> tuple[str, int] | None:
+    """The hub's host and port; None if its address has no host, or a proxy reaches it."""
+    place = urlsplit(constants.ENDPOINT)
+    proxies = urllib.request.getproxies().keys() - {"no"}  # NO_PROXY alone is none
+    if proxies or not place.hostname:
+        return None
+    return place.hostname, place.port or {"http": 80}.get(place.scheme, 443)
+
+
 def _set_offline(offline: bool) -> None:
     constants.HF_HUB_OFFLINE = offline
     # A client before 1.0 asks for it only when it makes a session, which it keeps.
@@ -86,9 +118,9 @@ def _set_offline(offline: bool) -> None:
         reset()
 
 
-def _lacking(host: str, port: int) -> str:
+def _lacking(host: str, port: int, tries: int = 2) -> str:
     """Why no connection to the hub can be made; "" if nothing is known to be in the way."""
-    addresses = _addresses(host, port)
+    addresses = _addresses(host, port, tries)
     if not addresses:
         return f"the name {host} is not found"
     for family, address in addresses.items():
@@ -104,9 +136,9 @@ def _lacking(host: str, port: int) -> str:
     return f"{host} does not answer on port {port}"
 
 
-def _addresses(host: str, port: int) -> dict[socket.AddressFamily, Any]:
+def _addresses(host: str, port: int, tries: int) -> dict[socket.AddressFamily, Any]:
     """The first address of each kind, IPv4 and IPv6; none if the name is not found."""
-    for tried in range(2):
+    for tried in range(tries):
         if tried:
             time.sleep(_PAUSE)
         try:

@@ -1,14 +1,13 @@
 """``results.png``: how losses, learning rates and AP of one or several runs went, over epochs.
 
-The figures are those of ``metrics.csv``. matplotlib is imported where a picture is drawn.
+The figures are those of ``metrics.csv``, of a resumed run also those of the runs before it.
+matplotlib is imported where a picture is drawn.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from autotimm import visualize
+from autotimm.outputs.history import METRICS, number, read_history
 from autotimm.outputs.loggers import one_line, run_folder, sync
-from autotimm.structures import InputError
 
 PICTURE = "results.png"
-METRICS = "metrics.csv"
 _LOSS, _RATE = "loss", "lr"
 _SMOOTHED = 50  # points of a loss, more than which are averaged for a line that can be read
 
@@ -38,36 +36,39 @@ class Curves:
         losses: of training, by name.
         rates: the learning rates, by name.
         scores: of validation, from 0 to 1, by name.
+        resumed: the place, in epochs, after which an earlier run was resumed, by its folder's name.
+        missing: the checkpoint of an earlier run of which there are no metrics; None for none.
     """
 
     losses: dict[str, Points]
     rates: dict[str, Points]
     scores: dict[str, Points]
+    resumed: dict[str, float] = field(default_factory=dict)
+    missing: str | None = None
 
     def __bool__(self) -> bool:
         """Whether there is a curve."""
         return bool(self.losses or self.rates or self.scores)
 
 
-def read_curves(path: Path) -> Curves:
-    """Reads ``metrics.csv``.
+def read_curves(path: Path, apart: Collection[Path] = ()) -> Curves:
+    """Reads ``metrics.csv`` of a run, and of the runs that it was resumed from.
 
     Rows and values that are no numbers are left out, so that a file that is being written, or that
     a spreadsheet has saved, can be read.
 
+    Args:
+        path: of the run's file.
+        apart: folders of runs that are drawn beside it: they are not read as a part of it.
+
     Raises:
-        InputError: the file cannot be read, or is no text.
+        InputError: a file cannot be read, or is no text.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "is no table of metrics"
-        raise InputError(f"{path}: {reason}") from error
-    rows = [row for row in rows if None not in map(_number, (row.get("step"), row.get("epoch")))]
-    names = [name for name in (rows[0] if rows else {}) if name]
+    history = read_history(path, apart)
+    rows = history.rows
+    names = [name for name in dict.fromkeys(key for row in rows for key in row) if name]
     x = _in_epochs(rows)
-    curves = Curves({}, {}, {})
+    curves = Curves({}, {}, {}, _places(history.resumed, rows, x), history.missing)
     for name in names:
         kind, _, rest = name.partition("/")
         if kind == "train" and rest.endswith(_LOSS):
@@ -78,20 +79,31 @@ def read_curves(path: Path) -> Curves:
             group = curves.scores
         else:
             continue
-        pairs = [(x[i], y) for i, row in enumerate(rows) if (y := _number(row[name])) is not None]
+        found = [(x[i], number(row.get(name))) for i, row in enumerate(rows)]
+        # Of two values at one place, such as of a validation before and after a resume, the last.
+        pairs = {at: y for at, y in found if y is not None}
         if group is curves.scores:  # torchmetrics writes -1 for what has no ground truth
-            pairs = [(at, y) for at, y in pairs if y >= 0]
+            pairs = {at: y for at, y in pairs.items() if y >= 0}
         if pairs:
-            group[rest] = (np.array([at for at, _ in pairs]), np.array([y for _, y in pairs]))
+            group[rest] = (np.array([*pairs]), np.array([*pairs.values()]))
     return curves
 
 
-def _number(text: Any) -> float | None:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
+def _places(
+    steps: Mapping[str, float], rows: Sequence[Mapping[str, Any]], x: Sequence[float]
+) -> dict[str, float]:
+    """The places, in epochs, at which so many steps were taken, by the same names.
+
+    Args:
+        steps: numbers of steps.
+        rows: what was logged.
+        x: the place of each row.
+    """
+    if not rows:
+        return {}
+    logged = sorted(zip((float(row["step"]) + 1 for row in rows), x, strict=True))
+    taken, places = zip(*logged, strict=True)
+    return {name: float(np.interp(count, taken, places)) for name, count in steps.items()}
 
 
 def _in_epochs(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -121,6 +133,8 @@ def _in_epochs(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def draw(runs: Mapping[str, Curves]) -> NDArray[np.uint8]:
     """A picture [H, W, 3] with a panel for losses, one for learning rates and one for AP.
+
+    A thin dotted line shows where a run was resumed.
 
     Args:
         runs: the curves of each run, by the name to show. Of several runs only the sum of the
@@ -158,9 +172,20 @@ def draw(runs: Mapping[str, Curves]) -> NDArray[np.uint8]:
     losses.set_xlim(left=0)  # of all three
     if scores.lines:
         scores.set_ylim(bottom=0)
+    for place in {place for curves in runs.values() for place in curves.resumed.values()}:
+        for panel in (losses, scores, rates):
+            _mark_resume(panel, place)
     canvas = FigureCanvasAgg(figure)  # no window system, no global state
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _mark_resume(panel: Any, place: float) -> None:
+    """Draws the line where a run was resumed, with the word beside it."""
+    panel.axvline(place, color="gray", linewidth=0.8, linestyle=":")
+    above = panel.get_xaxis_transform()  # x in epochs, y from 0 to 1
+    style = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": "gray"}
+    panel.text(place, 0.98, "resumed ", transform=above, **style)
 
 
 def _smoothed(y: NDArray[np.float64]) -> NDArray[np.float64]:

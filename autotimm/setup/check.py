@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from autotimm.distributed.error_file import write_error
 from autotimm.distributed.launcher import rank_and_size
 from autotimm.distributed.rendezvous import (
     PATIENCE,
@@ -98,13 +99,15 @@ def report_error(error: BaseException, message: str) -> None:
     """Print the line of an error that ends this rank.
 
     If all ranks have the same error, only the first one prints it. The error of a single rank is
-    printed with its rank and node.
+    printed with its rank and node. Under torchrun, the report that torchrun prints last has the
+    line, too.
 
     Args:
         error: the exception.
         message: the line.
     """
     rendezvous, line = _agreed(error, message)
+    write_error(f"error: {' '.join((line or message).split())}")
     if line is not None:
         print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
     if rendezvous is not None:

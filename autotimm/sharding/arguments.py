@@ -90,12 +90,12 @@ class Arguments:
         if self.strict:
             raise InputError("--strict: not with --verify, to which any damage is an error")
         if len(self.folders) != 1:
-            raise InputError("--verify: takes one folder: autotimm-shard --verify SHARDS")
+            raise InputError("--verify: takes one folder: autotimm shard --verify SHARDS")
 
     def _check_folders(self) -> None:
         count, wanted = len(self.folders), ["DST"] if self.annotations else ["SRC", "DST"]
         if count < len(wanted) - self.dry_run:
-            raise InputError(f"{wanted[count]}: is missing: autotimm-shard {' '.join(wanted)}")
+            raise InputError(f"{wanted[count]}: is missing: autotimm shard {' '.join(wanted)}")
         if count > len(wanted):
             hint = "; with --annotations, DST is the only folder" if self.annotations else ""
             raise InputError(f"{self.folders[len(wanted)]}: one argument too many{hint}")

@@ -22,7 +22,7 @@ from autotimm.coco.split_names import same_split, split_names, stem_of
 from autotimm.files import urls
 from autotimm.files.shortage import shortage
 from autotimm.format.fields import plain_name
-from autotimm.format.manifest import Manifest
+from autotimm.format.manifest import MANIFEST, Manifest
 from autotimm.images.depth import checked_range
 from autotimm.redaction import guard_process
 from autotimm.sharding.arguments import Arguments, parse
@@ -174,6 +174,8 @@ def _of_folder(src: Path, names: Sequence[str] | None, dst: Path | None) -> list
     except InputError as error:
         if not src.is_dir():
             raise
+        if (src / MANIFEST).is_file():
+            raise InputError(f"{src}: is a folder of shards already: fit --data {src}") from None
         if "--annotations" in str(error) or "; " in str(error).partition(": holds ")[2]:
             raise  # the message has the way out
         raise InputError(f"{error}; another layout takes --annotations and --images") from None

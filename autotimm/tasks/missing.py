@@ -33,6 +33,26 @@ def missing_checkpoint(path: str) -> str:
     return f"there is no checkpoint at {path}{instead}"
 
 
+def run_for_checkpoint(path: str, resumes: bool = False) -> str | None:
+    """A line about the folder of a run that was given for one of its checkpoints; None for any
+    other path.
+
+    Args:
+        path: as it was given; something is there.
+        resumes: whether to resume from it, for which the newest checkpoint is named and not the
+            best.
+    """
+    folder = Path(path, "checkpoints")
+    try:
+        if not folder.is_dir():
+            return None
+        best = folder / _BEST
+        inside = best if best.exists() and not resumes else _newest(folder)
+    except (OSError, ValueError):
+        return None
+    return f"{path} is the folder of a run: give {inside or 'a checkpoint'}"
+
+
 def _newest(folder: Path) -> Path | None:
     """The newest checkpoint in a run's folder of checkpoints: the one of the highest step."""
     if (last := folder / _LAST).exists():

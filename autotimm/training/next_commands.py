@@ -1,26 +1,23 @@
-"""The commands that follow a fit, with the run's own paths: evaluate, predict, plot, or resume."""
+"""The commands that follow a fit, with the run's own paths: evaluate, predict, or resume."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
-from autotimm.outputs.curves import METRICS, PICTURE
+from autotimm.outputs.curves import PICTURE
 
 CONFIG = "config.yaml"
 _CHECKPOINTS, _PICTURES = "checkpoints", "pictures"
 
 
-def after_fit(
-    run: Path, checkpoint: str | None, data: str | None, begun_from: str | None = None
-) -> str:
+def after_fit(run: Path, checkpoint: str | None, data: str | None) -> str:
     """The lines to print after a fit that came to its end.
 
     Args:
         run: its folder.
         checkpoint: the best one, or else the last one; None if nothing was saved.
         data: the folder or URL of the data; None if the run had no data module of ours.
-        begun_from: the checkpoint that the run went on from; None for none.
     """
     lines = [f"run: {run}"]
     seen = [f"{run / PICTURE}"] if (run / PICTURE).exists() else []
@@ -32,9 +29,6 @@ def after_fit(
         if data is not None:
             lines.append(f"  autotimm evaluate {model} --data {shlex.quote(data)}")
         lines.append(f"  autotimm predict PHOTOS {model} --out found/")
-    if (earlier := _earlier_run(run, begun_from)) is not None:
-        both = f"{shlex.quote(str(earlier))} {shlex.quote(str(run))}"
-        lines.append(f"  autotimm plot {both} --out both.png")
     return "\n".join(lines)
 
 
@@ -45,14 +39,6 @@ def _by_link(run: Path, checkpoint: str) -> str:
         if link.exists() and link.resolve() == Path(checkpoint).resolve():
             return str(link)
     return checkpoint
-
-
-def _earlier_run(run: Path, checkpoint: str | None) -> Path | None:
-    """The folder of another run that a checkpoint is of, if that run has curves to compare."""
-    if checkpoint is None or len(Path(checkpoint).parents) < 2:
-        return None
-    earlier = Path(checkpoint).parents[1]
-    return earlier if (earlier / METRICS).exists() and earlier.resolve() != run.resolve() else None
 
 
 def resume_command(run: Path, checkpoint: Path, world_size: int) -> str:

@@ -10,6 +10,7 @@
     data         a hash of the samples to train on; null if their source has none
     number       of the run, higher than those of the runs before it in ``default_root_dir``
     from         the checkpoint that the latest start began from; null for none
+    continues    the checkpoint of another run that this run goes on from; null for none
     weights      what a new run's weights were taken from (``--weights``); null for nothing
     starts       the number of starts of the training, with those after preemptions and crashes
     launch_id    of the SLURM job, which finds its run by it after a restart, or of torchrun
@@ -145,12 +146,15 @@ class RunRecord(Callback):
         fits = stage == "fit"
         datamodule = getattr(trainer, "datamodule", None)
         weights = getattr(trainer, "start_weights", None)
+        begun_from = getattr(trainer, "begun_from", None)
+        other = _of_another_run(begun_from, self.folder) if fits else None
         self._content = before | {
             "status": "running",
             "stage": stage,
             "error": None,
             "data": provenance.fingerprint(datamodule) if fits else before.get("data"),
-            "from": getattr(trainer, "begun_from", None),
+            "from": begun_from,
+            "continues": other or before.get("continues"),
             "weights": weights and redacted(weights.source),
             "started": before.get("started", _now()),
             "number": before.get("number", next_number(root, self.folder)),
@@ -198,7 +202,7 @@ class RunRecord(Callback):
             checkpoint = (self._content.get("best") or {}).get("checkpoint")
             data = provenance.location(getattr(trainer, "datamodule", None))
             checkpoint = checkpoint or self._content.get("last")
-            rank_zero_info(after_fit(self.folder, checkpoint, data, self._content.get("from")))
+            rank_zero_info(after_fit(self.folder, checkpoint, data))
 
     def note(self, trainer: Trainer, name: str, value: Any) -> None:
         """Write an entry of another part of the program into the record."""
@@ -248,6 +252,13 @@ def _mark_killed(root: Path) -> None:
         if content.get("status") == "killed":
             with contextlib.suppress(OSError):  # another user's run
                 write_record(path.parent, content)
+
+
+def _of_another_run(checkpoint: str | None, folder: Path) -> str | None:
+    """A checkpoint, if the run in ``folder`` goes on from it and has not saved it; else None."""
+    if checkpoint is None or Path(checkpoint).parent.parent.resolve() == folder.resolve():
+        return None
+    return checkpoint
 
 
 def _now() -> str:

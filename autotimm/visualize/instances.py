@@ -33,7 +33,7 @@ def draw_instances(
     class_names: Sequence[str] | None = None,
     *,
     size: tuple[int, int] | None = None,
-    alpha: float = 0.4,
+    alpha: float = 0.2,
     draw_boxes: bool = True,
     draw_labels: bool = True,
 ) -> Picture:
@@ -51,7 +51,8 @@ def draw_instances(
         class_names: the name of each label; labels are written as numbers without it.
         size: height and width of the image whose pixels boxes and masks are in, if ``image`` shows
             it larger or smaller.
-        alpha: the opacity of the colour over the pixels of a mask, 0 to 1.
+        alpha: the opacity of the colour over the pixels of a mask, 0 to 1; low by default, so
+            that an object keeps its own colours inside its outline.
         draw_boxes: whether to draw the boxes.
         draw_labels: whether to write names and scores.
 
@@ -79,8 +80,7 @@ def draw_instances(
             x, y, inside = scaled_window(*_window(masks[i]), size, (height, width))
             if not again[i]:
                 _tint(picture, x, y, inside, colours[i], alpha)
-            colour = colours[i] if again[i] else _lighter(colours[i])
-            draw_contours(picture, x, y, inside, colour, line, again[i])
+            draw_contours(picture, x, y, inside, colours[i], line, again[i])
             if space:
                 space.add_object(x, y, inside)
         elif space:
@@ -149,11 +149,6 @@ def _tint(
         band, there = part[rows], inside[rows, :, None] > 0
         tint = band + alpha * (np.array(colour) - band.astype(np.float32))
         np.copyto(band, tint.round().astype(np.uint8), where=there)
-
-
-def _lighter(colour: Colour) -> Colour:
-    red, green, blue = (round(value + 0.4 * (255 - value)) for value in colour)
-    return red, green, blue
 
 
 def _window(mask: Any) -> tuple[int, int, NDArray[np.uint8]]:

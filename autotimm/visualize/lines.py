@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autotimm.visualize.colours import Colour
 
-_WHITE = (255, 255, 255)
+_WHITE, _DARK = (255, 255, 255), (20, 20, 20)
 _DASH = 5  # widths of a line: how long each dash is, and each gap
 
 
@@ -38,9 +38,15 @@ def draw_contours(
     line: int,
     dashed: bool,
 ) -> None:
-    """Draw the outlines of a part of a mask, [h, w] with its left at ``x`` and its top at ``y``."""
+    """Draw the outlines of a part of a mask, [h, w] with its left at ``x`` and its top at ``y``.
+
+    A whole line has a dark rim, so that it shows on a background of its own colour, too.
+    """
     contours, _ = cv2.findContours(inside.copy(), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if not dashed:
+        # A pixel of rim, as OpenCV draws widths. Smoothing would darken several on either side.
+        rim = line + 1 if line < 3 else line + 2
+        cv2.drawContours(picture, contours, -1, _DARK, rim, cv2.LINE_8, offset=(x, y))
         cv2.drawContours(picture, contours, -1, colour, line, cv2.LINE_AA, offset=(x, y))
         return
     for contour in contours:

@@ -14,6 +14,7 @@ import pytest
 
 from autotimm.cli import check_paths, early_checks, flags, train
 from autotimm.cli.lightning_cli import settings
+from autotimm.cli.near_paths import near_use
 from autotimm.structures import InputError
 from autotimm.tasks.torchvision_weights import PREFIX
 
@@ -42,13 +43,19 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
             "unrecognized arguments: --batchsize (did you mean --batch-size?) (",
         ),
         (["loose"], "unrecognized arguments: loose ("),
-        (["--epochs"], "argument --trainer.max_epochs: expected one argument ("),
-        (["--epochs", "--out", "x"], "argument --trainer.max_epochs: expected one argument ("),
+        (["shards/sample"], "unrecognized arguments: shards/sample (did you mean --data shards/s"),
+        ([SMALL], f"unrecognized arguments: {SMALL} (did you mean --config {SMALL}?) ("),
+        (["--epochs"], "argument --epochs: expected one argument ("),
+        (["--epochs", "--out", "x"], "argument --epochs: expected one argument ("),
+        (["--trainer.max_epochs"], "argument --trainer.max_epochs: expected one argument ("),
         (["--weight", "x"], "ambiguous option: --weight could match --weights"),
-        (["--epochs", "ten"], "--trainer.max_epochs ten: must be int ("),
+        (["--epochs", "ten"], "--epochs ten: must be int ("),
+        (["--trainer.max_epochs", "ten"], "--trainer.max_epochs ten: must be int ("),
+        (["--batch_size=x"], "--batch_size x: must be int ("),
         (["--data.num_workers=1.5"], "--data.num_workers 1.5: must be int ("),
         (["--trainer.barebones", "maybe"], "--trainer.barebones maybe: must be bool ("),
-        (["--model.lr", "x"], "--model.init_args.lr x: must be float ("),
+        (["--model.lr", "x"], "--model.lr x: must be float ("),
+        (["--model.init_args.lr", "x"], "--model.init_args.lr x: must be float ("),
         (
             ["--model.init_args.bakbone", "x"],
             "autotimm.InstanceSegmentor has no 'bakbone' (did you ",
@@ -63,8 +70,24 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
             "--model InstanceSegmentr: there is no such class: did you m",
         ),
         (["--config", "no.yaml"], "--config no.yaml: no such file ("),
+        (
+            ["--config", "small_cpu.yaml"],
+            f"--config small_cpu.yaml: no such file (did you mean {SMALL}",
+        ),
+        (
+            ["--config", SMALL[:-5]],
+            f"--config {SMALL[:-5]}: no such file (did you mean {SMALL}?) (",
+        ),
+        (
+            ["--config", "launch/smal_cpu.yml"],
+            "--config launch/smal_cpu.yml: no such file (did you",
+        ),
         (["-c", "launch"], "--config launch: is a folder, not a file ("),
         (["--data", "no/shards"], "data_dir: no/shards: no such folder"),
+        (
+            ["--data", "shards/sampl"],
+            "data_dir: shards/sampl: no such folder (did you mean shar",
+        ),
         (["--data", "ftp://a/b"], "ftp://a/b: ftp URLs are not read"),
         (["--ckpt_path", "no.ckpt"], "there is no checkpoint at no.ckpt"),
         (["--weights", "no.ckpt"], "there is no checkpoint at no.ckpt"),
@@ -94,6 +117,20 @@ def test_a_missing_checkpoint_comes_with_those_that_are_there(tmp_path: Path) ->
         f"{line}: there is {second / 'last.ckpt'}, and {first / 'best.ckpt'} of the run that it "
         "went on from"
     )
+
+
+def test_a_run_for_a_checkpoint_comes_with_its_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    line = f"{tmp_path} is the folder of a run: give "
+    assert said(*FIT, "--weights", tmp_path) == f"{line}a checkpoint"
+    for name in ("step_9.ckpt", "best.ckpt"):
+        (folder / name).touch()
+        assert said(*FIT, "--weights", tmp_path) == f"{line}{folder / name}"
+        assert said(*FIT, "--ckpt_path", tmp_path) == f"{line}{folder / 'step_9.ckpt'}"
+    assert near_use(str(tmp_path), ["--checkpoint"]).endswith(f"--checkpoint {folder / name}?)")
+    with pytest.raises(InputError, match=f"^{line}{folder / name}$"):
+        check_paths.check_checkpoint(tmp_path)
 
 
 def test_what_a_verb_needs() -> None:
@@ -230,6 +267,16 @@ def test_the_first_process_of_torchrun_on_one_node_refuses_the_name_of_another_r
     early_checks.check([*words, "--ckpt_path", "gone"], "--help")
 
 
+def test_torchrun_learns_what_the_first_process_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit, match="2"):
+        train.train(["fit", "--nope", "1"])
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert capsys.readouterr().err == f"{told}\n" and told.startswith("error: unrecognized")
+
+
 def test_paths_that_only_their_readers_know() -> None:
     for path in ("https://a/b", "s3://a/b", "torchvision/x", "~/x", "a\0b", SMALL, "launch"):
         assert check_paths.exists(path), path
@@ -257,6 +304,15 @@ def test_paths_that_only_their_readers_know() -> None:
         (("export", "--checkpoint", "no", "--out", "a.onnx"), "there is no checkpoint at no"),
         (("preview", "--data", "no", "--out", "a.png"), "data_dir: no: no such folder"),
         (("doctor", "--config", "no.yaml"), "no.yaml: no such file"),
+        (("doctor", "shards/sample"), "(did you mean --data shards/sample?)"),
+        (("evaluate", "--ckpt_path", "x"), "--ckpt_path (did you mean --checkpoint?)"),
+        (("train", "--data", "x"), "there is no such verb; did you mean fit?"),
+        (("--data", "x", "fit"), "the verb comes first: autotimm fit ..., and then its flags"),
+        (
+            ("shard", "shards/sample", "out/"),
+            "shards/sample: is a folder of shards already: fit --",
+        ),
+        (("shard", "coco/"), "DST: is missing: autotimm shard SRC DST"),
     ],
 )
 def test_it_comes_before_torch(words: tuple[str, ...], line: str, tmp_path: Path) -> None:

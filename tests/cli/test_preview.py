@@ -5,15 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from autotimm import visualize
-from autotimm.augmentation.presets import PRESETS, Augmentation
+from autotimm.augmentation.presets import PRESETS, Augmentation, summary
 from autotimm.cli import preview
 from autotimm.data.datamodule import InstanceSegmentationDataModule
 from autotimm.data.preview import sheet
@@ -84,8 +85,36 @@ def test_the_command_shows_every_preset(folder: Path, tmp_path: Path) -> None:
     words = ["-m", "autotimm", "preview", "--data", folder, "--out", out]
     done = forked.run(*words, "--image-size", 64, 96, "--samples", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f"each as it is, {', '.join(PRESETS)}\n")
+    first, *rest = done.stdout.splitlines()
+    assert first.endswith(f"each as it is, {', '.join(PRESETS)}")
+    assert " ".join(rest).startswith(
+        "each row is an image, each column an augmentation; fit trains"
+    )
     assert Image.open(out).size == (8 + 488 * (1 + len(PRESETS)), 36 + 2 * 328)
+
+
+def test_a_title_says_what_its_column_is_and_fits_above_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert summary(Augmentation()) == "no augmentation"
+    assert summary(PRESETS["default"]) == "flips, size x 0.8 to 1.25, colours"
+    assert summary(PRESETS["lsj"]) == "flips, size x 0.1 to 2"
+    written: list[tuple[str, float]] = []
+    text = ImageDraw.ImageDraw.text
+
+    def noted(pen: ImageDraw.ImageDraw, place: object, words: str, **how: Any) -> None:
+        written.append((words, how["font"].getlength(words)))
+        text(pen, place, words, **how)  # type: ignore[arg-type]
+
+    title = f"strong: {summary(PRESETS['strong'])}"
+    for cell in (480, 240):
+        data = {title: module(folder, augmentation_preset="strong")}
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageDraw.ImageDraw, "text", noted)
+            sheet(data, 1, cell=cell)
+        [wide] = [length for words, length in written if words == title]
+        assert cell / 2 < wide <= cell
+        written.clear()
 
 
 def shown(folder: Path, *words: object) -> np.ndarray:
@@ -151,7 +180,7 @@ def test_what_cannot_be_read_is_left_out_and_told(
     page = Image.open(tmp_path / "a.png")
     assert page.height == 8 + 28 + 2 * 488  # the two that can be read, each once
     said = capsys.readouterr()
-    [shown], [told] = said.out.splitlines(), said.err.splitlines()
+    [shown, *_], [told] = said.out.splitlines(), said.err.splitlines()
     assert images[0].name in shown and images[3].name in shown
     assert told.startswith("autotimm preview: left out, as unusable: 2: ")
     for image, reason in (

@@ -1,4 +1,4 @@
-"""``config.yaml`` of a run that cannot be written."""
+"""``config.yaml`` of a run: what it leaves out, and what is said if it cannot be written."""
 
 from __future__ import annotations
 
@@ -42,3 +42,18 @@ def test_the_first_rank_names_the_file_without_the_others(
     with pytest.raises(OSError, match="No space left") as caught:
         config.setup(cast(Any, FirstRank(logger)), cast(Any, None), "fit")
     assert caught.value.filename == str(Path(folder, "config.yaml"))
+
+
+@pytest.mark.parametrize(("stage", "kept"), [("fit", False), ("test", True)])
+def test_a_new_run_by_the_config_of_a_resumed_one_begins_anew(
+    stage: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test cannot do without a checkpoint, and its config says which one it was."""
+    saved = []
+    monkeypatch.setattr(
+        SaveConfigCallback, "setup", lambda config, *_: saved.append(config.config.as_dict())
+    )
+    given = Namespace(ckpt_path="runs/last/checkpoints/last.ckpt", seed_everything=7)
+    SaveConfig(cast(Any, None), given).setup(cast(Any, None), cast(Any, None), stage)
+    assert ("ckpt_path" in saved[0]) == kept
+    assert saved[0]["seed_everything"] == 7 and "ckpt_path" in given

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from coco_folder import annotation, image, picture, write
+from huggingface_hub import constants
 from PIL import Image
 
 from autotimm.cli import doctor as verb
 from autotimm.doctor import machine, run
+from autotimm.doctor.weights import weights
+from autotimm.models import hub
 from autotimm.sharding import cli
 from autotimm.structures import InputError
 
@@ -287,6 +290,54 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     [packages] = (line for line in lines if line.startswith("ok   packages"))
     assert f"torch {torch.__version__.partition('+')[0]}" in packages
     assert len(lines) < 15
+
+
+@pytest.mark.parametrize(
+    ("model", "kept", "level", "words"),
+    [
+        (None, [], "warn", "no way; none is here"),
+        (
+            None,
+            ["vit.a", "resnet50.a1_in1k"],
+            "warn",
+            "fetched before: resnet50.a1",
+        ),
+        ({"backbone": "resnet50"}, [], "fail", "no way, and those of resnet50 are not here"),
+        ({"backbone": "resnet50"}, ["resnet50d.a"], "fail", "those of resnet50 are not here"),
+        ({"backbone": "resnet50"}, ["resnet50.a1_in1k"], "ok", "those of resnet50 were fetched"),
+        ({"backbone": "resnet50.a1_in1k"}, ["resnet50.a1_in1k"], "ok", "were fetched before"),
+        ({"backbone": "resnet50.b_in1k"}, ["resnet50.a1_in1k"], "fail", "are not here"),
+    ],
+)
+def test_weights_that_cannot_be_had(
+    model: dict | None,
+    kept: list[str],
+    level: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "out_of_reach", lambda seconds: "no way" if seconds <= 4 else "")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in kept:
+        snapshot = tmp_path / f"models--timm--{name}" / "snapshots" / "0123abcd"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").touch()
+    for name in ("models--timm--vgg11", "models--other--resnet50/snapshots/0"):  # half fetched
+        (tmp_path / name).mkdir(parents=True)
+    [found] = weights(model)
+    assert found.level == level and words in found.text
+    assert (level == "ok") != ("--model.pretrained false" in found.remedy)
+    monkeypatch.setattr(hub, "out_of_reach", lambda _: "")
+    assert [one.level for one in weights(model)] == ["ok"]
+
+
+@pytest.mark.parametrize("pretrained", [False, "weights.safetensors"])
+def test_who_needs_no_weights_of_the_hub_does_not_wait_for_it(
+    pretrained: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "out_of_reach", lambda _: pytest.fail("asked the hub"))
+    assert weights({"backbone": "resnet50", "pretrained": pretrained}) == []
 
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from autotimm.cli import evaluate
 from autotimm.evaluation import page, report
 
 NASTY = "<b onclick='x'>&amp; \"star\" </script>"
+WORST = "Images with mistakes, the worst first"
 VOID = {"meta", "link", "img"}
 SVG = {"path", "polyline"}
 
@@ -122,7 +123,7 @@ def parsed(made: Path) -> Parsed:
 
 def test_the_tables_are_those_of_metrics_json(made: Path, parsed: Parsed) -> None:
     written = json.loads((made / "out" / "metrics.json").read_text())
-    by_class, overall, lost, confusion = parsed.tables
+    overall, lost, by_class, confusion = parsed.tables
     assert by_class[0] == ["class", "objects", "box AP", "box AP50"]
     for row, one in zip(by_class[1:], written["box"]["classes"], strict=True):
         numbers = [f"{100 * one[key]:.1f}" if one[key] >= 0 else "-" for key in ("ap", "ap50")]
@@ -179,7 +180,23 @@ def test_worst_images_and_suspect_labels_are_shown(parsed: Parsed) -> None:
         for caption in captions
         for title in titles
     ]
-    assert set(worst + suspect) <= set(parsed.texts)
+    assert {WORST, *worst, *suspect} <= set(parsed.texts)
+    assert any("1 of 3 images have no mistake and are not shown" in word for word in parsed.texts)
+
+
+def test_without_mistakes_there_is_no_worst_image_and_a_line_says_so(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [one for one in json.loads((made / "r.json").read_text()) if one["image_id"] == 1]
+    folder = write(tmp_path / "coco", [image(file_name="a.jpg")], files={"a.jpg": picture()})
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    words = ("--results", tmp_path / "r.json", "--data", folder, "--split", "train")
+    assert run(*words, "--out", tmp_path / "out") == 0
+    why = "no image has a mistake among detections with a score of at least 0.5"
+    assert f"{why}, so there is no worst.png" in capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "out" / "worst.png").exists()
+    there = Parsed((tmp_path / "out" / "report.html").read_text())
+    assert f"There are none: {why}." in there.texts and there.pictures == []
 
 
 def test_a_suspect_is_drawn_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +270,7 @@ def test_every_word_is_escaped_and_without_secrets() -> None:
     assert not any("onclick" in given for _, given in there.attributes)
     plain = f"{NASTY}\ufffd\ufffd[31m\ufffd \u202e"
     assert sum(f"{plain}\ufffd" in word for word in there.texts) == 9
-    assert there.tables[0][1][0] == there.tables[3][0][1] == plain
+    assert there.tables[2][1][0] == there.tables[3][0][1] == plain
 
 
 def test_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +296,7 @@ def test_without_images_there_are_no_pictures(made: Path, tmp_path: Path) -> Non
     words = ("--results", made / "r.json", "--data", made / "coco", "--split", "train")
     assert run(*words, "--worst", 0, "--out", tmp_path / "none") == 0
     there = Parsed((tmp_path / "none" / "report.html").read_text())
-    assert there.pictures == [] and "Worst images" not in there.texts
+    assert there.pictures == [] and WORST not in there.texts
 
 
 @pytest.mark.slow
@@ -327,5 +344,5 @@ def test_a_browser_shows_it_whole_and_says_nothing(made: Path, tmp_path: Path, w
     told = json.loads(found[1])
     assert told["wide"] <= width
     assert told["seen"] == [640] * 8
-    assert told["titles"][-2:] == ["Worst images", "Suspect labels"]
+    assert told["titles"][-2:] == [WORST, "Suspect labels"]
     assert told["lines"] == 4

@@ -9,7 +9,7 @@ import pytest
 from coco_folder import CATEGORIES, annotation, image
 
 from autotimm.coco import masks
-from autotimm.evaluation import charts, report
+from autotimm.evaluation import charts, page_curves, precision_recall, report, tables
 from autotimm.structures import InputError
 
 
@@ -133,6 +133,38 @@ def test_curves_are_those_of_each_class(measured: report.Report) -> None:
     assert "all classes, IoU 0.50" in lines
 
 
+def test_no_curve_hides_an_equal_one() -> None:
+    """Along a line that three classes share, each shows a third of it, beside the others."""
+    count = len(names := ["disc", "square", "star", "rare"])
+    truth = {
+        "images": [image(id=n, file_name=f"{n}.jpg") for n in range(count + 1)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
+        "annotations": [
+            annotation(id=n, image_id=n, category_id=n % count, segmentation=...)
+            for n in range(count + 1)
+        ],
+    }
+    measured = report.measure(truth, [found(n, n, 10) for n in range(1, count)] + [found(0, 0, 10)])
+    evaluation = measured.evaluations["bbox"]
+    curves = precision_recall.curves(evaluation, names)
+    assert [curve.dash for curve in curves[:count]] == [(), *[(8, 16)] * 3]  # of disc half is found
+    shown = [
+        {at for at in range(240) if (at - curve.offset) % sum(curve.dash) < curve.dash[0]}
+        for curve in curves[1:count]
+    ]
+    assert [len(one) for one in shown] == [80] * 3 and len(set.union(*shown)) == 240
+    [panel] = charts.precision_recall(measured).axes
+    drawn = {line.get_label().split(":")[0]: line for line in panel.get_lines()}
+    mean, disc, star = (drawn[name] for name in ("all classes, IoU 0.50", "disc", "star"))
+    assert mean.get_zorder() < disc.get_zorder() < star.get_zorder()
+    assert mean.get_linewidth() > disc.get_linewidth() > star.get_linewidth()
+    keys = {key.get_label(): key for key in panel.get_legend().legend_handles}
+    assert keys["star: 1.00"].get_linestyle() == "-"
+    content = page_curves.curves_figure("box", evaluation, names, str)
+    places = [content.index(f'stroke-dashoffset="{-offset}"') for offset in (8, 16)]
+    assert content.index('class="of-all" points') < min(places)  # the means below
+
+
 def test_json_and_tables_are_class_by_class(measured: report.Report) -> None:
     from rich.console import Console
 
@@ -143,8 +175,34 @@ def test_json_and_tables_are_class_by_class(measured: report.Report) -> None:
     assert classes["star"]["ap50"] == 0
     console = Console(width=100)
     with console.capture() as shown:
-        console.print(report.tables(measured))
-    [row] = (line.split() for line in shown.get().splitlines() if line.split()[:1] == ["disc"])
+        console.print(tables.tables(measured))
+    lines = shown.get().splitlines()
+    [row] = (line.split() for line in lines if line.split()[:1] == ["disc"] and len(line) > 40)
     assert row[:3] == ["disc", "3", "4"]
     assert float(row[4]) == pytest.approx(50, abs=1)
-    assert shown.get().splitlines()[-1].endswith("confusions and pictures those from 0.5.")
+    assert [line for line in lines if ":" in line] == [
+        "all classes, in %: detections of any score",
+        "class by class, in %: detections of any score",
+        "AP50 lost to, in %: detections of any score",
+        "confusions, in objects: detections with a score of at least 0.5 (box IoU 0.5)",
+    ]
+    assert lines[-2].split() == ["disc", "star", "1"]
+
+
+def test_confusions_are_printed_most_first_and_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a", "b", "c"]
+    truth = {
+        "images": [image(id=n, file_name=f"{n}.jpg") for n in range(4)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
+        "annotations": [
+            annotation(id=n, image_id=n, category_id=n // 2, segmentation=...) for n in range(4)
+        ],
+    }
+    results = [found(0, 2, 10), found(1, 1, 10), found(2, 2, 10), found(3, 2, 10)]
+    measured = report.measure(truth, results)
+    assert tables._confused(measured) == [["b", "c", "2"], ["a", "b", "1"], ["a", "c", "1"]]
+    monkeypatch.setattr(tables, "_MOST_CONFUSIONS", 1)
+    [*_, last] = tables.tables(measured).renderables
+    assert str(last) == "metrics.json has the other 2 pairs of classes"
+    results = [found(n, n // 2, 10) for n in range(4)]
+    assert len(tables.tables(report.measure(truth, results)).renderables) == 6  # no confusions

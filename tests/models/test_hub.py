@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,3 +128,18 @@ def test_sessions_of_an_older_client_are_made_anew(
     with hub.without_network():
         assert made == [True]
     assert made == [True, False]
+
+
+def test_a_look_at_the_hub_has_a_limit(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.out_of_reach(4.0) == "the name hub.example is not found"
+    assert asked == ["hub.example"]  # once
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ended.wait() and [])
+    assert hub.out_of_reach(0.01) == "hub.example does not answer within 0.01 s"
+    ended.set()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.out_of_reach(4.0) == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert hub.out_of_reach(4.0) == ""

@@ -15,11 +15,12 @@ import pytest
 from batches import small
 from ranks import on_ranks
 from slurm_cluster import ROOT, Environment, command, wait
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from autotimm import AutoTrainer, InputError, InstanceSegmentationDataModule
 from autotimm.data.synthetic import make_dataset
 from autotimm.setup import report as setup_report
-from autotimm.setup.check import compare_reports
+from autotimm.setup.check import compare_reports, report_error
 from autotimm.setup.report import Report, check_shared_folders
 from autotimm.strategies.choice import DDP
 from autotimm.strategies.fsdp import FSDP
@@ -160,6 +161,24 @@ def test_a_job_whose_second_task_differs_fails_with_one_line(
     assert "Traceback" not in output
     assert command("squeue", "-h", "-o", "%T", "-t", "all", "-j", job, env=cluster) == "FAILED"
     assert not (tmp_path / "r").exists()
+
+
+def test_torchrun_ends_its_report_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read by torch's own classes, from the file that torchrun names."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    report_error(InputError("x"), "no such file:\n https://me:hunter2xyz@host/a.yaml")
+    told = capsys.readouterr().err.strip()
+    failure = ProcessFailure(0, 1, 2, str(path))
+    lines = str(ChildFailedError("autotimm", {0: failure})).splitlines()
+    assert lines[-2].startswith("  traceback : error: no such file: https://")
+    assert lines[-2].endswith("host/a.yaml") and told.startswith("error: no such file: ")
+    assert "hunter2xyz" not in path.read_text()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    report_error(InputError("x"), "twice")
+    assert capsys.readouterr().err == "error: twice\n"
 
 
 def reports(**changes: dict[int, Any]) -> list[Report | None]:

@@ -14,6 +14,7 @@ from line import Line, loader, quiet
 
 from autotimm.cli import train
 from autotimm.distributed.launcher import Launch
+from autotimm.outputs.curves import read_curves
 from autotimm.training.earlier_runs import finished, newest_below
 from autotimm.training.newest_link import NEWEST, is_link_to_newest, link_newest
 from autotimm.training.run_folder import find_run
@@ -190,8 +191,11 @@ def test_a_fit_ends_with_commands_and_is_not_begun_again(
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         train.train([*flags, "--ckpt_path", through, "--trainer.max_epochs", "2"])
     said = "\n".join(record.getMessage() for record in caplog.records)
-    both = [str(runs / "version_0"), str(runs / "version_1")]
-    assert f"\n  autotimm plot {shlex.join(both)} --out both.png" in said
+    assert f"look at: {runs / 'version_1' / 'results.png'}" in said
+    curves = read_curves(runs / "version_1" / "metrics.csv")
+    assert curves.resumed == {"version_0": 1.0}
+    config = (runs / "version_1" / "config.yaml").read_text()
+    assert "ckpt_path" not in config and "max_epochs: 2" in config
     record = json.loads((runs / "version_1" / "run.json").read_text())
     assert record["epoch"] == 2 and (runs / NEWEST).samefile(runs / "version_1")
     assert Path(record["from"]).parents[1] == runs / "version_0"

@@ -17,8 +17,8 @@ from line import Line, loader, quiet
 from torch.utils.data import DataLoader, IterableDataset
 
 from autotimm import AutoTrainer
-from autotimm.training import throughput
-from autotimm.training.epoch_lines import bounds
+from autotimm.training import epoch_lines, throughput
+from autotimm.training.epoch_lines import fitting
 from autotimm.training.throughput import Throughput
 
 
@@ -246,9 +246,24 @@ def test_on_a_gpu_a_slow_loader_is_found_out(tmp_path: Path) -> None:
     assert run.logged_metrics["train/gpu_memory_gib"] >= 0
 
 
-def test_the_text_names_what_bounds_a_run() -> None:
-    assert bounds(0.04) == "4% of the time waiting for data (bound by the model)"
-    assert bounds(0.62).endswith("(bound by data: raise data.num_workers)")
+def test_a_line_has_what_fits_into_80_columns() -> None:
+    head, parts = "epoch 12 of 50:", ["loss 1.234", "box_mAP 0.498", "mask_mAP 0.512"]
+    whole = fitting(head, [*parts, "2:13 to go", "3.4 images/s", "wait 2%"])
+    assert whole == f"{head} {', '.join(parts)}, 2:13 to go, wait 2%"
+    exact = fitting(head, ["a" * 63, "b"])
+    assert exact == f"{head} {'a' * 63}" and fitting(head, ["a" * 60, "b"]).endswith(", b")
+    assert len(fitting(head, ["a" * 60, "b"])) == 79
+
+
+def test_a_run_that_waits_for_data_is_advised_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound, count in ((0.0, 1), (2.0, 0)):
+        monkeypatch.setattr(epoch_lines, "BOUND", bound)
+        quiet(tmp_path, max_epochs=2).fit(Line(), loader())
+        out = capsys.readouterr().out
+        assert out.count("time goes into waiting for data: raise --data.num_workers") == count
+        assert out.count("data wait ") == 2
 
 
 @pytest.mark.parametrize("batches_a_step", [1, 2])
@@ -264,8 +279,8 @@ def test_a_line_an_epoch_goes_where_no_bar_shows(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert all("loss 1, " in line for line in lines)
-    assert all("% of the time waiting for data (bound by" in line for line in lines)
-    assert "0:00:00 to go" not in lines[1]
+    assert all("data wait " in line and " images/s" in line for line in lines)
+    assert "to go" not in lines[1]
 
 
 def test_a_line_has_ap_if_it_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
