@@ -59,11 +59,10 @@ DEAREST = (
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
-    """More than there are cores: at nearly all times one quick test waits for a server, a signal or
-    the end of a pause, and half of the slow ones for a rank or another test's cluster. More than
-    eight need memory rather than cores."""
-    return min((yield) + (2 if slow_alone(config) else 1), 8)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """More than there are cores: some tests wait for a server, a signal, the end of a pause, a rank
+    or another test's cluster. More than eight need memory rather than cores."""
+    return min((yield) + 2, 8)
 
 
 def slow_alone(config: pytest.Config) -> bool:
