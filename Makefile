@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH_SIZE := $(if $(TORCH_INDEX),from $(TORCH_INDEX),5.6 GB on disk with its CUDA libraries)
 BENCH_DATA ?= ../shared/data/fruits_nuts
 
-# Two processes more than there are cores, each of one thread; a file's tests stay in one process, and the
+# One process more than there are cores, each of one thread; a file's tests stay in one process, and the
 # dearest files come first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 # Else every process of the tests would compile them, with their assertions, again.

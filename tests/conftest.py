@@ -60,9 +60,9 @@ DEAREST = (
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """More than there are cores: some tests wait for a server, a signal, the end of a pause, a rank
-    or another test's cluster. More than eight need memory rather than cores."""
-    return min((yield) + 2, 8)
+    """One more than there are cores: at nearly all times one test waits for a server, a signal, the
+    end of a pause or another test's cluster. More than eight need memory rather than cores."""
+    return min((yield) + 1, 8)
 
 
 def slow_alone(config: pytest.Config) -> bool:

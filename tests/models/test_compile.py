@@ -121,7 +121,7 @@ def assert_nothing_to_wait_for(nodes: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
-        pytest.param(InstanceSegmentor, {}, marks=pytest.mark.slow),
+        pytest.param(InstanceSegmentor, {}, marks=pytest.mark.release),
         pytest.param(InstanceSegmentor, OTHER_LOSSES, marks=pytest.mark.release),
         pytest.param(ObjectDetector, {}, marks=pytest.mark.release),
     ],

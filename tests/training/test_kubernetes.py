@@ -188,7 +188,7 @@ def test_without_the_variables_it_says_what_is_missing(tmp_path: Path) -> None:
     assert b"PET_NNODES: start this script by a manifest of launch/kubernetes/" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_evicted_pod_stops_all_and_another_number_of_pods_goes_on(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
