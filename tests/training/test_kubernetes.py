@@ -141,8 +141,8 @@ def start(name: str, index: int, folder: Path, *args: str, **own: str) -> subpro
     )
 
 
-RANK = "(trap '{}; exit' TERM; touch begun; while sleep 0.02; do :; done) & wait"
-"""A process that torchrun has started, and what it does on a signal."""
+RANK = "(trap '{}; exit' TERM; touch begun; for i in {{1..3000}}; do sleep 0.02; done) & wait"
+"""A process that torchrun has started, and what it does on a signal; for a minute at most."""
 
 
 @pytest.mark.parametrize(
