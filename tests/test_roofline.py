@@ -70,6 +70,7 @@ def peak_of(step: roofline_step.Step) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_flops_and_peak_memory_are_those_of_a_step_that_computes(network, traced) -> None:
     step = roofline_step.Step(network, SIZE, 2, "32")
     with FlopCounterMode(display=False) as counter:

@@ -129,6 +129,7 @@ def test_onnx_of_torchvisions_layout(
     assert_same(outputs, found_by(model, image), 1e-4)
 
 
+@pytest.mark.slow
 def test_boxes_without_extent_and_scores_that_are_no_number_are_left_out(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ for how, fused, bits in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
     """They name the images of the rank with the bad loss, or of both if only gradients are bad."""
     done = on_ranks(RANKS, tmp_path, tmp_path, json.dumps([*SPOILT, *SUMMED]))

@@ -316,6 +316,7 @@ def test_help_says_whole_sentences(
     assert "epochs between saves of the state of the training" in flags
 
 
+@pytest.mark.slow
 def test_print_config_shows_every_setting() -> None:
     printed = run("fit", "--config", SMALL, "--print_config").stdout
     for line in ("backbone: resnet18", "mask_loss_weight: 1.0", "batch_size: 2", "max_epochs: 100"):
