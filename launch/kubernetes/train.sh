@@ -19,23 +19,23 @@ export AUTOTIMM_STOPPED
 # Kubernetes signals this script alone. Of torchrun's children each saves; torchrun itself would kill them after 30
 # seconds. Before it has any, it is torchrun that ends.
 stop() {
-  stopping=yes
+  signalled=yes stopping=yes
+  [ -n "$launcher" ] || return 0
   children=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || true)
   # shellcheck disable=SC2086 # several numbers
   kill -TERM ${children:-$launcher} 2>/dev/null || true
 }
+stopping=no launcher=
+trap stop TERM # before torchrun: the first process of a container ignores what it does not catch
 
 # The pods do not start at one time: one may wait for its node, or for its image.
-stopping=no
 torchrun --rdzv-conf timeout=3600 -m autotimm "$@" &
 launcher=$!
-trap stop TERM
+[ $stopping = no ] || stop
 
-# A signal ends wait before torchrun has ended.
-code=0
-wait "$launcher" || code=$?
-while kill -0 "$launcher" 2>/dev/null; do
-  code=0
+signalled=yes
+while [ $signalled = yes ]; do # a signal ends wait before torchrun has ended
+  signalled=no code=0
   wait "$launcher" || code=$?
 done
 
