@@ -66,7 +66,7 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
 
 
 def slow_alone(config: pytest.Config) -> bool:
-    return config.getoption("markexpr").startswith("slow")
+    return config.getoption("markexpr") == "slow and not release"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
